@@ -1,0 +1,32 @@
+"""Palettization of Core ML models.
+
+``import mlopt as cto`` stands where ``import coremltools.optimize as cto`` stood. The rooms of the
+library (``cto.coreml`` and the others) are loaded when first used, so that importing mlopt itself
+costs nothing: it loads neither coremltools nor torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlopt import coreml, errors, mil, palette
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "coreml", "errors", "mil", "palette"]
+
+_ROOMS = frozenset({"coreml", "errors", "mil", "palette"})
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load the room ``name`` on first use; AttributeError where there is none."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
