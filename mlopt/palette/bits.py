@@ -1,0 +1,213 @@
+"""Indices of 1, 2, 3, 4, 6 or 8 bits as the bit stream that a weight file holds.
+
+The stream is least significant bit first and in C order: index ``i`` occupies the bits
+``[i * nbits, (i + 1) * nbits)``, so indices of 3 and 6 bits straddle bytes. The tail is zero.
+
+Eight indices always make ``nbits`` whole bytes. Both directions therefore move one 64-bit word of
+eight indices at a time, and fold or unfold neighbours in three steps (8 -> 16 -> 32 -> 64 bits wide
+fields). Words are little-endian, as the format is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.errors import ConfigError
+
+NBITS = (1, 2, 3, 4, 6, 8)
+
+_WHOLE_WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+"""Widths whose ``nbits`` bytes are one machine word, which is written and read at once."""
+
+
+def packed_nbytes(count: int, *, nbits: int) -> int:
+    """Bytes that ``count`` indices of ``nbits`` bits occupy, the tail included."""
+    return (count * nbits + 7) // 8
+
+
+def pack_bits(indices: npt.NDArray[np.uint8], nbits: int) -> npt.NDArray[np.uint8]:
+    """Pack indices into their bit stream.
+
+    Parameters
+    ----------
+    indices
+        uint8 of any shape, read in C order; each below ``2**nbits``.
+    nbits
+        1, 2, 3, 4, 6 or 8.
+
+    Returns
+    -------
+    uint8[ceil(indices.size * nbits / 8)]; for 8 bits a view of ``indices`` where it is contiguous.
+
+    Raises
+    ------
+    ConfigError
+        ``nbits`` is not one of the six, ``indices`` are not uint8, or one of them needs more bits.
+    """
+    _check_nbits(nbits)
+    if indices.dtype != np.uint8:
+        raise ConfigError(f"indices to pack have to be uint8, got {indices.dtype}; convert them")
+    flat = np.ascontiguousarray(indices).reshape(-1)
+    if nbits == 8:
+        return flat
+    # The shifts below would smear a large index over its neighbours.
+    if flat.size and (largest := int(flat.max())) >> nbits:
+        raise ConfigError(
+            f"indices of {nbits} bits have to be below {1 << nbits}, got {largest}; use more bits"
+        )
+    packed = np.zeros(packed_nbytes(flat.size, nbits=nbits), np.uint8)
+    whole = flat.size // 8 * 8
+    _pack_words(flat[:whole], packed[: whole // 8 * nbits], nbits)
+    if whole < flat.size:
+        tail, tail_bytes = np.zeros(8, np.uint8), np.empty(nbits, np.uint8)
+        tail[: flat.size - whole] = flat[whole:]
+        _pack_words(tail, tail_bytes, nbits)
+        packed[whole // 8 * nbits :] = tail_bytes[: packed.size - whole // 8 * nbits]
+    return packed
+
+
+def unpack_bits(packed: npt.NDArray[np.uint8], nbits: int, count: int) -> npt.NDArray[np.uint8]:
+    """Unpack the first ``count`` indices of a bit stream; the inverse of :func:`pack_bits`.
+
+    Parameters
+    ----------
+    packed
+        uint8, read in C order; ``ceil(count * nbits / 8)`` bytes or more.
+    nbits
+        1, 2, 3, 4, 6 or 8.
+    count
+        Number of indices, 0 or more.
+
+    Returns
+    -------
+    uint8[count]; for 8 bits a view of ``packed`` where it is contiguous.
+
+    Raises
+    ------
+    ConfigError
+        ``nbits`` is not one of the six, ``packed`` is not uint8, or it is too short.
+    """
+    _check_nbits(nbits)
+    if packed.dtype != np.uint8:
+        raise ConfigError(f"packed indices have to be uint8, got {packed.dtype}; view them as that")
+    flat = np.ascontiguousarray(packed).reshape(-1)
+    need = packed_nbytes(count, nbits=nbits)
+    if count < 0 or flat.size < need:
+        raise ConfigError(
+            f"{count} indices of {nbits} bits take {need} bytes, got {flat.size}; "
+            "check the shape against the data"
+        )
+    if nbits == 8:
+        return flat[:count]
+    indices = np.empty(count, np.uint8)
+    whole = count // 8 * 8
+    _unpack_words(flat[: whole // 8 * nbits], indices[:whole], nbits)
+    if whole < count:
+        tail_bytes, tail = np.zeros(nbits, np.uint8), np.empty(8, np.uint8)
+        rest = flat[whole // 8 * nbits : need]
+        tail_bytes[: rest.size] = rest
+        _unpack_words(tail_bytes, tail, nbits)
+        indices[whole:] = tail[: count - whole]
+    return indices
+
+
+def _check_nbits(nbits: int) -> None:
+    if nbits not in NBITS:
+        raise ConfigError(f"nbits has to be one of {NBITS} to be stored, got {nbits!r}")
+
+
+def _pack_words(indices: npt.NDArray[np.uint8], packed: npt.NDArray[np.uint8], nbits: int) -> None:
+    """Fill ``packed[m * nbits]`` from ``indices[m * 8]``."""
+    words = indices.view(np.uint64)
+    if nbits in _WHOLE_WORDS:
+        _fold_to_word(words, packed.view(_WHOLE_WORDS[nbits]), _folds(nbits))
+    else:
+        _fold_to_bytes(words, packed.reshape(-1, nbits), _folds(nbits))
+
+
+def _unpack_words(
+    packed: npt.NDArray[np.uint8], indices: npt.NDArray[np.uint8], nbits: int
+) -> None:
+    """Fill ``indices[m * 8]`` from ``packed[m * nbits]``."""
+    words = indices.view(np.uint64)
+    if nbits in _WHOLE_WORDS:
+        _unfold_from_word(packed.view(_WHOLE_WORDS[nbits]), words, _folds(nbits))
+    else:
+        _unfold_from_bytes(packed.reshape(-1, nbits), words, _folds(nbits))
+
+
+def _folds(nbits: int) -> tuple[np.uint64, ...]:
+    """Three shifts, then for each the mask of the field that stays and of the one that moves.
+
+    In step s the fields are ``2**s * nbits`` bits in slots of ``2**s * 8`` bits. Of two slots the
+    lower field stays and the upper one moves down by the shift to touch it. The masks describe the
+    fields after the move.
+    """
+    shifts = [(8 - nbits) << step for step in range(3)]
+    stays = [
+        sum(((1 << (nbits << step)) - 1) << slot for slot in range(0, 64, 16 << step))
+        for step in range(3)
+    ]
+    moves = [mask << (nbits << step) for step, mask in enumerate(stays)]
+    return tuple(np.uint64(value) for value in (*shifts, *stays, *moves))
+
+
+@njit(cache=True, nogil=True)
+def _fold_to_word(words, packed, folds):  # type: ignore[no-untyped-def]
+    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
+    for i in range(words.size):
+        x = words[i]
+        x = (x & a0) | ((x >> s0) & b0)
+        x = (x & a1) | ((x >> s1) & b1)
+        packed[i] = (x & a2) | ((x >> s2) & b2)
+
+
+@njit(cache=True, nogil=True)
+def _fold_to_bytes(words, packed, folds):  # type: ignore[no-untyped-def]
+    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
+    for i in range(words.size):
+        x = words[i]
+        x = (x & a0) | ((x >> s0) & b0)
+        x = (x & a1) | ((x >> s1) & b1)
+        x = (x & a2) | ((x >> s2) & b2)
+        packed[i, 0] = x & np.uint64(255)
+        packed[i, 1] = (x >> np.uint64(8)) & np.uint64(255)
+        packed[i, 2] = (x >> np.uint64(16)) & np.uint64(255)
+        if packed.shape[1] == 6:
+            packed[i, 3] = (x >> np.uint64(24)) & np.uint64(255)
+            packed[i, 4] = (x >> np.uint64(32)) & np.uint64(255)
+            packed[i, 5] = (x >> np.uint64(40)) & np.uint64(255)
+
+
+@njit(cache=True, nogil=True)
+def _unfold_from_word(packed, words, folds):  # type: ignore[no-untyped-def]
+    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
+    for i in range(words.size):
+        x = np.uint64(packed[i])
+        x = (x & a2) | ((x & b2) << s2)
+        x = (x & a1) | ((x & b1) << s1)
+        words[i] = (x & a0) | ((x & b0) << s0)
+
+
+@njit(cache=True, nogil=True)
+def _unfold_from_bytes(packed, words, folds):  # type: ignore[no-untyped-def]
+    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
+    for i in range(words.size):
+        x = (
+            np.uint64(packed[i, 0])
+            | (np.uint64(packed[i, 1]) << np.uint64(8))
+            | (np.uint64(packed[i, 2]) << np.uint64(16))
+        )
+        if packed.shape[1] == 6:
+            x |= (
+                (np.uint64(packed[i, 3]) << np.uint64(24))
+                | (np.uint64(packed[i, 4]) << np.uint64(32))
+                | (np.uint64(packed[i, 5]) << np.uint64(40))
+            )
+        x = (x & a2) | ((x & b2) << s2)
+        x = (x & a1) | ((x & b1) << s1)
+        words[i] = (x & a0) | ((x & b0) << s0)
