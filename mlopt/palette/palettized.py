@@ -168,7 +168,8 @@ class Palettized:
     def _scale_axis(self) -> int:
         """Axis of the scale's channels."""
         assert self.scale is not None
-        return int(np.argmax(self.scale.shape))
+        channels = self.scale.size
+        return self.shape.index(1) if channels == 1 else self.scale.shape.index(channels)
 
     @property
     def _scale_axis_groups(self) -> int:
@@ -371,7 +372,8 @@ def _product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # numpy multiplies float16 in float32, where the product is exact.
         return np.multiply(a, b)
     codes = _bfloat16_codes(_widened(a.view(np.uint16)) * _widened(b.view(np.uint16)))
-    return codes.view(a.dtype)
+    product: npt.NDArray[Any] = codes.view(a.dtype)
+    return product
 
 
 _BLOCK = 1 << 16
