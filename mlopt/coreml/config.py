@@ -1,0 +1,584 @@
+"""What a user asks for: how to palettize a weight, and which weights to palettize.
+
+The names, the order of the parameters and the documented behaviour are coremltools'. Three things
+are stricter: every value is checked when it is given, a configuration is never changed behind its
+owner's back, and a key that means nothing is refused instead of being carried along.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+import attrs
+import numpy as np
+import yaml
+
+from mlopt.errors import ConfigError
+from mlopt.palette.spec import MODES, NBITS
+
+LUT_DTYPES = ("int8", "uint8")
+ON_INDIVISIBLE = ("skip", "divisor", "per_tensor")
+DEFAULT_WEIGHT_THRESHOLD = 2048
+
+CONFIG_TYPE = "OpPalettizerConfig"
+_OTHER_CONFIG_TYPES = (
+    "OpLinearQuantizerConfig",
+    "OpMagnitudePrunerConfig",
+    "OpThresholdPrunerConfig",
+)
+
+
+class Granularity(str, Enum):
+    """How much of a weight shares one lookup table.
+
+    A string in any case and a like-named member of another enum (coremltools' and the torch side's)
+    are accepted by :meth:`parse`; a member equals its lower-case name.
+    """
+
+    PER_TENSOR = "per_tensor"
+    PER_GROUPED_CHANNEL = "per_grouped_channel"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @classmethod
+    def parse(cls, value: object) -> Granularity:
+        """The member that `value` means; ConfigError where there is none."""
+        name = value.name if isinstance(value, Enum) else value
+        for member in cls:
+            if isinstance(name, str) and name.lower() == member.value:
+                return member
+        remedy = ""
+        if isinstance(name, str) and name.lower() == "per_channel":
+            remedy = "; for one table a channel use per_grouped_channel with group_size=1"
+        raise ConfigError(f"granularity must be {_listed(cls)}, got {_shown(value)}{remedy}")
+
+
+CompressionGranularity = Granularity  # the name that coremltools gives to it
+
+
+def _listed(allowed: Iterable[object]) -> str:
+    return "one of " + ", ".join(str(value) for value in allowed)
+
+
+def _shown(value: object) -> str:
+    """`value` for a message, with its type where that is likely to be what is wrong."""
+    if value is None or isinstance(value, str):
+        return repr(value)
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _near(key: object, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(key), list(allowed), n=3)
+    return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def _integer(value: Any, name: str, minimum: int | None = None) -> int:
+    """`value` as an int; takes numpy's integers and refuses booleans, floats and text."""
+    allowed = "an integer" if minimum is None else f"an integer of at least {minimum}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} must be {allowed}, got {_shown(value)}") from None
+    if minimum is not None and number < minimum:
+        raise ConfigError(f"{name} must be {allowed}, got {number}")
+    return number
+
+
+def _word(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value.lower() in allowed:
+        return value.lower()
+    raise ConfigError(
+        f"{name} must be {_listed(allowed)}, got {_shown(value)}{_near(value, allowed)}"
+    )
+
+
+def _flag(value: Any, name: str) -> bool:
+    # The truth of anything else is a trap: bool("false") is True.
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise ConfigError(f"{name} must be True or False, got {_shown(value)}")
+
+
+def _mode(value: Any) -> str:
+    return _word(value, "mode", MODES)
+
+
+def _granularity(value: Any) -> Granularity:
+    return Granularity.parse(value)
+
+
+def _group_size(value: Any) -> int:
+    return _integer(value, "group_size", minimum=1)
+
+
+def _cluster_dim(value: Any) -> int:
+    return _integer(value, "cluster_dim", minimum=1)
+
+
+def _per_channel_scale(value: Any) -> bool:
+    return _flag(value, "enable_per_channel_scale")
+
+
+def _workers(value: Any) -> int:
+    return _integer(value, "num_kmeans_workers", minimum=1)
+
+
+def _on_indivisible(value: Any) -> str:
+    return _word(value, "on_indivisible", ON_INDIVISIBLE)
+
+
+def _nbits(value: Any) -> int | None:
+    if value is None:
+        return None
+    nbits = _integer(value, "nbits")
+    if nbits not in NBITS:
+        raise ConfigError(f"nbits must be {_listed(NBITS)}, got {nbits}")
+    return nbits
+
+
+def _channel_axis(value: Any) -> int | None:
+    return None if value is None else _integer(value, "channel_axis")
+
+
+def _threshold(value: Any) -> int:
+    if value is None:
+        return DEFAULT_WEIGHT_THRESHOLD
+    return _integer(value, "weight_threshold", minimum=0)
+
+
+def _lut_dtype(value: Any) -> str | None:
+    """The name of a table dtype given as a string, or as numpy's or torch's type."""
+    if value is None:
+        return None
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    name = name.lower().removeprefix("torch.")
+    if name not in LUT_DTYPES:
+        raise ConfigError(
+            f"lut_dtype must be None (the dtype of the weight) or {_listed(LUT_DTYPES)}, "
+            f"got {_shown(value)}"
+        )
+    return str(name)
+
+
+@attrs.frozen
+class OpPalettizerConfig:
+    """How the weights of an operation are palettized. Immutable; vary it with ``attrs.evolve``.
+
+    Parameters
+    ----------
+    mode
+        How the table is made: ``"kmeans"`` (default; the clusters of least squared error),
+        ``"uniform"`` (equal steps from the smallest to the largest weight), ``"unique"`` (the
+        distinct values, where at most 256; lossless) or ``"custom"`` (`lut_function` decides).
+        Any case; kept in lower case.
+    nbits
+        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**nbits`` entries. Needed by kmeans
+        and uniform; None for unique and custom, which find their own.
+    lut_function
+        For custom only: ``weight -> (table, indices)``, lists or arrays.
+    granularity
+        ``"per_tensor"`` (default) or ``"per_grouped_channel"``: a table for each `group_size`
+        channels.
+    group_size
+        Channels that share a table. Only used when granularity is per_grouped_channel.
+    channel_axis
+        The axis whose channels form groups or vectors, negative counts from the end. None: chosen
+        by the type of the operation.
+    cluster_dim
+        Weights along the channel axis that one table entry stands for; above 1 the table holds
+        vectors. Not with uniform. Divides `group_size` where there are groups.
+    enable_per_channel_scale
+        Divide each output channel by its largest magnitude before clustering, and store that scale.
+    num_kmeans_workers
+        Threads that cluster at the same time. The result does not depend on it.
+    weight_threshold
+        Weights of **more** elements than this are palettized. None: 2048.
+    lut_dtype
+        ``"int8"`` or ``"uint8"`` (also numpy's and torch's types of these names):
+        tables are stored in 8 bits with a scale. None: in the dtype of the weight.
+    on_indivisible
+        Where `group_size` does not divide the number of channels: ``"skip"`` leaves the weight
+        alone, ``"divisor"`` takes the largest divisor not above `group_size`, ``"per_tensor"``
+        uses one table.
+
+    Raises
+    ------
+    ConfigError
+        A value is not allowed, or two values contradict each other.
+    """
+
+    mode: str = attrs.field(default="kmeans", converter=_mode)
+    nbits: int | None = attrs.field(default=None, converter=_nbits)
+    lut_function: Callable[..., Any] | None = None
+    granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_granularity)
+    group_size: int = attrs.field(default=32, converter=_group_size)
+    channel_axis: int | None = attrs.field(default=None, converter=_channel_axis)
+    cluster_dim: int = attrs.field(default=1, converter=_cluster_dim)
+    enable_per_channel_scale: bool = attrs.field(default=False, converter=_per_channel_scale)
+    num_kmeans_workers: int = attrs.field(default=1, converter=_workers)
+    weight_threshold: int = attrs.field(default=DEFAULT_WEIGHT_THRESHOLD, converter=_threshold)
+    lut_dtype: str | None = attrs.field(default=None, converter=_lut_dtype)
+    on_indivisible: str = attrs.field(default="skip", converter=_on_indivisible)
+
+    def __attrs_post_init__(self) -> None:
+        chooses_nbits = self.mode in ("unique", "custom")
+        if self.nbits is None and not chooses_nbits:
+            raise ConfigError(
+                f"nbits is required by mode {self.mode!r}, got None; allowed: {_listed(NBITS)}"
+            )
+        if self.nbits is not None and chooses_nbits:
+            raise ConfigError(
+                f"nbits must be None for mode {self.mode!r}, which finds its own, got "
+                f"{self.nbits}; leave it out, or use mode 'kmeans' or 'uniform'"
+            )
+        if self.lut_function is None and self.mode == "custom":
+            raise ConfigError("mode 'custom' needs a lut_function, got None; give a callable")
+        if self.lut_function is not None and self.mode != "custom":
+            raise ConfigError(
+                f"lut_function belongs to mode 'custom' only, got mode {self.mode!r}; "
+                "set mode='custom' or leave lut_function out"
+            )
+        if self.lut_function is not None and not callable(self.lut_function):
+            raise ConfigError(f"lut_function must be callable, got {_shown(self.lut_function)}")
+        if self.cluster_dim > 1 and self.mode == "uniform":
+            raise ConfigError(
+                f"mode 'uniform' has no table of vectors, got cluster_dim={self.cluster_dim}; "
+                "use cluster_dim=1, or mode 'kmeans'"
+            )
+        if self.is_grouped and self.group_size % self.cluster_dim:
+            raise ConfigError(
+                f"cluster_dim must divide group_size, got cluster_dim={self.cluster_dim} and "
+                f"group_size={self.group_size}; a vector cannot belong to two groups"
+            )
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of channels have tables of their own."""
+        return self.granularity is Granularity.PER_GROUPED_CHANNEL
+
+    @property
+    def summary(self) -> str:
+        """The request in a few words: ``"4-bit kmeans, groups of 32, vectors of 2"``."""
+        parts = [self.mode if self.nbits is None else f"{self.nbits}-bit {self.mode}"]
+        parts.append(f"groups of {self.group_size}" if self.is_grouped else "per tensor")
+        if self.cluster_dim > 1:
+            parts.append(f"vectors of {self.cluster_dim}")
+        if self.enable_per_channel_scale:
+            parts.append("per-channel scale")
+        if self.lut_dtype is not None:
+            parts.append(f"{self.lut_dtype} table")
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parameters as plain values that :meth:`from_dict` reads back to an equal config.
+
+        What is None is left out, and so are the two parameters that coremltools lacks where they
+        have their default, so that coremltools reads the dictionary too where it can.
+
+        Raises
+        ------
+        ConfigError
+            There is a `lut_function`: a function cannot be written down.
+        """
+        if self.lut_function is not None:
+            raise ConfigError(
+                "a config with a lut_function cannot be written as plain values, got "
+                f"{self.lut_function!r}; construct it in Python"
+            )
+        values = {f.name: getattr(self, f.name) for f in attrs.fields(OpPalettizerConfig)}
+        values["granularity"] = self.granularity.value
+        if self.on_indivisible == "skip":
+            del values["on_indivisible"]
+        return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> OpPalettizerConfig:
+        """The config that a mapping of parameters describes; the mapping is only read.
+
+        ``"config_type"`` may be among the keys if it says ``"OpPalettizerConfig"``.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown, a value is not allowed, or a `lut_function` is given: a function has
+            no plain form, such a config has to be constructed.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"the parameters of a rule must be a mapping, got {_shown(values)}; "
+                "None (null) leaves the weights alone"
+            )
+        _check_config_type(values.get("config_type"))
+        allowed = [f.name for f in attrs.fields(OpPalettizerConfig)]
+        _check_keys(values, [*allowed, "config_type"])
+        if values.get("lut_function") is not None:
+            raise ConfigError(
+                "lut_function cannot come from a dictionary or a file, got "
+                f"{_shown(values['lut_function'])}; construct "
+                "OpPalettizerConfig(mode='custom', lut_function=...) and set it with set_global, "
+                "set_op_type or set_op_name"
+            )
+        return cls(**{name: value for name, value in values.items() if name != "config_type"})
+
+
+def _check_keys(values: Mapping[str, Any], allowed: list[str]) -> None:
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(
+                f"unknown key {key!r}; allowed: {', '.join(allowed)}{_near(key, allowed)}"
+            )
+
+
+def _check_config_type(config_type: object) -> None:
+    if config_type is None or config_type == CONFIG_TYPE:
+        return
+    remedy = ""
+    if config_type in _OTHER_CONFIG_TYPES:
+        remedy = "; this library palettizes only, quantize and prune with coremltools"
+    raise ConfigError(f"config_type must be {CONFIG_TYPE!r}, got {_shown(config_type)}{remedy}")
+
+
+def _check_op_config(config: object, rule: str) -> OpPalettizerConfig | None:
+    if config is None or isinstance(config, OpPalettizerConfig):
+        return config
+    kind = f"{type(config).__module__}.{type(config).__qualname__}"
+    remedy = ""
+    if isinstance(config, Mapping):
+        remedy = "; plain values go through OptimizationConfig.from_dict"
+    elif type(config).__name__ == CONFIG_TYPE:
+        remedy = "; import it from mlopt.coreml"
+    raise ConfigError(
+        f"{rule} must be an OpPalettizerConfig or None (leave alone), got a {kind}{remedy}"
+    )
+
+
+def _check_key(key: object, kind: str) -> str:
+    if not isinstance(key, str) or not key:
+        remedy = "; in YAML put it in quotes" if key is not None else ""
+        raise ConfigError(f"a key of {kind} must be a name, got {_shown(key)}{remedy}")
+    if kind == "op_type_configs" and key == "const":
+        raise ConfigError(
+            "op_type_configs cannot have the key 'const': a constant takes the rule of the "
+            "operations that use it; name it in op_name_configs, or use global_config for all"
+        )
+    return key
+
+
+def _rules(rules: Any, kind: str) -> dict[str, OpPalettizerConfig | None]:
+    """A checked copy of a mapping of rules; None has none."""
+    if rules is None:
+        return {}
+    if not isinstance(rules, Mapping):
+        raise ConfigError(f"{kind} must be a mapping from names to configs, got {_shown(rules)}")
+    return {
+        _check_key(key, kind): _check_op_config(config, f"{kind}[{key!r}]")
+        for key, config in rules.items()
+    }
+
+
+def _type_rules(rules: Any) -> dict[str, OpPalettizerConfig | None]:
+    return _rules(rules, "op_type_configs")
+
+
+def _name_rules(rules: Any) -> dict[str, OpPalettizerConfig | None]:
+    return _rules(rules, "op_name_configs")
+
+
+def _global(config: Any) -> OpPalettizerConfig | None:
+    return _check_op_config(config, "global_config")
+
+
+@attrs.define
+class OptimizationConfig:
+    """Which weights are palettized, and how: by name, else by operation type, else globally.
+
+    Parameters
+    ----------
+    global_config
+        For every weight that no other rule covers. None: leave those alone.
+    op_type_configs
+        Operation type (``"conv"``, ``"linear"``, ...) to config, or to None to leave the weights of
+        such operations alone.
+    op_name_configs
+        Name of an operation or of a constant to config, or to None to leave it alone.
+        ``get_weights_metadata`` lists the names.
+
+    The keys of both mappings may be globs (``"encoder.*.attn_*"``); ``mlopt.coreml.rules`` says
+    which rule wins. The mappings are copied.
+
+    Raises
+    ------
+    ConfigError
+        A value is not an OpPalettizerConfig or None, or a key is not a name.
+    """
+
+    global_config: OpPalettizerConfig | None = attrs.field(default=None, converter=_global)
+    op_type_configs: dict[str, OpPalettizerConfig | None] = attrs.field(
+        default=None, converter=_type_rules
+    )
+    op_name_configs: dict[str, OpPalettizerConfig | None] = attrs.field(
+        default=None, converter=_name_rules
+    )
+
+    def set_global(self, op_config: OpPalettizerConfig | None) -> None:
+        """Set the rule for every weight that no other rule covers."""
+        self.global_config = op_config
+
+    def set_op_type(self, op_type: str, op_config: OpPalettizerConfig | None) -> None:
+        """Set the rule for the operations of a type (or of the types that a glob matches)."""
+        key = _check_key(op_type, "op_type_configs")
+        self.op_type_configs[key] = _check_op_config(op_config, f"op_type_configs[{key!r}]")
+
+    def set_op_name(self, op_name: str, op_config: OpPalettizerConfig | None) -> None:
+        """Set the rule for an operation or a constant by its name (or a glob over names)."""
+        key = _check_key(op_name, "op_name_configs")
+        self.op_name_configs[key] = _check_op_config(op_config, f"op_name_configs[{key!r}]")
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> OptimizationConfig:
+        """The configuration that nested plain values describe; they are only read.
+
+        Keys, all optional: ``"config_type"`` (``"OpPalettizerConfig"``), ``"global_config"`` (the
+        parameters of an OpPalettizerConfig, or None), ``"op_type_configs"`` and
+        ``"op_name_configs"`` (name to such parameters, or to None to leave alone).
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown or a value not allowed; the message names the rule.
+        """
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"a configuration must be a mapping, got {_shown(config_dict)}; its keys are "
+                "global_config, op_type_configs and op_name_configs"
+            )
+        _check_config_type(config_dict.get("config_type"))
+        misplaced = [f.name for f in attrs.fields(OpPalettizerConfig) if f.name in config_dict]
+        if misplaced:
+            raise ConfigError(
+                f"{misplaced[0]!r} is a parameter of a rule, got it beside the rules; "
+                "put it under 'global_config'"
+            )
+        kinds = ("op_type_configs", "op_name_configs")
+        _check_keys(config_dict, ["config_type", "global_config", *kinds])
+        rules: dict[str, dict[str, OpPalettizerConfig | None]] = {}
+        for kind in kinds:
+            given = config_dict.get(kind)
+            if given is not None and not isinstance(given, Mapping):
+                raise ConfigError(f"{kind} must be a mapping from names, got {_shown(given)}")
+            # Keys are checked with the values in hand, where the configuration is constructed.
+            rules[kind] = {
+                key: _read_rule(values, f"{kind}[{key!r}]") for key, values in (given or {}).items()
+            }
+        return cls(
+            global_config=_read_rule(config_dict.get("global_config"), "global_config"), **rules
+        )
+
+    @classmethod
+    def from_yaml(cls, yml: str | os.PathLike[str] | IO[Any]) -> OptimizationConfig:
+        """The configuration in a YAML file, in the form of :meth:`from_dict`.
+
+        Parameters
+        ----------
+        yml
+            The path of a file, or an open stream.
+
+        Raises
+        ------
+        ConfigError
+            It is not YAML, repeats a key, or is not a configuration; the message names the file.
+        OSError
+            The file cannot be read.
+        """
+        if isinstance(yml, (str, os.PathLike)):
+            # As bytes, so that the YAML reader finds the encoding out.
+            with open(yml, "rb") as file:
+                return cls._from_stream(file, os.fspath(yml))
+        return cls._from_stream(yml, str(getattr(yml, "name", "the YAML stream")))
+
+    @classmethod
+    def _from_stream(cls, stream: IO[Any], name: str) -> OptimizationConfig:
+        try:
+            text = stream.read()
+            _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+            return cls.from_dict(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name} is not readable as YAML: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values that :meth:`from_dict` reads back to an equal configuration.
+
+        Raises
+        ------
+        ConfigError
+            A rule has a `lut_function`, which cannot be written down.
+        """
+        result: dict[str, Any] = {"config_type": CONFIG_TYPE}
+        if self.global_config is not None:
+            result["global_config"] = _written_rule(self.global_config, "global_config")
+        for kind in ("op_type_configs", "op_name_configs"):
+            rules = getattr(self, kind)
+            if rules:
+                result[kind] = {
+                    key: _written_rule(config, f"{kind}[{key!r}]") for key, config in rules.items()
+                }
+        return result
+
+    def to_yaml(self, yml: str | os.PathLike[str] | None = None) -> str:
+        """The configuration as YAML text, also written to the path `yml` where one is given.
+
+        Raises
+        ------
+        ConfigError
+            A rule has a `lut_function`, which cannot be written down.
+        """
+        text: str = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        if yml is not None:
+            Path(yml).write_text(text, encoding="utf-8")
+        return text
+
+
+def _read_rule(values: Any, rule: str) -> OpPalettizerConfig | None:
+    if values is None or isinstance(values, OpPalettizerConfig):
+        return values
+    try:
+        return OpPalettizerConfig.from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{rule}: {error}") from error
+
+
+def _written_rule(config: OpPalettizerConfig | None, rule: str) -> dict[str, Any] | None:
+    try:
+        return None if config is None else config.as_dict()
+    except ConfigError as error:
+        raise ConfigError(f"{rule}: {error}") from error
+
+
+def _refuse_repeated_keys(node: yaml.Node | None) -> None:
+    """Of a key that is written twice, YAML readers keep the last and say nothing."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            # "<<" merges another mapping in, and may do so repeatedly.
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(
+                        f"the key {key.value!r} is written twice, again in line {line}"
+                    )
+                seen.add(key.value)
+            _refuse_repeated_keys(value)

@@ -1,0 +1,229 @@
+"""Which rule of a configuration decides for a weight, by names alone.
+
+For one operation that reads the weight, the first of these that there is decides:
+
+1. a key of `op_name_configs` that is exactly the name of the weight,
+2. a key of `op_name_configs` that is exactly the name of the operation,
+3. the first key of `op_name_configs`, as written, that is a glob over either name,
+4. a key of `op_type_configs` that is exactly the type of the operation,
+5. the first key of `op_type_configs`, as written, that is a glob over the type,
+6. `global_config`.
+
+A weight that several operations read gets one decision. Where they agree, that is it. Else the most
+specific rule decides (name before type before global), and among equally specific ones the more
+careful: to leave the weight alone before everything, then more bits a weight.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import attrs
+
+from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+
+Consumer = tuple[str, str]
+"""The name and the type of an operation that reads a weight."""
+
+RuleKind = Literal["op_name_configs", "op_type_configs", "global_config"]
+_SPECIFICITY = {"global_config": 0, "op_type_configs": 1, "op_name_configs": 2}
+
+
+@attrs.frozen
+class Resolution:
+    """What a configuration says about one weight.
+
+    Parameters
+    ----------
+    config
+        How to palettize it; None: leave it alone.
+    rule
+        The rule that decided, ``"op_name_configs['conv1']"``, ``"global_config"``, or
+        ``"no rule"``.
+    note
+        Which operations that read the weight have another rule, and why this one won. None where
+        they agree.
+    """
+
+    config: OpPalettizerConfig | None
+    rule: str
+    note: str | None = None
+
+
+@attrs.frozen
+class UnmatchedRule:
+    """A rule that applies to no weight of the model.
+
+    Parameters
+    ----------
+    kind
+        ``"op_name_configs"`` or ``"op_type_configs"``.
+    key
+        The key as written.
+    near_matches
+        Names or types with weights that look like the key.
+    reason
+        What the key fails to match.
+    """
+
+    kind: RuleKind
+    key: str
+    near_matches: tuple[str, ...] = ()
+    reason: str = "nothing matches it"
+
+    def __str__(self) -> str:
+        near = " or ".join(repr(name) for name in self.near_matches)
+        return f"{self.kind}[{self.key!r}]: {self.reason}" + (
+            f"; did you mean {near}?" * bool(near)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The rule as values that JSON has."""
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "near_matches": list(self.near_matches),
+            "reason": self.reason,
+        }
+
+
+@attrs.frozen
+class _Decision:
+    """What one operation that reads the weight asks for."""
+
+    consumer: Consumer | None
+    kind: RuleKind
+    key: str | None
+    config: OpPalettizerConfig | None
+
+    @property
+    def rule(self) -> str:
+        if self.key is not None:
+            return f"{self.kind}[{self.key!r}]"
+        return "no rule" if self.config is None else self.kind
+
+    def __str__(self) -> str:
+        name, op_type = self.consumer or ("", "")
+        wish = "to be left alone" if self.config is None else self.config.summary
+        return f"{op_type} {name!r} {wish} ({self.rule})"
+
+
+def resolve(
+    config: OptimizationConfig, weight_name: str, consumers: Sequence[Consumer]
+) -> Resolution:
+    """The one decision of `config` for a weight.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    weight_name
+        The name of the constant.
+    consumers
+        (name, type) of the operations that read it; repeated ones count once.
+    """
+    if weight_name in config.op_name_configs:
+        own = _Decision(None, "op_name_configs", weight_name, config.op_name_configs[weight_name])
+        return Resolution(own.config, own.rule)
+    decisions = [_decide(config, weight_name, consumer) for consumer in dict.fromkeys(consumers)]
+    if not decisions:
+        decisions = [_decide(config, weight_name, None)]
+    winner = max(decisions, key=_precedence)
+    losers = [decision for decision in decisions if decision.config != winner.config]
+    if not losers:
+        return Resolution(winner.config, winner.rule)
+    equally_specific = any(loser.kind == winner.kind for loser in losers)
+    law = "the more careful one" if equally_specific else "the more specific one"
+    asked = "; ".join(str(decision) for decision in (winner, *losers))
+    return Resolution(
+        winner.config, winner.rule, f"its users ask for different things, {law} wins: {asked}"
+    )
+
+
+def _decide(config: OptimizationConfig, weight_name: str, consumer: Consumer | None) -> _Decision:
+    names = [weight_name] if consumer is None else [weight_name, consumer[0]]
+    key = _matching_key(config.op_name_configs, names)
+    if key is not None:
+        return _Decision(consumer, "op_name_configs", key, config.op_name_configs[key])
+    if consumer is not None:
+        key = _matching_key(config.op_type_configs, [consumer[1]])
+        if key is not None:
+            return _Decision(consumer, "op_type_configs", key, config.op_type_configs[key])
+    return _Decision(consumer, "global_config", None, config.global_config)
+
+
+def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | None:
+    """The key for any of `names`: an exact one first, else the first written glob."""
+    for name in names:
+        if name in rules:
+            return name
+    return next((key for key in rules if any(fnmatchcase(name, key) for name in names)), None)
+
+
+def _precedence(decision: _Decision) -> tuple[int, int, float, bool, int]:
+    """Ascending: more specific, then more careful. Ties go to the operation that comes first."""
+    specificity = _SPECIFICITY[decision.kind]
+    config = decision.config
+    if config is None:
+        return (specificity, 3, 0.0, False, 0)
+    # Lossless before a number of bits; a function of the user's is not known to be either.
+    care = {"unique": 2, "custom": 1}.get(config.mode, 0)
+    bits = (config.nbits or 0) / config.cluster_dim
+    return (specificity, care, bits, config.is_grouped, -config.group_size)
+
+
+def unmatched_rules(
+    config: OptimizationConfig,
+    weights: Iterable[tuple[str, Sequence[Consumer]]],
+    *,
+    op_names: Iterable[str] = (),
+    op_types: Iterable[str] = (),
+) -> tuple[UnmatchedRule, ...]:
+    """The rules of `config` whose keys match no weight, in the order they are written.
+
+    A rule counts as matched also where a more specific one decides.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    weights
+        Each weight's name and its consumers, as for :func:`resolve`.
+    op_names, op_types
+        The names and types of **all** operations, to tell one that has no weights from one that
+        does not exist.
+    """
+    names: set[str] = set()
+    types: set[str] = set()
+    for weight_name, consumers in weights:
+        names.add(weight_name)
+        names.update(name for name, _ in consumers)
+        types.update(op_type for _, op_type in consumers)
+    found = [
+        _unmatched("op_type_configs", key, types, set(op_types), "operation of this type")
+        for key in config.op_type_configs
+    ]
+    found += [
+        _unmatched("op_name_configs", key, names, set(op_names), "operation of this name")
+        for key in config.op_name_configs
+    ]
+    return tuple(rule for rule in found if rule is not None)
+
+
+def _unmatched(
+    kind: RuleKind, key: str, weighted: set[str], existing: set[str], noun: str
+) -> UnmatchedRule | None:
+    if _matches(key, weighted):
+        return None
+    if _matches(key, existing):
+        return UnmatchedRule(kind, key, (), f"the model has an {noun}, but without weights")
+    near = difflib.get_close_matches(key, sorted(weighted), n=3)
+    subject = "weight and no operation of this name" if kind == "op_name_configs" else noun
+    return UnmatchedRule(kind, key, tuple(near), f"the model has no {subject}")
+
+
+def _matches(key: str, names: set[str]) -> bool:
+    return key in names or any(fnmatchcase(name, key) for name in names)
