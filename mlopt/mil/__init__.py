@@ -1,0 +1,1 @@
+"""An ML program as data: package, weight file, functions, operations, constants, opsets."""

@@ -1,0 +1,297 @@
+"""Blob storage version 2, a package's weight file: read through a memory map, written as a stream.
+
+All numbers are little-endian. The file begins with 64 bytes ``{u32 count, u32 version = 2,
+zeros}``. Each blob begins at the next multiple of 64 with 64 bytes of metadata ``{u32 sentinel, u32
+dtype, u64 bytes, u64 data offset, u64 padding bits, zeros}``, followed by its data. A model refers
+to a blob by the offset of its metadata.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import attrs
+import numpy as np
+
+from mlopt.errors import ModelFormatError
+from mlopt.mil.dtypes import BY_BLOB, DType, dtype_named
+
+ALIGNMENT = 64
+SENTINEL = 0xDEADBEEF
+VERSION = 2
+
+_HEADER = struct.Struct("<II56x")
+_METADATA = struct.Struct("<IIQQQ32x")
+_CHUNK = 4 << 20
+
+
+@attrs.frozen(eq=False)
+class Blob:
+    """One blob of a mapped weight file.
+
+    Attributes
+    ----------
+    dtype
+        The type of its elements.
+    data
+        Its bytes as uint8[n], a read-only view of the mapped file.
+    offset
+        Of its metadata in the file, in bytes; what a model refers to.
+    data_offset
+        Of its data in the file, in bytes.
+    padding_bits
+        Unused bits at the end of the last byte; 0 unless elements are narrower than a byte.
+    """
+
+    dtype: DType
+    data: np.ndarray
+    offset: int
+    data_offset: int
+    padding_bits: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return int(self.data.size)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return (self.nbytes * 8 - self.padding_bits) // self.dtype.bits
+
+    def array(self) -> np.ndarray:
+        """Return the elements as a flat read-only view; packed bytes for a type below 8 bits."""
+        assert self.dtype.numpy is not None
+        return self.data.view(self.dtype.numpy)
+
+
+class BlobReader:
+    """A weight file, mapped read-only. Views stay valid after the file is renamed or removed.
+
+    Raises
+    ------
+    ModelFormatError
+        The file is absent, too short for its header, or of another version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            with open(self.path, "rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size < _HEADER.size:
+                    raise ModelFormatError(
+                        f"{self.path}: the weight file has {self.size} bytes, its header alone "
+                        f"takes {_HEADER.size}; it is truncated. Fetch or convert the model again."
+                    )
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ModelFormatError(
+                f"{self.path}: the weight file cannot be opened ({error.strerror or error}). "
+                "A model package needs every weight file that its program names."
+            ) from error
+        self.count, version = _HEADER.unpack_from(self._map)
+        if version != VERSION:
+            raise ModelFormatError(
+                f"{self.path}: blob storage version {version} at offset 4; only version {VERSION} can "
+                "be read. The file is damaged, or no weight file."
+            )
+        self._bytes = np.frombuffer(self._map, np.uint8)
+
+    def read(self, offset: int) -> Blob:
+        """Return the blob whose metadata is at ``offset`` (bytes); nothing is copied.
+
+        Raises
+        ------
+        ModelFormatError
+            There is no sound blob at the offset.
+        """
+        if offset < _HEADER.size or offset + _METADATA.size > self.size:
+            raise self._damage(
+                offset, f"the file has {self.size} bytes, so no blob can begin there"
+            )
+        sentinel, number, nbytes, data_offset, padding = _METADATA.unpack_from(self._map, offset)
+        if sentinel != SENTINEL:
+            raise self._damage(
+                offset, f"no blob begins there: found {sentinel:#010x}, expected {SENTINEL:#010x}"
+            )
+        dtype = BY_BLOB.get(number)
+        if dtype is None:
+            raise self._damage(
+                offset, f"unknown element type {number}; known are {sorted(BY_BLOB)}"
+            )
+        if data_offset < _HEADER.size or data_offset + nbytes > self.size:
+            raise self._damage(
+                offset,
+                f"its {nbytes} bytes of data at {data_offset} end past the file's {self.size} "
+                "bytes; the file is truncated or damaged",
+            )
+        if (
+            padding >= max(dtype.bits, 8)
+            or (padding and not dtype.packed)
+            or (nbytes * 8 - padding) % dtype.bits
+        ):
+            raise self._damage(
+                offset,
+                f"{nbytes} bytes less {padding} padding bits are no whole number of "
+                f"{dtype.name} elements",
+            )
+        return Blob(
+            dtype, self._bytes[data_offset : data_offset + nbytes], offset, data_offset, padding
+        )
+
+    def release(self, start: int, nbytes: int) -> None:
+        """Drop a range of the file, in bytes, from memory; a later access reads it again."""
+        if nbytes <= 0 or not hasattr(self._map, "madvise") or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, first, min(start + nbytes, self.size) - first)
+
+    def _damage(self, offset: int, what: str) -> ModelFormatError:
+        return ModelFormatError(f"{self.path}: blob at offset {offset}: {what}")
+
+
+class BlobWriter:
+    """Writes a weight file from front to back; equal blobs are stored once.
+
+    Two blobs are equal when type, padding and every byte are. A checksum of a few samples finds
+    candidates, which are then compared with what the file already holds: neither whole blobs are
+    hashed nor is written data kept in memory.
+
+    Parameters
+    ----------
+    file
+        Opened for reading and writing in binary ("w+b"), and empty. It stays the caller's to close.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._end = _HEADER.size
+        self._candidates: dict[tuple[int, ...], list[int]] = {}
+        self.count = 0
+        file.write(_HEADER.pack(0, VERSION))
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+    def add(
+        self,
+        dtype: str | DType,
+        data: Any,
+        padding_bits: int = 0,
+        *,
+        release: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Store a blob and return the offset of its metadata.
+
+        Parameters
+        ----------
+        dtype
+            The type of its elements, or that type's name.
+        data
+            An array or another object with C-contiguous bytes; packed bytes for types below 8 bits.
+        padding_bits
+            Unused bits at the end of the last byte (packed types only).
+        release
+            Called with (start, bytes) of each part of ``data`` that has been written, and for the
+            whole at the end, so that the pages of a mapped file can be dropped.
+
+        Raises
+        ------
+        ValueError
+            A weight file cannot hold the type, or the bytes are no whole number of elements.
+        """
+        kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+        view = _bytes_of(data)
+        if kind.blob is None:
+            raise ValueError(f"a weight file cannot hold {kind.name} elements")
+        if not 0 <= padding_bits < 8 or (padding_bits and not kind.packed):
+            raise ValueError(f"padding of {padding_bits} bits is impossible for {kind.name}")
+        if (len(view) * 8 - padding_bits) % kind.bits or len(view) * 8 < padding_bits:
+            raise ValueError(
+                f"{len(view)} bytes less {padding_bits} padding bits are no whole number of "
+                f"{kind.name} elements"
+            )
+        fingerprint = (kind.blob, padding_bits, len(view), _sample_checksum(view))
+        known = self._candidates.setdefault(fingerprint, [])
+        offset = next((at for at in known if self._holds(at + _METADATA.size, view)), None)
+        if offset is None:
+            offset = self._append(kind.blob, view, padding_bits, release)
+            known.append(offset)
+        if release is not None:
+            release(0, len(view))
+        return offset
+
+    def finish(self) -> None:
+        """Write the number of blobs into the header and flush."""
+        self._file.seek(0)
+        self._file.write(_HEADER.pack(self.count, VERSION))
+        self._file.seek(self._end)
+        self._file.flush()
+
+    def _append(
+        self,
+        number: int,
+        view: memoryview,
+        padding_bits: int,
+        release: Callable[[int, int], None] | None,
+    ) -> int:
+        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
+        start = offset + _METADATA.size
+        self._file.seek(self._end)
+        self._file.write(bytes(offset - self._end))
+        self._file.write(_METADATA.pack(SENTINEL, number, len(view), start, padding_bits))
+        for at in range(0, len(view), _CHUNK):
+            part = view[at : at + _CHUNK]
+            self._file.write(part)
+            if release is not None:
+                release(at, len(part))
+        self._end = start + len(view)
+        self.count += 1
+        return offset
+
+    def _holds(self, start: int, view: memoryview) -> bool:
+        """Return whether the file's bytes from ``start`` on equal ``view``."""
+        self._file.seek(start)
+        for at in range(0, len(view), _CHUNK):
+            part = view[at : at + _CHUNK]
+            found = np.frombuffer(self._file.read(len(part)), np.uint8)
+            # numpy, because comparing memoryviews goes element by element.
+            if not np.array_equal(found, np.frombuffer(part, np.uint8)):
+                return False
+        return True
+
+
+def _bytes_of(data: Any) -> memoryview:
+    """Return the bytes of ``data``; copied only where an array is not C-contiguous."""
+    if isinstance(data, np.ndarray):
+        # Through uint8: memoryview does not know bfloat16, and refuses to cast empty arrays.
+        return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def _sample_checksum(view: memoryview) -> int:
+    """Return a CRC-32 of head, tail and 64 pieces in between: at most 12 KiB are read."""
+    if len(view) <= 12288:
+        return zlib.crc32(view)
+    checksum = zlib.crc32(view[-4096:], zlib.crc32(view[:4096]))
+    step = len(view) // 65
+    for at in range(step, 65 * step, step):
+        checksum = zlib.crc32(view[at : at + 64], checksum)
+    return checksum

@@ -1,0 +1,233 @@
+"""Numpy arrays to the proto's ``Value`` and back; written as coremltools writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlopt.errors import ModelFormatError
+from mlopt.mil.dtypes import DType, dtype_named, dtype_of_array, dtype_of_proto
+from mlopt.mil.messages import Value, ValueType
+
+#: A value goes to the weight file from this many elements on.
+_FILE_SIZE = 10
+#: The first specification version that has 16- and 32-bit integers in the weight file (iOS18).
+_WIDE_INTEGERS = 9
+_NEVER_IN_FILE = frozenset({"fp64", "int64", "uint64", "bool", "string"})
+_WIDE = frozenset({"int16", "uint16", "int32", "uint32"})
+
+#: Stores a blob: (dtype name, bytes or array, padding bits) -> (file name in the model, offset).
+AddBlob = Callable[[str, Any, int], tuple[str, int]]
+
+
+def tensor_type(dtype: str | DType, shape: Iterable[int]) -> Any:
+    """Return the ``ValueType`` of a tensor; an empty shape makes it a scalar."""
+    kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    result = ValueType()
+    tensor = result.tensorType
+    tensor.dataType = kind.proto
+    for size in shape:
+        tensor.dimensions.add().constant.size = int(size)
+    tensor.rank = len(tensor.dimensions)
+    return result
+
+
+def scalar_type(dtype: str | DType) -> Any:
+    """Return the ``ValueType`` of a scalar, which is a tensor of rank 0."""
+    return tensor_type(dtype, ())
+
+
+def tensor_type_of(value_type: Any) -> tuple[DType, tuple[int, ...]] | None:
+    """Return element type and shape of a ``ValueType``; None if it is no tensor of known shape."""
+    if value_type.WhichOneof("type") != "tensorType":
+        return None
+    tensor = value_type.tensorType
+    if any(dimension.WhichOneof("dimension") != "constant" for dimension in tensor.dimensions):
+        return None
+    return dtype_of_proto(tensor.dataType), tuple(d.constant.size for d in tensor.dimensions)
+
+
+def uses_weight_file(dtype: str | DType, size: int, specification_version: int) -> bool:
+    """Return whether coremltools would store ``size`` elements of ``dtype`` in the weight file."""
+    name = dtype if isinstance(dtype, str) else dtype.name
+    if size < _FILE_SIZE or name in _NEVER_IN_FILE:
+        return False
+    return name not in _WIDE or specification_version >= _WIDE_INTEGERS
+
+
+def immediate_value(
+    data: Any, dtype: str | DType | None = None, shape: Sequence[int] | None = None
+) -> Any:
+    """Return a ``Value`` that carries its elements in the message itself.
+
+    Parameters
+    ----------
+    data
+        An array of the type, or anything numpy makes one of. For a type narrower than a byte: its
+        packed bytes. For strings: a string or a (nested) sequence of them.
+    dtype
+        Element type or its name; None takes that of the array (never a packed one).
+    shape
+        Shape of the tensor, required for packed types; None takes that of the array.
+
+    Raises
+    ------
+    ValueError
+        The number of elements does not match the shape.
+    """
+    array = data if isinstance(data, np.ndarray) else np.asarray(data)
+    if dtype is None:
+        kind = dtype_of_array(array)
+    else:
+        kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    if shape is None:
+        if kind.packed:
+            raise ValueError(f"packed {kind.name} data needs its shape")
+        shape = array.shape
+    if not kind.packed and kind.numpy is not None and array.dtype != kind.numpy:
+        array = array.view(kind.numpy) if kind.name == "bf16" else array.astype(kind.numpy)
+    _check_size(array.size, kind, shape)
+
+    value = Value(type=tensor_type(kind, shape))
+    field = getattr(value.immediateValue.tensor, kind.field)
+    if array.size == 0:
+        field.SetInParent()
+    elif kind.field == "bytes":
+        field.values = np.ascontiguousarray(array).tobytes()
+    else:
+        field.values.extend(array.reshape(-1).tolist())
+    return value
+
+
+def file_value(file_name: str, offset: int, dtype: str | DType, shape: Iterable[int]) -> Any:
+    """Return a ``Value`` that refers to the blob at ``offset`` (bytes) of a weight file."""
+    value = Value(type=tensor_type(dtype, shape))
+    value.blobFileValue.fileName = file_name
+    value.blobFileValue.offset = offset
+    return value
+
+
+def make_value(
+    data: Any,
+    dtype: str | DType | None = None,
+    shape: Sequence[int] | None = None,
+    *,
+    specification_version: int,
+    add_blob: AddBlob,
+) -> Any:
+    """Return a ``Value``, stored where coremltools would: in the message or in the weight file.
+
+    ``data``, ``dtype`` and ``shape`` are those of ``immediate_value``. ``add_blob`` is called with
+    (dtype name, data, padding bits) if the value goes to the file, and gives the file's name in the
+    model and the offset of the blob.
+    """
+    array = data if isinstance(data, np.ndarray) else np.asarray(data)
+    kind = (
+        dtype_of_array(array)
+        if dtype is None
+        else dtype_named(dtype)
+        if isinstance(dtype, str)
+        else dtype
+    )
+    if shape is None and not kind.packed:
+        shape = array.shape
+    size = int(np.prod(shape, dtype=np.int64)) if shape is not None else array.size
+    if shape is None or not uses_weight_file(kind, size, specification_version):
+        return immediate_value(array, kind, shape)
+    if not kind.packed and array.dtype != kind.numpy:
+        array = array.view(kind.numpy) if kind.name == "bf16" else array.astype(kind.numpy)
+    _check_size(array.size, kind, shape)
+    padding = kind.nbytes(size) * 8 - size * kind.bits
+    file_name, offset = add_blob(kind.name, array, padding)
+    return file_value(file_name, offset, kind, shape)
+
+
+def string_value(text: str) -> Any:
+    """Return the scalar string ``text``, as in an operation's "name" attribute."""
+    value = Value(type=scalar_type("string"))
+    value.immediateValue.tensor.strings.values.append(text)
+    return value
+
+
+def int32_value(number: int) -> Any:
+    """Return a scalar int32."""
+    return immediate_value(np.int32(number))
+
+
+def bool_value(truth: bool) -> Any:
+    """Return a scalar boolean."""
+    return immediate_value(np.bool_(truth))
+
+
+def read_immediate(value: Any, where: str = "model") -> Any:
+    """Return what an immediate value holds.
+
+    A tensor gives a read-only array of its shape (rank 0 included; strings as an object array;
+    packed bytes, flat, for types narrower than a byte); a list or tuple gives a Python list of such
+    results, a dictionary a list of (key, value) pairs.
+
+    Raises
+    ------
+    ModelFormatError
+        The elements do not match the value's type. ``where`` names the model in the message.
+    """
+    immediate = value.immediateValue
+    kind = immediate.WhichOneof("value")
+    if kind in ("list", "tuple"):
+        return [read_immediate(item, where) for item in getattr(immediate, kind).values]
+    if kind == "dictionary":
+        pairs = immediate.dictionary.values
+        return [(read_immediate(p.key, where), read_immediate(p.value, where)) for p in pairs]
+    typed = tensor_type_of(value.type)
+    if kind != "tensor" or typed is None:
+        raise ModelFormatError(
+            f"{where}: an immediate value is no tensor, list, tuple or dictionary"
+        )
+    dtype, shape = typed
+    field = immediate.tensor.WhichOneof("value")
+    if field is None:
+        array = np.zeros(0, dtype.numpy or object)
+    elif field == "bytes":
+        raw = immediate.tensor.bytes.values
+        if dtype.numpy is None or len(raw) % dtype.numpy.itemsize:
+            raise ModelFormatError(
+                f"{where}: {len(raw)} bytes are no whole number of {dtype.name} elements"
+            )
+        array = np.frombuffer(raw, dtype.numpy)
+    elif field == "strings":
+        array = np.array(list(immediate.tensor.strings.values), dtype=object)
+    else:
+        elements = getattr(immediate.tensor, field).values
+        if dtype.numpy is None:
+            raise ModelFormatError(f"{where}: {field} cannot hold {dtype.name} elements")
+        # Through the field's own width: a damaged model may hold what its type cannot.
+        array = np.array(elements, dtype=_FIELD_WIDTHS[field]).astype(dtype.numpy, copy=False)
+    try:
+        _check_size(array.size, dtype, shape)
+    except ValueError as error:
+        raise ModelFormatError(f"{where}: an immediate value is damaged: {error}") from None
+    array = array if dtype.packed else array.reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+_FIELD_WIDTHS = {
+    "floats": np.float32,
+    "doubles": np.float64,
+    "ints": np.int32,
+    "longInts": np.int64,
+    "bools": np.bool_,
+}
+
+
+def _check_size(stored: int, dtype: DType, shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``shape`` takes ``stored`` elements (bytes for packed types)."""
+    size = int(np.prod(shape, dtype=np.int64))
+    wanted = dtype.nbytes(size) if dtype.packed else size
+    if stored != wanted:
+        unit = "packed bytes" if dtype.packed else "elements"
+        raise ValueError(
+            f"a {dtype.name} tensor of shape {list(shape)} takes {wanted} {unit}, got {stored}"
+        )

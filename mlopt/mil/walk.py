@@ -1,0 +1,92 @@
+"""Walks over a program's messages, in an order that depends on nothing but their content.
+
+Protobuf maps have no order of their own, so every walk sorts their keys: what is visited first is
+stored first, and the same model has to give the same file each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def by_key(messages: Any) -> list[tuple[str, Any]]:
+    """Return the entries of a protobuf map sorted by key."""
+    return sorted(messages.items()) if len(messages) > 1 else list(messages.items())
+
+
+def functions_in_order(program: Any) -> list[tuple[str, Any]]:
+    """Return the functions of a program by name, "main" first."""
+    return sorted(program.functions.items(), key=lambda entry: (entry[0] != "main", entry[0]))
+
+
+def file_values(program: Any) -> Iterator[Any]:
+    """Yield every ``Value`` of a program that lies in a weight file, wherever it is nested.
+
+    Covered are all specializations of all functions, nested blocks, attributes at every level,
+    bound inputs, lists, tuples and dictionaries of values, and the attributes of tensor types.
+    """
+    yield from _in_map(program.attributes)
+    for _, function in functions_in_order(program):
+        yield from _in_map(function.attributes)
+        yield from _in_named_types(function.inputs)
+        for _, block in by_key(function.block_specializations):
+            yield from _in_block(block)
+
+
+def _in_block(block: Any) -> Iterator[Any]:
+    yield from _in_map(block.attributes)
+    yield from _in_named_types(block.inputs)
+    for op in block.operations:
+        yield from _in_map(op.attributes)
+        for _, argument in by_key(op.inputs):
+            for binding in argument.arguments:
+                if binding.WhichOneof("binding") == "value":
+                    yield from _in_value(binding.value)
+        yield from _in_named_types(op.outputs)
+        for nested in op.blocks:
+            yield from _in_block(nested)
+
+
+def _in_map(values: Any) -> Iterator[Any]:
+    if len(values):
+        for _, value in by_key(values):
+            yield from _in_value(value)
+
+
+def _in_named_types(named: Iterable[Any]) -> Iterator[Any]:
+    for item in named:
+        yield from _in_type(item.type)
+
+
+def _in_value(value: Any) -> Iterator[Any]:
+    yield from _in_type(value.type)
+    where = value.WhichOneof("value")
+    if where == "blobFileValue":
+        yield value
+    elif where == "immediateValue":
+        immediate = value.immediateValue
+        kind = immediate.WhichOneof("value")
+        if kind in ("list", "tuple"):
+            for item in getattr(immediate, kind).values:
+                yield from _in_value(item)
+        elif kind == "dictionary":
+            for pair in immediate.dictionary.values:
+                yield from _in_value(pair.key)
+                yield from _in_value(pair.value)
+
+
+def _in_type(value_type: Any) -> Iterator[Any]:
+    kind = value_type.WhichOneof("type")
+    if kind == "tensorType":
+        yield from _in_map(value_type.tensorType.attributes)
+    elif kind == "listType":
+        yield from _in_type(value_type.listType.type)
+    elif kind == "tupleType":
+        for item in value_type.tupleType.types:
+            yield from _in_type(item)
+    elif kind == "dictionaryType":
+        yield from _in_type(value_type.dictionaryType.keyType)
+        yield from _in_type(value_type.dictionaryType.valueType)
+    elif kind == "stateType":
+        yield from _in_type(value_type.stateType.wrappedType)
