@@ -18,6 +18,9 @@ from mlopt.coreml.rules import UnmatchedRule
 
 Outcome = Literal["palettized", "kept"]
 
+_GAP = 2  # blanks between two columns of the table
+_NAME_WIDTH = 16  # characters of a name, at least
+_RESULT_WIDTH = 28  # characters of a result before it wraps, at least
 # Plain ASCII, so that the table can go to any terminal, log or file.
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 # From this share of the bytes on, the summary names the largest weights that were kept.
@@ -95,10 +98,11 @@ class WeightRow:
 
     @property
     def form(self) -> str:
-        """The stored form in a few words, ``"4-bit kmeans, groups of 32"``; "" for a kept weight."""
+        """The stored form in a few words, ``"4-bit kmeans, per tensor"``; "" for a kept weight."""
         if not self.is_palettized:
             return ""
-        parts = [" ".join(filter(None, (self.nbits and f"{self.nbits}-bit", self.mode)))]
+        bits = "" if self.nbits is None else f"{self.nbits}-bit"
+        parts = [f"{bits} {self.mode or ''}".strip()]
         if self.group_size is not None:
             parts.append(f"groups of {self.group_size}")
         elif self.granularity is not None:
@@ -203,7 +207,9 @@ class Report:
         return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
     def summary(self) -> str:
-        """The account in a few lines: sizes, what was kept and why, the target, rules without use."""
+        """The account in a few lines: sizes, what was kept and why, the target, unused rules."""
+        if not self.rows:
+            return "\n".join(["The model has no weights.", *self._closing_lines()])
         lines = [
             f"Palettized {_count(len(self.palettized), 'weight')} of {len(self.rows)}: "
             f"{human_bytes(self.bytes_before)} -> {human_bytes(self.bytes_after)}, "
@@ -211,24 +217,28 @@ class Report:
         ]
         if self.kept:
             reasons = ", ".join(
-                f"{weights} {category} ({human_bytes(size)})"
+                f"{category}: {weights} ({human_bytes(size)})"
                 for category, (weights, size) in self.kept_categories.items()
             )
             lines.append(
                 f"Kept {len(self.kept)} of {_count(len(self.rows), 'weight')}, "
-                f"{_percent(self.kept_share)} of the bytes: {reasons}."
+                f"{_percent(self.kept_share)} of the bytes. By reason: {reasons}."
             )
         if self.kept_share >= _NOTEWORTHY_SHARE:
+            noteworthy = _NOTEWORTHY_SHARE * self.bytes_before / 3
             largest = sorted(self.kept, key=lambda row: -row.bytes_before)[:3]
+            largest = [row for row in largest if row.bytes_before >= noteworthy]
             named = "; ".join(
                 f"{row.name}, {human_bytes(row.bytes_before)}: {row.reason}" for row in largest
             )
             lines.append(f"Largest kept: {named}.")
-        if self.target_after is not None:
-            lines.append(self._target_line())
-        lines += [f"Rule without use: {rule}." for rule in self.unmatched_rules]
-        lines += [f"Note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(lines + self._closing_lines())
+
+    def _closing_lines(self) -> list[str]:
+        """The target, rules without use, notes."""
+        lines = [] if self.target_after is None else [self._target_line()]
+        lines += [f"Rule without use: {rule}" for rule in self.unmatched_rules]
+        return lines + [f"Note: {note}" for note in self.notes]
 
     def _target_line(self) -> str:
         if self.target_before in (None, self.target_after):
@@ -236,34 +246,36 @@ class Report:
         why = f": {self.target_reason}" if self.target_reason else ""
         return f"Target: raised from {self.target_before} to {self.target_after}{why}."
 
-    def to_table(self, width: int = 110) -> str:
-        """A plain text table of the rows, at most `width` columns wide; long names are elided."""
-        table = Table(box=_BOX, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        name_width = max(16, (width - 62) // 2)
+    def to_table(self, width: int = 120) -> str:
+        """A plain text table of the rows, `width` columns wide at most; long names are elided."""
+        columns = [
+            [middle_elided(_used_by(row.consumers), 14) for row in self.rows],
+            [middle_elided("x".join(map(str, row.shape)) or "scalar", 14) for row in self.rows],
+            [f"{row.bits_per_weight:.2f}" for row in self.rows],
+            [human_bytes(row.bytes_before) for row in self.rows],
+            [human_bytes(row.bytes_after) for row in self.rows],
+            [_decibels(row) for row in self.rows],
+        ]
+        titles = ("used by", "shape", "bits", "before", "after", "SNR")
+        taken = sum(
+            max(map(len, (title, *cells))) + _GAP
+            for title, cells in zip(titles, columns, strict=True)
+        )
+        name_width = max(_NAME_WIDTH, width - taken - _GAP - _RESULT_WIDTH)
+
+        table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("weight", no_wrap=True)
-        table.add_column("used by", no_wrap=True)
-        table.add_column("shape", no_wrap=True)
-        table.add_column("bits", justify="right", no_wrap=True)
-        table.add_column("before", justify="right", no_wrap=True)
-        table.add_column("after", justify="right", no_wrap=True)
-        table.add_column("SNR", justify="right", no_wrap=True)
-        table.add_column("result", ratio=1, overflow="fold")
-        for row in self.rows:
+        for title in titles:
+            on_left = title in ("used by", "shape")
+            table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
+        table.add_column("result", overflow="fold")
+        for row, *cells in zip(self.rows, *columns, strict=True):
             result = row.form if row.is_palettized else f"kept: {row.reason}"
             if row.note:
                 result += f" ({row.note})"
-            cells = (
-                middle_elided(row.name, name_width),
-                middle_elided(_used_by(row.consumers), 14),
-                middle_elided("x".join(map(str, row.shape)) or "scalar", 14),
-                f"{row.bits_per_weight:.2f}",
-                human_bytes(row.bytes_before),
-                human_bytes(row.bytes_after),
-                _decibels(row),
-                result,
-            )
+            texts = (middle_elided(row.name, name_width), *cells, result)
             # As Text: a string would be searched for markup such as "[0]".
-            table.add_row(*(Text(cell) for cell in cells))
+            table.add_row(*(Text(text) for text in texts))
         out = StringIO()
         Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
@@ -304,8 +316,7 @@ def middle_elided(text: str, width: int) -> str:
     """`text` in at most `width` (5 or more) characters, its middle replaced by dots if need be."""
     if len(text) <= width:
         return text
-    # Names differ at their ends ("...layer.11.attention.query_weight"), so the end gets more.
-    head = (width - 2) // 3
+    head = (width - 2) // 2
     return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
 
 

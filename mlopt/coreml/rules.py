@@ -76,9 +76,8 @@ class UnmatchedRule:
 
     def __str__(self) -> str:
         near = " or ".join(repr(name) for name in self.near_matches)
-        return f"{self.kind}[{self.key!r}]: {self.reason}" + (
-            f"; did you mean {near}?" * bool(near)
-        )
+        meant = f"; did you mean {near}?" if near else ""
+        return f"{self.kind}[{self.key!r}]: {self.reason}{meant}"
 
     def as_dict(self) -> dict[str, Any]:
         """The rule as values that JSON has."""
@@ -182,7 +181,7 @@ def unmatched_rules(
     op_names: Iterable[str] = (),
     op_types: Iterable[str] = (),
 ) -> tuple[UnmatchedRule, ...]:
-    """The rules of `config` whose keys match no weight, in the order they are written.
+    """The rules of `config` whose keys match no weight, types before names.
 
     A rule counts as matched also where a more specific one decides.
 
@@ -202,27 +201,30 @@ def unmatched_rules(
         names.add(weight_name)
         names.update(name for name, _ in consumers)
         types.update(op_type for _, op_type in consumers)
-    found = [
-        _unmatched("op_type_configs", key, types, set(op_types), "operation of this type")
-        for key in config.op_type_configs
-    ]
-    found += [
-        _unmatched("op_name_configs", key, names, set(op_names), "operation of this name")
-        for key in config.op_name_configs
-    ]
-    return tuple(rule for rule in found if rule is not None)
+    all_names, all_types = {*names, *op_names}, {*types, *op_types}
+    found = []
+    for key in config.op_type_configs:
+        if not _matches(key, types):
+            reason = "the model has no operation of this type"
+            if _matches(key, all_types):
+                reason = "the model has operations of this type, but none has weights"
+            elif key in all_names:
+                reason = "this is a name, not a type; put it under op_name_configs"
+            found.append(_unmatched("op_type_configs", key, reason, types))
+    for key in config.op_name_configs:
+        if not _matches(key, names):
+            reason = "the model has no weight and no operation of this name"
+            if _matches(key, all_names):
+                reason = "the model has an operation of this name, but it has no weights"
+            elif key in all_types:
+                reason = "this is a type, not a name; put it under op_type_configs"
+            found.append(_unmatched("op_name_configs", key, reason, names))
+    return tuple(found)
 
 
-def _unmatched(
-    kind: RuleKind, key: str, weighted: set[str], existing: set[str], noun: str
-) -> UnmatchedRule | None:
-    if _matches(key, weighted):
-        return None
-    if _matches(key, existing):
-        return UnmatchedRule(kind, key, (), f"the model has an {noun}, but without weights")
+def _unmatched(kind: RuleKind, key: str, reason: str, weighted: set[str]) -> UnmatchedRule:
     near = difflib.get_close_matches(key, sorted(weighted), n=3)
-    subject = "weight and no operation of this name" if kind == "op_name_configs" else noun
-    return UnmatchedRule(kind, key, tuple(near), f"the model has no {subject}")
+    return UnmatchedRule(kind, key, tuple(near), reason)
 
 
 def _matches(key: str, names: set[str]) -> bool:

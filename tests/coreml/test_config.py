@@ -1,0 +1,451 @@
+import copy
+import inspect
+import io
+
+import attrs
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlopt.coreml.config import Granularity, OpPalettizerConfig, OptimizationConfig
+from mlopt.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return pytest.importorskip("coremltools.optimize.coreml")
+
+
+def refusal(*args, **kwargs) -> str:
+    with pytest.raises(ConfigError) as caught:
+        OpPalettizerConfig(*args, **kwargs)
+    return str(caught.value)
+
+
+# --- one operation's config ----------------------------------------------------------------------
+
+
+def test_signature_begins_with_that_of_coremltools(reference):
+    ours = list(inspect.signature(OpPalettizerConfig).parameters.values())
+    theirs = list(inspect.signature(reference.OpPalettizerConfig).parameters.values())
+    assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
+    assert [p.name for p in ours[len(theirs) :]] == ["lut_dtype", "on_indivisible"]
+    for our, their in zip(ours, theirs, strict=False):
+        if our.name != "granularity":
+            assert our.default == their.default
+
+
+def test_defaults():
+    config = OpPalettizerConfig(nbits=4)
+    assert config.mode == "kmeans"
+    assert config.granularity is Granularity.PER_TENSOR
+    assert (config.group_size, config.cluster_dim, config.weight_threshold) == (32, 1, 2048)
+    assert (config.lut_dtype, config.on_indivisible) == (None, "skip")
+
+
+def test_mode_in_any_case_is_kept_in_lower_case():
+    assert OpPalettizerConfig("KMeans", 4).mode == "kmeans"
+    assert "one of kmeans, uniform, unique, custom" in refusal(mode="kmean", nbits=4)
+    assert "did you mean 'kmeans'?" in refusal(mode="kmean", nbits=4)
+    refusal(mode=None, nbits=4)
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 3, 4, 6, 8])
+def test_nbits_that_a_table_can_have(nbits):
+    assert OpPalettizerConfig(nbits=nbits).nbits == nbits
+    assert type(OpPalettizerConfig(nbits=np.int64(nbits)).nbits) is int
+
+
+@pytest.mark.parametrize("nbits", [0, 5, 7, 16, -1, True, 4.0, "4", np.float32(4)])
+def test_nbits_that_it_cannot_have(nbits):
+    assert "nbits must be" in refusal(nbits=nbits)
+
+
+def test_nbits_belongs_to_the_modes_that_are_told():
+    assert "nbits is required by mode 'kmeans'" in refusal()
+    assert "nbits is required by mode 'uniform'" in refusal(mode="uniform")
+    assert "nbits must be None for mode 'unique'" in refusal(mode="unique", nbits=4)
+    assert "nbits must be None" in refusal(mode="custom", nbits=4, lut_function=len)
+    assert OpPalettizerConfig(mode="unique").nbits is None
+
+
+def test_lut_function_belongs_to_custom():
+    assert OpPalettizerConfig(mode="CUSTOM", lut_function=len).lut_function is len
+    assert "needs a lut_function" in refusal(mode="custom")
+    assert "belongs to mode 'custom' only" in refusal(nbits=4, lut_function=len)
+    assert "must be callable" in refusal(mode="custom", lut_function=3)
+
+
+@pytest.mark.parametrize("name", ["per_grouped_channel", "PER_GROUPED_CHANNEL"])
+def test_granularity_by_name(name):
+    config = OpPalettizerConfig(nbits=4, granularity=name)
+    assert config.granularity is Granularity.PER_GROUPED_CHANNEL
+    assert config.granularity == "per_grouped_channel"
+    assert str(config.granularity) == "per_grouped_channel"
+
+
+def test_granularity_by_a_like_named_member_of_another_enum(reference):
+    from coremltools.optimize.coreml._config import CompressionGranularity
+
+    config = OpPalettizerConfig(nbits=4, granularity=CompressionGranularity.PER_GROUPED_CHANNEL)
+    assert config.granularity is Granularity.PER_GROUPED_CHANNEL
+    assert "group_size=1" in refusal(nbits=4, granularity=CompressionGranularity.PER_CHANNEL)
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_block", "", None, 2])
+def test_granularity_that_palettes_lack(granularity):
+    assert "one of per_tensor, per_grouped_channel" in refusal(nbits=4, granularity=granularity)
+
+
+@pytest.mark.parametrize(
+    "name", ["group_size", "cluster_dim", "num_kmeans_workers", "weight_threshold"]
+)
+@pytest.mark.parametrize("value", [-1, True, 1.0, "2", [1]])
+def test_whole_numbers_are_whole(name, value):
+    assert f"{name} must be an integer of at least" in refusal(nbits=4, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["group_size", "cluster_dim", "num_kmeans_workers"])
+def test_there_is_no_group_of_no_channels(name):
+    assert "at least 1, got 0" in refusal(nbits=4, **{name: 0})
+
+
+def test_weight_threshold():
+    assert OpPalettizerConfig(nbits=4, weight_threshold=None).weight_threshold == 2048
+    assert OpPalettizerConfig(nbits=4, weight_threshold=0).weight_threshold == 0
+
+
+def test_channel_axis_may_count_from_the_end():
+    assert OpPalettizerConfig(nbits=4, channel_axis=-1).channel_axis == -1
+    assert "channel_axis must be an integer" in refusal(nbits=4, channel_axis=False)
+
+
+def test_flag_is_a_boolean():
+    assert OpPalettizerConfig(nbits=4, enable_per_channel_scale=np.True_).enable_per_channel_scale
+    assert "True or False, got 'false'" in refusal(nbits=4, enable_per_channel_scale="false")
+    refusal(nbits=4, enable_per_channel_scale=1)
+
+
+def test_vectors():
+    assert "cluster_dim=1" in refusal(mode="uniform", nbits=4, cluster_dim=2)
+    assert OpPalettizerConfig(nbits=4, cluster_dim=2, enable_per_channel_scale=True)
+    grouped = {"nbits": 4, "granularity": "per_grouped_channel"}
+    assert OpPalettizerConfig(**grouped, group_size=12, cluster_dim=4)
+    assert "cluster_dim must divide group_size" in refusal(**grouped, group_size=6, cluster_dim=4)
+    # Without groups the size of one has no meaning.
+    assert OpPalettizerConfig(nbits=4, group_size=6, cluster_dim=4)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "INT8", np.int8, np.dtype("int8")])
+def test_lut_dtype(dtype):
+    assert OpPalettizerConfig(nbits=4, lut_dtype=dtype).lut_dtype == "int8"
+
+
+def test_lut_dtype_of_torch():
+    torch = pytest.importorskip("torch")
+    assert OpPalettizerConfig(nbits=4, lut_dtype=torch.uint8).lut_dtype == "uint8"
+
+
+@pytest.mark.parametrize("dtype", ["int4", np.int16, np.float16, 8])
+def test_lut_dtype_that_no_target_has(dtype):
+    assert "one of int8, uint8" in refusal(nbits=4, lut_dtype=dtype)
+
+
+def test_on_indivisible():
+    assert OpPalettizerConfig(nbits=4, on_indivisible="Divisor").on_indivisible == "divisor"
+    assert "one of skip, divisor, per_tensor" in refusal(nbits=4, on_indivisible="raise")
+
+
+def test_a_config_is_a_value():
+    config = OpPalettizerConfig(nbits=4)
+    assert config == OpPalettizerConfig("KMEANS", np.int8(4))
+    assert hash(config) == hash(OpPalettizerConfig(nbits=4))
+    assert config != OpPalettizerConfig(nbits=6)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        config.nbits = 6
+    assert attrs.evolve(config, nbits=6).nbits == 6
+    with pytest.raises(ConfigError):
+        attrs.evolve(config, nbits=5)
+
+
+def test_summary():
+    assert OpPalettizerConfig(mode="unique").summary == "unique, per tensor"
+    config = OpPalettizerConfig(
+        nbits=4,
+        granularity="per_grouped_channel",
+        group_size=16,
+        cluster_dim=2,
+        enable_per_channel_scale=True,
+        lut_dtype="int8",
+    )
+    assert config.summary == (
+        "4-bit kmeans, groups of 16, vectors of 2, per-channel scale, int8 table"
+    )
+
+
+def test_what_coremltools_refuses_is_refused(reference):
+    cases = [
+        {},
+        {"nbits": 5},
+        {"mode": "unique", "nbits": 2},
+        {"mode": "custom"},
+        {"nbits": 2, "lut_function": len},
+        {"nbits": 2, "granularity": "per_block"},
+        {"nbits": 2, "granularity": "per_channel"},
+        {"nbits": 2, "weight_threshold": -1},
+        {"nbits": 2, "enable_per_channel_scale": 1},
+    ]
+    for case in cases:
+        with pytest.raises((ValueError, TypeError)):
+            reference.OpPalettizerConfig(**case)
+        refusal(**case)
+
+
+# --- dictionaries and YAML -----------------------------------------------------------------------
+
+
+def op_configs():
+    def build(mode, nbits, group_size, cluster_dim, **rest):
+        told = mode in ("kmeans", "uniform")
+        return OpPalettizerConfig(
+            mode=mode,
+            nbits=nbits if told else None,
+            group_size=group_size * cluster_dim,
+            cluster_dim=1 if mode == "uniform" else cluster_dim,
+            **rest,
+        )
+
+    return st.builds(
+        build,
+        mode=st.sampled_from(["kmeans", "uniform", "unique"]),
+        nbits=st.sampled_from([1, 2, 3, 4, 6, 8]),
+        group_size=st.integers(1, 64),
+        cluster_dim=st.integers(1, 4),
+        granularity=st.sampled_from(list(Granularity)),
+        channel_axis=st.none() | st.integers(-4, 3),
+        enable_per_channel_scale=st.booleans(),
+        num_kmeans_workers=st.integers(1, 8),
+        weight_threshold=st.integers(0, 10**9),
+        lut_dtype=st.sampled_from([None, "int8", "uint8"]),
+        on_indivisible=st.sampled_from(["skip", "divisor", "per_tensor"]),
+    )
+
+
+names = st.text(min_size=1, max_size=12).filter(
+    lambda text: all(c.isprintable() or c == " " for c in text) and text != "const"
+)
+rules = st.dictionaries(names, st.none() | op_configs(), max_size=3)
+configs = st.builds(OptimizationConfig, st.none() | op_configs(), rules, rules)
+
+
+@given(op_configs())
+def test_op_config_round_trip(config):
+    values = config.as_dict()
+    assert OpPalettizerConfig.from_dict(values) == config
+    assert None not in values.values()
+
+
+@given(configs)
+def test_dict_round_trip(config):
+    assert OptimizationConfig.from_dict(config.as_dict()) == config
+
+
+@given(configs)
+def test_yaml_round_trip_keeps_the_order_of_the_rules(config):
+    back = OptimizationConfig.from_yaml(io.StringIO(config.to_yaml()))
+    assert back == config
+    assert list(back.op_name_configs) == list(config.op_name_configs)
+
+
+DICTIONARY = {
+    "config_type": "OpPalettizerConfig",
+    "global_config": {"mode": "kmeans", "nbits": 4},
+    "op_type_configs": {"conv": {"mode": "uniform", "nbits": 1}, "linear": None},
+    "op_name_configs": {"conv_1": {"config_type": "OpPalettizerConfig", "mode": "unique"}},
+}
+
+
+def test_from_dict_leaves_its_argument_alone():
+    given_ = copy.deepcopy(DICTIONARY)
+    config = OptimizationConfig.from_dict(given_)
+    assert given_ == DICTIONARY
+    assert config == OptimizationConfig.from_dict(given_)
+    assert config == OptimizationConfig(
+        OpPalettizerConfig(nbits=4),
+        {"conv": OpPalettizerConfig("uniform", 1), "linear": None},
+        {"conv_1": OpPalettizerConfig("unique")},
+    )
+
+
+def test_coremltools_reads_what_is_written(reference):
+    ours = OptimizationConfig.from_dict(DICTIONARY)
+    theirs = reference.OptimizationConfig.from_dict(ours.as_dict())
+    assert theirs.global_config == reference.OpPalettizerConfig(nbits=4)
+    assert theirs.op_type_configs["linear"] is None
+    assert theirs.op_name_configs["conv_1"].mode == "UNIQUE"
+
+
+def test_everything_in_a_dictionary_is_optional():
+    assert OptimizationConfig.from_dict({}) == OptimizationConfig()
+    nothing = {"global_config": None, "op_type_configs": None, "op_name_configs": None}
+    assert OptimizationConfig.from_dict(nothing) == OptimizationConfig(None, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "message"),
+    [
+        ({"op_name_config": {}}, "did you mean 'op_name_configs'"),
+        ({"module_type_configs": {}}, "did you mean 'op_type_configs'"),
+        ({"nbits": 4}, "put it under 'global_config'"),
+        ({"global_config": {"n_bits": 4}}, r"global_config: unknown key 'n_bits'.*'nbits'"),
+        ({"op_type_configs": {"conv": {"nbits": 5}}}, r"op_type_configs\['conv'\]: nbits must be"),
+        ({"op_name_configs": {"c": 4}}, r"op_name_configs\['c'\]: .* must be a mapping, got 4"),
+        ({"op_type_configs": ["conv"]}, "op_type_configs must be a mapping"),
+        ({"op_name_configs": {1: None}}, "quotes"),
+        ({"config_type": "OpLinearQuantizerConfig"}, "palettizes only"),
+        ({"config_type": 3}, "config_type must be 'OpPalettizerConfig'"),
+        (
+            {"op_type_configs": {"conv": {"config_type": "OpMagnitudePrunerConfig"}}},
+            r"op_type_configs\['conv'\]: config_type",
+        ),
+        ({"global_config": {"mode": "custom", "lut_function": len}}, "set_global"),
+        (None, "must be a mapping, got None"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_from_dict_refuses(dictionary, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimizationConfig.from_dict(dictionary)
+
+
+def test_a_function_cannot_be_written():
+    config = OptimizationConfig(
+        op_name_configs={"a": OpPalettizerConfig(mode="custom", lut_function=len)}
+    )
+    with pytest.raises(ConfigError, match=r"op_name_configs\['a'\].*lut_function"):
+        config.as_dict()
+    with pytest.raises(ConfigError):
+        config.to_yaml()
+
+
+def test_yaml_files(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(DICTIONARY))
+    expected = OptimizationConfig.from_dict(DICTIONARY)
+    assert OptimizationConfig.from_yaml(path) == expected
+    assert OptimizationConfig.from_yaml(str(path)) == expected
+    with open(path) as text, open(path, "rb") as binary:
+        assert OptimizationConfig.from_yaml(text) == expected
+        assert OptimizationConfig.from_yaml(binary) == expected
+    written = tmp_path / "written.yaml"
+    text = expected.to_yaml(written)
+    assert written.read_text() == text
+    assert OptimizationConfig.from_yaml(written) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping, got None"),
+        ("- 1\n", "must be a mapping"),
+        ("kmeans", "must be a mapping"),
+        ("a: [1", "not readable as YAML"),
+        ("a: !!python/object:os.system {}", "not readable as YAML"),
+        ("op_name_configs:\n  a: null\n  a: {nbits: 4}\n", "'a' is written twice, again in line 3"),
+        ("global_config: {nbits: 5}", "nbits must be one of"),
+    ],
+)
+def test_errors_in_yaml_name_the_file(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        OptimizationConfig.from_yaml(path)
+    assert str(path) in str(caught.value)
+    with open(path) as stream, pytest.raises(ConfigError, match=r"broken\.yaml"):
+        OptimizationConfig.from_yaml(stream)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"\x00\xff\x80")
+    with pytest.raises(ConfigError, match=r"model\.bin"):
+        OptimizationConfig.from_yaml(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        OptimizationConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_anchors_and_merges_of_yaml():
+    text = """
+    op_name_configs:
+      a: &four {nbits: 4}
+      b: &vectors {nbits: 2, cluster_dim: 2}
+      c: {<<: *four, <<: *vectors, mode: kmeans}
+    """
+    config = OptimizationConfig.from_yaml(io.StringIO(text))
+    assert config.op_name_configs["c"].cluster_dim == 2
+
+
+# --- the configuration of a model ----------------------------------------------------------------
+
+
+def test_set_rules():
+    four = OpPalettizerConfig(nbits=4)
+    config = OptimizationConfig()
+    config.set_global(four)
+    config.set_op_type("conv", None)
+    config.set_op_name("conv_1", four)
+    assert config == OptimizationConfig(
+        global_config=four, op_type_configs={"conv": None}, op_name_configs={"conv_1": four}
+    )
+    config.set_global(None)
+    assert config.global_config is None
+    config.set_global(op_config=four)
+    config.set_op_type(op_type="conv", op_config=four)
+    config.set_op_name(op_name="conv", op_config=four)
+
+
+def test_mappings_are_copied():
+    mine = {"conv": None}
+    config = OptimizationConfig(op_type_configs=mine)
+    config.set_op_type("linear", None)
+    assert mine == {"conv": None}
+    assert OptimizationConfig().op_type_configs is not OptimizationConfig().op_type_configs
+
+
+def test_constants_have_no_type_of_their_own():
+    with pytest.raises(ConfigError, match=r"'const'.*global_config"):
+        OptimizationConfig(op_type_configs={"const": None})
+    with pytest.raises(ConfigError, match="'const'"):
+        OptimizationConfig().set_op_type("const", OpPalettizerConfig(nbits=4))
+    OptimizationConfig(op_name_configs={"const": None})
+
+
+@pytest.mark.parametrize("wrong", [4, "kmeans", {"nbits": 4}, object()])
+def test_only_configs_are_configs(wrong):
+    with pytest.raises(ConfigError, match="global_config must be an OpPalettizerConfig"):
+        OptimizationConfig(wrong)
+    with pytest.raises(ConfigError, match=r"op_name_configs\['a'\]"):
+        OptimizationConfig(op_name_configs={"a": wrong})
+    with pytest.raises(ConfigError):
+        OptimizationConfig().set_op_type("a", wrong)
+    with pytest.raises(ConfigError):
+        OptimizationConfig().set_op_name("a", wrong)
+    config = OptimizationConfig()
+    with pytest.raises(ConfigError):
+        config.global_config = wrong
+
+
+def test_configs_of_coremltools_are_recognised(reference):
+    with pytest.raises(ConfigError, match=r"import it from mlopt\.coreml"):
+        OptimizationConfig(reference.OpPalettizerConfig(nbits=4))
+
+
+@pytest.mark.parametrize("key", ["", None, 3])
+def test_keys_are_names(key):
+    with pytest.raises(ConfigError, match="must be a name"):
+        OptimizationConfig(op_name_configs={key: None})
