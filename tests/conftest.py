@@ -1,0 +1,47 @@
+"""Fixtures of every room's tests: models converted once a session, and the packages they make."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+# coremltools draws progress bars, and warns when it is imported about versions that it has not
+# been tested with; neither says anything about mlopt.
+os.environ["TQDM_DISABLE"] = "1"
+logging.getLogger("coremltools").setLevel(logging.ERROR)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+class PackageOf(Protocol):
+    """Return the path of a saved model: see ``tests.models.build`` for the arguments."""
+
+    def __call__(self, kind: str, target: str = ..., precision: str = ...) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def package_of(tmp_path_factory: pytest.TempPathFactory) -> PackageOf:
+    """Return a function that saves a model of ``tests.models`` once and gives its package's path.
+
+    The package is shared by the whole session, so a test must not write to it.
+    """
+    folder = tmp_path_factory.mktemp("packages")
+
+    @functools.cache
+    def save(kind: str, target: str = "iOS15", precision: str = "float16") -> Path:
+        from tests import models
+
+        path = folder / f"{kind}-{target}-{precision}.mlpackage"
+        models.build(kind, target, precision).save(str(path))
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """Return the path of the digit classifier that is committed in ``fixtures/`` (iOS15)."""
+    return FIXTURES / "digits.mlpackage"
