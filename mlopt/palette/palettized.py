@@ -372,8 +372,7 @@ def _product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # numpy multiplies float16 in float32, where the product is exact.
         return np.multiply(a, b)
     codes = _bfloat16_codes(_widened(a.view(np.uint16)) * _widened(b.view(np.uint16)))
-    product: npt.NDArray[Any] = codes.view(a.dtype)
-    return product
+    return np.asarray(codes.view(a.dtype))
 
 
 _BLOCK = 1 << 16
@@ -400,4 +399,4 @@ def _bfloat16_codes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Finite or infinite float32 values rounded to nearest even bfloat16, as bit patterns."""
     bits = values.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
+    return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16), np.uint16)
