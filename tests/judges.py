@@ -63,11 +63,21 @@ def load_program(source: Source) -> Any:
 
     Raises whatever coremltools raises where the operations do not type-check, and AssertionError
     where a constant or constexpr op's inferred type is not the one that the message declares
-    (coremltools itself does not compare these).
+    (coremltools itself does not compare these), or where the model is not one ML program.
     """
+    (program,) = load_programs(source)
+    return program
+
+
+def load_programs(source: Source) -> list[Any]:
+    """Return what ``load_program`` does for each model of a pipeline; one for any other model."""
     spec, folder = spec_and_weights(source)
-    if spec.WhichOneof("Type") != "mlProgram":
-        raise AssertionError(f"expected an ML program, got {spec.WhichOneof('Type')}")
+    parts = spec.pipeline.models if spec.WhichOneof("Type") == "pipeline" else [spec]
+    return [_load(part, folder) for part in parts]
+
+
+def _load(spec: Any, folder: Path | None) -> Any:
+    assert spec.WhichOneof("Type") == "mlProgram", spec.WhichOneof("Type")
     program = milproto.load(spec, spec.specificationVersion, "" if folder is None else str(folder))
     for name, function in program.functions.items():
         declared = {
@@ -76,16 +86,15 @@ def load_program(source: Source) -> Any:
             for output in operation.outputs
         }
         for op in pymil_operations(function):
-            if not _holds_constant(op):
+            if not _holds_constant(op) or op.outputs[0].name not in declared:
                 continue
-            var = op.outputs[0]
-            if var.name in declared:
-                wanted = declared[var.name]
-                shape = tuple(wanted.get_shape()) if types.is_tensor(wanted) else ()
-                dtype = wanted.get_primitive() if types.is_tensor(wanted) else wanted
-                assert (tuple(var.shape), var.dtype) == (shape, dtype), (
-                    f"{name}/{var.name}: inferred {var.shape} {var.dtype}, declared {shape} {dtype}"
-                )
+            var, wanted = op.outputs[0], declared[op.outputs[0].name]
+            tensor = types.is_tensor(wanted)
+            shape = tuple(wanted.get_shape()) if tensor else ()
+            dtype = wanted.get_primitive() if tensor else wanted
+            assert (tuple(var.shape), var.dtype) == (shape, dtype), (
+                f"{name}/{var.name}: inferred {var.shape} {var.dtype}, declared {shape} {dtype}"
+            )
     return program
 
 
@@ -93,23 +102,26 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
     """Return every constant tensor by name, constexpr ops materialised by coremltools.
 
     ``function`` chooses one function; without it all are read, and where there are several, the
-    names are ``function/name``. Constants in nested blocks are included. A constexpr op that only
-    feeds another constexpr op has its own entry as well.
+    names are ``function/name``; in a pipeline of several models ``0/name``, ``1/name``. Constants
+    in nested blocks are included. A constexpr op that only feeds another constexpr op has its own
+    entry as well.
     """
-    program = load_program(source)
-    functions = program.functions
-    if function is not None:
-        functions = {function: functions[function]}
+    programs = load_programs(source)
     values = {}
-    for function_name, body in functions.items():
-        prefix = "" if len(functions) == 1 else f"{function_name}/"
-        for op in pymil_operations(body):
-            if not _holds_constant(op):
-                continue
-            var = op.outputs[0]
-            value = var.val if op.op_type == "const" else op.materialized_val_inference()
-            if isinstance(value, np.ndarray | np.generic):
-                values[prefix + var.name] = np.asarray(value)
+    for index, program in enumerate(programs):
+        functions = program.functions
+        if function is not None:
+            functions = {function: functions[function]}
+        for function_name, body in functions.items():
+            prefix = f"{index}/" if len(programs) > 1 else ""
+            prefix += f"{function_name}/" if len(functions) > 1 else ""
+            for op in pymil_operations(body):
+                if not _holds_constant(op):
+                    continue
+                var = op.outputs[0]
+                value = var.val if op.op_type == "const" else op.materialized_val_inference()
+                if isinstance(value, np.ndarray | np.generic):
+                    values[prefix + var.name] = np.asarray(value)
     return values
 
 

@@ -423,6 +423,27 @@ def classifier(target: str = "iOS15", precision: str = "float16") -> MLModel:
     return model
 
 
+@functools.cache
+def pipeline(target: str = "iOS15", precision: str = "float16") -> MLModel:
+    """Return a pipeline of two models: ``x`` [1, 64] -> ``between`` [1, 96] -> ``out`` [1, 48].
+
+    Each model has a weight file of its own, and the two have weights of the same names.
+    """
+
+    class Net(nn.Module):
+        def __init__(self, columns: int, rows: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(columns, rows)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x)
+
+    options = {"target": target, "precision": precision}
+    first = _convert(_random(Net(64, 96), seed=13), {"x": (1, 64)}, ["between"], **options)
+    second = _convert(_random(Net(96, 48), seed=14), {"between": (1, 96)}, ["out"], **options)
+    return _quietly(ct.utils.make_pipeline, first, second)
+
+
 KINDS: dict[str, Callable[..., MLModel]] = {
     "convolutional": convolutional,
     "transformer": transformer,
@@ -431,6 +452,7 @@ KINDS: dict[str, Callable[..., MLModel]] = {
     "matmuls": matmuls,
     "redefined": redefined,
     "classifier": classifier,
+    "pipeline": pipeline,
     "stateful": stateful,
     "multifunction": multifunction,
 }
