@@ -99,7 +99,7 @@ class BlobReader:
         self.count, version = _HEADER.unpack_from(self._map)
         if version != VERSION:
             raise ModelFormatError(
-                f"{self.path}: blob storage version {version} at offset 4; only version {VERSION} can "
+                f"{self.path}: blob storage version {version} at offset 4; only {VERSION} can "
                 "be read. The file is damaged, or no weight file."
             )
         self._bytes = np.frombuffer(self._map, np.uint8)

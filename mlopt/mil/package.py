@@ -145,8 +145,8 @@ def open_package(source: Any) -> Package:
         location = getattr(source, "package_path", None)
         if location is None:
             raise ModelFormatError(
-                f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; only "
-                "ML programs can be handled. Convert it again with convert_to='mlprogram'."
+                f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
+                "only ML programs can be handled. Convert it again with convert_to='mlprogram'."
             )
         path = Path(location)
         model_path = _find_model(path)
@@ -178,8 +178,8 @@ def _find_model(path: Path) -> PurePosixPath:
         inner = PurePosixPath(entry)
     except (KeyError, TypeError):
         raise ModelFormatError(
-            f"{manifest}: the manifest names no root model (rootModelIdentifier, and its entry with "
-            "a path)"
+            f"{manifest}: the manifest names no root model (rootModelIdentifier, and its entry "
+            "with a path)"
         ) from None
     if inner.is_absolute() or ".." in inner.parts or not inner.parts:
         raise ModelFormatError(f"{manifest}: the root model's path {entry!r} leaves the package")

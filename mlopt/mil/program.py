@@ -296,8 +296,9 @@ class Constant:
         if self._dtype is None or blob.dtype is not self._dtype or blob.size != self.size:
             raise ModelFormatError(
                 f"{self.package.path / self.package.weight_path(file_name)}: the blob at offset "
-                f"{offset} holds {blob.size} {blob.dtype.name} elements, but constant {self.name!r} "
-                f"of function {self.function!r} is {self.dtype} of shape {list(self.shape)}"
+                f"{offset} holds {blob.size} {blob.dtype.name} elements, but constant "
+                f"{self.name!r} of function {self.function!r} is {self.dtype} of shape "
+                f"{list(self.shape)}"
             )
         return blob.data if blob.dtype.packed else blob.array().reshape(self.shape)
 

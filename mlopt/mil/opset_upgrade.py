@@ -1,0 +1,150 @@
+"""Raising a program to a newer opset, in place: all operations of a function share one."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlopt.errors import TargetError
+from mlopt.mil.edits import Edits
+from mlopt.mil.opset_rules import RULES, Change, Unraisable
+from mlopt.mil.program import Function, Node, Program
+from mlopt.mil.targets import Target
+
+_OPSETS = list(RULES)
+
+
+@attrs.frozen(eq=False)
+class OpsetRaise:
+    """A checked plan for raising every function of a program to ``target``.
+
+    Attributes
+    ----------
+    program
+        The program; ``plan_opset_raise`` has changed nothing in it yet.
+    target
+        The target that it will have.
+    changes
+        What happens to operations; those that only belong to a newer opset afterwards have no
+        entry.
+    """
+
+    program: Program
+    target: Target
+    changes: tuple[Change, ...]
+
+    def apply(self) -> None:
+        """Change the program: operations, opsets of functions, specification versions.
+
+        Function bodies become new messages: ask the program for its nodes and constants again.
+        """
+        edits = Edits()
+        for change in self.changes:
+            change.apply()
+            if change.before:
+                edits.insert_before(change.node.block, change.node.op, change.before)
+        edits.apply()
+        for function in _functions_below(self.program, self.target):
+            bodies = function.message.block_specializations
+            bodies[self.target.opset].CopyFrom(bodies[function.opset])
+            del bodies[function.opset]
+            function.message.opset = self.target.opset
+        for model in (self.program.model, *self.program.enclosing):
+            version = max(model.specificationVersion, self.target.specification_version)
+            model.specificationVersion = version
+
+
+def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
+    """Find out what raising a program takes; nothing is changed.
+
+    Functions at the target's opset or above it stay as they are.
+
+    Raises
+    ------
+    TargetError
+        Some operations cannot be raised; all of them are listed, each with its reason.
+    """
+    refusals: list[str] = []
+    changes: list[Change] = []
+    steps: dict[str, list[str]] = {}
+    for function in _functions_below(program, target):
+        if target.opset in function.message.block_specializations:
+            refusals.append(f"function {function.name!r} has a body for {target.opset} already")
+        first = _OPSETS.index(function.opset) + 1
+        steps[function.name] = _OPSETS[first : _OPSETS.index(target.opset) + 1]
+    if steps:
+        nodes = program.nodes()
+        names = {
+            function.name: _UniqueNames(nodes, function)
+            for function in program.functions
+            if function.name in steps
+        }
+        for node in nodes:
+            if node.function not in steps:
+                continue
+            change = Change(node, names[node.function])
+            for opset in steps[node.function]:
+                rule = RULES[opset].get(node.op_type)
+                if rule is None:
+                    continue
+                try:
+                    rule(change)
+                except Unraisable as reason:
+                    refusals.append(
+                        f"{node.op_type} {node.name!r} in function {node.function!r}: from "
+                        f"{opset} on {reason}"
+                    )
+            if change:
+                changes.append(change)
+    if refusals:
+        raise TargetError(
+            f"the model, of specification version {program.specification_version}, cannot be raised "
+            f"to {target}:\n" + "\n".join(f"- {refusal}" for refusal in refusals) + "\n"
+            f"Convert the source model with minimum_deployment_target={target}, or choose options "
+            "that its present target allows."
+        )
+    return OpsetRaise(program, target, tuple(changes))
+
+
+def raise_opset(program: Program, target: Target) -> OpsetRaise:
+    """Raise a program to ``target`` at once. See ``plan_opset_raise`` for errors."""
+    plan = plan_opset_raise(program, target)
+    plan.apply()
+    return plan
+
+
+def _functions_below(program: Program, target: Target) -> list[Function]:
+    """Return the functions whose opset is older than the target's."""
+    below = []
+    for function in program.functions:
+        if function.opset not in _OPSETS:
+            raise TargetError(
+                f"function {function.name!r} has the unknown opset {function.opset!r}; known are "
+                f"{', '.join(_OPSETS)}"
+            )
+        if _OPSETS.index(function.opset) < _OPSETS.index(target.opset):
+            below.append(function)
+    return below
+
+
+class _UniqueNames:
+    """Gives names that a function does not use yet."""
+
+    def __init__(self, nodes: list[Node], function: Function) -> None:
+        self._used = {item.name for item in function.message.inputs}
+        for node in nodes:
+            if node.function == function.name:
+                self._used.add(node.name)
+                self._used.update(output.name for output in node.op.outputs)
+                for block in node.op.blocks:
+                    self._used.update(item.name for item in block.inputs)
+                for argument in node.op.inputs.values():
+                    self._used.update(b.name for b in argument.arguments if b.name)
+
+    def __call__(self, wanted: str) -> str:
+        """Return ``wanted``, or ``wanted`` with a number behind it."""
+        name, number = wanted, 0
+        while name in self._used:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._used.add(name)
+        return name
