@@ -370,7 +370,7 @@ def _product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``a * b`` with one rounding, in the dtype of both."""
     if a.dtype.name != "bfloat16":
         # numpy multiplies float16 in float32, where the product is exact.
-        return np.multiply(a, b)
+        return np.asarray(np.multiply(a, b))
     codes = _bfloat16_codes(_widened(a.view(np.uint16)) * _widened(b.view(np.uint16)))
     return np.asarray(codes.view(a.dtype))
 

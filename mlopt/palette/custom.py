@@ -1,0 +1,181 @@
+"""Custom mode: the user's function makes the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.errors import ConfigError
+from mlopt.palette.palettized import Palettized
+from mlopt.palette.unique import padded_nbits, padded_table
+from mlopt.palette.vectors import indices_shape
+
+Floats = npt.NDArray[Any]
+LutFunction = Callable[[Any], tuple[Any, Any]]
+
+
+def custom_palette(
+    weight: Floats,
+    lut_function: LutFunction,
+    *,
+    channel_axis: int | None = None,
+    group_size: int | None = None,
+    cluster_dim: int = 1,
+    allowed_nbits: tuple[int, ...] = (1, 2, 3, 4, 6, 8),
+) -> Palettized:
+    """Palettize a weight with the tables and indices of a function.
+
+    ``lut_function(group) -> (table, indices)`` is called once for each group of channels, with the
+    layout that coremltools passes: a read-only view of the weight in its own dtype, the channel axis
+    swapped with axis 0, cut to the group's channels. It returns
+
+    - table: numbers [m], or [m, cluster_dim]; a list or an array, 1 <= m <= 256;
+    - indices: whole numbers below m, of any shape; for scalars one for each weight of ``group`` in C
+      order; for vectors one for each vector, in C order of ``[group_size // d, ...]``, the vectors
+      being d consecutive weights along axis 0.
+
+    Parameters
+    ----------
+    weight
+        [n_0, ..., n_{K-1}], float16, bfloat16, float32 or float64.
+    channel_axis
+        Axis of groups and vectors, -K .. K-1. None: the weight is passed as it is.
+    group_size
+        Channels in a group; None for all of them.
+    cluster_dim
+        Weights in a table entry.
+    allowed_nbits
+        Widths that can be stored. Tables are padded to the smallest one that holds the longest of
+        them by repeating their last entries.
+
+    Returns
+    -------
+    Palettized, without a scale.
+
+    Raises
+    ------
+    ConfigError
+        What the function returned is none of the above, or no allowed width holds it.
+    Exception
+        Whatever the function raises, with a note on the weight (from Python 3.11 on).
+    """
+    axis = 0 if channel_axis is None else channel_axis % weight.ndim
+    swapped = weight.swapaxes(0, axis)
+    channels = len(swapped)
+    size = channels if group_size is None else group_size
+    if size < 1 or channels % size:
+        raise ConfigError(
+            f"group_size has to divide the channels, got {size} for the {channels} channels on "
+            f"axis {axis} of a weight of shape {weight.shape}; choose a divisor"
+        )
+    tables, labels = [], []
+    for start in range(0, channels, size):
+        group = swapped[start : start + size]
+        group.flags.writeable = False
+        table, indices = _called(lut_function, group, weight)
+        what = f"lut_function's {{}} for a weight of shape {weight.shape}"
+        tables.append(_checked_table(table, cluster_dim, weight.dtype, what.format("table")))
+        labels.append(
+            _checked_indices(
+                indices,
+                shape=indices_shape(group.shape, 0, cluster_dim),
+                entries=len(tables[-1]),
+                what=what.format("indices"),
+            )
+        )
+    longest = max(map(len, tables))
+    nbits = padded_nbits(longest, allowed_nbits)
+    if nbits is None:
+        raise ConfigError(
+            f"a table of {longest} entries for a weight of shape {weight.shape} fits none of the "
+            f"index widths {allowed_nbits} that can be stored; return fewer entries"
+        )
+    table = np.stack([padded_table(each, nbits) for each in tables])
+    rank = (1,) * (weight.ndim - 1)
+    return Palettized(
+        table.reshape(len(tables), *rank, 1 << nbits, cluster_dim).swapaxes(0, axis),
+        np.ascontiguousarray(np.concatenate(labels).swapaxes(0, axis)),
+        axis if cluster_dim > 1 else None,
+    )
+
+
+def _called(lut_function: LutFunction, group: Floats, weight: Floats) -> tuple[Any, Any]:
+    """What the function returns, which has to be a pair."""
+    try:
+        result = lut_function(group)
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"raised by lut_function for a group of shape {group.shape} of a weight of shape "
+                f"{weight.shape}, {weight.dtype}"
+            )
+        raise
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
+        got = f"{len(result)} of them" if isinstance(result, (tuple, list)) else type(result)
+        raise ConfigError(
+            f"lut_function has to return a pair (table, indices), got {got} for a weight of shape "
+            f"{weight.shape}; return both"
+        )
+    return result[0], result[1]
+
+
+def _checked_table(table: Any, d: int, dtype: np.dtype[Any], what: str) -> Floats:
+    """The table as finite [m, d] of the weight's dtype."""
+    array = _as_array(table, what)
+    allowed = "[m] or [m, 1]" if d == 1 else f"[m, {d}]"
+    if array.ndim == 1 and d == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] != d or not 1 <= len(array) <= 256:
+        raise ConfigError(
+            f"{what} has to have the shape {allowed} with 1 <= m <= 256, got {np.shape(table)}; "
+            "return one entry a row"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = array.astype(dtype)
+    finite = np.isfinite(stored)
+    if not finite.all():
+        raise ConfigError(
+            f"{what} has to be finite in {dtype}, got {array[~finite][0]}; clip it to the range "
+            "of the weight"
+        )
+    return stored
+
+
+def _checked_indices(
+    indices: Any, *, shape: tuple[int, ...], entries: int, what: str
+) -> npt.NDArray[np.uint8]:
+    """The indices as uint8 of ``shape``, below ``entries``."""
+    array = _as_array(indices, what)
+    count = int(np.prod(shape))
+    if array.size != count:
+        raise ConfigError(
+            f"{what} have to be {count}, one for each weight or vector of the group, got "
+            f"{array.size} (shape {array.shape}); return them in C order"
+        )
+    if array.dtype.kind not in "iu" and not np.array_equal(array, np.trunc(array)):
+        raise ConfigError(f"{what} have to be whole numbers, got {array.dtype}; round them")
+    if array.size and (array.min() < 0 or array.max() >= entries):
+        raise ConfigError(
+            f"{what} have to be from 0 to {entries - 1}, as the table has {entries} entries, got "
+            f"{array.min()} to {array.max()}; correct them or extend the table"
+        )
+    return array.astype(np.uint8).reshape(shape)
+
+
+def _as_array(values: Any, what: str) -> npt.NDArray[Any]:
+    """A list or array of numbers as an array."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biufV":
+            raise TypeError(f"elements of {array.dtype}")
+        if array.dtype.kind == "V" and array.dtype.name != "bfloat16":
+            raise TypeError(f"elements of {array.dtype}")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{what} has to be a list or an array of numbers, got {type(values).__name__} "
+            f"({error}); convert it with numpy.asarray"
+        ) from error
+    return array
