@@ -1,0 +1,1 @@
+"""Benchmarks of mlopt against coremltools: one script a question (see README.md)."""

