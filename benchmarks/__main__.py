@@ -1,0 +1,40 @@
+"""Run every benchmark in turn: ``python -m benchmarks [--json FILE] [--skip-reference]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import compression_ratios, coreml_jobs, exact_kmeans, large_package
+from benchmarks.lib.environment import environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all; 1 where any of them failed, else 0. The JSON holds one result a script."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
+    parser.add_argument("--skip-reference", action="store_true", help="run mlopt only")
+    options = parser.parse_args(argv)
+    common = ["--skip-reference"] if options.skip_reference else []
+    results = {"environment": environment()}
+    status = 0
+    with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
+        for script, extra in (
+            (coreml_jobs, common),
+            (exact_kmeans, common),
+            (compression_ratios, common),
+            (large_package, []),
+        ):
+            file = Path(folder) / "result.json"
+            status |= script.main([*extra, "--json", str(file)])
+            results[script.__name__.rpartition(".")[2]] = json.loads(file.read_text())["rows"]
+            if options.json is not None:
+                options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

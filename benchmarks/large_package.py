@@ -1,0 +1,133 @@
+"""A package of 0.77 GB, palettized from file to file within 600 MB above the imports.
+
+    python -m benchmarks.large_package [--rows NAME ...] [--json FILE] [--list]
+
+Random weights, in a fresh process for each row. Checked: the peak, that every matrix of the
+output is palettized (as the benchmark's own reader sees it), and that it is smaller by what the
+bits promise. The check failing is a failure of the script. coremltools does the same job in
+`--rows ... --with-reference`, which takes minutes and is off unless asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib import child
+from benchmarks.lib.memory import PeakMemory
+from benchmarks.lib.options import choose
+from benchmarks.lib.output import megabytes, print_table, seconds, write_json
+from benchmarks.lib.packages import package
+from benchmarks.lib.perform import import_tool, open_source, perform
+from benchmarks.lib.progress import say
+from benchmarks.lib.reader import read_package
+from benchmarks.lib.rows import PROJECT, REFERENCE, Row, Variant
+from benchmarks.lib.sizes import package_bytes
+from benchmarks.lib.timing import Timing
+
+SUBJECT = "a large package, file to file"
+LIMIT_BYTES = 600e6
+GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "kmeans4": {"mode": "kmeans", "nbits": 4},
+    "kmeans8": {"mode": "kmeans", "nbits": 8},
+    "kmeans4-g16": {"mode": "kmeans", "nbits": 4, **GROUPS},
+    "uniform8": {"mode": "uniform", "nbits": 8},
+}
+DEFAULT = ["kmeans4", "kmeans4-g16"]
+
+
+def measure(name: str, tool: str, source: str) -> dict[str, Any]:
+    """Time, peak and output of one row (runs in a fresh process)."""
+    variant = Variant(tool, streaming=tool == PROJECT)
+    row = Row(name, name, "large", "palettize", SETTINGS[name])
+    api = import_tool(variant)
+    timing = Timing()
+    with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
+        output = Path(folder) / "output.mlpackage"
+        memory = PeakMemory()
+        opened = open_source(variant, Path(source))
+        timing.measure(lambda: perform(row, variant, api, opened, output))
+        peak = memory.above_start_bytes()
+        kept = [key for key, weight in read_package(output).items() if not weight.palettized]
+        return {
+            "name": name,
+            "tool": tool,
+            "wall_s": timing.wall_s[0],
+            "peak_above_imports_bytes": peak,
+            "source_bytes": package_bytes(source),
+            "output_bytes": package_bytes(output),
+            "matrices_kept": kept,
+        }
+
+
+def within(row: dict[str, Any]) -> bool:
+    """True where the peak is below the limit and the output is complete and small enough."""
+    nbits = SETTINGS[row["name"]]["nbits"]
+    small = row["output_bytes"] < 1.05 * row["source_bytes"] * nbits / 16
+    return row["peak_above_imports_bytes"] < LIMIT_BYTES and not row["matrices_kept"] and small
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the chosen rows; 1 where anything raised or mlopt missed a check, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.large_package",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="+", metavar="NAME", default=DEFAULT)
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--with-reference", action="store_true", help="run coremltools too")
+    options = parser.parse_args(argv)
+    if options.list:
+        for name, settings in SETTINGS.items():
+            print(f"{name:26} {settings}{' (default)' if name in DEFAULT else ''}")
+        return 0
+    choose(SETTINGS, options.rows)
+    source = package("large")
+    rows = []
+    status = 0
+    for name in options.rows:
+        for tool in [PROJECT, REFERENCE] if options.with_reference else [PROJECT]:
+            say(f"{name}: {tool}")
+            try:
+                row = child.call(
+                    "benchmarks.large_package:measure", name=name, tool=tool, source=str(source)
+                )
+            except child.ChildError as error:
+                print(f"\nfailed: {name}, {tool}\n{error}", file=sys.stderr)
+                rows.append({"name": name, "tool": tool, "error": str(error)})
+                status = 1
+                continue
+            row["within"] = within(row)
+            rows.append(row)
+            if tool == PROJECT and not row["within"]:
+                status = 1
+        write_json(options.json, SUBJECT, rows)
+    print_table(
+        f"A package of {megabytes(package_bytes(source))} MB, file to file; "
+        f"limit {megabytes(LIMIT_BYTES)} MB",
+        ("row", "who", "time", "peak MB", "out MB", "matrices kept", "within"),
+        [
+            (
+                row["name"],
+                row["tool"],
+                seconds(row["wall_s"]),
+                megabytes(row["peak_above_imports_bytes"]),
+                megabytes(row["output_bytes"]),
+                str(len(row["matrices_kept"])),
+                "yes" if row["within"] else "NO",
+            )
+            for row in rows
+            if "error" not in row
+        ],
+    )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Command-line options that the scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def add_common(parser: argparse.ArgumentParser, repeats: int | None = None) -> None:
+    """Add ``--rows``, ``--list``, ``--json``, what to leave out, and ``--repeats``.
+
+    ``repeats`` is the default number of samples; None: the script times nothing.
+    """
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, in this order")
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    left_out = parser.add_mutually_exclusive_group()
+    left_out.add_argument("--skip-reference", action="store_true", help="run mlopt only")
+    left_out.add_argument("--only-reference", action="store_true", help="run coremltools only")
+    if repeats is not None:
+        parser.add_argument(
+            "--repeats",
+            type=int,
+            default=repeats,
+            metavar="N",
+            help=f"samples of each variant (default {repeats}); slow reference rows take fewer",
+        )
+
+
+def choose(available: Mapping[str, T], names: list[str] | None) -> list[T]:
+    """The rows named (None: all), in that order; SystemExit names what there is."""
+    if names is None:
+        return list(available.values())
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise SystemExit(f"no row {', '.join(unknown)}; there are: {', '.join(available)}")
+    return [available[name] for name in names]
