@@ -1,0 +1,363 @@
+"""What is known about each weight of a model: its values, statistics, and the operations it feeds.
+
+Statistics are computed when they are asked for, and values are views of the mapped weight file, so
+that listing the weights of a model costs no more than reading its description.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
+from mlopt.mil.package import open_package
+from mlopt.mil.program import Constant, Node, Program, Variable
+from mlopt.palette.bits import unpack_bits
+
+Array = npt.NDArray[Any]
+
+#: A weight of at most this magnitude counts as zero.
+ZERO = 1e-12
+_CHUNK = 1 << 20  # elements that are looked at together
+
+_BELOW_8_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
+
+#: Parameters in the order in which coremltools declares them, where that is not the alphabet's.
+#: Those that are not here come last, by name.
+_PARAMETER_ORDER = (
+    *("x", "data", "cond", "ls", "query", "key", "value", "mean", "variance", "weight"),
+    *("initial_h", "initial_c", "weight_ih", "weight_hh", "bias", "peephole"),
+    *("weight_ih_back", "weight_hh_back", "bias_back", "peephole_back", "input_bias"),
+    *("gamma", "beta", "update", "data_mask", "nonzero_data", "mask"),
+    *("quantized_data", "zero_point", "scale", "offset"),
+)
+
+
+@attrs.frozen
+class CoreMLOpMetaData:
+    """An operation that a weight feeds into.
+
+    Parameters
+    ----------
+    op_type
+        Its type, such as ``"conv"``.
+    name
+        Its name.
+    params_name_mapping
+        Parameter to name of the weight that is bound to it, for those of its parameters that are
+        listed weights. Each is an attribute too: ``op.weight`` is the name that is bound to
+        ``"weight"``.
+    """
+
+    op_type: str = attrs.field(validator=attrs.validators.instance_of(str))
+    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    params_name_mapping: dict[str, str] = attrs.field(validator=attrs.validators.instance_of(dict))
+
+    def __getattr__(self, parameter: str) -> str:
+        # The mapping itself is missing while a copy is being made.
+        known = {} if parameter == "params_name_mapping" else self.params_name_mapping
+        if parameter in known:
+            return known[parameter]
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {parameter!r}, and no such parameter "
+            "is bound to a listed weight"
+        )
+
+    def __str__(self) -> str:
+        bound = "".join(f", {key}={name}" for key, name in self.params_name_mapping.items())
+        return f"{self.op_type}(name={self.name}{bound}, ...)"
+
+
+class CoreMLWeightMetaData:
+    """A weight: its values, statistics, and the operations that it feeds into. Read-only.
+
+    Parameters
+    ----------
+    val
+        The values, an array of any shape and dtype.
+    sparsity
+        Share of the values whose magnitude is at most 1e-12. Computed when first asked for, where
+        it is not given.
+    unique_values
+        Number of distinct values, as `numpy.unique` counts them: 0 and -0 are one value, and all
+        NaNs are one. Computed when first asked for, where it is not given.
+    child_ops
+        The operations that the weight feeds into, or None where they are not known.
+
+    Raises
+    ------
+    TypeError
+        An argument is of the wrong type.
+    """
+
+    def __init__(
+        self,
+        val: Array,
+        sparsity: float | None = None,
+        unique_values: int | None = None,
+        child_ops: list[CoreMLOpMetaData] | None = None,
+    ) -> None:
+        for name, given, wanted in (
+            ("val", val, np.ndarray),
+            ("sparsity", 0.0 if sparsity is None else sparsity, float),
+            ("unique_values", 0 if unique_values is None else unique_values, int),
+            ("child_ops", [] if child_ops is None else child_ops, list),
+        ):
+            if not isinstance(given, wanted):
+                raise TypeError(
+                    f"{name} must be {wanted.__name__}, got {given!r} ({type(given).__name__})"
+                )
+        self._val: Array | Callable[[], Array] = val
+        self._child_ops = child_ops
+        # A cached_property looks here first.
+        if sparsity is not None:
+            self.__dict__["sparsity"] = sparsity
+        if unique_values is not None:
+            self.__dict__["unique_values"] = unique_values
+
+    @classmethod
+    def _deferred(
+        cls, read: Callable[[], Array], child_ops: list[CoreMLOpMetaData]
+    ) -> CoreMLWeightMetaData:
+        """A weight whose values are read when they are asked for."""
+        deferred = cls.__new__(cls)
+        deferred._val = read
+        deferred._child_ops = child_ops
+        return deferred
+
+    @property
+    def val(self) -> Array:
+        """The values."""
+        if not isinstance(self._val, np.ndarray):
+            self._val = self._val()
+        return self._val
+
+    @property
+    def child_ops(self) -> list[CoreMLOpMetaData] | None:
+        """The operations that the weight feeds into."""
+        return self._child_ops
+
+    @cached_property
+    def sparsity(self) -> float:
+        """Share of the values whose magnitude is at most 1e-12, 0 to 1."""
+        return self._statistics[0]
+
+    @cached_property
+    def unique_values(self) -> int:
+        """Number of distinct values."""
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[float, int]:
+        zeros, distinct = _zeros_and_distinct(self.val)
+        return zeros / max(self.val.size, 1), distinct
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("val", "sparsity", "unique_values", "child_ops"):
+            raise AttributeError(f"{name} cannot be set; make a new {type(self).__name__}")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        # Without the statistics, which would have to be computed for it.
+        children = ", ".join(map(str, self.child_ops or ()))
+        return f"{type(self).__name__}({_shown(self.val)}, child_ops=[{children}])"
+
+    def __str__(self) -> str:
+        lines = [
+            "[  ",  # with the blanks that coremltools prints
+            f"  val: {_shown(self.val)}",
+            f"  sparsity: {self.sparsity}",
+            f"  unique_values: {self.unique_values}",
+        ]
+        if self.child_ops is not None:
+            lines += ["  child_ops: [", *(f"    {op}" for op in self.child_ops), "  ]"]
+        return "\n".join([*lines, "]"])
+
+
+class WeightMetadataDict(OrderedDict[str, CoreMLWeightMetaData]):
+    """Weight name to metadata, in program order; prints as a list that can be read.
+
+    Parameters
+    ----------
+    mapping
+        What it holds at first.
+    str_prefix
+        Printed before each name.
+    """
+
+    def __init__(
+        self,
+        mapping: Mapping[str, CoreMLWeightMetaData]
+        | Iterable[tuple[str, CoreMLWeightMetaData]] = (),
+        str_prefix: str = "",
+    ) -> None:
+        super().__init__(mapping)
+        self._str_prefix = str_prefix
+
+    def __str__(self) -> str:
+        return "".join(f"{self._str_prefix}{name}\n{value}\n" for name, value in self.items())
+
+
+def get_weights_metadata(
+    mlmodel: Any, weight_threshold: int = DEFAULT_WEIGHT_THRESHOLD
+) -> WeightMetadataDict:
+    """The weights of a model with the operations that they feed into.
+
+    Parameters
+    ----------
+    mlmodel
+        A coremltools ``MLModel`` that is an ML program, or the path of its package.
+    weight_threshold
+        Constants of **more** elements than this are listed, of any dtype but strings.
+
+    Returns
+    -------
+    WeightMetadataDict
+        Name to metadata in program order, nested blocks and all functions included. A constant that
+        functions share is listed once. Constants of one name that differ are listed as
+        ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is written into
+        an operation (of a compressed weight, say) is called ``"<operation>_<parameter>_0"``, as
+        coremltools calls it. ``val`` is a read-only view of the weight file; types below 8 bits are
+        unpacked to a byte each when ``val`` is first asked for.
+
+    Raises
+    ------
+    ModelFormatError
+        It is no ML program, or it is damaged.
+    """
+    source = mlmodel if hasattr(mlmodel, "get_spec") else os.fspath(mlmodel)
+    listed: list[_Listed] = []
+    for program in open_package(source).programs:
+        listed += _listed(program, weight_threshold)
+    groups = _by_key(listed)
+    keys = {id(constant): key for key, constants in groups.items() for constant in constants}
+
+    result = WeightMetadataDict()
+    for key, constants in groups.items():
+        # Nodes are equal only to themselves: an operation that reads a weight twice is one child.
+        nodes = dict.fromkeys(use.node for constant in constants for use in constant.consumers)
+        result[key] = CoreMLWeightMetaData._deferred(
+            partial(_values, constants[0]), [_child(node, keys) for node in nodes]
+        )
+    return result
+
+
+@attrs.frozen
+class _Listed:
+    """A constant that is large enough, its name, and what tells it from another of that name."""
+
+    constant: Constant
+    name: str
+    qualifier: str
+
+
+def _listed(program: Program, weight_threshold: int) -> Iterator[_Listed]:
+    for constant in program.constants():
+        if constant.size > weight_threshold and constant.dtype != "string":
+            name = constant.name
+            if constant.inline:
+                name = f"{constant.node.name}_{constant.parameter}_{constant.index}"
+            qualifier = "/".join(filter(None, (program.label, constant.function)))
+            yield _Listed(constant, name, qualifier)
+
+
+def _by_key(listed: list[_Listed]) -> dict[str, list[Constant]]:
+    """Key to the constants of one name and one content; names in program order."""
+    variants: dict[str, list[list[_Listed]]] = {}
+    for item in listed:
+        groups = variants.setdefault(item.name, [])
+        for group in groups:
+            if group[0].constant.message == item.constant.message:
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    keyed: dict[str, list[Constant]] = {}
+    for name, groups in variants.items():
+        for number, group in enumerate(groups, start=1):
+            key = name if len(groups) == 1 else f"{group[0].qualifier}/{name}"
+            if key in keyed:  # blocks of one function may use a name twice
+                key = f"{key}#{number}"
+            keyed[key] = [item.constant for item in group]
+    return keyed
+
+
+def _values(constant: Constant) -> Array:
+    """The values of a constant; those of types below 8 bits unpacked to int8 or uint8."""
+    value: Array = constant.value()
+    if constant.dtype not in _BELOW_8_BITS:
+        return value
+    nbits = _BELOW_8_BITS[constant.dtype]
+    codes = unpack_bits(value, nbits, constant.size).reshape(constant.shape)
+    unpacked: Array = codes
+    if constant.dtype.startswith("int"):
+        # Move the sign bit to the top of the byte, and back with its copies behind it.
+        unpacked = (codes << (8 - nbits)).view(np.int8) >> (8 - nbits)
+    unpacked.flags.writeable = False
+    return unpacked
+
+
+def _child(node: Node, keys: dict[int, str]) -> CoreMLOpMetaData:
+    mapping: dict[str, str] = {}
+    for parameter in sorted(node.inputs, key=_declared):
+        bound = node.inputs[parameter]
+        for index, value in enumerate(bound):
+            constant = value.constant if isinstance(value, Variable) else value
+            if id(constant) in keys:
+                several = f"{parameter}[{index}]"
+                mapping[several if len(bound) > 1 else parameter] = keys[id(constant)]
+    return CoreMLOpMetaData(node.op_type, node.name, mapping)
+
+
+def _declared(parameter: str) -> tuple[int, str]:
+    if parameter in _PARAMETER_ORDER:
+        return (_PARAMETER_ORDER.index(parameter), parameter)
+    return (len(_PARAMETER_ORDER), parameter)
+
+
+def _shown(values: Array) -> str:
+    return f"np.ndarray(shape={values.shape}, dtype={values.dtype})"
+
+
+def _zeros_and_distinct(values: Array) -> tuple[int, int]:
+    """How many of `values` are at most 1e-12 in magnitude, and how many differ."""
+    flat = values.reshape(-1)
+    if flat.size == 0:
+        return 0, 0
+    if flat.dtype.itemsize <= 2:
+        return _counted_by_code(flat)
+    bound = flat.dtype.type(ZERO)
+    zeros = sum(
+        int(np.count_nonzero((chunk <= bound) & (chunk >= -bound))) for chunk in _chunks(flat)
+    )
+    ordered = np.sort(flat)
+    # NaNs are at the end, each different from every other.
+    nans = sum(int(np.count_nonzero(chunk != chunk)) for chunk in _chunks(ordered))
+    numbers = ordered[: ordered.size - nans]
+    changes = int(np.count_nonzero(numbers[1:] != numbers[:-1]))
+    return zeros, changes + bool(numbers.size) + bool(nans)
+
+
+def _counted_by_code(flat: Array) -> tuple[int, int]:
+    """As above for types of 8 and 16 bits, by counting the bit patterns."""
+    patterns = 1 << (8 * flat.dtype.itemsize)
+    unsigned = np.dtype(f"u{flat.dtype.itemsize}")
+    counts = np.zeros(patterns, np.int64)
+    for chunk in _chunks(flat.view(unsigned)):
+        counts += np.bincount(chunk, minlength=patterns)
+    present = np.flatnonzero(counts)
+    numbers = present.astype(unsigned).view(flat.dtype).astype(np.float32)
+    zeros = int(counts[present][np.abs(numbers) <= np.float32(ZERO)].sum())
+    # In float32, since numpy 2.3 does not sort float16 right on every machine.
+    return zeros, len(np.unique(numbers))
+
+
+def _chunks(flat: Array) -> Iterator[Array]:
+    return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
