@@ -14,7 +14,7 @@ from mlopt.palette.unique import padded_nbits, padded_table
 from mlopt.palette.vectors import indices_shape
 
 Floats = npt.NDArray[Any]
-LutFunction = Callable[[Any], tuple[Any, Any]]
+LutFunction = Callable[[Any], Any]
 
 
 def custom_palette(
@@ -29,13 +29,13 @@ def custom_palette(
     """Palettize a weight with the tables and indices of a function.
 
     ``lut_function(group) -> (table, indices)`` is called once for each group of channels, with the
-    layout that coremltools passes: a read-only view of the weight in its own dtype, the channel axis
-    swapped with axis 0, cut to the group's channels. It returns
+    layout that coremltools passes: a read-only view of the weight in its own dtype, the channel
+    axis swapped with axis 0, cut to the group's channels. It returns
 
     - table: numbers [m], or [m, cluster_dim]; a list or an array, 1 <= m <= 256;
-    - indices: whole numbers below m, of any shape; for scalars one for each weight of ``group`` in C
-      order; for vectors one for each vector, in C order of ``[group_size // d, ...]``, the vectors
-      being d consecutive weights along axis 0.
+    - indices: whole numbers below m, of any shape; for scalars one for each weight of ``group`` in
+      C order; for vectors one for each vector, in C order of ``[group_size // d, ...]``, the
+      vectors being d consecutive weights along axis 0.
 
     Parameters
     ----------
