@@ -97,8 +97,8 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
                 changes.append(change)
     if refusals:
         raise TargetError(
-            f"the model, of specification version {program.specification_version}, cannot be raised "
-            f"to {target}:\n" + "\n".join(f"- {refusal}" for refusal in refusals) + "\n"
+            f"the model, of specification version {program.specification_version}, cannot be "
+            f"raised to {target}:\n" + "\n".join(f"- {refusal}" for refusal in refusals) + "\n"
             f"Convert the source model with minimum_deployment_target={target}, or choose options "
             "that its present target allows."
         )

@@ -86,8 +86,7 @@ def immediate_value(
         if kind.packed:
             raise ValueError(f"packed {kind.name} data needs its shape")
         shape = array.shape
-    if not kind.packed and kind.numpy is not None and array.dtype != kind.numpy:
-        array = array.view(kind.numpy) if kind.name == "bf16" else array.astype(kind.numpy)
+    array = _elements(array, kind)
     _check_size(array.size, kind, shape)
 
     value = Value(type=tensor_type(kind, shape))
@@ -97,7 +96,9 @@ def immediate_value(
     elif kind.field == "bytes":
         field.values = np.ascontiguousarray(array).tobytes()
     else:
-        field.values.extend(array.reshape(-1).tolist())
+        # The field for 64-bit integers is signed.
+        flat = array.reshape(-1)
+        field.values.extend((flat.view(np.int64) if kind.name == "uint64" else flat).tolist())
     return value
 
 
@@ -136,8 +137,7 @@ def make_value(
     size = int(np.prod(shape, dtype=np.int64)) if shape is not None else array.size
     if shape is None or not uses_weight_file(kind, size, specification_version):
         return immediate_value(array, kind, shape)
-    if not kind.packed and array.dtype != kind.numpy:
-        array = array.view(kind.numpy) if kind.name == "bf16" else array.astype(kind.numpy)
+    array = _elements(array, kind)
     _check_size(array.size, kind, shape)
     padding = kind.nbytes(size) * 8 - size * kind.bits
     file_name, offset = add_blob(kind.name, array, padding)
@@ -220,6 +220,22 @@ _FIELD_WIDTHS = {
     "longInts": np.int64,
     "bools": np.bool_,
 }
+
+
+def _elements(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return ``array`` in the numpy dtype of its stored elements; packed bytes as they are."""
+    if dtype.packed or dtype.numpy is None or array.dtype == dtype.numpy:
+        return array
+    if dtype.name != "bf16":
+        return array.astype(dtype.numpy)
+    if array.dtype == np.uint16:
+        return array.view(dtype.numpy)
+    if dtype.numpy == np.uint16:
+        raise ValueError(
+            f"{array.dtype} elements can only be rounded to bf16 with the package ml_dtypes; "
+            "install it, or pass the bits as uint16"
+        )
+    return array.astype(dtype.numpy)
 
 
 def _check_size(stored: int, dtype: DType, shape: Sequence[int]) -> None:
