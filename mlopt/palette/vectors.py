@@ -12,7 +12,8 @@ The plan for one weight:
 3. Greedy k-means++ (Arthur and Vassilvitskii 2007; several candidates a step).
 4. Local search (Lattanzi and Sohler 2019): a centre moves to a point drawn by its cost, if that
    pays. It finds the clusters that the initialisation missed, which Lloyd's iteration cannot.
-5. Lloyd's iteration until the cost settles.
+5. Lloyd's iteration until the cost settles; for small problems then more swaps, each judged by
+   the cost after Lloyd's iteration (Conrads et al. 2024).
 6. Some iterations over all vectors, and a last assignment.
 """
 
@@ -38,6 +39,9 @@ _BLOCK = 1 << 15
 
 _SAMPLE = 1 << 17
 """Vectors that stand in for a larger number of them."""
+
+_SWAP_WORK = 1e7
+"""Vectors times numbers in the centres for which one swap is attempted after convergence."""
 
 _SEED = 20071021
 
@@ -362,7 +366,8 @@ def _fit(data: _Data, k: int) -> npt.NDArray[np.float64]:
             for centers, _ in runs
         ]
     runs = [_lloyd(sample, centers, tolerance=1e-5, rounds=200) for centers, _ in runs]
-    best, _ = min(runs, key=lambda run: run[1])
+    best, cost = min(runs, key=lambda run: run[1])
+    best = _swapped(sample, best, cost)
     if len(sample) < n:
         best, _ = _lloyd(data, best, tolerance=1e-4, rounds=20)
     return np.asarray(best[np.lexsort(best.T[::-1])])
@@ -399,6 +404,35 @@ def _searched(data: _Data, centers: npt.NDArray[np.float64]) -> npt.NDArray[np.f
     draws = _uniforms(max(64, len(centers)), stream=2000)
     _local_search(columns, data.importance(everything), table, draws)
     return np.asarray(table, np.float64)
+
+
+def _swapped(
+    data: _Data, centers: npt.NDArray[np.float64], cost: float
+) -> npt.NDArray[np.float64]:
+    """Centres [k, d] after swaps that pay only when Lloyd's iteration has followed them.
+
+    As many attempts as are cheap: none for large problems, whose local optima are much alike.
+    """
+    attempts = min(int(_SWAP_WORK / (len(data) * centers.size)), 64)
+    if len(centers) < 2 or not cost > 0:
+        return centers
+    everything = slice(0, len(data))
+    columns, weights = data.columns(everything), data.importance(everything)
+    draws = _uniforms(attempts, stream=3000)
+    done = 0
+    while done < attempts:
+        table = centers.astype(columns.dtype)
+        for position, gone in zip(
+            *_suggested_swaps(columns, weights, table, draws[done:]), strict=True
+        ):
+            done += 1
+            moved = centers.copy()
+            moved[gone] = columns[:, position]
+            moved, moved_cost = _lloyd(data, moved, tolerance=3e-4, rounds=8)
+            if moved_cost < cost * (1 - 1e-6):
+                centers, cost = _lloyd(data, moved, tolerance=1e-5, rounds=100)
+                break
+    return centers
 
 
 def _lloyd(
@@ -613,13 +647,31 @@ def _removal_costs(weights, near, label, cumulative, removal):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
-def _local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
-    """Move centres, in place, to vectors drawn by their cost, where that lowers the cost.
+def _cheapest_swap(weights, near, label, removal, relief, trial):  # type: ignore[no-untyped-def]
+    """The centre to give up for a vector at the distances ``trial``, and the change in cost.
 
     For a candidate at distance t of a vector whose nearest centres are at a <= b: without other
     changes the vector gains max(a - t, 0); if its nearest centre goes, it moves to min(b, t). So
     vectors with t >= b matter only through the removal cost b - a, summed beforehand.
     """
+    gain = 0.0
+    relief[:] = 0.0
+    for i in range(weights.size):
+        t = np.float64(trial[i])
+        if t < near[i, 1]:
+            relief[label[i, 0]] += weights[i] * (near[i, 1] - max(t, near[i, 0]))
+            if t < near[i, 0]:
+                gain += weights[i] * (near[i, 0] - t)
+    gone, lowest = 0, np.inf
+    for j in range(removal.size):
+        if removal[j] - relief[j] < lowest:
+            gone, lowest = j, removal[j] - relief[j]
+    return gone, lowest - gain
+
+
+@njit(cache=True, nogil=True)
+def _local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
+    """Move centres, in place, to vectors drawn by their cost, where that lowers the cost."""
     n, k = columns.shape[1], centers.shape[0]
     if k < 2:
         return
@@ -637,19 +689,8 @@ def _local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-
             return
         point = columns[:, _draw(cumulative, draw)].copy()
         _distances(columns, 0, n, point, trial)
-        gain = 0.0
-        relief[:] = 0.0
-        for i in range(n):
-            t = np.float64(trial[i])
-            if t < near[i, 1]:
-                relief[label[i, 0]] += weights[i] * (near[i, 1] - max(t, near[i, 0]))
-                if t < near[i, 0]:
-                    gain += weights[i] * (near[i, 0] - t)
-        gone, lowest = 0, np.inf
-        for j in range(k):
-            if removal[j] - relief[j] < lowest:
-                gone, lowest = j, removal[j] - relief[j]
-        if lowest - gain > -1e-6 * cost:
+        gone, change = _cheapest_swap(weights, near, label, removal, relief, trial)
+        if change > -1e-6 * cost:
             continue
         centers[gone] = point
         for i in range(n):
@@ -662,3 +703,28 @@ def _local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-
             elif t < near[i, 1]:
                 near[i, 1], label[i, 1] = t, gone
         cost = _removal_costs(weights, near, label, cumulative, removal)
+
+
+@njit(cache=True, nogil=True)
+def _suggested_swaps(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
+    """For vectors drawn by their cost: their positions, and the centres that each best replaces.
+
+    int64[m] and int64[m], m the number of draws.
+    """
+    n, k = columns.shape[1], centers.shape[0]
+    near = np.empty((n, 2), np.float64)
+    label = np.empty((n, 2), np.int32)
+    for i in range(n):
+        _two_nearest(columns, i, centers, near, label)
+    cumulative = np.empty(n)
+    removal = np.empty(k)
+    relief = np.empty(k)
+    trial = np.empty(n, columns.dtype)
+    _removal_costs(weights, near, label, cumulative, removal)
+    positions = np.empty(draws.size, np.int64)
+    gone = np.empty(draws.size, np.int64)
+    for m in range(draws.size):
+        positions[m] = _draw(cumulative, draws[m])
+        _distances(columns, 0, n, columns[:, positions[m]].copy(), trial)
+        gone[m], _ = _cheapest_swap(weights, near, label, removal, relief, trial)
+    return positions, gone
