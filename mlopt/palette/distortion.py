@@ -1,0 +1,72 @@
+"""How far a stored palette is from the weight it stands for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.palette.distinct import is_coded, value_of_key
+from mlopt.palette.palettized import Palettized
+
+
+@attrs.frozen
+class Distortion:
+    """Sums over the elements of a weight ``w`` and what is stored for it, ``v``.
+
+    signal: sum of ``w**2``; noise: sum of ``(w - v)**2``. Of what is stored, after every rounding.
+    """
+
+    signal: float
+    noise: float
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio in decibels, ``10 log10(signal / noise)``; inf if lossless."""
+        if self.noise == 0.0:
+            return math.inf
+        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+
+def measure_distortion(weight: npt.NDArray[Any], palettized: Palettized) -> Distortion:
+    """The distortion of ``palettized.dequantize()`` against ``weight`` (same shape and dtype)."""
+    stored = palettized.dequantize()
+    weight = np.ascontiguousarray(weight)
+    if is_coded(weight.dtype):
+        codes, other = (a.reshape(-1).view(np.uint16) for a in (weight, stored))
+        return Distortion(*_of_codes(codes, other, _value_of_code(weight.dtype.name)))
+    return Distortion(*_of_floats(weight.reshape(-1), stored.reshape(-1)))
+
+
+def _value_of_code(dtype_name: str) -> npt.NDArray[np.float64]:
+    codes = np.arange(1 << 16, dtype=np.uint32)
+    keys = np.where(codes & 0x8000, codes ^ 0xFFFF, codes ^ 0x8000)
+    return value_of_key(dtype_name)[keys]
+
+
+@njit(cache=True, nogil=True)
+def _of_codes(codes, other, value_of):
+    signal = 0.0
+    noise = 0.0
+    for i in range(codes.size):
+        value = value_of[codes[i]]
+        miss = value - value_of[other[i]]
+        signal += value * value
+        noise += miss * miss
+    return signal, noise
+
+
+@njit(cache=True, nogil=True)
+def _of_floats(values, other):
+    signal = 0.0
+    noise = 0.0
+    for i in range(values.size):
+        value = np.float64(values[i])
+        miss = value - np.float64(other[i])
+        signal += value * value
+        noise += miss * miss
+    return signal, noise

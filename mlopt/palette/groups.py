@@ -1,0 +1,383 @@
+"""k-means of many rows, each with a table of its own: the kernels behind every scalar palette.
+
+A row is a group of channels, or the whole tensor. Rows are independent; threads take spans of them.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.palette.distinct import (
+    collapse_sorted,
+    distinct_of_codes,
+    is_coded,
+    key_of,
+    value_of_key,
+    weigh_keys,
+)
+from mlopt.palette.kmeans1d import quantile_bounds, solve
+from mlopt.palette.segments import fill_sums
+from mlopt.palette.stored import refine_for_storage, rounding_constants, stored_table
+
+_ROWS_OF_WORK = 1 << 19
+"""Weights a thread takes at a time."""
+
+
+@attrs.frozen(eq=False)
+class RowTables:
+    """Tables and labels of ``G`` rows of ``n`` weights.
+
+    tables: float64[G, 2**nbits], ascending, storable in the weights' dtype; labels: uint8[G, n];
+    noise, signal: the rows' summed squares of error and of weights (float64), in importance.
+    """
+
+    tables: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.uint8]
+    noise: float
+    signal: float
+
+
+def cluster_rows(
+    rows: npt.NDArray[Any],
+    nbits: int,
+    *,
+    table_dtype: np.dtype[Any],
+    importance: npt.NDArray[np.float64] | None = None,
+    workers: int = 1,
+) -> RowTables:
+    """Optimal tables of ``2**nbits`` entries for each row.
+
+    Parameters
+    ----------
+    rows
+        [G, n], C-contiguous, finite; float16 or bfloat16 (clustered through their codes), float32
+        or float64.
+    nbits
+        Bits per index. A row of fewer distinct values is stored without loss, its table padded by
+        repeating the last entry.
+    table_dtype
+        What the tables are stored in.
+    importance
+        float64[G, n], not negative, broadcastable views welcome; None for 1. A row without any
+        counts as uniform.
+    workers
+        Threads. The result does not depend on it.
+    """
+    row_count, n = rows.shape
+    entries = 1 << nbits
+    tables = np.empty((row_count, entries))
+    labels = np.empty((row_count, n), np.uint8)
+    noise = np.empty(row_count)
+    signal = np.empty(row_count)
+    constants = rounding_constants(table_dtype.name)
+
+    def cluster(first: int, last: int) -> None:
+        span = slice(first, last)
+        out = (tables[span], labels[span], noise[span], signal[span])
+        if is_coded(rows.dtype) and importance is None:
+            value_of = value_of_key(rows.dtype.name)
+            _cluster_code_rows(rows[span].view(np.uint16), value_of, constants, entries, *out)
+            return
+        if is_coded(rows.dtype) and n >= 1 << 16:
+            weights = np.ascontiguousarray(importance[span])  # type: ignore[index]
+            value_of = value_of_key(rows.dtype.name)
+            _cluster_weighted_code_rows(
+                rows[span].view(np.uint16), weights, value_of, constants, entries, *out
+            )
+            return
+        values = rows[span].astype(np.float32) if is_coded(rows.dtype) else rows[span]
+        if importance is None:
+            ordered, weights = np.sort(values, axis=1), np.empty((last - first, 0))
+        else:
+            order = np.argsort(values, axis=1, kind="stable")
+            ordered = np.take_along_axis(values, order, axis=1)
+            weights = np.take_along_axis(
+                np.broadcast_to(importance[span], values.shape), order, axis=1
+            )
+        _cluster_float_rows(values, ordered, weights, constants, entries, *out)
+
+    step = max(1, _ROWS_OF_WORK // max(n, 1))
+    spans = [(first, min(first + step, row_count)) for first in range(0, row_count, step)]
+    if workers > 1 and len(spans) > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda span: cluster(*span), spans))
+    else:
+        for span in spans:
+            cluster(*span)
+    return RowTables(tables, labels, _total(noise), _total(signal))
+
+
+def _total(parts: npt.NDArray[np.float64]) -> float:
+    """A sum in a fixed order: numpy's own differs with the width of the machine's vectors."""
+    return float(np.cumsum(parts)[-1]) if parts.size else 0.0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _table_of_values(values, masses, found, entries, constants, scratch, table):
+    """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
+
+    scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
+    queue, since int32, all at least ``found + 1`` long.
+    """
+    sums, bounds, cost, offset, start, queue, since = scratch
+    if found <= entries:
+        for j in range(entries):
+            table[j] = values[min(j, found - 1)]
+        return
+    n = found
+    values = values[:n]
+    mean = fill_sums(values, masses[:n], sums)
+    quantile_bounds(values, sums, entries, bounds)
+    penalty = solve(
+        values, sums, mean, entries, 0.0, bounds, cost, offset, start, queue, since
+    )
+    refine_for_storage(
+        sums, mean, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
+    )
+    stored_table(sums, mean, bounds, entries, *constants, table)
+
+
+@njit(cache=True, nogil=True)
+def _make_scratch(n):
+    return (
+        np.empty((3, n + 1)),
+        np.empty(n + 1, np.int64),
+        np.empty(n + 1),
+        np.empty(n + 1),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _threshold_keys(values, keys, found, value_of, table, thresholds):
+    """The lowest key that belongs to each entry but the first; ties go to the lower entry.
+
+    thresholds: uint32[entries - 1], ascending. An entry equal to its left neighbour takes nothing:
+    it is padding at the end of a table (65536), or one of two centres that round alike.
+    """
+    position = 0
+    for j in range(table.size - 1):
+        middle = 0.5 * (table[j] + table[j + 1])
+        if table[j + 1] == table[j]:
+            thresholds[j] = 1 << 16
+            continue
+        step = 1
+        while position < found and values[min(position + step, found) - 1] <= middle:
+            position = min(position + step, found)
+            step *= 2
+        far = min(position + step, found)
+        while position < far:
+            probe = (position + far) >> 1
+            if values[probe] <= middle:
+                position = probe + 1
+            else:
+                far = probe
+        if position == found or position == 0:
+            thresholds[j] = 1 << 16 if position else 0
+            continue
+        # a key of no importance may lie between the values on either side
+        lower = np.int64(keys[position - 1])
+        upper = np.int64(keys[position])
+        while upper - lower > 1:
+            between = (lower + upper) >> 1
+            if value_of[between] <= middle:
+                lower = between
+            else:
+                upper = between
+        thresholds[j] = upper
+    for j in range(thresholds.size - 2, -1, -1):
+        thresholds[j] = min(thresholds[j], thresholds[j + 1])
+
+
+@njit(cache=True, nogil=True)
+def _label_codes(codes, thresholds, labels):
+    """``labels[i]``: how many thresholds the key of ``codes[i]`` has reached."""
+    n = codes.size
+    if n >= 1 << 16:
+        label_of = np.empty(1 << 16, np.uint8)
+        label = 0
+        for key in range(1 << 16):
+            while label < thresholds.size and thresholds[label] <= key:
+                label += 1
+            code = key ^ 0x8000 if key & 0x8000 else key ^ 0xFFFF
+            label_of[code] = label
+        for i in range(n):
+            labels[i] = label_of[codes[i]]
+    elif thresholds.size <= 15:
+        reached = np.empty(thresholds.size, np.int32)
+        for j in range(thresholds.size):
+            reached[j] = thresholds[j]
+        for i in range(n):
+            key = np.int32(key_of(codes[i]))
+            label = np.int32(0)
+            for j in range(reached.size):
+                label += np.int32(reached[j] <= key)
+            labels[i] = label
+    else:
+        # a search of fixed depth over thresholds padded to a power of two less one
+        for i in range(n):
+            key = key_of(codes[i])
+            label = 0
+            step = (thresholds.size + 1) >> 1
+            while step > 0:
+                if thresholds[label + step - 1] <= key:
+                    label += step
+                step >>= 1
+            labels[i] = label
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _distinct_errors(values, masses, keys, found, table, thresholds):
+    """Summed squares of error and of value over distinct values."""
+    noise = 0.0
+    signal = 0.0
+    label = 0
+    for u in range(found):
+        while label < thresholds.size and thresholds[label] <= keys[u]:
+            label += 1
+        miss = values[u] - table[label]
+        noise += masses[u] * miss * miss
+        signal += masses[u] * values[u] * values[u]
+    return noise, signal
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _finish_code_row(
+    codes,
+    value_of,
+    keys,
+    values,
+    masses,
+    found,
+    entries,
+    constants,
+    scratch,
+    table,
+    labels,
+    thresholds,
+):
+    _table_of_values(values, masses, found, entries, constants, scratch, table)
+    _threshold_keys(values, keys, found, value_of, table, thresholds)
+    _label_codes(codes, thresholds, labels)
+    return _distinct_errors(values, masses, keys, found, table, thresholds)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, noise, signal):
+    rows, n = codes.shape
+    most = min(n, 1 << 16)
+    keys = np.empty(most, np.uint16)
+    values = np.empty(most)
+    masses = np.empty(most)
+    spare = np.empty(most, np.uint16)
+    spare2 = np.empty(most, np.uint16)
+    scratch = _make_scratch(most)
+    thresholds = np.empty(entries - 1, np.uint32)
+    for row in range(rows):
+        found = distinct_of_codes(codes[row], value_of, keys, values, masses, spare, spare2)
+        if found < 0:
+            noise[row] = np.nan
+            continue
+        noise[row], signal[row] = _finish_code_row(
+            codes[row],
+            value_of,
+            keys,
+            values,
+            masses,
+            found,
+            entries,
+            constants,
+            scratch,
+            tables[row],
+            labels[row],
+            thresholds,
+        )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cluster_weighted_code_rows(
+    codes, importance, value_of, constants, entries, tables, labels, noise, signal
+):
+    by_key = np.empty(1 << 16)
+    keys = np.empty(1 << 16, np.uint16)
+    values = np.empty(1 << 16)
+    masses = np.empty(1 << 16)
+    scratch = _make_scratch(1 << 16)
+    thresholds = np.empty(entries - 1, np.uint32)
+    for row in range(codes.shape[0]):
+        weigh_keys(codes[row], importance[row], by_key)
+        if by_key.max() == 0.0:
+            weigh_keys(codes[row], np.ones(codes.shape[1]), by_key)
+        found = 0
+        for key in range(1 << 16):
+            if by_key[key] > 0.0:
+                if found and values[found - 1] == value_of[key]:
+                    masses[found - 1] += by_key[key]
+                    continue
+                keys[found] = key
+                values[found] = value_of[key]
+                masses[found] = by_key[key]
+                found += 1
+        noise[row], signal[row] = _finish_code_row(
+            codes[row],
+            value_of,
+            keys,
+            values,
+            masses,
+            found,
+            entries,
+            constants,
+            scratch,
+            tables[row],
+            labels[row],
+            thresholds,
+        )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cluster_float_rows(
+    rows, ordered, importance, constants, entries, tables, labels, noise, signal
+):
+    count, n = rows.shape
+    values = np.empty(n)
+    masses = np.empty(n)
+    scratch = _make_scratch(n)
+    middles = np.empty(entries - 1)
+    for row in range(count):
+        found = collapse_sorted(ordered[row], importance[row], values, masses)
+        if found == 0:
+            found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
+        table = tables[row]
+        _table_of_values(values, masses, found, entries, constants, scratch, table)
+        for j in range(entries - 1):
+            middles[j] = np.inf if table[j] == table[j + 1] else 0.5 * (table[j] + table[j + 1])
+        for j in range(entries - 3, -1, -1):
+            middles[j] = min(middles[j], middles[j + 1])
+        for i in range(n):
+            value = np.float64(rows[row, i])
+            label = 0
+            step = entries >> 1
+            while step > 0:
+                if middles[label + step - 1] < value:
+                    label += step
+                step >>= 1
+            labels[row, i] = label
+        label = 0
+        error = 0.0
+        power = 0.0
+        for u in range(found):
+            while label < entries - 1 and middles[label] < values[u]:
+                label += 1
+            miss = values[u] - table[label]
+            error += masses[u] * miss * miss
+            power += masses[u] * values[u] * values[u]
+        noise[row] = error
+        signal[row] = power

@@ -1,0 +1,281 @@
+"""The optimum among tables that can be *stored*: centroids rounded to the table's float format.
+
+Rounding the optimal means costs a little, and the segmentation that was best before rounding need
+not be best after it. With ``r(m)`` the storable number nearest to a segment's mean ``m``, a segment
+costs ``cost + mass * (m - r(m))**2``, and the best table of storable numbers is the cheapest
+segmentation under that cost. It is not Monge, so no fast programme solves it outright, but it is
+never below the plain cost. The plain problem, solved forwards and backwards under a penalty, gives
+a lower bound for every solution that has a bound at position ``i``:
+
+    forward(i) + backward(i) - penalty * k
+
+Positions where this exceeds the cost of a stored solution in hand cannot be a bound of a better
+one. A few positions around each bound are left, and a programme over those finishes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mlopt.palette.segments import mirror_sums, penalised_paths, segment_cost
+
+# Significant bits, exponent of the smallest normal number, exponent of the smallest step.
+_FORMATS = {
+    "float16": (11, -14, -24),
+    "bfloat16": (8, -126, -133),
+    "float32": (24, -126, -149),
+}
+
+# Positions that a bound moves by in one round of `_settle`, and the most rounds.
+REACH = 4
+MOST_ROUNDS = 8
+
+# Segments that the proof may consider for each value before it gives up: a microsecond a value or
+# so. It is enough wherever the means are rounded finely against the width of their clusters (up to
+# 6 bits in float16, as a rule); beyond, the settled solution stands, whose excess over the plain
+# optimum is a thousandth or so, most of it the price of rounding that no solution avoids.
+VISITS_PER_VALUE = 150
+
+
+def rounding_constants(dtype_name: str) -> tuple[float, float, float]:
+    """What :func:`round_to_stored` needs to round float64 to a narrower float format.
+
+    (splitter, smallest normal, magic): Dekker's constant ``2**(53 - p) + 1`` for ``p`` significant
+    bits, and the number whose addition and subtraction rounds to the subnormal step. float64 gives
+    zeros: nothing to round.
+    """
+    if dtype_name not in _FORMATS:
+        return 0.0, 0.0, 0.0
+    bits, normal, step = _FORMATS[dtype_name]
+    return 2.0 ** (53 - bits) + 1.0, 2.0**normal, 1.5 * 2.0 ** (52 + step)
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def round_to_stored(number, splitter, smallest_normal, magic):
+    """The nearest number of a narrower float format (Dekker 1971); see ``rounding_constants``."""
+    if splitter == 0.0:
+        return number
+    if abs(number) < smallest_normal:
+        return (number + magic) - magic
+    split = number * splitter
+    return split - (split - number)
+
+
+@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):
+    """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
+    mass = sums[0, j] - sums[0, i]
+    moment = sums[1, j] - sums[1, i]
+    cost = sums[2, j] - sums[2, i] - moment * moment / mass
+    centre = mean + moment / mass
+    miss = centre - round_to_stored(centre, splitter, smallest_normal, magic)
+    return max(cost, 0.0) + mass * miss * miss
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table):
+    """Write the storable centre of each segment into ``table[:k]`` (float64, ascending)."""
+    for j in range(k):
+        mass = sums[0, bounds[j + 1]] - sums[0, bounds[j]]
+        moment = sums[1, bounds[j + 1]] - sums[1, bounds[j]]
+        table[j] = round_to_stored(mean + moment / mass, splitter, smallest_normal, magic)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):
+    """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
+
+    One programme a round over the positions near each bound; returns the stored cost reached.
+    """
+    side = 2 * REACH + 1
+    before = np.empty(side)
+    here = np.empty(side)
+    origin = np.empty((k + 1, side), np.int8)
+    reached = np.inf
+    for _ in range(MOST_ROUNDS):
+        before[:] = np.inf
+        before[REACH] = 0.0
+        for j in range(1, k + 1):
+            here[:] = np.inf
+            for s in range(side):
+                end = bounds[j] + s - REACH
+                if (j == k and s != REACH) or end <= bounds[0] or end > bounds[k]:
+                    continue
+                for t in range(side):
+                    start = bounds[j - 1] + t - REACH
+                    if before[t] >= here[s] or start >= end:
+                        continue
+                    candidate = before[t] + stored_cost(
+                        sums, mean, start, end, splitter, smallest_normal, magic
+                    )
+                    if candidate < here[s]:
+                        here[s] = candidate
+                        origin[j, s] = t
+            before, here = here, before
+        cost = before[REACH]
+        if cost >= reached:
+            break
+        reached = cost
+        moved = False
+        s = REACH
+        for j in range(k, 0, -1):
+            s = origin[j, s]
+            if j > 1 and s != REACH:
+                bounds[j - 1] += s - REACH
+                moved = True
+        if not moved:
+            break
+    return reached
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _search(
+    sums, mean, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
+):
+    """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
+
+    ``forward`` and ``backward`` are the penalised costs of prefixes and of (mirrored) suffixes. A
+    solution with the segment ``[a, b)`` costs at least ``forward(a) + penalty + cost(a, b) +
+    backward(b)`` less ``k`` penalties, which leaves few segments to consider. Their ``a`` are found
+    by walking back from the last that ``forward`` admits, as far as ``forward(a) + cost(a, b) +
+    backward(b)`` does: an earlier start costs at least that much (two clusters cost no more than
+    their union, and ``forward(a)`` no more than what leads to it).
+
+    States are pairs (position, segments so far); ``base`` and ``pointer`` give a position's states.
+    """
+    ceiling = limit + penalty * k
+    positions = np.empty(n + 1, np.int64)
+    positions[0] = 0
+    count = 1
+    for i in range(1, n):
+        if forward[i] + backward[n - i] <= ceiling:
+            positions[count] = i
+            count += 1
+    positions[count] = n
+    count += 1
+
+    base = np.zeros(count, np.int64)
+    pointer = np.zeros(count + 1, np.int64)
+    best = np.empty(4 * count)
+    origin = np.empty(4 * count, np.int64)
+    best[0] = 0.0
+    pointer[1] = 1
+    latest = 0
+    visits = 0
+    for p in range(1, count):
+        end = positions[p]
+        rest = backward[n - end]
+        while latest + 1 < p and forward[positions[latest + 1]] + penalty + rest <= ceiling:
+            latest += 1
+        fewest = k
+        most = 0
+        earliest = latest + 1
+        for q in range(latest, -1, -1):
+            a = positions[q]
+            visits += 1
+            if forward[a] + segment_cost(sums, a, end) + rest > ceiling:
+                break
+            earliest = q
+            if pointer[q + 1] > pointer[q]:
+                fewest = min(fewest, base[q] + 1)
+                most = max(most, base[q] + pointer[q + 1] - pointer[q])
+        if end == n:
+            fewest = k
+        width = max(0, min(most, k) - fewest + 1)
+        base[p] = fewest
+        pointer[p + 1] = pointer[p] + width
+        if visits > VISITS_PER_VALUE * n:
+            return
+        while pointer[p + 1] > best.size:
+            best = np.concatenate((best, np.empty(best.size)))
+            origin = np.concatenate((origin, np.empty(origin.size, np.int64)))
+        here = pointer[p] - fewest
+        best[pointer[p] : pointer[p + 1]] = np.inf
+        for q in range(earliest, latest + 1):
+            if pointer[q + 1] == pointer[q]:
+                continue
+            a = positions[q]
+            cost = stored_cost(sums, mean, a, end, splitter, smallest_normal, magic)
+            if forward[a] + penalty + cost + rest > ceiling:
+                continue
+            there = pointer[q] - base[q]
+            first = max(fewest, base[q] + 1)
+            last = min(fewest + width - 1, base[q] + pointer[q + 1] - pointer[q])
+            visits += last - first + 1
+            for segments in range(first, last + 1):
+                candidate = best[there + segments - 1] + cost
+                if candidate < best[here + segments]:
+                    best[here + segments] = candidate
+                    origin[here + segments] = q
+        # a state whose cheapest completion exceeds the limit leads nowhere
+        for segments in range(fewest, fewest + width):
+            if best[here + segments] + rest - penalty * (k - segments) > limit:
+                best[here + segments] = np.inf
+
+    if pointer[count] > pointer[count - 1] and best[pointer[count - 1]] < limit:
+        p = count - 1
+        for segments in range(k, 0, -1):
+            bounds[segments] = positions[p]
+            p = origin[pointer[p] + segments - base[p]]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def refine_for_storage(
+    sums,
+    mean,
+    n,
+    k,
+    penalty,
+    constants,
+    bounds,
+    cost,
+    offset,
+    start,
+    queue,
+    since,
+):
+    """Turn optimal bounds into bounds that are optimal for storable centres, in place.
+
+    Parameters
+    ----------
+    sums, mean
+        Of the ``n`` values, see :mod:`mlopt.palette.segments`.
+    penalty
+        Any positive penalty; the closer to the one that gives ``k`` segments, the less is searched.
+        ``cost`` has to hold the prefix costs of that penalty.
+    constants
+        ``rounding_constants`` of the table's dtype.
+    bounds
+        int64[>= k + 1]; optimal for the plain cost on entry.
+    offset, start, queue, since
+        Scratch of ``penalised_paths``.
+    """
+    splitter, smallest_normal, magic = constants
+    if splitter == 0.0 or k < 2:
+        return
+    plain = 0.0
+    for j in range(k):
+        plain += segment_cost(sums, bounds[j], bounds[j + 1])
+    limit = _settle(sums, mean, k, splitter, smallest_normal, magic, bounds)
+    # Nothing to gain beyond what float64 sums resolve.
+    if limit - plain <= 1e-11 * plain:
+        return
+    mirrored = np.empty((3, n + 1))
+    mirror_sums(sums, n, mirrored)
+    backward = np.empty(n + 1)
+    penalised_paths(mirrored, n, penalty, backward, offset, start, queue, since)
+    _search(
+        sums,
+        mean,
+        n,
+        k,
+        penalty,
+        limit,
+        cost,
+        backward,
+        splitter,
+        smallest_normal,
+        magic,
+        bounds,
+    )
