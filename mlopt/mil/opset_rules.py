@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.messages import Operation
 from mlopt.mil.program import Constant, Node, Variable
 from mlopt.mil.values import (
@@ -22,7 +23,6 @@ from mlopt.mil.values import (
     scalar_type,
     string_value,
     tensor_type,
-    tensor_type_of,
 )
 
 
@@ -142,11 +142,12 @@ def _upsample_bilinear(change: Change) -> None:
 
 def _crop_resize(change: Change) -> None:
     """Outside of the image lies zero, of the image's type."""
-    typed = _type_of(change.node, "x")
-    if typed is None:
+    bound = change.node.inputs.get("x", ())
+    types = [v.type for v in bound if isinstance(v, Variable)]
+    if len(types) != 1 or types[0].WhichOneof("type") != "tensorType":
         raise Unraisable("the type of x, which pad_value takes, is unknown")
-    value = immediate_value(np.zeros((), np.float32), typed[0].name)
-    change.set_default("pad_value", value)
+    dtype = dtype_of_proto(types[0].tensorType.dataType)
+    change.set_default("pad_value", immediate_value(np.zeros((), np.float32), dtype.name))
 
 
 def _clip(change: Change) -> None:
@@ -162,13 +163,11 @@ def _clip(change: Change) -> None:
 def _gru(change: Change) -> None:
     """The reset gate came before the product, and there was one bias."""
     change.set_default("reset_after", immediate_value(np.bool_(False)))
-    typed = _type_of(change.node, "weight_hh")
-    if typed is None or len(typed[1]) != 2:
-        raise Unraisable(
-            "the shape of weight_hh, from which that of input_bias follows, is unknown"
-        )
-    dtype, (rows, _) = typed
-    change.set_default("input_bias", immediate_value(np.zeros(rows, np.float32), dtype.name))
+    weight = change.node.constant_input("weight_hh")
+    if weight is None:
+        raise Unraisable("weight_hh, from which the shape of input_bias follows, is computed")
+    zeros = np.zeros(weight.shape[:1], np.float32)
+    change.set_default("input_bias", immediate_value(zeros, weight.dtype))
 
 
 def _to_inputs(change: Change) -> None:
@@ -182,17 +181,15 @@ def _along_axis(data: str) -> Rule:
         node = change.node
 
         def extent() -> np.ndarray:
-            typed = _type_of(node, data)
             try:
                 axis = int(node.scalar("axis", 0))
             except ValueError:
                 raise Unraisable("its indices may be negative, and its axis is computed") from None
-            if typed is None or not -len(typed[1]) <= axis < len(typed[1]):
-                raise Unraisable(
-                    f"its indices may be negative, which the newer opset does not allow, and the "
-                    f"shape of {data} is not fixed"
-                )
-            return np.array(typed[1][axis], np.int32)
+            sizes = _sizes(node, data)
+            size = sizes[axis] if -len(sizes) <= axis < len(sizes) else None
+            if size is None:
+                raise Unraisable(_NOT_FIXED.format(data))
+            return np.array(size, np.int32)
 
         _make_non_negative(change, extent)
 
@@ -206,19 +203,20 @@ def _nd(data: str) -> Rule:
         node = change.node
 
         def extent() -> np.ndarray:
-            typed, indices = _type_of(node, data), _type_of(node, "indices")
             try:
                 skipped = int(node.scalar("batch_dims", 0))
             except ValueError:
                 raise Unraisable(
                     "its indices may be negative, and batch_dims is computed"
                 ) from None
-            if typed is None or indices is None or not indices[1]:
-                raise Unraisable(
-                    f"its indices may be negative, which the newer opset does not allow, and the "
-                    f"shape of {data} or of the indices is not fixed"
-                )
-            return np.array(typed[1][skipped : skipped + indices[1][-1]], np.int32)
+            index_sizes = _sizes(node, "indices")
+            depth = index_sizes[-1] if index_sizes else None
+            if depth is None:
+                raise Unraisable(_NOT_FIXED.format("indices"))
+            sizes = _sizes(node, data)[skipped : skipped + depth]
+            if None in sizes or len(sizes) != depth:
+                raise Unraisable(_NOT_FIXED.format(data))
+            return np.array(sizes, np.int32)
 
         _make_non_negative(change, extent)
 
@@ -246,6 +244,8 @@ def _make_non_negative(change: Change, extent: Callable[[], np.ndarray]) -> None
         return
     variable = bound[0]
     assert isinstance(variable, Variable)
+    if _is_never_negative(variable):
+        return
     tensor = variable.type.tensorType
     kind = tensor_type(dtype="bool", shape=())
     integer = tensor_type(dtype="int32", shape=())
@@ -280,13 +280,44 @@ def _retyped(value_type: Any, element: Any) -> Any:
     return result
 
 
-def _type_of(node: Node, parameter: str) -> Any:
-    """Return (dtype, shape) of what is bound to a parameter; None where it is not fixed."""
+_NOT_FIXED = (
+    "its indices may be negative, which the newer opset does not allow, and the shape of {} is not "
+    "fixed"
+)
+#: Operations that give positions or counts.
+_POSITIONS = frozenset({"topk", "reduce_argmax", "reduce_argmin", "argsort", "non_zero", "shape"})
+#: Operations whose output has no other values than their input ``x``, but for rounding.
+_SAME_VALUES = frozenset(
+    {"cast", "identity", "reshape", "expand_dims", "squeeze", "transpose", "tile", "slice_by_index"}
+)
+
+
+def _is_never_negative(variable: Variable) -> bool:
+    """Return whether it is known to be a position, which needs no rewrite."""
+    node = variable.node
+    while node is not None and node.op_type in _SAME_VALUES:
+        bound = node.inputs.get("x", ())
+        if len(bound) != 1 or not isinstance(bound[0], Variable):
+            return False
+        variable = bound[0]
+        node = variable.node
+    if node is None or node.op_type not in _POSITIONS:
+        return False
+    # The first output of topk holds values, not positions.
+    return node.op_type != "topk" or (len(node.outputs) == 2 and variable is node.outputs[1])
+
+
+def _sizes(node: Node, parameter: str) -> tuple[int | None, ...]:
+    """Return the shape of what is bound to a parameter, None for sizes that are not fixed."""
     bound = node.inputs.get(parameter, ())
     if len(bound) != 1 or bound[0] is None:
-        return None
+        return ()
     what = bound[0]
-    return tensor_type_of(what.message.type if isinstance(what, Constant) else what.type)
+    tensor = (what.message.type if isinstance(what, Constant) else what.type).tensorType
+    return tuple(
+        size.constant.size if size.WhichOneof("dimension") == "constant" else None
+        for size in tensor.dimensions
+    )
 
 
 _VALIDATE = _defaults(validate_indices=np.bool_(False))

@@ -54,6 +54,8 @@ class Package:
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
                 "handled. Convert it again with convert_to='mlprogram'."
             )
+        #: The weight files that the source has, whatever becomes of the references in ``spec``.
+        self.source_weight_files = tuple(self.weight_files)
         #: Set by a writer: the references in ``spec`` then belong to what was written.
         self.written = False
 

@@ -369,15 +369,13 @@ class Program:
         """
         found: list[Constant] = []
         for node in self.nodes() if nodes is None else nodes:
-            if node.op_type == "const":
-                found.extend(v.constant for v in node.outputs[:1] if v.constant is not None)
-            else:
-                found.extend(
-                    bound
-                    for bindings in node.inputs.values()
-                    for bound in bindings
-                    if isinstance(bound, Constant)
-                )
+            found.extend(v.constant for v in node.outputs if v.constant is not None)
+            found.extend(
+                bound
+                for bindings in node.inputs.values()
+                for bound in bindings
+                if isinstance(bound, Constant)
+            )
         return found
 
     def __repr__(self) -> str:

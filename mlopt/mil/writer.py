@@ -90,9 +90,16 @@ class PackageWriter:
         self.destination = check_destination(destination)
         self._token = secrets.token_hex(4)
         self._folder = self.destination.with_name(f".{self.destination.name}.{self._token}.tmp")
-        self._files: dict[str, tuple[BinaryIO, BlobWriter]] = {}
-        self._kept: dict[tuple[str, int], int] = {}
-        names = package.weight_files
+        root = Path(os.path.realpath(package.path))
+        if root in self.destination.parents or self.destination in root.parents:
+            raise DestinationError(
+                f"{self.destination}: the output and its source {root} lie inside each other; "
+                "choose another folder"
+            )
+        # By path: a model may spell the name of one file in two ways.
+        self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
+        self._kept: dict[tuple[PurePosixPath, int], int] = {}
+        names = package.source_weight_files
         #: The weight file that new values go to unless told otherwise.
         self.default_file = _DEFAULT_FILE if _DEFAULT_FILE in names or not names else names[0]
 
@@ -173,7 +180,7 @@ class PackageWriter:
         if value.WhichOneof("value") != "blobFileValue" or value.blobFileValue.offset >= MOVED:
             return
         reference = value.blobFileValue
-        key = (reference.fileName, reference.offset)
+        key = (self.package.weight_path(reference.fileName), reference.offset)
         if key not in self._kept:
             reader = self.package.reader(reference.fileName)
             blob = reader.read(reference.offset)
@@ -190,8 +197,8 @@ class PackageWriter:
 
         Returns the folder of the finished package.
         """
-        for name in self.package.weight_files:
-            self._blobs(name)
+        for name in self.package.source_weight_files:
+            self._blobs(name)  # also where nothing is left in it: the old one is not copied then
         for value in self.package.file_values():
             self.keep(value)
         for value in self.package.file_values():
@@ -211,12 +218,13 @@ class PackageWriter:
 
     def _blobs(self, file_name: str) -> BlobWriter:
         """Return the writer of a weight file, which is created at its first use."""
-        if file_name not in self._files:
-            path = self._folder / self.package.weight_path(file_name)
+        inner = self.package.weight_path(file_name)
+        if inner not in self._files:
+            path = self._folder / inner
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "w+b")  # noqa: SIM115  (closed in _close_files)
-            self._files[file_name] = (file, BlobWriter(file))
-        return self._files[file_name][1]
+            self._files[inner] = (file, BlobWriter(file))
+        return self._files[inner][1]
 
     def _close_files(self) -> None:
         for file, _ in self._files.values():
@@ -247,8 +255,8 @@ class PackageWriter:
         path = self._folder / "Manifest.json"
         manifest = json.loads(path.read_bytes())
         entries = manifest["itemInfoEntries"]
-        for name in self._files:
-            folder = PurePosixPath(*self.package.weight_path(name).parts[1:]).parent
+        for inner in self._files:
+            folder = PurePosixPath(*inner.parts[1:]).parent
             known = {entry.get("path") for entry in entries.values() if isinstance(entry, dict)}
             if str(folder) in known or any(str(parent) in known for parent in folder.parents):
                 continue

@@ -210,6 +210,75 @@ def test_negative_indices_point_where_they_did(
         assert inside.inputs["x"][0] is select.inputs["a"][0] is moved.inputs["x"][0]
 
 
+def test_positions_need_no_rewrite(build: Callable[..., Any], mb: Any, tmp_path: Path) -> None:
+    def body(x: Any) -> Any:
+        where = mb.reduce_argmax(x=mb.reduce_max(x=x, axes=[2, 3]), axis=0)
+        best, places = mb.topk(x=x, k=1, axis=1)
+        places = mb.reshape(x=places, shape=[-1])
+        values = mb.cast(x=mb.reshape(x=best, shape=[-1]), dtype="int32")
+        return (
+            mb.gather(x=DATA, indices=where, axis=0, name="position"),
+            mb.gather(x=DATA, indices=places, axis=1, name="reshaped"),
+            mb.gather(x=DATA, indices=values, axis=1, name="value"),
+        )
+
+    package, _ = raised(build(body, DATA.shape), "iOS17", tmp_path / "out")
+    producers = {
+        node.name: node.inputs["indices"][0].node.op_type  # type: ignore[union-attr]
+        for node in package.programs[0].nodes()
+        if node.op_type == "gather"
+    }
+    assert producers == {"position": "reduce_argmax", "reshaped": "reshape", "value": "select"}
+
+
+def test_sizes_that_are_not_fixed(ct: Any, build: Callable[..., Any], mb: Any) -> None:
+    """Only the size of the axis that is indexed has to be known."""
+
+    def body(x: Any) -> Any:
+        index = mb.cast(
+            x=mb.slice_by_size(x=mb.reduce_max(x=x, axes=[1]), begin=[0], size=[2]), dtype="int32"
+        )
+        return mb.gather(x=x, indices=index, axis=1, name="known")
+
+    (program,) = open_package(build(body, (8, 6), "iOS16")).programs
+    gather = next(node for node in program.nodes() if node.op_type == "gather")
+    dimensions = gather.inputs["x"][0].type.tensorType.dimensions  # type: ignore[union-attr]
+    dimensions[0].unknown.variadic = False
+    assert len(plan_opset_raise(program, Target.iOS17).changes) == 1
+    dimensions[1].unknown.variadic = False
+    with pytest.raises(TargetError, match=r"'known'.*the shape of x is not fixed"):
+        plan_opset_raise(program, Target.iOS17)
+
+
+def test_short_indices_are_widened_first(
+    build: Callable[..., Any], mb: Any, tmp_path: Path
+) -> None:
+    from tests.judges import load_program
+
+    package = open_package(
+        build(
+            lambda x: mb.gather(
+                x=x,
+                indices=mb.cast(x=mb.reduce_max(x=x, axes=[1]), dtype="int32"),
+                axis=0,
+                name="g",
+            ),
+            (8, 6),
+            "iOS16",
+        )
+    )
+    (program,) = package.programs
+    for node in program.nodes():
+        if node.op_type == "cast":
+            node.op.outputs[0].type.tensorType.dataType = 22  # int16
+    raise_opset(program, Target.iOS17)
+    casts = [node for node in program.nodes() if node.op_type == "cast"]
+    casts[0].op.outputs[0].type.tensorType.dataType = 23  # int32 again: it was made up
+    with PackageWriter(package, tmp_path / "out") as writer:
+        load_program(writer.finish())
+    assert [node.scalar("dtype") for node in casts] == ["int32", "int32"]
+
+
 def test_refusals_name_every_operation_and_change_nothing(
     build: Callable[..., Any], mb: Any
 ) -> None:

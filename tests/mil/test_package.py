@@ -304,6 +304,42 @@ def test_destination_through_a_link(source: Path, tmp_path: Path) -> None:
     assert copy(source, link).is_dir()
 
 
+def test_two_spellings_of_one_weight_file(source: Path, tmp_path: Path) -> None:
+    from tests.judges import load_program
+
+    model = Model.FromString((source / MODEL).read_bytes())
+    for value in list(file_values(model.mlProgram))[::2]:
+        value.blobFileValue.fileName = "@model_path/./weights//weight.bin"
+    (source / MODEL).write_bytes(model.SerializeToString())
+    output = copy(source, tmp_path / "out.mlpackage")
+    load_program(output)
+    pairs = zip(*(open_package(p).programs[0].constants() for p in (source, output)), strict=True)
+    for before, after in pairs:
+        np.testing.assert_array_equal(before.value(), after.value())
+
+
+def test_weight_file_that_nothing_refers_to_any_more(source: Path, tmp_path: Path) -> None:
+    package = open_package(source)
+    for constant in package.programs[0].constants():
+        if constant.storage:
+            constant.message.CopyFrom(immediate_value(np.asarray(constant.value())))
+    with PackageWriter(package, tmp_path / "out.mlpackage") as writer:
+        output = writer.finish()
+    assert (output / WEIGHTS).stat().st_size == 64
+    assert BlobReader(output / WEIGHTS).count == 0
+    assert open_package(output).weight_files == []
+
+
+def test_output_inside_its_source(source: Path) -> None:
+    package = open_package(source)
+    with pytest.raises(DestinationError, match="inside each other"):
+        PackageWriter(package, source / "out.mlpackage")
+    inner = source / "inner.mlpackage"
+    shutil.copytree(source, inner)
+    with pytest.raises(DestinationError, match="inside each other"):
+        PackageWriter(open_package(inner), source)
+
+
 def test_destinations_that_are_refused(tmp_path: Path) -> None:
     assert check_destination(str(tmp_path / "a")) == tmp_path / "a.mlpackage"
     assert check_destination(tmp_path / "a.b.mlpackage") == tmp_path / "a.b.mlpackage"
