@@ -103,7 +103,7 @@ def add_speedups(lines: dict[str, Any]) -> None:
     for name, line in lines.items():
         if name != REFERENCE and "median_wall_s" in line and "median_wall_s" in reference:
             line["times_faster"] = reference["median_wall_s"] / line["median_wall_s"]
-            if line["median_cpu_s"] > 0:
+            if line["median_cpu_s"] and reference["median_cpu_s"]:
                 line["times_less_cpu"] = reference["median_cpu_s"] / line["median_cpu_s"]
 
 

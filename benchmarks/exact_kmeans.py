@@ -2,16 +2,16 @@
 
     python -m benchmarks.exact_kmeans [--rows NAME ...] [--json FILE] [--list]
 
-Each row clusters one Gaussian array, from the array to table, indices and stored error. The
-reference is the function that coremltools calls for each weight: exact on fp16 arrays of 10,000
-elements and more (values distinct, counted), scikit-learn's Lloyd otherwise. It takes no
-importance, so it clusters the weighted rows unweighted and its error is left out there.
+Each row clusters one Gaussian array with one table, on one thread, from the array to table,
+indices and stored error. The reference is the function that coremltools calls for each weight:
+exact on fp16 arrays of 10,000 elements and more (values distinct, counted), scikit-learn's Lloyd
+otherwise. It takes no importance, so it clusters the weighted rows unweighted and its error is
+left out there.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,32 +90,30 @@ def weighted_squared_error(
 
 
 def measure(name: str, tools: list[str], repeats: int) -> list[dict[str, Any]]:
-    """A row for each tool (and worker count): times and stored error (runs in a child)."""
+    """A row for each tool: times and stored error (runs in a child)."""
     case = CASES[name]
     rng = np.random.default_rng(14336)
     values = (0.02 * rng.standard_normal(case.n)).astype(case.dtype)
     importance = rng.exponential(size=case.n) if case.weighted else None
     rows = []
     for tool in tools:
-        for workers in (1,) if tool == REFERENCE else sorted({1, os.cpu_count() or 1}):
-            cluster = _clusterer(tool, case.nbits, workers)
-            cluster(values[:12000], None if importance is None else importance[:12000])
-            timing = Timing()
-            rounds = min(repeats, 2) if tool == REFERENCE else repeats
-            for _ in range(rounds):
-                stored = timing.measure(lambda c=cluster: c(values, importance))()
-            error = None
-            if not (tool == REFERENCE and case.weighted):
-                error = weighted_squared_error(values, stored, importance)
-            row = {"name": name, "tool": tool, "workers": workers, "squared_error": error}
-            rows.append({**row, **timing.summary(), "quoted_s": case.quoted_s})
+        cluster = _clusterer(tool, case.nbits)
+        cluster(values[:12000], None if importance is None else importance[:12000])  # warm-up
+        timing = Timing()
+        for _ in range(min(repeats, 2) if tool == REFERENCE else repeats):
+            stored = timing.measure(lambda c=cluster: c(values, importance))()
+        error = None
+        if not (tool == REFERENCE and case.weighted):
+            error = weighted_squared_error(values, stored, importance)
+        row = {"name": name, "tool": tool, "squared_error": error, "quoted_s": case.quoted_s}
+        rows.append(row | timing.summary())
     return rows
 
 
 Clusterer = Callable[[np.ndarray, np.ndarray | None], Callable[[], np.ndarray]]
 
 
-def _clusterer(tool: str, nbits: int, workers: int) -> Clusterer:
+def _clusterer(tool: str, nbits: int) -> Clusterer:
     """A call that clusters; what it returns expands to the stored values when called."""
     if tool == REFERENCE:
         import_coremltools()
@@ -130,17 +128,10 @@ def _clusterer(tool: str, nbits: int, workers: int) -> Clusterer:
     from mlopt.palette.palettize import palettize
     from mlopt.palette.spec import PaletteSpec
 
-    spec = PaletteSpec(
-        mode="kmeans",
-        nbits=nbits,
-        channel_axis=None,
-        group_size=None,
-        scale_axis=None,
-        lut_function=None,
-    )
+    spec = PaletteSpec(mode="kmeans", nbits=nbits)
 
     def project(values: np.ndarray, importance: np.ndarray | None) -> Callable[[], np.ndarray]:
-        palettized, _ = palettize(values, spec, importance=importance, workers=workers)
+        palettized, _ = palettize(values, spec, importance=importance)
         return palettized.dequantize
 
     return project
@@ -193,7 +184,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         lines.append(
             (
                 case.name,
-                f"{row['tool']}, workers {row['workers']}",
+                row["tool"],
                 seconds(row["median_wall_s"]),
                 f"{row['median_wall_s'] / case.n * 1e9:.1f}",
                 f"{faster:.3g}x" if faster and row["tool"] == PROJECT else "-",

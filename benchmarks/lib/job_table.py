@@ -67,5 +67,5 @@ def _times(value: float | None) -> str:
 def _ratios(against: dict[str, Any]) -> str:
     keys = ("ratio_min", "ratio_median", "ratio_max")
     text = " / ".join(number(against[key], 5) for key in keys)
-    extra = len(against["only_ours"])
-    return f"{text} (+{extra} only ours)" if extra else text
+    ours, theirs = len(against["only_ours"]), len(against["only_theirs"])
+    return text + (f" (+{ours})" if ours else "") + (f" (-{theirs})" if theirs else "")

@@ -64,7 +64,7 @@ class _Layers:
         gamma, beta = self.vector(width, mean=1.0), self.vector(width)
         return self.mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=np.float16(1e-5))
 
-    def attention(self, x: Any, shape: Shape) -> Any:
+    def attention(self, x: Any, mask: Any, shape: Shape) -> Any:
         mb, size = self.mb, shape.width // shape.heads
         joint = self.linear(x, shape.width, 3 * shape.width)
         split = mb.reshape(x=joint, shape=[1, shape.tokens, 3 * shape.heads, size])
@@ -72,8 +72,7 @@ class _Layers:
         query, key, value = mb.split(x=turned, num_splits=3, axis=1)
         scores = mb.matmul(x=query, y=key, transpose_y=True)
         scores = mb.mul(x=scores, y=np.float16(1 / math.sqrt(size)))
-        hidden = np.triu(np.ones((shape.tokens, shape.tokens), np.float16), k=1)
-        scores = mb.add(x=scores, y=hidden[None, None] * np.float16(-1e4))
+        scores = mb.add(x=scores, y=mask)
         mixed = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=value)
         mixed = mb.transpose(x=mixed, perm=[0, 2, 1, 3])
         mixed = mb.reshape(x=mixed, shape=[1, shape.tokens, shape.width])
@@ -85,25 +84,24 @@ class _Layers:
 
 
 def build(path: Path, shape: Shape, seed: int) -> None:
-    """A decoder of ``shape`` as an iOS18 fp16 package: ids [1, tokens] to logits."""
+    """A decoder of ``shape`` as an iOS18 fp16 package: ids and positions [1, tokens] to logits."""
     ct = import_coremltools()
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
     layers = _Layers(mb, seed)
-    ids_spec = mb.TensorSpec(shape=(1, shape.tokens), dtype=types.int32)
+    inputs = [mb.TensorSpec(shape=(1, shape.tokens), dtype=types.int32) for _ in range(2)]
 
-    @mb.program(input_specs=[ids_spec], opset_version=ct.target.iOS18)
-    def program(input_ids: Any) -> Any:
-        words = mb.gather(x=layers.matrix(shape.vocabulary, shape.width), indices=input_ids, axis=0)
-        places = mb.gather(
-            x=layers.matrix(shape.positions, shape.width),
-            indices=np.arange(shape.tokens, dtype=np.int32)[None],
-            axis=0,
-        )
-        x = mb.add(x=words, y=places)
+    @mb.program(input_specs=inputs, opset_version=ct.target.iOS18)
+    def program(input_ids: Any, position_ids: Any) -> Any:
+        vocabulary = layers.matrix(shape.vocabulary, shape.width)
+        words = mb.gather(x=vocabulary, indices=input_ids, axis=0)
+        positions = layers.matrix(shape.positions, shape.width)
+        x = mb.add(x=words, y=mb.gather(x=positions, indices=position_ids, axis=0))
+        later = np.triu(np.ones((1, 1, shape.tokens, shape.tokens), np.float16), k=1)
+        mask = mb.const(val=later * np.float16(-1e4), name="causal_mask")
         for _ in range(shape.layers):
-            x = mb.add(x=x, y=layers.attention(layers.norm(x, shape.width), shape))
+            x = mb.add(x=x, y=layers.attention(layers.norm(x, shape.width), mask, shape))
             x = mb.add(x=x, y=layers.perceptron(layers.norm(x, shape.width), shape))
         head = layers.matrix(shape.vocabulary, shape.width)
         no_bias = np.zeros(shape.vocabulary, np.float16)
