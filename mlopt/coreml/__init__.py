@@ -1,0 +1,43 @@
+"""Compressing, inspecting and decompressing Core ML models.
+
+The names and parameters of ``coremltools.optimize.coreml``, and :func:`palettize`, which goes from
+file to file and accounts for every weight.
+"""
+
+from mlopt.coreml.config import (
+    CompressionGranularity,
+    Granularity,
+    OpPalettizerConfig,
+    OptimizationConfig,
+)
+from mlopt.coreml.decompress import decompress, decompress_weights
+from mlopt.coreml.metadata import (
+    CoreMLOpMetaData,
+    CoreMLWeightMetaData,
+    get_weights_metadata,
+)
+from mlopt.coreml.palettize import (
+    PalettizationResult,
+    palettize,
+    palettize_weights,
+    preview,
+)
+from mlopt.coreml.report import Report, WeightRow
+
+__all__ = [
+    "CompressionGranularity",
+    "CoreMLOpMetaData",
+    "CoreMLWeightMetaData",
+    "Granularity",
+    "OpPalettizerConfig",
+    "OptimizationConfig",
+    "PalettizationResult",
+    "Report",
+    "WeightRow",
+    "decompress",
+    "decompress_weights",
+    "get_weights_metadata",
+    "palettize",
+    "palettize_weights",
+    "preview",
+]

@@ -134,9 +134,7 @@ def _table_of_values(values, masses, found, entries, constants, scratch, table):
     values = values[:n]
     mean = fill_sums(values, masses[:n], sums)
     quantile_bounds(values, sums, entries, bounds)
-    penalty = solve(
-        values, sums, mean, entries, 0.0, bounds, cost, offset, start, queue, since
-    )
+    penalty = solve(values, sums, mean, entries, 0.0, bounds, cost, offset, start, queue, since)
     refine_for_storage(
         sums, mean, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from mlopt.errors import ConfigError
 from mlopt.palette.custom import custom_palette
@@ -76,7 +77,9 @@ def palettize(
 
     distortion = None
     if spec.cluster_dim > 1:
-        tables, labels = _vector_tables(points, spec, axis, groups, weight.dtype, importance, workers)
+        tables, labels = _vector_tables(
+            points, spec, axis, groups, weight.dtype, importance, workers
+        )
     elif spec.mode == "kmeans":
         assert spec.nbits is not None
         found = cluster_rows(
@@ -150,14 +153,19 @@ def is_finite(weight: Floats) -> bool:
     """Whether no element is infinite or NaN. Reads the weight once, copies nothing."""
     if is_coded(weight.dtype):
         exponent = np.uint16(0x7C00 if weight.dtype == np.float16 else 0x7F80)
-        blocks = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
-        step = 1 << 18
-        return not any(
-            ((blocks[i : i + step] & exponent) == exponent).any()
-            for i in range(0, blocks.size, step)
-        )
+        codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
+        return not _has_exponent(codes, exponent)
     # min and max carry a NaN along, and an infinity is one of them
     return bool(np.isfinite(weight.min()) and np.isfinite(weight.max()))
+
+
+@njit(cache=True, nogil=True)
+def _has_exponent(codes, exponent):
+    """Whether some code has all bits of ``exponent`` set; without early exit, to go eight at once."""
+    found = False
+    for i in range(codes.size):
+        found |= (codes[i] & exponent) == exponent
+    return found
 
 
 def _rows(array: Floats, axis: int, groups: int) -> Floats:

@@ -229,9 +229,7 @@ def _check_vectors(d: int, vector_axis: int | None, rank: int) -> None:
         )
 
 
-def _check_scale(
-    scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> None:
+def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check a scale's dtype and shape for a weight of ``shape`` and ``dtype``."""
     if scale.dtype != dtype:
         raise ConfigError(

@@ -150,9 +150,7 @@ def cluster_vectors(
     return exact, labels if inverse is None else labels[inverse]
 
 
-def assign_vectors(
-    points: Floats, centers: Floats, *, workers: int = 1
-) -> npt.NDArray[np.uint8]:
+def assign_vectors(points: Floats, centers: Floats, *, workers: int = 1) -> npt.NDArray[np.uint8]:
     """Label each vector by its nearest centre, the first of equally near ones.
 
     Parameters
@@ -406,9 +404,7 @@ def _searched(data: _Data, centers: npt.NDArray[np.float64]) -> npt.NDArray[np.f
     return np.asarray(table, np.float64)
 
 
-def _swapped(
-    data: _Data, centers: npt.NDArray[np.float64], cost: float
-) -> npt.NDArray[np.float64]:
+def _swapped(data: _Data, centers: npt.NDArray[np.float64], cost: float) -> npt.NDArray[np.float64]:
     """Centres [k, d] after swaps that pay only when Lloyd's iteration has followed them.
 
     As many attempts as are cheap: none for large problems, whose local optima are much alike.

@@ -1,0 +1,372 @@
+"""What is to be done with each weight, before anything is clustered.
+
+Every weight is either kept, with a reason, or has a spec for its palette and a deployment target
+that can express it. What no target in reach can express is collected and refused at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from mlopt.coreml.channels import channels_of_one_group, output_axes
+from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
+from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
+from mlopt.errors import ConfigError, TargetError
+from mlopt.mil.opset_upgrade import plan_opset_raise
+from mlopt.mil.package import Package
+from mlopt.mil.targets import Target
+from mlopt.palette.palettize import NoPaletteError, is_finite, palettize
+from mlopt.palette.spec import PaletteSpec
+
+_FLOATS = ("float16", "float32")
+_NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
+_NBITS = (1, 2, 3, 4, 6, 8)
+
+
+@attrs.frozen
+class Keep:
+    """The weight stays bit for bit: ``reason`` in full, ``category`` without its numbers."""
+
+    reason: str
+    category: str
+
+
+@attrs.frozen(eq=False)
+class Decision:
+    """What happens to one weight.
+
+    ``outcome`` is a ``PaletteSpec`` or ``Keep``; ``config`` is what was asked for (None: nothing),
+    ``group_size`` what is stored (None without groups), ``needs`` the oldest target that can
+    express it.
+    """
+
+    weight: Weight
+    outcome: PaletteSpec | Keep
+    rule: str
+    note: str | None = None
+    config: OpPalettizerConfig | None = None
+    group_size: int | None = None
+    needs: Target = Target.iOS15
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """All decisions of a run, in program order, and the targets they lead to.
+
+    ``target`` is the newest target before, ``raised`` the programs that have to be raised and to
+    what, ``reason`` why.
+    """
+
+    decisions: tuple[Decision, ...]
+    target: Target
+    target_after: Target
+    target_reason: str | None
+    raises: tuple[tuple[Any, Target], ...]
+    unmatched_rules: tuple[UnmatchedRule, ...]
+
+
+def decide(
+    package: Package,
+    config: OptimizationConfig,
+    *,
+    minimum_deployment_target: Any = None,
+    strict: bool = False,
+) -> Plan:
+    """Decide about every weight of a package.
+
+    Parameters
+    ----------
+    minimum_deployment_target
+        The newest target that the result may have. None: the model's own, or iOS16 if that is
+        older, which is what coremltools does too.
+    strict
+        A rule that matches no weight is an error.
+
+    Raises
+    ------
+    ConfigError
+        Rules match nothing (``strict``), or do not fit the weights they match; all are listed.
+    TargetError
+        Requests that need a newer target than allowed; all are listed.
+    """
+    weights, nodes_of_programs = weights_of(package)
+    users = [(w.name, [(user.op_name, user.op_type) for user in w.consumers]) for w in weights]
+    nodes = [node for nodes in nodes_of_programs for node in nodes]
+    unmatched = unmatched_rules(
+        config,
+        users
+        + [
+            (c.name, [(u.op_name, u.op_type) for u in c.consumers])
+            for program, ns in zip(package.programs, nodes_of_programs, strict=True)
+            for c in program.constants(ns)
+        ],
+        op_names=[node.name for node in nodes],
+        op_types=[node.op_type for node in nodes],
+    )
+    if strict and unmatched:
+        raise ConfigError(
+            "rules of the configuration apply to no weight (strict):\n"
+            + "\n".join(f"- {rule}" for rule in unmatched)
+        )
+
+    problems: list[str] = []
+    violations: list[str] = []
+    decisions = []
+    for weight, (name, consumers) in zip(weights, users, strict=True):
+        current = Target.of_specification(weight.program.specification_version)
+        limit = _limit(current, minimum_deployment_target)
+        try:
+            decision = _decide(weight, resolve(config, name, consumers), limit)
+        except ConfigError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if decision.needs > limit:
+            violations.append(_violation(decision, current, limit, minimum_deployment_target))
+        decisions.append(decision)
+    if problems:
+        raise ConfigError(
+            "the configuration does not fit some weights:\n"
+            + "\n".join(f"- {problem}" for problem in problems)
+        )
+    if violations:
+        raise TargetError(
+            f"{len(violations)} requests cannot be expressed for the deployment target:\n"
+            + "\n".join(f"- {violation}" for violation in violations)
+        )
+    return _with_targets(package, tuple(decisions), unmatched)
+
+
+def _limit(current: Target, minimum_deployment_target: Any) -> Target:
+    """The newest target that the result may have."""
+    if minimum_deployment_target is None:
+        return max(current, Target.iOS16)
+    return max(current, Target.parse(minimum_deployment_target))
+
+
+def _decide(weight: Weight, resolution: Resolution, limit: Target) -> Decision:
+    config, rule = resolution.config, resolution.rule
+
+    def kept(reason: str, category: str | None = None) -> Decision:
+        return Decision(weight, Keep(reason, category or reason), rule, resolution.note, config)
+
+    reason = _untouchable(weight)
+    if reason is not None:
+        return kept(*reason)
+    if config is None:
+        return kept("no rule applies" if rule == "no rule" else f"left alone by {rule}")
+    if weight.size <= config.weight_threshold:
+        return kept(
+            f"{weight.size} elements, not more than weight_threshold {config.weight_threshold}",
+            "not more elements than weight_threshold",
+        )
+    if config.lut_dtype is not None:
+        raise ConfigError(
+            f"lut_dtype={config.lut_dtype!r} is not available yet; leave it None for tables in the "
+            "weight's dtype"
+        )
+    value = weight.value()
+    if not is_finite(value):
+        return kept("it holds an infinity or a NaN", "infinity or NaN")
+    if is_mask(weight, value):
+        return kept("it looks like an attention mask", "attention mask")
+    weight.release()
+    return _palettized(weight, config, resolution, limit, kept)
+
+
+def _untouchable(weight: Weight) -> tuple[str, str] | None:
+    """Why a weight has to stay as it is whatever the configuration says: reason and category."""
+    for user in weight.consumers:
+        if user.op_type.startswith("constexpr_"):
+            return (
+                f"part of a compressed form already: {user.op_type}({user.op_name})",
+                "part of a compressed form already",
+            )
+    if weight.inline:
+        return "written into its operation", "written into its operation"
+    if weight.dtype not in _FLOATS:
+        return f"{weight.dtype}; only {' and '.join(_FLOATS)} can be palettized", "not a float"
+    if len(weight.shape) < 2:
+        return f"rank {len(weight.shape)}; Core ML wants rank 2 or more", "rank 0 or 1"
+    if weight.is_block_output:
+        return "a block returns it as it is", "returned by a block"
+    if not weight.consumers:
+        return "no operation reads it", "read by no operation"
+    return None
+
+
+def _palettized(
+    weight: Weight,
+    config: OpPalettizerConfig,
+    resolution: Resolution,
+    limit: Target,
+    kept: Callable[..., Decision],
+) -> Decision:
+    rank, note = len(weight.shape), resolution.note
+    outputs = output_axes(weight.consumers, rank)
+    channel_axis: int | None = None
+    grouped = config.is_grouped
+    if grouped or config.cluster_dim > 1:
+        if grouped and config.channel_axis is not None:
+            if not -rank <= config.channel_axis < rank:
+                raise ConfigError(
+                    f"channel_axis has to be in [{-rank}, {rank}) for the shape "
+                    f"{list(weight.shape)}, got {config.channel_axis}; choose another, or None"
+                )
+            channel_axis = config.channel_axis % rank
+        elif len(outputs) > 1:
+            return kept(_disagreement(weight, outputs), "its users want different channel axes")
+        else:
+            channel_axis = next(iter(outputs))
+    if config.enable_per_channel_scale and len(outputs) > 1:
+        return kept(_disagreement(weight, outputs), "its users want different channel axes")
+
+    group_size = config.group_size if grouped else None
+    if group_size is not None and channel_axis is not None:
+        channels = weight.shape[channel_axis]
+        if channels % group_size:
+            what = f"{channels} channels on axis {channel_axis} do not divide into groups of"
+            fallback, change = _fallback(config, channels)
+            if change is None:
+                return kept(f"{what} {group_size}", "channels do not divide into groups")
+            note = "; ".join(filter(None, (note, f"{what} {group_size}: {change}")))
+            group_size = fallback
+    if config.cluster_dim > 1 and channel_axis is not None:
+        together = channels_of_one_group(weight.consumers, weight.shape, channel_axis)
+        if together % config.cluster_dim:
+            return kept(
+                f"cluster_dim {config.cluster_dim} does not divide the {together} channels on axis "
+                f"{channel_axis}"
+                + ("" if together == weight.shape[channel_axis] else " of a group"),
+                "cluster_dim does not divide the channels",
+            )
+    elif group_size is None:
+        channel_axis = None
+    if group_size is not None and channel_axis is not None:
+        if group_size == weight.shape[channel_axis]:
+            # one group is one table; the target need not know of groups then
+            group_size = None
+            channel_axis = channel_axis if config.cluster_dim > 1 else None
+
+    needs = _needed_target(config, grouped=group_size is not None)
+    allowed = _NBITS if max(needs, limit) >= Target.iOS18 else _NBITS_BEFORE_IOS18
+    spec = PaletteSpec(
+        mode=config.mode,
+        nbits=config.nbits,
+        channel_axis=channel_axis,
+        group_size=group_size,
+        cluster_dim=config.cluster_dim,
+        scale_axis=next(iter(outputs)) if config.enable_per_channel_scale else None,
+        lut_function=config.lut_function,
+        allowed_nbits=allowed,
+    )
+    if spec.mode == "unique":
+        # known now, so that a target is not raised for a weight that is kept in the end
+        try:
+            palettize(weight.value(), spec)
+        except NoPaletteError as reason:
+            return kept(str(reason))
+        finally:
+            weight.release()
+    return Decision(weight, spec, resolution.rule, note, config, group_size, needs)
+
+
+def _fallback(config: OpPalettizerConfig, channels: int) -> tuple[int | None, str | None]:
+    """The group size to take instead of one that does not divide, and what to say of it.
+
+    (None, None): the weight is to be kept.
+    """
+    if config.on_indivisible == "per_tensor":
+        return None, "one table for the tensor instead"
+    if config.on_indivisible == "divisor":
+        for size in range(min(config.group_size, channels), 0, -1):
+            if channels % size == 0 and size % config.cluster_dim == 0:
+                return size, f"groups of {size} instead"
+    return None, None
+
+
+def _disagreement(weight: Weight, axes: set[int]) -> str:
+    users = ", ".join(shown_consumers(weight.consumers))
+    return f"its users want different output channel axes ({sorted(axes)}): {users}"
+
+
+def _needed_target(config: OpPalettizerConfig, *, grouped: bool) -> Target:
+    """The oldest target that can express a request."""
+    newer = (
+        grouped or config.cluster_dim > 1 or config.enable_per_channel_scale or config.nbits == 3
+    )
+    return Target.iOS18 if newer else Target.iOS16
+
+
+def _violation(
+    decision: Decision, current: Target, limit: Target, minimum_deployment_target: Any
+) -> str:
+    """One request too many: the weight, the rule, what was asked, what is allowed, the fix."""
+    config = decision.config
+    assert config is not None
+    fixes = []
+    if decision.group_size is not None:
+        fixes.append("granularity='per_tensor'")
+    if config.cluster_dim > 1:
+        fixes.append("cluster_dim=1")
+    if config.enable_per_channel_scale:
+        fixes.append("enable_per_channel_scale=False")
+    if config.nbits == 3:
+        fixes.append("nbits=4")
+    if limit < Target.iOS16:
+        allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"
+        if decision.needs > Target.iOS16:
+            remedy += f" with {', '.join(fixes)}"
+    else:
+        allowed = "one scalar table for a weight at 1, 2, 4, 6 or 8 bits, without scale"
+        remedy = (
+            f"{', '.join(fixes)}, or minimum_deployment_target={decision.needs} "
+            f"({decision.needs.macos})"
+        )
+    place = (
+        f"{limit}"
+        if limit == current or minimum_deployment_target is None
+        else (f"minimum_deployment_target={limit}")
+    )
+    return (
+        f"{decision.weight.name} ({decision.rule}): {config.summary} needs {decision.needs}; "
+        f"{place} allows {allowed}. Use {remedy}."
+    )
+
+
+def _with_targets(
+    package: Package, decisions: tuple[Decision, ...], unmatched: tuple[UnmatchedRule, ...]
+) -> Plan:
+    """Find out which programs have to be raised, and that they can be."""
+    before = [Target.of_specification(p.specification_version) for p in package.programs]
+    raises: list[tuple[Any, Target]] = []
+    reasons = []
+    for program, current in zip(package.programs, before, strict=True):
+        needing = [
+            d
+            for d in decisions
+            if d.weight.program is program
+            and isinstance(d.outcome, PaletteSpec)
+            and d.needs > _opset_target(d.weight, current)
+        ]
+        if not needing:
+            continue
+        target = max(d.needs for d in needing)
+        plan_opset_raise(program, target)  # refuses what cannot be raised, before any clustering
+        raises.append((program, target))
+        first = next(d for d in needing if d.needs == target)
+        assert first.config is not None
+        others = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
+        reasons.append(f"{first.config.summary} of {first.weight.name}{others} needs {target}")
+    after = max([*before, *(target for _, target in raises)])
+    return Plan(decisions, max(before), after, "; ".join(reasons) or None, tuple(raises), unmatched)
+
+
+def _opset_target(weight: Weight, current: Target) -> Target:
+    """The target whose opset the functions of a weight have, the oldest of them."""
+    opsets = {f.name: f.opset for f in weight.program.functions}
+    names = {target.opset: target for target in Target}
+    return min((names.get(opsets[name], current) for name in weight.functions), default=current)

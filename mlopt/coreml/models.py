@@ -1,0 +1,44 @@
+"""coremltools' ``MLModel`` around a package that was written, and the place for a temporary one."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def temporary_package() -> Iterator[Path]:
+    """A path for a package in the temporary folder, removed if the block raises."""
+    path = Path(tempfile.mkdtemp(suffix=".mlpackage"))
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> Any:
+    """Load a package as an ``MLModel``.
+
+    Parameters
+    ----------
+    like
+        The ``MLModel`` that it came from: compute units, function and hints are taken over, and a
+        model that was not loaded into Core ML is not loaded now. None: defaults.
+    is_temporary
+        Remove the package when the interpreter ends.
+    """
+    # coremltools takes seconds to import, and files can be palettized without it
+    from coremltools.models import MLModel
+
+    options: dict[str, Any] = {"is_temp_package": is_temporary}
+    if like is not None:
+        options["compute_units"] = like.compute_unit
+        options["function_name"] = like.function_name
+        options["optimization_hints"] = like.optimization_hints
+        options["skip_model_load"] = like.__proxy__ is None
+    return MLModel(str(path), **options)

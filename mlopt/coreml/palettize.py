@@ -1,0 +1,423 @@
+"""Palettizing a model: the decisions carried out, weight by weight, into a new package."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.decisions import Decision, Keep, Plan, decide
+from mlopt.coreml.emission import PackedPalette, PaletteOperations
+from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.report import Report, WeightRow
+from mlopt.coreml.weights import Weight, shown_consumers, weights_of
+from mlopt.errors import ConfigError
+from mlopt.mil.edits import Edits
+from mlopt.mil.opset_upgrade import raise_opset
+from mlopt.mil.package import Package, open_package
+from mlopt.mil.program import Node
+from mlopt.mil.targets import Target
+from mlopt.mil.writer import PackageWriter, check_destination
+from mlopt.palette.bits import packed_nbytes
+from mlopt.palette.distortion import Distortion
+from mlopt.palette.palettize import NoPaletteError, palettize as palettize_weight
+from mlopt.palette.spec import PaletteSpec
+
+Progress = Callable[[int, int, str], None]
+"""Called after each weight: elements done, elements in all, the weight's name."""
+
+
+@attrs.define(eq=False, slots=False)
+class PalettizationResult:
+    """What :func:`palettize` returns.
+
+    Attributes
+    ----------
+    report
+        The account of every weight.
+    path
+        The package that was written; a temporary one where no ``output`` was given.
+    """
+
+    report: Report
+    path: Path
+    _source: Any = None
+    _is_temporary: bool = False
+
+    @cached_property
+    def model(self) -> Any:
+        """The palettized model as a coremltools ``MLModel``, loaded when first asked for."""
+        return as_mlmodel(self.path, like=self._source, is_temporary=self._is_temporary)
+
+
+def palettize_weights(
+    mlmodel: Any, config: OptimizationConfig, joint_compression: bool = False
+) -> Any:
+    """Palettize the weights of a model; a drop-in for the function of that name in coremltools.
+
+    Parameters
+    ----------
+    mlmodel
+        An ``MLModel`` of type ``mlprogram``. It is not changed.
+    config
+        Which weights, and how.
+    joint_compression
+        Compress what is sparse or quantized already. Not available yet: True is refused.
+
+    Returns
+    -------
+    A new ``MLModel``. :func:`palettize` returns the account of every weight as well.
+
+    Raises
+    ------
+    ConfigError, TargetError, ModelFormatError
+        See :func:`palettize`.
+    """
+    if joint_compression:
+        raise ConfigError(
+            "joint_compression=True is not available yet; leave it False, and weights that are "
+            "compressed already stay as they are"
+        )
+    return palettize(mlmodel, config).model
+
+
+def palettize(
+    source: Any,
+    config: OptimizationConfig,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    minimum_deployment_target: Any = None,
+    strict: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> PalettizationResult:
+    """Palettize the weights of a model and account for every one of them.
+
+    Parameters
+    ----------
+    source
+        The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram`` (also with several
+        functions, or a pipeline of such). It is not changed.
+    config
+        Which weights, and how.
+    output
+        Where to write the palettized package; it appears complete or not at all, and may replace
+        an earlier one, the source included. None: a temporary package behind ``result.model``.
+    minimum_deployment_target
+        The newest target that the result may need, such as ``"iOS18"``: the model is raised as far
+        as the requests need, never past it. None: the model's own target, or iOS16 if that is
+        older.
+    strict
+        A rule that matches no weight is an error, not a line of the report.
+    workers
+        Threads; None for one a processor. The result does not depend on it.
+    progress
+        Called as ``progress(elements_done, elements_in_all, weight_name)``.
+
+    Returns
+    -------
+    PalettizationResult
+        ``.report``, ``.path`` and ``.model``.
+
+    Raises
+    ------
+    ConfigError
+        A rule does not fit the weights it matches, or matches none (``strict``).
+    TargetError
+        Requests that the target cannot express; all of them, before any clustering.
+    ModelFormatError
+        The source is damaged or no ML program.
+    """
+    _check_config(config)
+    if output is not None:
+        check_destination(output)
+    package = open_package(source)
+    plan = decide(
+        package, config, minimum_deployment_target=minimum_deployment_target, strict=strict
+    )
+    with contextlib.ExitStack() as cleanup:
+        path = Path(output) if output is not None else cleanup.enter_context(temporary_package())
+        with PackageWriter(package, path) as writer:
+            rows = _carry_out(plan, package, writer, workers or processors(), progress)
+            path = writer.finish()
+        cleanup.pop_all()
+    report = _report(plan, rows)
+    is_model = hasattr(source, "get_spec")
+    return PalettizationResult(report, path, source if is_model else None, output is None)
+
+
+def preview(
+    source: Any,
+    config: OptimizationConfig,
+    *,
+    minimum_deployment_target: Any = None,
+    strict: bool = False,
+) -> Report:
+    """The report that :func:`palettize` would give, without clustering: decisions and exact sizes.
+
+    Nothing is written, and no signal-to-noise ratio is known. ``unique`` is carried out, since its
+    size depends on the values; ``custom`` is counted at 8 bits, which the row's note says.
+
+    Parameters and errors as for :func:`palettize`.
+    """
+    _check_config(config)
+    package = open_package(source)
+    plan = decide(
+        package, config, minimum_deployment_target=minimum_deployment_target, strict=strict
+    )
+    rows = []
+    for decision in plan.decisions:
+        if isinstance(decision.outcome, Keep):
+            rows.append(_kept_row(decision, decision.outcome))
+        elif decision.outcome.mode == "unique":
+            rows.append(_row(decision, _compute(decision.weight, decision.outcome)))
+        else:
+            note = None
+            nbits = decision.outcome.nbits
+            if nbits is None:
+                nbits, note = 8, "lut_function decides the size, counted at 8 bits"
+            size = _exact_nbytes(decision.weight, decision.outcome, nbits)
+            rows.append(_palettized_row(decision, nbits, size, snr_db=None, note=note))
+    return _report(plan, rows)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, OptimizationConfig):
+        raise ConfigError(
+            f"config must be an mlopt.coreml.OptimizationConfig, got {type(config).__name__}; wrap "
+            "a single OpPalettizerConfig as OptimizationConfig(global_config=...)"
+        )
+
+
+_Computed = tuple[PackedPalette, Distortion] | NoPaletteError
+
+
+def _compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> _Computed:
+    """Cluster one weight; what no table can hold comes back as the error that says so."""
+    try:
+        palettized, distortion = palettize_weight(weight.value(), spec, workers=workers)
+    except NoPaletteError as reason:
+        return reason
+    finally:
+        weight.release()
+    return PackedPalette.of(palettized), distortion
+
+
+def _carry_out(
+    plan: Plan, package: Package, writer: PackageWriter, workers: int, progress: Progress | None
+) -> list[WeightRow]:
+    """Raise programs, cluster, and replace the constants; returns the rows in program order."""
+    if plan.raises:
+        for program, target in plan.raises:
+            raise_opset(program, target)
+        # Raising makes new messages: the weights are the same ones, looked up again.
+        weights, nodes_of_programs = weights_of(package)
+        decisions = _moved(plan.decisions, weights)
+    else:
+        decisions = list(plan.decisions)
+        nodes_of_programs = [program.nodes() for program in package.programs]
+    names = {
+        id(program): _UniqueNames(nodes)
+        for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
+    }
+    edits = Edits()
+    rows = []
+    total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
+    done = 0
+    with contextlib.closing(_computed(decisions, workers)) as results:
+        for decision, computed in results:
+            if computed is None:
+                assert isinstance(decision.outcome, Keep)
+                rows.append(_kept_row(decision, decision.outcome))
+                continue
+            if not isinstance(computed, NoPaletteError):
+                _replace(decision.weight, computed[0], writer, edits, names)
+            rows.append(_row(decision, computed))
+            done += decision.weight.size
+            if progress is not None:
+                progress(done, total, decision.weight.name)
+    edits.apply()
+    return rows
+
+
+def _computed(
+    decisions: list[Decision], workers: int
+) -> Iterator[tuple[Decision, _Computed | None]]:
+    """The decisions in order, each with its result; a few weights ahead are worked on meanwhile.
+
+    Few, because what is worked on is held in memory. A weight that is much larger than the rest
+    gets all threads for its groups.
+    """
+    waiting: deque[tuple[Decision, Future[_Computed] | None]] = deque()
+    ahead = 0
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for decision in decisions:
+                future = None
+                if isinstance(decision.outcome, PaletteSpec):
+                    share = workers if decision.weight.size >= 1 << 22 else 1
+                    future = pool.submit(_compute, decision.weight, decision.outcome, share)
+                    ahead += 1
+                waiting.append((decision, future))
+                while ahead > workers + 1:
+                    first, computing = waiting.popleft()
+                    ahead -= computing is not None
+                    yield first, None if computing is None else computing.result()
+            while waiting:
+                first, computing = waiting.popleft()
+                yield first, None if computing is None else computing.result()
+        finally:
+            for _, computing in waiting:
+                if computing is not None:
+                    computing.cancel()
+
+
+def _moved(decisions: tuple[Decision, ...], weights: list[Weight]) -> list[Decision]:
+    """The decisions about the weights of a raised program; its new constants concern none."""
+
+    def key(weight: Weight) -> tuple[Any, ...]:
+        first = weight.constants[0]
+        return id(weight.program), first.function, first.name, first.parameter, first.index
+
+    found = {key(weight): weight for weight in weights}
+    return [attrs.evolve(d, weight=found.get(key(d.weight), d.weight)) for d in decisions]
+
+
+def _replace(
+    weight: Weight,
+    palette: PackedPalette,
+    writer: PackageWriter,
+    edits: Edits,
+    names: dict[int, _UniqueNames],
+) -> None:
+    """Store a palette once and let every constant of the weight become operations on it."""
+    storage = weight.constants[0].storage
+    opsets = {function.name: function.opset for function in weight.program.functions}
+    operations: dict[Target, PaletteOperations] = {}
+    for constant in weight.constants:
+        target = next(t for t in Target if t.opset == opsets[constant.function])
+        if target not in operations:
+            operations[target] = PaletteOperations(
+                palette, writer, target=target, file_name=storage and storage[0]
+            )
+        unique_name = names[id(weight.program)].in_function(constant.function)
+        edits.replace(
+            constant.block, constant.op, operations[target].replacing(constant, unique_name)
+        )
+
+
+class _UniqueNames:
+    """Gives names that a function does not use yet."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._used: dict[str, set[str]] = {}
+        for node in nodes:
+            used = self._used.setdefault(node.function, set())
+            used.add(node.name)
+            used.update(output.name for output in node.outputs)
+
+    def in_function(self, function: str) -> Callable[[str], str]:
+        used = self._used[function]
+
+        def unique(wanted: str) -> str:
+            name, number = wanted, 0
+            while name in used:
+                number += 1
+                name = f"{wanted}_{number}"
+            used.add(name)
+            return name
+
+        return unique
+
+
+def _exact_nbytes(weight: Weight, spec: PaletteSpec, nbits: int) -> int:
+    """Bytes that a palette of ``nbits`` will take: packed indices, tables, scale."""
+    groups = 1
+    if spec.group_size is not None and spec.channel_axis is not None:
+        groups = weight.shape[spec.channel_axis] // spec.group_size
+    itemsize = weight.nbytes // weight.size
+    size = packed_nbytes(weight.size // spec.cluster_dim, nbits=nbits)
+    size += groups * (1 << nbits) * spec.cluster_dim * itemsize
+    if spec.scale_axis is not None:
+        size += weight.shape[spec.scale_axis] * itemsize
+    return size
+
+
+def _kept_row(decision: Decision, keep: Keep) -> WeightRow:
+    weight = decision.weight
+    return WeightRow(
+        name=weight.name,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        functions=weight.functions,
+        consumers=shown_consumers(weight.consumers),
+        outcome="kept",
+        reason=keep.reason,
+        category=keep.category,
+        note=decision.note,
+        bits_per_weight=8 * weight.nbytes / weight.size,
+        bytes_before=weight.nbytes,
+        bytes_after=weight.nbytes,
+    )
+
+
+def _row(decision: Decision, computed: _Computed) -> WeightRow:
+    if isinstance(computed, NoPaletteError):
+        return _kept_row(decision, Keep(str(computed), str(computed)))
+    palette, distortion = computed
+    return _palettized_row(
+        decision, palette.nbits, palette.nbytes, snr_db=distortion.snr_db, note=None
+    )
+
+
+def _palettized_row(
+    decision: Decision, nbits: int, nbytes: int, *, snr_db: float | None, note: str | None
+) -> WeightRow:
+    weight, spec, config = decision.weight, decision.outcome, decision.config
+    assert isinstance(spec, PaletteSpec) and config is not None
+    larger = "the palette is larger than the weight" if nbytes > weight.nbytes else None
+    return WeightRow(
+        name=weight.name,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        functions=weight.functions,
+        consumers=shown_consumers(weight.consumers),
+        outcome="palettized",
+        reason=decision.rule,
+        note="; ".join(filter(None, (decision.note, note, larger))) or None,
+        mode=spec.mode,
+        nbits=nbits,
+        granularity=str(config.granularity) if spec.group_size is not None else "per_tensor",
+        group_size=spec.group_size,
+        cluster_dim=spec.cluster_dim,
+        per_channel_scale=spec.scale_axis is not None,
+        bits_per_weight=8 * nbytes / weight.size,
+        bytes_before=weight.nbytes,
+        bytes_after=nbytes,
+        snr_db=snr_db,
+    )
+
+
+def _report(plan: Plan, rows: list[WeightRow]) -> Report:
+    return Report(
+        rows=tuple(rows),
+        target_before=str(plan.target),
+        target_after=str(plan.target_after),
+        target_reason=plan.target_reason,
+        unmatched_rules=plan.unmatched_rules,
+    )
