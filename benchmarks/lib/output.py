@@ -8,24 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from benchmarks.lib.environment import environment
 
-WIDTH = 160
+WIDEST = 1000
 MEGABYTE = 1e6
 
 
 def print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Print a table; every column but the first two is right-aligned. Never wraps a cell."""
+    """Print a table; every column but the first two is right-aligned.
+
+    A cell is never cut or wrapped: the table is wider than the terminal where it has to be.
+    """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    console.width = max(console.width, needed)
     console.print(table)
 
 

@@ -59,12 +59,10 @@ class Row:
 
 _REFERENCE = Variant(REFERENCE)
 _DROP_IN = Variant(PROJECT)
-_FILES = Variant(PROJECT, "file to file", streaming=True)
+_FILES = Variant(PROJECT, "files", streaming=True)
 _SKIP = Variant(PROJECT, "skip", {"on_indivisible": "skip"})
 _DIVISOR = Variant(PROJECT, "divisor", {"on_indivisible": "divisor"})
-_DIVISOR_FILES = Variant(
-    PROJECT, "divisor, file to file", {"on_indivisible": "divisor"}, streaming=True
-)
+_DIVISOR_FILES = Variant(PROJECT, "divisor, files", {"on_indivisible": "divisor"}, streaming=True)
 
 PER_TENSOR = (_REFERENCE, _DROP_IN, _FILES)
 GROUPED = (_REFERENCE, _SKIP, _DIVISOR, _DIVISOR_FILES)
