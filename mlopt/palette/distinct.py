@@ -42,7 +42,7 @@ def value_of_key(dtype_name: str) -> npt.NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def key_of(code):
+def key_of(code):  # type: ignore[no-untyped-def]
     """The key of a 16-bit float code; ascends with the value, -0 just before +0."""
     if code & np.uint16(_SIGN):
         return np.uint16(code ^ np.uint16(0xFFFF))
@@ -50,7 +50,7 @@ def key_of(code):
 
 
 @njit(cache=True, nogil=True)
-def count_keys(codes, counts):
+def count_keys(codes, counts):  # type: ignore[no-untyped-def]
     """Count keys into ``counts`` (int64[65536], set to zero first); codes: uint16[n]."""
     # two tallies, because an increment has to wait for the one before it on the same key
     even = np.zeros(1 << 16, np.uint32)
@@ -74,7 +74,7 @@ def count_keys(codes, counts):
 
 
 @njit(cache=True, nogil=True)
-def weigh_keys(codes, importance, masses):
+def weigh_keys(codes, importance, masses):  # type: ignore[no-untyped-def]
     """Add up importance by key into ``masses`` (float64[65536], set to zero first)."""
     masses[:] = 0.0
     for i in range(codes.size):
@@ -82,7 +82,7 @@ def weigh_keys(codes, importance, masses):
 
 
 @njit(cache=True, nogil=True)
-def _sort_keys(codes, keys, spare):
+def _sort_keys(codes, keys, spare):  # type: ignore[no-untyped-def]
     """Radix-sort the keys of ``codes`` into ``keys`` (both uint16[n]); two passes of a byte."""
     low = np.zeros(257, np.int64)
     high = np.zeros(257, np.int64)
@@ -106,7 +106,7 @@ def _sort_keys(codes, keys, spare):
 
 
 @njit(cache=True, nogil=True)
-def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):
+def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):  # type: ignore[no-untyped-def]
     """Distinct values of 16-bit codes and how often each occurs.
 
     Parameters
@@ -153,7 +153,7 @@ def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _append(found, key, mass, value_of, keys, values, masses):
+def _append(found, key, mass, value_of, keys, values, masses):  # type: ignore[no-untyped-def]
     value = value_of[key]
     if np.isnan(value):
         return -1
@@ -167,7 +167,7 @@ def _append(found, key, mass, value_of, keys, values, masses):
 
 
 @njit(cache=True, nogil=True)
-def collapse_sorted(sorted_values, importance, values, masses):
+def collapse_sorted(sorted_values, importance, values, masses):  # type: ignore[no-untyped-def]
     """Distinct values of an ascending row; importance float64[n], or empty for 1 each.
 
     Values of no importance are left out: they pull no centre. Returns the number found. ``values``

@@ -45,11 +45,11 @@ def measure_distortion(weight: npt.NDArray[Any], palettized: Palettized) -> Dist
 def _value_of_code(dtype_name: str) -> npt.NDArray[np.float64]:
     codes = np.arange(1 << 16, dtype=np.uint32)
     keys = np.where(codes & 0x8000, codes ^ 0xFFFF, codes ^ 0x8000)
-    return value_of_key(dtype_name)[keys]
+    return np.asarray(value_of_key(dtype_name)[keys])
 
 
 @njit(cache=True, nogil=True)
-def _of_codes(codes, other, value_of):
+def _of_codes(codes, other, value_of):  # type: ignore[no-untyped-def]
     signal = 0.0
     noise = 0.0
     for i in range(codes.size):
@@ -61,7 +61,7 @@ def _of_codes(codes, other, value_of):
 
 
 @njit(cache=True, nogil=True)
-def _of_floats(values, other):
+def _of_floats(values, other):  # type: ignore[no-untyped-def]
     signal = 0.0
     noise = 0.0
     for i in range(values.size):

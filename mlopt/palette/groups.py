@@ -119,7 +119,7 @@ def _total(parts: npt.NDArray[np.float64]) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _table_of_values(values, masses, found, entries, constants, scratch, table):
+def _table_of_values(values, masses, found, entries, constants, scratch, table):  # type: ignore[no-untyped-def]
     """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
 
     scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
@@ -142,7 +142,7 @@ def _table_of_values(values, masses, found, entries, constants, scratch, table):
 
 
 @njit(cache=True, nogil=True)
-def _make_scratch(n):
+def _make_scratch(n):  # type: ignore[no-untyped-def]
     return (
         np.empty((3, n + 1)),
         np.empty(n + 1, np.int64),
@@ -155,7 +155,7 @@ def _make_scratch(n):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _threshold_keys(values, keys, found, value_of, table, thresholds):
+def _threshold_keys(values, keys, found, value_of, table, thresholds):  # type: ignore[no-untyped-def]
     """The lowest key that belongs to each entry but the first; ties go to the lower entry.
 
     thresholds: uint32[entries - 1], ascending. An entry equal to its left neighbour takes nothing:
@@ -196,7 +196,7 @@ def _threshold_keys(values, keys, found, value_of, table, thresholds):
 
 
 @njit(cache=True, nogil=True)
-def _label_codes(codes, thresholds, labels):
+def _label_codes(codes, thresholds, labels):  # type: ignore[no-untyped-def]
     """``labels[i]``: how many thresholds the key of ``codes[i]`` has reached."""
     n = codes.size
     if n >= 1 << 16:
@@ -214,10 +214,10 @@ def _label_codes(codes, thresholds, labels):
         for j in range(thresholds.size):
             reached[j] = thresholds[j]
         for i in range(n):
-            key = np.int32(key_of(codes[i]))
-            label = np.int32(0)
+            key = np.int32(key_of(codes[i]))  # type: ignore[assignment]
+            label = np.int32(0)  # type: ignore[assignment]
             for j in range(reached.size):
-                label += np.int32(reached[j] <= key)
+                label += np.int32(reached[j] <= key)  # type: ignore[assignment]
             labels[i] = label
     else:
         # a search of fixed depth over thresholds padded to a power of two less one
@@ -233,7 +233,7 @@ def _label_codes(codes, thresholds, labels):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _distinct_errors(values, masses, keys, found, table, thresholds):
+def _distinct_errors(values, masses, keys, found, table, thresholds):  # type: ignore[no-untyped-def]
     """Summed squares of error and of value over distinct values."""
     noise = 0.0
     signal = 0.0
@@ -248,7 +248,7 @@ def _distinct_errors(values, masses, keys, found, table, thresholds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _finish_code_row(
+def _finish_code_row(  # type: ignore[no-untyped-def]
     codes,
     value_of,
     keys,
@@ -269,7 +269,7 @@ def _finish_code_row(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, noise, signal):
+def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, noise, signal):  # type: ignore[no-untyped-def]
     rows, n = codes.shape
     most = min(n, 1 << 16)
     keys = np.empty(most, np.uint16)
@@ -301,7 +301,7 @@ def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, nois
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cluster_weighted_code_rows(
+def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
     codes, importance, value_of, constants, entries, tables, labels, noise, signal
 ):
     by_key = np.empty(1 << 16)
@@ -341,7 +341,7 @@ def _cluster_weighted_code_rows(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cluster_float_rows(
+def _cluster_float_rows(  # type: ignore[no-untyped-def]
     rows, ordered, importance, constants, entries, tables, labels, noise, signal
 ):
     count, n = rows.shape

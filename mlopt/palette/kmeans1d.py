@@ -34,7 +34,7 @@ MOST_PASSES = 12
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def quantile_bounds(values, sums, k, bounds):
+def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
     """Segment bounds at the quantiles of (about) the cube root of the density.
 
     That is how the points of an optimal quantizer lie (Panter and Dite 1951). The exponent used is
@@ -64,7 +64,7 @@ def quantile_bounds(values, sums, k, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lloyd(values, sums, mean, k, bounds):
+def lloyd(values, sums, mean, k, bounds):  # type: ignore[no-untyped-def]
     """Move each bound to the midpoint of the neighbouring means until nothing moves.
 
     Works on ``bounds[: k + 1]`` in place; at most ``LLOYD_STEPS`` rounds, no segment is emptied.
@@ -113,7 +113,7 @@ def lloyd(values, sums, mean, k, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _bracket_windows(fewer, k_fewer, more, k_more, k, low, high):
+def _bracket_windows(fewer, k_fewer, more, k_more, k, low, high):  # type: ignore[no-untyped-def]
     """Windows for the bounds of ``k`` segments from optimal solutions with fewer and with more.
 
     Optimal bounds of consecutive cluster counts interleave, so the ``j``-th bound of ``k`` lies
@@ -143,7 +143,7 @@ def _bracket_windows(fewer, k_fewer, more, k_more, k, low, high):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, since):
+def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
     """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
 
     Parameters
@@ -162,8 +162,8 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
     Returns
     -------
     penalty
-        The last penalty tried, whose prefix costs stand in ``cost``. The result is optimal under it,
-        also where several ``k`` tie on it. 0.0 for ``k = 1``.
+        The last penalty tried, whose prefix costs stand in ``cost``. The result is optimal under
+        it, also where several ``k`` tie on it. 0.0 for ``k = 1``.
     """
     n = values.size
     if k == 1:
@@ -227,7 +227,7 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _curve(values, importance, most):
+def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     n = values.size
     sums = np.empty((3, n + 1))
     mean = fill_sums(values, importance, sums)
@@ -283,7 +283,7 @@ def kmeans1d_curve(
 
     The rate-distortion curve of the values. Parameters as for :func:`kmeans1d`.
     """
-    return _curve(values, importance, most)
+    return np.asarray(_curve(values, importance, most))
 
 
 def scratch(n: int) -> tuple[npt.NDArray, ...]:  # type: ignore[type-arg]

@@ -160,8 +160,8 @@ def is_finite(weight: Floats) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _has_exponent(codes, exponent):
-    """Whether some code has all bits of ``exponent`` set; without early exit, to go eight at once."""
+def _has_exponent(codes, exponent):  # type: ignore[no-untyped-def]
+    """Whether a code has all bits of ``exponent`` set; without early exit, to go eight at once."""
     found = False
     for i in range(codes.size):
         found |= (codes[i] & exponent) == exponent

@@ -1,10 +1,10 @@
 """Segments of sorted values and their squared error: the kernels under one-dimensional k-means.
 
-In one dimension, clusters are segments of the sorted values. With ``n`` values ``x`` (ascending) and
-importances ``h`` (positive), ``sums`` is a float64 array of shape ``[3, n + 1]`` whose rows are the
-prefix sums of ``h``, ``h * (x - mean)`` and ``h * (x - mean)**2``. The squared error of the segment
-``[i, j)`` about its own mean is then ``S2 - S1**2 / S0``, with ``S`` the difference of two columns.
-Subtracting the mean first keeps that difference from cancelling.
+In one dimension, clusters are segments of the sorted values. With ``n`` values ``x`` (ascending)
+and importances ``h`` (positive), ``sums`` is a float64 array of shape ``[3, n + 1]`` whose rows are
+the prefix sums of ``h``, ``h * (x - mean)`` and ``h * (x - mean)**2``. The squared error of the
+segment ``[i, j)`` about its own mean is then ``S2 - S1**2 / S0``, with ``S`` the difference of two
+columns. Subtracting the mean first keeps that difference from cancelling.
 
 Nothing here rounds differently from one machine to the next: plain float64 operations in a fixed
 order, no fused or reordered sums.
@@ -17,7 +17,7 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fill_sums(values, importance, sums):
+def fill_sums(values, importance, sums):  # type: ignore[no-untyped-def]
     """Write the prefix sums of ``n`` values into ``sums[:, : n + 1]``; returns the weighted mean.
 
     values, importance: float64[n]; importance is positive.
@@ -47,7 +47,7 @@ def fill_sums(values, importance, sums):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def mirror_sums(sums, n, mirrored):
+def mirror_sums(sums, n, mirrored):  # type: ignore[no-untyped-def]
     """Write the prefix sums of the values in reverse order (the mean stays the origin)."""
     for row in range(3):
         total = sums[row, n]
@@ -56,7 +56,7 @@ def mirror_sums(sums, n, mirrored):
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def segment_cost(sums, i, j):
+def segment_cost(sums, i, j):  # type: ignore[no-untyped-def]
     """Squared error of the segment ``[i, j)``, ``i < j``, about its own mean; never negative."""
     s1 = sums[1, j] - sums[1, i]
     cost = sums[2, j] - sums[2, i] - s1 * s1 / (sums[0, j] - sums[0, i])
@@ -64,8 +64,8 @@ def segment_cost(sums, i, j):
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def _later_start_wins(sums, offset, later, earlier, end):
-    """Whether a last segment ``[later, end)`` makes a cheaper path to ``end`` than ``[earlier, end)``.
+def _later_start_wins(sums, offset, later, earlier, end):  # type: ignore[no-untyped-def]
+    """Whether ``[later, end)`` as last segment makes a cheaper path than ``[earlier, end)``.
 
     ``offset[i]`` is the cost of the best path to ``i`` less ``sums[2, i]``. Both sides are
     multiplied by the two masses, which are positive: that saves two divisions.
@@ -80,7 +80,7 @@ def _later_start_wins(sums, offset, later, earlier, end):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):
+def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
     """Cheapest segmentations of every prefix when each segment costs ``penalty`` on top.
 
     ``cost[j] = min over i < j of cost[i] + segment_cost(i, j) + penalty``, ``start[j]`` the ``i``
@@ -147,7 +147,7 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def trace_path(start, n, bounds):
+def trace_path(start, n, bounds):  # type: ignore[no-untyped-def]
     """Write the segment bounds ``0 = b_0 < ... < b_k = n`` of the path to ``n``; returns ``k``."""
     k = 0
     j = n
@@ -163,7 +163,7 @@ def trace_path(start, n, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def total_cost(sums, bounds, k):
+def total_cost(sums, bounds, k):  # type: ignore[no-untyped-def]
     """Squared error of the ``k`` segments between consecutive ``bounds``."""
     total = 0.0
     for j in range(k):
@@ -172,7 +172,7 @@ def total_cost(sums, bounds, k):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cheapest_path_through_windows(sums, k, low, high, bounds):
+def cheapest_path_through_windows(sums, k, low, high, bounds):  # type: ignore[no-untyped-def]
     """The cheapest ``k`` segments whose ``j``-th bound lies in ``[low[j], high[j]]``.
 
     Layer by layer; within a layer the best predecessor grows with the position (the Monge

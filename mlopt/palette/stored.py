@@ -52,7 +52,7 @@ def rounding_constants(dtype_name: str) -> tuple[float, float, float]:
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def round_to_stored(number, splitter, smallest_normal, magic):
+def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
     """The nearest number of a narrower float format (Dekker 1971); see ``rounding_constants``."""
     if splitter == 0.0:
         return number
@@ -63,7 +63,7 @@ def round_to_stored(number, splitter, smallest_normal, magic):
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
-def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):
+def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
     """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
     mass = sums[0, j] - sums[0, i]
     moment = sums[1, j] - sums[1, i]
@@ -74,7 +74,7 @@ def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table):
+def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table):  # type: ignore[no-untyped-def]
     """Write the storable centre of each segment into ``table[:k]`` (float64, ascending)."""
     for j in range(k):
         mass = sums[0, bounds[j + 1]] - sums[0, bounds[j]]
@@ -83,7 +83,7 @@ def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):
+def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
     One programme a round over the positions near each bound; returns the stored cost reached.
@@ -130,7 +130,7 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _search(
+def _search(  # type: ignore[no-untyped-def]
     sums, mean, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
 ):
     """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
@@ -221,7 +221,7 @@ def _search(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def refine_for_storage(
+def refine_for_storage(  # type: ignore[no-untyped-def]
     sums,
     mean,
     n,
