@@ -37,7 +37,8 @@ def value_of_key(dtype_name: str) -> npt.NDArray[np.float64]:
     if dtype_name == "float16":
         values = codes.astype(np.uint16).view(np.float16).astype(np.float64)
     else:
-        values = (codes << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # widening a signalling NaN raises the flag
+            values = (codes << 16).astype(np.uint32).view(np.float32).astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 
