@@ -1,0 +1,224 @@
+"""What a model stores: a row for each of its weights, read one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from mlopt.coreml.metadata import CoreMLWeightMetaData
+from mlopt.coreml.weights import Weight, shown_consumers, weights_of
+from mlopt.errors import ConfigError
+from mlopt.mil.dtypes import dtype_named
+from mlopt.mil.package import open_package
+from mlopt.mil.targets import Target
+from mlopt.palette.bits import unpack_bits
+
+Progress = Callable[[int, int, str], None]
+"""Called after each weight: elements done, elements in all, the weight's name."""
+
+STATISTICS = ("distinct", "sparsity")
+SORT_KEYS = ("order", "name", "size", "bytes", *STATISTICS)
+
+
+@attrs.frozen(kw_only=True)
+class StoredWeight:
+    """One stored weight as it is.
+
+    Parameters
+    ----------
+    name
+        The name of the constant; ``"operation.parameter"`` where it is written into an operation.
+    functions
+        The functions that use it, in program order.
+    consumers
+        The operations that read it, each as ``"type(name)"``.
+    shape, dtype
+        As stored; dtype by its numpy-like name (``"float16"``, ``"uint4"``).
+    size, nbytes
+        Elements, and the bytes that they take.
+    distinct
+        Number of distinct values (0 and -0 are one), None where it was not counted.
+    sparsity
+        Share of the values whose magnitude is at most 1e-12, 0 to 1, None where not counted.
+    """
+
+    name: str
+    functions: tuple[str, ...]
+    consumers: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    nbytes: int
+    distinct: int | None = None
+    sparsity: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as values that JSON has."""
+        values = attrs.asdict(self)
+        for name in ("functions", "consumers", "shape"):
+            values[name] = list(values[name])
+        return values
+
+
+@attrs.frozen(kw_only=True)
+class Inventory:
+    """The weights of a model that were asked for, and how many there are in all.
+
+    Parameters
+    ----------
+    target
+        The model's deployment target by name.
+    rows
+        One for each weight that was asked for, in program order unless sorted.
+    weights_in_all, bytes_in_all
+        Of the model, whatever was asked for.
+    """
+
+    target: str
+    rows: tuple[StoredWeight, ...]
+    weights_in_all: int
+    bytes_in_all: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in `rows`."""
+        return sum(row.nbytes for row in self.rows)
+
+    def sorted_by(self, key: str) -> Inventory:
+        """The same with its rows sorted: names ascending, numbers from the largest down.
+
+        Parameters
+        ----------
+        key
+            One of ``SORT_KEYS``; "order" is program order. Ties stay in program order.
+
+        Raises
+        ------
+        ConfigError
+            The key is unknown, or a statistic that was not computed.
+        """
+        if key not in SORT_KEYS:
+            raise ConfigError(f"sort key must be one of {', '.join(SORT_KEYS)}, got {key!r}")
+        if key == "order":
+            return self
+        if key == "name":
+            return attrs.evolve(self, rows=tuple(sorted(self.rows, key=lambda row: row.name)))
+        column = "nbytes" if key == "bytes" else key
+        if any(getattr(row, column) is None for row in self.rows):
+            raise ConfigError(
+                f"cannot sort by {key!r}, which was not computed; ask for statistics, or sort by "
+                "another column"
+            )
+        ordered = sorted(self.rows, key=lambda row: -getattr(row, column))
+        return attrs.evolve(self, rows=tuple(ordered))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The inventory as values that JSON has."""
+        return {
+            "target": self.target,
+            "totals": {
+                "weights": len(self.rows),
+                "bytes": self.nbytes,
+                "weights_in_all": self.weights_in_all,
+                "bytes_in_all": self.bytes_in_all,
+            },
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The inventory as JSON text."""
+        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def inspect_weights(
+    source: Any,
+    *,
+    patterns: Sequence[str] = (),
+    min_size: int = 0,
+    statistics: bool = True,
+    progress: Progress | None = None,
+) -> Inventory:
+    """List the stored weights of a model; constants of fewer than 10 elements are no weights.
+
+    Parameters
+    ----------
+    source
+        The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram``.
+    patterns
+        Globs; a weight is listed if one of them matches its name, or the name or the type of an
+        operation that reads it. None given: all.
+    min_size
+        Only weights of at least this many elements.
+    statistics
+        Count distinct values and zeros, which reads every listed weight once.
+    progress
+        Called as ``progress(elements_done, elements_in_all, weight_name)``.
+
+    Raises
+    ------
+    ModelFormatError
+        The source is damaged or no ML program.
+    """
+    package = open_package(source)
+    weights, _ = weights_of(package)
+    listed = [w for w in weights if w.size >= min_size and _matches(w, patterns)]
+    total, done = sum(weight.size for weight in listed), 0
+    rows = []
+    for weight in listed:
+        rows.append(_row(weight, statistics=statistics))
+        done += weight.size
+        if progress is not None:
+            progress(done, total, weight.name)
+    return Inventory(
+        target=str(Target.of_specification(max(p.specification_version for p in package.programs))),
+        rows=tuple(rows),
+        weights_in_all=len(weights),
+        bytes_in_all=sum(weight.nbytes for weight in weights),
+    )
+
+
+def package_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of all files of a package."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
+def _matches(weight: Weight, patterns: Iterable[str]) -> bool:
+    names = {weight.name}
+    for user in weight.consumers:
+        names |= {user.op_name, user.op_type}
+    patterns = tuple(patterns)
+    return not patterns or any(fnmatchcase(name, glob) for glob in patterns for name in names)
+
+
+def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
+    distinct, sparsity = _statistics(weight) if statistics else (None, None)
+    return StoredWeight(
+        name=weight.name,
+        functions=weight.functions,
+        consumers=shown_consumers(weight.consumers),
+        shape=weight.shape,
+        dtype=weight.dtype,
+        size=weight.size,
+        nbytes=weight.nbytes,
+        distinct=distinct,
+        sparsity=sparsity,
+    )
+
+
+def _statistics(weight: Weight) -> tuple[int, float]:
+    """Distinct values and sparsity; the weight's pages are given back afterwards."""
+    stored = dtype_named(weight.constants[0].dtype)
+    value = weight.value()
+    if stored.packed:
+        # Codes instead of signed numbers: as many differ, and as many are 0.
+        value = unpack_bits(value, stored.bits, weight.size)
+    known = CoreMLWeightMetaData(value)
+    distinct, sparsity = known.unique_values, known.sparsity
+    weight.release()
+    return distinct, sparsity
