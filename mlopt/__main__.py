@@ -1,0 +1,5 @@
+"""``python -m mlopt``: the command line."""
+
+from mlopt.cli import main
+
+main()

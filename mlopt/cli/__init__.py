@@ -1,0 +1,70 @@
+"""The command line: ``mlopt inspect``, ``mlopt palettize``, ``mlopt decompress``.
+
+Commands build values, call the library and print what it returns. Starting up loads neither the
+library nor coremltools; a command loads what it needs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from mlopt import __version__
+from mlopt.cli.decompress import decompress_model
+from mlopt.cli.inspect import inspect_model
+from mlopt.cli.outcome import EXIT_CODES
+from mlopt.cli.palettize import palettize_model
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mlopt",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help and errors: they go to logs and files as well, and long paths are not broken.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect", epilog=EXIT_CODES)(inspect_model)
+app.command("palettize", epilog=EXIT_CODES)(palettize_model)
+app.command("decompress", epilog=EXIT_CODES)(decompress_model)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EXIT_CODES)
+def _mlopt(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Palettize Core ML models, with an account of every weight."""
+
+
+def main() -> None:
+    """Run the command line of this process and exit with one of the documented codes."""
+    # A terminated run cleans up as an interrupted one does.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _exit_by_signal)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of weights may hold anything; a terminal that cannot show it gets an escape.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="mlopt")
+
+
+def _exit_by_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

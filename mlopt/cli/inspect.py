@@ -1,0 +1,108 @@
+"""``mlopt inspect``: what a model stores."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlopt.cli.outcome import errors_explained
+from mlopt.cli.terminal import (
+    STANDARD_OUTPUT,
+    checked_file,
+    output_width,
+    progress_bar,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from mlopt.coreml.inspection import Inventory
+
+
+class SortKey(str, Enum):
+    """The columns that rows can be sorted by."""
+
+    ORDER = "order"
+    NAME = "name"
+    SIZE = "size"
+    BYTES = "bytes"
+    DISTINCT = "distinct"
+    SPARSITY = "sparsity"
+
+
+def inspect_model(
+    model: Annotated[Path, typer.Argument(help="The .mlpackage to look into.", metavar="MODEL")],
+    sort: Annotated[
+        SortKey,
+        typer.Option(help="Sort by a column: names ascending, numbers from the largest down."),
+    ] = SortKey.ORDER,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="GLOB",
+            help="Only weights whose name, or the name or type of an operation that reads them, "
+            "matches. May be repeated: one of them has to match.",
+        ),
+    ] = None,
+    min_size: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Only weights of at least N elements.")
+    ] = 0,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats/--no-stats",
+            help="Count distinct values and zeros, which reads every weight once.",
+        ),
+    ] = True,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            callback=checked_file,
+            help="Write the rows as JSON too; - prints it in place of the table.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
+) -> None:
+    """List the stored weights of a model.
+
+    Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. Constants
+    of fewer than 10 elements are left out.
+    """
+    with errors_explained():
+        if sort in (SortKey.DISTINCT, SortKey.SPARSITY) and not stats:
+            raise typer.BadParameter(
+                f"{sort.value} is not computed with --no-stats; leave one of the two out",
+                param_hint="'--sort'",
+            )
+        from mlopt.coreml.inspection import inspect_weights
+
+        with progress_bar("Reading", quiet=quiet) as progress:
+            inventory = inspect_weights(
+                model,
+                patterns=patterns or (),
+                min_size=min_size,
+                statistics=stats,
+                progress=progress,
+            ).sorted_by(sort.value)
+        if json_file is not None:
+            write_text(inventory.to_json(), json_file)
+        if not quiet and json_file != STANDARD_OUTPUT:
+            from mlopt.cli.tables import inventory_table
+
+            typer.echo(inventory_table(inventory, output_width()))
+            typer.echo(_summary(inventory))
+
+
+def _summary(inventory: Inventory) -> str:
+    from mlopt.coreml.report import human_bytes
+
+    count, size = str(inventory.weights_in_all), human_bytes(inventory.bytes_in_all)
+    if len(inventory.rows) != inventory.weights_in_all:
+        count = f"{len(inventory.rows)} of {count}"
+        size = f"{human_bytes(inventory.nbytes)} of {size}"
+    return f"\n{count} weights, {size}. Target: {inventory.target}."

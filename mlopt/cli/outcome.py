@@ -1,0 +1,80 @@
+"""How a command ends: exit codes, and errors as one block of text."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NoReturn
+
+import typer
+
+from mlopt.errors import MlOptError, ModelFormatError, TargetError
+
+_TRACEBACK = "MLOPT_TRACEBACK"
+
+
+class ExitCode(IntEnum):
+    """What a script can tell from the exit status. The numbers are part of the interface."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    TARGET = 3
+    MODEL = 4
+    NOTHING_PALETTIZED = 5
+    INTERRUPTED = 130
+
+
+# The first line, a backspace, keeps the lines as they are in the help.
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    something else failed: a full disk, a file that cannot be read, a fault of mlopt
+  2    an option or the configuration is wrong, or the output cannot be written there
+  3    the deployment target cannot express the request
+  4    the model is missing, damaged, or no ML program
+  5    palettize: every weight was kept as it is
+  130  interrupted; what was unfinished is removed, an earlier output as it was
+"""
+
+
+@contextlib.contextmanager
+def errors_explained() -> Iterator[None]:
+    """Print an error that the block raises to stderr and exit with its code, without traceback.
+
+    Errors about options pass through: typer prints them in the same form.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough; typer ends the program quietly.
+        raise
+    except KeyboardInterrupt:
+        _fail("Interrupted.", ExitCode.INTERRUPTED)
+    except TargetError as error:
+        hint = "Parameters are options here, such as --minimum-deployment-target iOS18."
+        _fail(f"Error: {error}\n{hint}", ExitCode.TARGET)
+    except ModelFormatError as error:
+        _fail(f"Error: {error}", ExitCode.MODEL)
+    except MlOptError as error:
+        _fail(f"Error: {error}", ExitCode.USAGE)
+    except OSError as error:
+        _fail(f"Error: {error}", ExitCode.FAILED)
+    except Exception as error:
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        _fail(
+            f"Error: unexpected {type(error).__name__}: {error}\n"
+            f"This is a fault of mlopt. Run it with {_TRACEBACK}=1 to see where.",
+            ExitCode.FAILED,
+        )
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code) from None

@@ -1,0 +1,80 @@
+"""The options of ``mlopt palettize`` as the library's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import typer
+
+if TYPE_CHECKING:
+    from mlopt.coreml.config import OptimizationConfig
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What was asked for by options; the fields but the last two are OpPalettizerConfig's.
+
+    None, or an empty tuple: not given.
+    """
+
+    nbits: int | None
+    mode: str | None
+    granularity: str | None
+    group_size: int | None
+    channel_axis: int | None
+    cluster_dim: int | None
+    enable_per_channel_scale: bool | None
+    weight_threshold: int | None
+    on_indivisible: str | None
+    lut_dtype: str | None
+    skip: tuple[str, ...]
+    skip_type: tuple[str, ...]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given."""
+        return {
+            name: value for name, value in attrs.asdict(self).items() if value not in (None, ())
+        }
+
+    def configuration(self, file: Path | None) -> OptimizationConfig:
+        """The configuration of a YAML file, or of the options where there is none.
+
+        Raises
+        ------
+        typer.BadParameter
+            A file and options are given, or an option that has no effect without another.
+        ConfigError
+            The configuration is invalid.
+        """
+        from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+
+        given = self.given
+        if file is not None:
+            if given:
+                options = ", ".join(_option(name) for name in given)
+                raise typer.BadParameter(
+                    f"the file is the whole configuration, got {options} beside it; write that "
+                    "into the file, or leave it out",
+                    param_hint="'--config'",
+                )
+            return OptimizationConfig.from_yaml(file)
+        for name in ("group_size", "on_indivisible"):
+            if name in given and self.granularity != "per_grouped_channel":
+                # The library ignores it, as coremltools does; here it was typed on purpose.
+                raise typer.BadParameter(
+                    "it concerns groups of channels; give --granularity per_grouped_channel too",
+                    param_hint=f"'{_option(name)}'",
+                )
+        skipped = {name: dict.fromkeys(given.pop(name, ())) for name in ("skip", "skip_type")}
+        return OptimizationConfig(
+            global_config=OpPalettizerConfig(**given),
+            op_name_configs=skipped["skip"],
+            op_type_configs=skipped["skip_type"],
+        )
+
+
+def _option(field: str) -> str:
+    return "--" + field.removeprefix("enable_").replace("_", "-")

@@ -1,0 +1,103 @@
+"""What the commands share in talking to a terminal, or to a file in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import typer
+
+_WIDTH_WITHOUT_TERMINAL = 120
+_NARROWEST = 80
+STANDARD_OUTPUT = Path("-")
+
+
+def output_width() -> int:
+    """Columns for a table on standard output."""
+    if not sys.stdout.isatty():
+        return _WIDTH_WITHOUT_TERMINAL
+    from rich.console import Console
+
+    return max(Console().width, _NARROWEST)
+
+
+def checked_file(path: Path | None) -> Path | None:
+    """A file to write later, checked now: an hour of work should not end at a missing folder."""
+    if path is None or path == STANDARD_OUTPUT:
+        return path
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file, or - for standard output")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(
+            f"the folder {path.absolute().parent} does not exist; create it first"
+        )
+    return path
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text and a line end to a file, or to standard output for ``-``."""
+    if path == STANDARD_OUTPUT:
+        typer.echo(text)
+    else:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error while the block works; nothing where that is no terminal.
+
+    Yields the function to call with elements done, elements in all, and the name of a weight.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, name: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    from mlopt.coreml.report import middle_elided
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[weight]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, weight="")
+
+        def show(done: int, total: int, name: str) -> None:
+            # The package is finished after the last weight, which may take a while as well.
+            weight = escape(middle_elided(name, 40)) if done < total else "finishing"
+            bar.update(task, completed=done, total=total, weight=weight)
+
+        yield show
+
+
+def checked_output(output: Path, *, overwrite: bool) -> Path:
+    """The package that will be written; refused where it exists and ``overwrite`` was not given."""
+    from mlopt.mil.writer import check_destination
+
+    destination = check_destination(output)
+    if destination.exists() and not overwrite:
+        raise typer.BadParameter(
+            f"{destination} exists already; choose another name, or give --overwrite to replace it",
+            param_hint="'--output' / '-o'",
+        )
+    return destination
+
+
+def sizes_line(before: int, output: Path) -> str:
+    """What became of the package's size: ``before`` in bytes, and the package that was written."""
+    from mlopt.coreml.inspection import package_bytes
+    from mlopt.coreml.report import human_bytes
+
+    after = package_bytes(output)
+    change = "as large as before"
+    if after < before:
+        change = f"{before / after:.2f} times smaller"
+    elif after > before:
+        change = f"{after / before:.2f} times larger"
+    return f"Package: {human_bytes(before)} -> {human_bytes(after)}, {change}: {output}"
