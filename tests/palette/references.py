@@ -6,6 +6,7 @@ is used, every segment is considered.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -77,7 +78,7 @@ def cost_of_bounds(values: Floats, masses: Floats, bounds: Floats) -> Any:
     """Squared error of the segments between consecutive bounds, each about its mean."""
     x, h = np.asarray(values, np.longdouble), np.asarray(masses, np.longdouble)
     total = np.longdouble(0)
-    for left, right in zip(bounds[:-1], bounds[1:], strict=True):
+    for left, right in pairwise(bounds):
         away = x[left:right] - x[left]
         mean = (h[left:right] * away).sum() / h[left:right].sum()
         total += (h[left:right] * (away - mean) ** 2).sum()
