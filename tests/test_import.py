@@ -1,37 +1,55 @@
 """What importing mlopt costs, and what it offers."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import mlopt
 
+HEAVY = ["torch", "coremltools", "numpy", "numba", "attrs", "rich", "google.protobuf"]
+
 
 def run(code: str) -> str:
+    root = str(Path(mlopt.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
     )
     assert (result.returncode, result.stderr) == (0, "")
-    return result.stdout
+    return result.stdout.strip()
 
 
 def test_import_loads_nothing_heavy():
-    heavy = ["torch", "coremltools", "numpy", "numba", "attrs", "rich"]
-    loaded = run(f"import sys, mlopt; print([m for m in {heavy} if m in sys.modules])")
-    assert loaded.strip() == "[]"
+    assert run(f"import sys, mlopt; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
+
+
+def test_the_command_line_starts_without_the_library():
+    heavy = ["torch", "coremltools", "numpy", "numba", "google.protobuf", "mlopt.coreml"]
+    code = f"import sys, mlopt.cli; print([m for m in {heavy} if m in sys.modules])"
+    assert run(code) == "[]"
 
 
 def test_rooms_load_on_first_use():
     code = "import sys, mlopt as cto; cto.errors.MlOptError; print('mlopt.mil' in sys.modules)"
-    assert run(code).strip() == "False"
-    assert run("import mlopt as cto; print(cto.coreml.__name__)").strip() == "mlopt.coreml"
+    assert run(code) == "False"
+    assert run("import mlopt as cto; print(cto.coreml.__name__)") == "mlopt.coreml"
 
 
 @pytest.mark.parametrize("room", ["coreml", "mil", "palette"])
-def test_no_room_loads_torch(room):
-    code = f"import sys, mlopt; mlopt.{room}; print('torch' in sys.modules)"
-    assert run(code).strip() == "False"
+def test_no_room_loads_torch_or_coremltools(room):
+    code = (
+        f"import sys, mlopt; mlopt.{room}; "
+        "print([m for m in ('torch', 'coremltools') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
 
 
 def test_rooms_are_listed_and_others_refused():

@@ -1,5 +1,6 @@
-"""The README's quickstart runs as it is written."""
+"""The README's code runs as it is written, and what it says of names and numbers holds."""
 
+import os
 import re
 import shlex
 import shutil
@@ -9,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from mlopt.cli.outcome import EXIT_CODES, ExitCode
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def packages(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.mlpackage")}
 
 
 @pytest.fixture
@@ -25,28 +33,53 @@ def folder(tmp_path, monkeypatch, digits):
 
 def test_python_blocks_run_in_order(folder, capsys):
     sources = blocks("python")
-    assert len(sources) == 3
+    assert len(sources) == 5
     for index, source in enumerate(sources):
         exec(compile(source, f"README, python block {index}", "exec"), {"__name__": "readme"})
-    assert (folder / "digits-4bit.mlpackage").is_dir()
-    assert (folder / "digits-mixed.mlpackage").is_dir()
-    assert "palettized" in capsys.readouterr().out
+    assert packages(folder) == {"digits", "digits-4bit", "digits-mixed"}
+    printed = capsys.readouterr().out
+    assert "groups of 16 instead" in printed
+    assert "Use nbits=4, or minimum_deployment_target=iOS18" in printed
 
 
 def test_commands_run_in_order(folder):
+    (rules,) = blocks("yaml")
+    (folder / "rules.yaml").write_text(rules, encoding="utf-8")
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("mlopt ")]
-    assert len(commands) == 3
+    assert len(commands) == 5
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
-        program = "import sys; from mlopt.cli import main; sys.exit(main())"
-        subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
-    assert (folder / "digits-plain.mlpackage").is_dir()
+        result = subprocess.run(
+            [sys.executable, "-m", "mlopt", *arguments],
+            check=True,
+            timeout=120,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        assert result.stderr == b""
+    assert packages(folder) == {"digits", "digits-small", "digits-rules", "digits-plain"}
+    assert (folder / "report.json").is_file()
+
+
+def test_exit_codes_are_those_of_the_program():
+    rows = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", README, flags=re.MULTILINE))
+    assert [int(code) for code in rows] == [code.value for code in ExitCode]
+    helped = dict(re.findall(r"^ +(\d+) +(.*)$", EXIT_CODES, flags=re.MULTILINE))
+    assert rows.keys() == helped.keys()
+    for code in ("0", "1", "2", "3", "4"):
+        assert rows[code] == helped[code]
 
 
 def test_targets_of_make_exist():
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
-    assert named >= {"demo", "test", "lint"}
+    assert named >= {"demo", "test", "bench"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("https://") or (ROOT / link).exists(), link
