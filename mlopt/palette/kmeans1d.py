@@ -175,7 +175,7 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
         lloyd(values, sums, mean, k, bounds)
         penalty = 2.0 * total_cost(sums, bounds, k) / k
         if penalty <= 0.0:
-            penalty = sums[2, n] * 1e-18
+            penalty = (sums[2, n] - sums[2, 0]) * 1e-18
 
     fewer = np.empty(k + 1, np.int64)
     fewer[0] = 0

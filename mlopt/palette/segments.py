@@ -2,9 +2,10 @@
 
 In one dimension, clusters are segments of the sorted values. With ``n`` values ``x`` (ascending)
 and importances ``h`` (positive), ``sums`` is a float64 array of shape ``[3, n + 1]`` whose rows are
-the prefix sums of ``h``, ``h * (x - mean)`` and ``h * (x - mean)**2``. The squared error of the
+running sums of ``h``, ``h * (x - origin)`` and ``h * (x - origin)**2``. The squared error of the
 segment ``[i, j)`` about its own mean is then ``S2 - S1**2 / S0``, with ``S`` the difference of two
-columns. Subtracting the mean first keeps that difference from cancelling.
+columns. The origin is the median of the values, and sums run from there to either side (negative to
+the left): so the difference hardly cancels, and an outlier's square is in no sum but its own.
 
 Nothing here rounds differently from one machine to the next: plain float64 operations in a fixed
 order, no fused or reordered sums.
@@ -18,41 +19,47 @@ from numba import njit
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fill_sums(values, importance, sums):  # type: ignore[no-untyped-def]
-    """Write the prefix sums of ``n`` values into ``sums[:, : n + 1]``; returns the weighted mean.
+    """Write the prefix sums of ``n`` values into ``sums[:, : n + 1]``; returns their origin.
 
     values, importance: float64[n]; importance is positive.
     """
     n = values.size
-    mass = 0.0
-    moment = 0.0
-    for i in range(n):
-        mass += importance[i]
-        moment += importance[i] * values[i]
-    mean = moment / mass
+    middle = n // 2
+    origin = values[middle]
+    sums[0, middle] = 0.0
+    sums[1, middle] = 0.0
+    sums[2, middle] = 0.0
     s0 = 0.0
     s1 = 0.0
     s2 = 0.0
-    sums[0, 0] = 0.0
-    sums[1, 0] = 0.0
-    sums[2, 0] = 0.0
-    for i in range(n):
-        distance = values[i] - mean
+    for i in range(middle, n):
+        distance = values[i] - origin
         s0 += importance[i]
         s1 += importance[i] * distance
         s2 += importance[i] * distance * distance
         sums[0, i + 1] = s0
         sums[1, i + 1] = s1
         sums[2, i + 1] = s2
-    return mean
+    s0 = 0.0
+    s1 = 0.0
+    s2 = 0.0
+    for i in range(middle - 1, -1, -1):
+        distance = values[i] - origin
+        s0 -= importance[i]
+        s1 -= importance[i] * distance
+        s2 -= importance[i] * distance * distance
+        sums[0, i] = s0
+        sums[1, i] = s1
+        sums[2, i] = s2
+    return origin
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def mirror_sums(sums, n, mirrored):  # type: ignore[no-untyped-def]
-    """Write the prefix sums of the values in reverse order (the mean stays the origin)."""
+    """Write the sums of the values in reverse order (the origin stays)."""
     for row in range(3):
-        total = sums[row, n]
         for i in range(n + 1):
-            mirrored[row, i] = total - sums[row, n - i]
+            mirrored[row, i] = -sums[row, n - i]
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")
@@ -95,7 +102,7 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # typ
     cost, offset: float64[n + 1]; start, queue, since: int32[n + 1]; all are outputs or scratch.
     """
     cost[0] = 0.0
-    offset[0] = 0.0
+    offset[0] = -sums[2, 0]
     head = 0
     tail = 0
     queue[0] = 0
