@@ -48,7 +48,7 @@ def cluster_rows(
     nbits: int,
     *,
     table_dtype: np.dtype[Any],
-    importance: npt.NDArray[np.float64] | None = None,
+    importance: npt.NDArray[Any] | None = None,
     workers: int = 1,
 ) -> RowTables:
     """Optimal tables of ``2**nbits`` entries for each row.
@@ -64,8 +64,8 @@ def cluster_rows(
     table_dtype
         What the tables are stored in.
     importance
-        float64[G, n], not negative, broadcastable views welcome; None for 1. A row without any
-        counts as uniform.
+        [G, n], not negative, broadcastable views welcome; None for 1. Summed in float64. A row
+        without any counts as uniform.
     workers
         Threads. The result does not depend on it.
     """
@@ -85,7 +85,7 @@ def cluster_rows(
             _cluster_code_rows(rows[span].view(np.uint16), value_of, constants, entries, *out)
             return
         if is_coded(rows.dtype) and n >= 1 << 16:
-            weights = np.ascontiguousarray(importance[span])  # type: ignore[index]
+            weights = np.ascontiguousarray(importance[span], np.float64)  # type: ignore[index]
             value_of = value_of_key(rows.dtype.name)
             _cluster_weighted_code_rows(
                 rows[span].view(np.uint16), weights, value_of, constants, entries, *out
@@ -99,7 +99,7 @@ def cluster_rows(
             ordered = np.take_along_axis(values, order, axis=1)
             weights = np.take_along_axis(
                 np.broadcast_to(importance[span], values.shape), order, axis=1
-            )
+            ).astype(np.float64, copy=False)
         _cluster_float_rows(values, ordered, weights, constants, entries, *out)
 
     step = max(1, _ROWS_OF_WORK // max(n, 1))
