@@ -66,6 +66,6 @@ def _times(value: float | None) -> str:
 
 def _ratios(against: dict[str, Any]) -> str:
     keys = ("ratio_min", "ratio_median", "ratio_max")
-    text = " / ".join(number(against[key]) for key in keys)
+    text = " / ".join(number(against[key], 6) for key in keys)
     ours, theirs = len(against["only_ours"]), len(against["only_theirs"])
     return text + (f" (+{ours})" if ours else "") + (f" (-{theirs})" if theirs else "")
