@@ -94,7 +94,7 @@ def inspect_model(
         if not quiet and json_file != STANDARD_OUTPUT:
             from mlopt.cli.tables import inventory_table
 
-            typer.echo(inventory_table(inventory, output_width()))
+            typer.echo(inventory_table(inventory, output_width(80)))
             typer.echo(_summary(inventory))
 
 

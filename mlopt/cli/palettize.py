@@ -23,6 +23,9 @@ from mlopt.cli.terminal import (
 if TYPE_CHECKING:
     from mlopt.coreml.report import Report
 
+# Narrower, reasons break after every word; a terminal's own wrapping reads better then.
+_NARROWEST = 100
+
 
 class Mode(str, Enum):
     """The ways to make a table; a function of one's own ("custom") needs Python."""
@@ -255,5 +258,5 @@ def palettize_model(
 
 def _print(report: Report, closing: str) -> None:
     if report.rows:
-        typer.echo(report.to_table(output_width()) + "\n")
+        typer.echo(report.to_table(output_width(_NARROWEST)) + "\n")
     typer.echo(f"{report.summary()}\n{closing}")

@@ -10,17 +10,16 @@ from pathlib import Path
 import typer
 
 _WIDTH_WITHOUT_TERMINAL = 120
-_NARROWEST = 80
 STANDARD_OUTPUT = Path("-")
 
 
-def output_width() -> int:
-    """Columns for a table on standard output."""
+def output_width(narrowest: int) -> int:
+    """Columns for a table on standard output, at least ``narrowest``."""
     if not sys.stdout.isatty():
         return _WIDTH_WITHOUT_TERMINAL
     from rich.console import Console
 
-    return max(Console().width, _NARROWEST)
+    return max(Console().width, narrowest)
 
 
 def checked_file(path: Path | None) -> Path | None:
