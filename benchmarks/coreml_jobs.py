@@ -19,7 +19,7 @@ from benchmarks.lib.clustering_error import compare, largest_report_gap_db
 from benchmarks.lib.job_table import print_jobs
 from benchmarks.lib.options import add_common, choose
 from benchmarks.lib.output import write_json
-from benchmarks.lib.packages import package
+from benchmarks.lib.packages import missing, package
 from benchmarks.lib.progress import say
 from benchmarks.lib.rows import BY_NAME, PROJECT, REFERENCE, ROWS, Row
 from benchmarks.lib.sizes import package_bytes
@@ -107,6 +107,17 @@ def add_speedups(lines: dict[str, Any]) -> None:
                 line["times_less_cpu"] = reference["median_cpu_s"] / line["median_cpu_s"]
 
 
+def _attempt(row: Row, variants: list[str], repeats: int, memory: bool) -> dict[str, Any]:
+    """The measured row, or why it was skipped or failed."""
+    lacking = missing(row.model)
+    if lacking is not None:
+        return {"name": row.name, "title": row.title, "skipped": lacking}
+    try:
+        return measure(row, variants, repeats, memory)
+    except (child.ChildError, OSError) as error:
+        return {"name": row.name, "title": row.title, "error": str(error)}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen rows; 1 where anything raised, else 0."""
     options = arguments(argv)
@@ -122,10 +133,7 @@ def main(argv: list[str] | None = None) -> int:
             if not (options.skip_reference and variant.tool == REFERENCE)
             and not (options.only_reference and variant.tool == PROJECT)
         ]
-        try:
-            results.append(measure(row, variants, options.repeats, not options.skip_memory))
-        except (child.ChildError, OSError) as error:
-            results.append({"name": row.name, "title": row.title, "error": str(error)})
+        results.append(_attempt(row, variants, options.repeats, not options.skip_memory))
         write_json(options.json, SUBJECT, results)
     return print_jobs(results)
 

@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def print_jobs(results: list[dict[str, Any]]) -> int:
-    """Print the table and, on stderr, every failure; 1 where there was one, else 0."""
+    """Print the table and, on stderr, what was skipped or failed; 1 where anything failed."""
     lines = []
     failures = []
     for result in results:
@@ -35,6 +35,9 @@ def print_jobs(results: list[dict[str, Any]]) -> int:
             if "error" in variant:
                 failures.append((f"{result['name']}, {who}", variant["error"]))
     print_table("Jobs on Core ML models", COLUMNS, lines)
+    for result in results:
+        if "skipped" in result:
+            print(f"skipped: {result['name']}: {result['skipped']}", file=sys.stderr)
     for where, error in failures:
         print(f"\nfailed: {where}\n{error}", file=sys.stderr)
     return 1 if failures else 0

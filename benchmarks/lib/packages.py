@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.lib import child
 from benchmarks.lib.cache import build_once, cache_folder
 from benchmarks.lib.progress import say
+from benchmarks.models.minilm_weights import model_folder
 
 BUILDERS = {
     "minilm": "benchmarks.models.minilm:build",
@@ -23,6 +24,16 @@ BUILDERS = {
     "warmup": "benchmarks.models.decoder:build_warmup",
     "warmup-8bit": "benchmarks.models.palettized:build_warmup",
 }
+
+
+def missing(name: str) -> str | None:
+    """What has to be installed before ``name`` can be built; None where nothing is."""
+    try:
+        if name.startswith("minilm"):
+            model_folder()
+    except FileNotFoundError as error:
+        return str(error)
+    return None
 
 
 def package(name: str) -> Path:

