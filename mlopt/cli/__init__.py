@@ -6,10 +6,11 @@ library nor coremltools; a command loads what it needs.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +21,8 @@ from mlopt.cli.outcome import EXIT_CODES
 from mlopt.cli.palettize import palettize_model
 
 __all__ = ["app", "main"]
+
+_BY_SIGNAL = 128  # exit codes above say which signal ended the program
 
 app = typer.Typer(
     name="mlopt",
@@ -63,8 +66,16 @@ def main() -> None:
         # Names of weights may hold anything; a terminal that cannot show it gets an escape.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="mlopt")
+    try:
+        app(prog_name="mlopt")
+    except SystemExit as ending:
+        if isinstance(ending.code, int) and ending.code > _BY_SIGNAL:
+            # Everything is cleaned up by now; threads that still cluster are not waited for.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ending.code)
+        raise
 
 
-def _exit_by_signal(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def _exit_by_signal(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(_BY_SIGNAL + number)
