@@ -42,7 +42,7 @@ def decompress_weights(mlmodel: Any) -> Any:
         The model is damaged, or holds compressed weights of another form; all are listed.
     """
     with contextlib.ExitStack() as cleanup:
-        path = cleanup.enter_context(temporary_package())
+        path = temporary_package(cleanup)
         path = decompress(mlmodel, path)
         cleanup.pop_all()
     return as_mlmodel(path, like=mlmodel, is_temporary=True)

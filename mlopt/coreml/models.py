@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-@contextlib.contextmanager
-def temporary_package() -> Iterator[Path]:
-    """A path for a package in the temporary folder, removed if the block raises."""
+def temporary_package(cleanup: contextlib.ExitStack) -> Path:
+    """A path for a package in the temporary folder.
+
+    ``cleanup`` removes it, or, where that drops its callbacks, the end of the interpreter.
+    """
     path = Path(tempfile.mkdtemp(suffix=".mlpackage"))
-    try:
-        yield path
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+    cleanup.callback(shutil.rmtree, path, ignore_errors=True)
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> Any:

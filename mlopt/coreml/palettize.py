@@ -144,7 +144,7 @@ def palettize(
         package, config, minimum_deployment_target=minimum_deployment_target, strict=strict
     )
     with contextlib.ExitStack() as cleanup:
-        path = Path(output) if output is not None else cleanup.enter_context(temporary_package())
+        path = Path(output) if output is not None else temporary_package(cleanup)
         with PackageWriter(package, path) as writer:
             rows = _carry_out(plan, package, writer, workers or processors(), progress)
             path = writer.finish()
