@@ -94,9 +94,8 @@ def sizes_line(before: int, output: Path) -> str:
     from mlopt.coreml.report import human_bytes
 
     after = package_bytes(output)
-    change = "as large as before"
-    if after < before:
-        change = f"{before / after:.2f} times smaller"
-    elif after > before:
-        change = f"{after / before:.2f} times larger"
+    factor = max(before, after) / min(before, after)
+    change = f"{factor:.2f} times {'smaller' if after < before else 'larger'}"
+    if factor < 1.005:
+        change = "as large as before"
     return f"Package: {human_bytes(before)} -> {human_bytes(after)}, {change}: {output}"
