@@ -245,11 +245,10 @@ def _palettized(
             )
     elif group_size is None:
         channel_axis = None
-    if group_size is not None and channel_axis is not None:
-        if group_size == weight.shape[channel_axis]:
-            # one group is one table; the target need not know of groups then
-            group_size = None
-            channel_axis = channel_axis if config.cluster_dim > 1 else None
+    if channel_axis is not None and group_size == weight.shape[channel_axis]:
+        # one group is one table; the target need not know of groups then
+        group_size = None
+        channel_axis = channel_axis if config.cluster_dim > 1 else None
 
     needs = _needed_target(config, grouped=group_size is not None)
     allowed = _NBITS if max(needs, limit) >= Target.iOS18 else _NBITS_BEFORE_IOS18

@@ -171,7 +171,7 @@ def _const(node: Node, writer: PackageWriter, stored: dict[object, Any]) -> Any:
         weight = palette_of(node).dequantize()
         stored[key] = writer.add_value(
             weight,
-            specification_version=node.function and _version(node, writer),
+            specification_version=writer.package.programs[0].specification_version,
             file_name=next((storage[0] for storage in files if storage), None),
         )
     const = Operation()
@@ -192,7 +192,3 @@ def _holders(node: Node) -> list[Node]:
     data = node.inputs["data"][0]
     assert isinstance(data, Variable) and data.node is not None
     return [node, data.node]
-
-
-def _version(node: Node, writer: PackageWriter) -> int:
-    return int(writer.package.programs[0].specification_version)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,8 @@ from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.bits import packed_nbytes
 from mlopt.palette.distortion import Distortion
-from mlopt.palette.palettize import NoPaletteError, palettize as palettize_weight
+from mlopt.palette.palettize import NoPaletteError
+from mlopt.palette.palettize import palettize as palettize_weight
 from mlopt.palette.spec import PaletteSpec
 
 Progress = Callable[[int, int, str], None]
@@ -257,7 +258,7 @@ def _carry_out(
 
 def _computed(
     decisions: list[Decision], workers: int
-) -> Iterator[tuple[Decision, _Computed | None]]:
+) -> Generator[tuple[Decision, _Computed | None], None, None]:
     """The decisions in order, each with its result; a few weights ahead are worked on meanwhile.
 
     Few, because what is worked on is held in memory. A weight that is much larger than the rest
@@ -415,7 +416,7 @@ def _palettized_row(
 
 def _report(plan: Plan, rows: list[WeightRow]) -> Report:
     return Report(
-        rows=tuple(rows),
+        rows=rows,
         target_before=str(plan.target),
         target_after=str(plan.target_after),
         target_reason=plan.target_reason,

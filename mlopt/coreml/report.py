@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import StringIO
 from typing import Any, Literal
 
@@ -128,6 +128,18 @@ class WeightRow:
         return values
 
 
+def _rows(rows: Iterable[WeightRow]) -> tuple[WeightRow, ...]:
+    return tuple(rows)
+
+
+def _rules(rules: Iterable[UnmatchedRule]) -> tuple[UnmatchedRule, ...]:
+    return tuple(rules)
+
+
+def _notes(notes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(notes)
+
+
 @attrs.frozen(kw_only=True)
 class Report:
     """The account of a run: a row for each weight in program order, and what concerns them all.
@@ -146,12 +158,12 @@ class Report:
         Whatever else a reader should know, a sentence each.
     """
 
-    rows: tuple[WeightRow, ...] = attrs.field(default=(), converter=tuple)
+    rows: tuple[WeightRow, ...] = attrs.field(default=(), converter=_rows)
     target_before: str | None = None
     target_after: str | None = None
     target_reason: str | None = None
-    unmatched_rules: tuple[UnmatchedRule, ...] = attrs.field(default=(), converter=tuple)
-    notes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    unmatched_rules: tuple[UnmatchedRule, ...] = attrs.field(default=(), converter=_rules)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=_notes)
 
     def __iter__(self) -> Iterator[WeightRow]:
         return iter(self.rows)

@@ -17,6 +17,9 @@ from numba import njit
 CODED = ("float16", "bfloat16")
 """Dtypes, by name, whose values are handled through their 16-bit codes."""
 
+NEGLIGIBLE = 2.0**-46
+"""Share of the whole importance below which a value's own is added to a neighbour's."""
+
 _SORT_BELOW = 16_384
 _SIGN = 0x8000
 
@@ -168,6 +171,24 @@ def _append(found, key, mass, value_of, keys, values, masses):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
+def join_value(found, value, mass, negligible, values, masses):  # type: ignore[no-untyped-def]
+    """Add a value, not below those before it, to ``found`` distinct ones; returns their number.
+
+    A mass below ``negligible`` would be lost in prefix sums: it goes to a neighbour.
+    """
+    if found and (values[found - 1] == value or mass < negligible):
+        masses[found - 1] += mass
+        return found
+    if found and masses[found - 1] < negligible:
+        values[found - 1] = value
+        masses[found - 1] += mass
+        return found
+    values[found] = value
+    masses[found] = mass
+    return found + 1
+
+
+@njit(cache=True, nogil=True)
 def collapse_sorted(sorted_values, importance, values, masses):  # type: ignore[no-untyped-def]
     """Distinct values of an ascending row; importance float64[n], or empty for 1 each.
 
@@ -176,17 +197,17 @@ def collapse_sorted(sorted_values, importance, values, masses):  # type: ignore[
     """
     found = 0
     weighted = importance.size > 0
+    negligible = 0.0
+    if weighted:
+        for i in range(importance.size):
+            negligible += importance[i]
+        negligible *= NEGLIGIBLE
     for i in range(sorted_values.size):
         mass = importance[i] if weighted else 1.0
-        if mass == 0.0:
-            continue
-        value = np.float64(sorted_values[i])
-        if found and values[found - 1] == value:
-            masses[found - 1] += mass
-        else:
-            values[found] = value
-            masses[found] = mass
-            found += 1
+        if mass > 0.0:
+            found = join_value(
+                found, np.float64(sorted_values[i]), mass, negligible, values, masses
+            )
     return found
 
 

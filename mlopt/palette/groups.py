@@ -14,9 +14,11 @@ import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.distinct import (
+    NEGLIGIBLE,
     collapse_sorted,
     distinct_of_codes,
     is_coded,
+    join_value,
     key_of,
     value_of_key,
     weigh_keys,
@@ -76,6 +78,7 @@ def cluster_rows(
     noise = np.empty(row_count)
     signal = np.empty(row_count)
     constants = rounding_constants(table_dtype.name)
+    rows = _read_only(rows)
 
     def cluster(first: int, last: int) -> None:
         span = slice(first, last)
@@ -85,13 +88,13 @@ def cluster_rows(
             _cluster_code_rows(rows[span].view(np.uint16), value_of, constants, entries, *out)
             return
         if is_coded(rows.dtype) and n >= 1 << 16:
-            weights = np.ascontiguousarray(importance[span], np.float64)  # type: ignore[index]
+            weights = _read_only(np.ascontiguousarray(importance[span], np.float64))  # type: ignore[index]
             value_of = value_of_key(rows.dtype.name)
             _cluster_weighted_code_rows(
                 rows[span].view(np.uint16), weights, value_of, constants, entries, *out
             )
             return
-        values = rows[span].astype(np.float32) if is_coded(rows.dtype) else rows[span]
+        values = _read_only(rows[span].astype(np.float32)) if is_coded(rows.dtype) else rows[span]
         if importance is None:
             ordered, weights = np.sort(values, axis=1), np.empty((last - first, 0))
         else:
@@ -111,6 +114,13 @@ def cluster_rows(
         for span in spans:
             cluster(*span)
     return RowTables(tables, labels, _total(noise), _total(signal))
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A view that cannot be written to: kernels are compiled for these, whatever comes in."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _total(parts: npt.NDArray[np.float64]) -> float:
@@ -300,6 +310,16 @@ def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, nois
         )
 
 
+@njit(cache=True, nogil=True)
+def _find_keys(values, found, value_of, keys):  # type: ignore[no-untyped-def]
+    """The lowest key of each of ``found`` ascending values."""
+    key = 0
+    for u in range(found):
+        while value_of[key] != values[u]:  # NaN is not equal either
+            key += 1
+        keys[u] = key
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
     codes, importance, value_of, constants, entries, tables, labels, noise, signal
@@ -314,16 +334,15 @@ def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
         weigh_keys(codes[row], importance[row], by_key)
         if by_key.max() == 0.0:
             weigh_keys(codes[row], np.ones(codes.shape[1]), by_key)
+        negligible = 0.0
+        for key in range(1 << 16):
+            negligible += by_key[key]
+        negligible *= NEGLIGIBLE
         found = 0
         for key in range(1 << 16):
             if by_key[key] > 0.0:
-                if found and values[found - 1] == value_of[key]:
-                    masses[found - 1] += by_key[key]
-                    continue
-                keys[found] = key
-                values[found] = value_of[key]
-                masses[found] = by_key[key]
-                found += 1
+                found = join_value(found, value_of[key], by_key[key], negligible, values, masses)
+        _find_keys(values, found, value_of, keys)
         noise[row], signal[row] = _finish_code_row(
             codes[row],
             value_of,
@@ -338,6 +357,35 @@ def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
             labels[row],
             thresholds,
         )
+
+
+@njit(cache=True, nogil=True)
+def fill_middles(table, middles):  # type: ignore[no-untyped-def]
+    """Middles between neighbours of an ascending table: float64[entries - 1], ascending.
+
+    Infinity where an entry equals its left neighbour and all after it do: padding takes nothing.
+    """
+    for j in range(middles.size):
+        middles[j] = np.inf if table[j] == table[j + 1] else 0.5 * (table[j] + table[j + 1])
+    for j in range(middles.size - 2, -1, -1):
+        middles[j] = min(middles[j], middles[j + 1])
+
+
+@njit(cache=True, nogil=True)
+def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
+    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
+
+    ``middles.size + 1`` is a power of two: the search has fixed depth.
+    """
+    for i in range(values.size):
+        value = np.float64(values[i])
+        label = 0
+        step = (middles.size + 1) >> 1
+        while step > 0:
+            if middles[label + step - 1] < value:
+                label += step
+            step >>= 1
+        labels[i] = label
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -355,19 +403,8 @@ def _cluster_float_rows(  # type: ignore[no-untyped-def]
             found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
         table = tables[row]
         _table_of_values(values, masses, found, entries, constants, scratch, table)
-        for j in range(entries - 1):
-            middles[j] = np.inf if table[j] == table[j + 1] else 0.5 * (table[j] + table[j + 1])
-        for j in range(entries - 3, -1, -1):
-            middles[j] = min(middles[j], middles[j + 1])
-        for i in range(n):
-            value = np.float64(rows[row, i])
-            label = 0
-            step = entries >> 1
-            while step > 0:
-                if middles[label + step - 1] < value:
-                    label += step
-                step >>= 1
-            labels[row, i] = label
+        fill_middles(table, middles)
+        label_floats(rows[row], middles, labels[row])
         label = 0
         error = 0.0
         power = 0.0

@@ -19,6 +19,7 @@ from mlopt.palette.spec import PaletteSpec
 from mlopt.palette.uniform import nearest_labels, uniform_table
 from mlopt.palette.unique import unique_tables
 from mlopt.palette.vectors import as_vectors, assign_vectors, cluster_vectors
+from mlopt.palette.whole import cluster_whole, is_worth_zooming
 
 Floats = npt.NDArray[Any]
 
@@ -73,7 +74,6 @@ def palettize(
         importance = scaled_importance(scale, weight.shape, importance)
     axis = 0 if spec.channel_axis is None else spec.channel_axis % weight.ndim
     groups = 1 if spec.group_size is None else weight.shape[axis] // spec.group_size
-    rows = _rows(points, axis, groups)
 
     distortion = None
     if spec.cluster_dim > 1:
@@ -81,24 +81,18 @@ def palettize(
             points, spec, axis, groups, weight.dtype, importance, workers
         )
     elif spec.mode == "kmeans":
-        assert spec.nbits is not None
-        found = cluster_rows(
-            rows,
-            spec.nbits,
-            table_dtype=weight.dtype,
-            importance=None if importance is None else _rows(importance, axis, groups),
-            workers=workers,
+        tables, labels, distortion = _kmeans_tables(
+            points, spec, axis, groups, weight.dtype, importance, workers
         )
-        tables, labels = found.tables.astype(weight.dtype)[..., None], found.labels
-        if importance is None:
-            distortion = Distortion(found.signal, found.noise)
     elif spec.mode == "uniform":
         assert spec.nbits is not None
+        rows = _rows(points, axis, groups)
         table = uniform_table(rows.min(axis=1), rows.max(axis=1), spec.nbits, weight.dtype)
         labels = nearest_labels(rows if groups > 1 else rows[0], _alike(table, rows, groups))
         tables = table[..., None]
     else:
-        tables, labels = _unique(rows.astype(weight.dtype, copy=False)[..., None], spec)
+        rows = _rows(points, axis, groups).astype(weight.dtype, copy=False)
+        tables, labels = _unique(rows[..., None], spec)
 
     palettized = Palettized(
         table=_spread(tables, weight.ndim, axis),
@@ -197,6 +191,39 @@ def _alike(table: Floats, rows: Floats, groups: int) -> Floats:
     """A uniform table as labels are looked up in it: one row squeezed, dtype as the rows'."""
     table = table if table.dtype == rows.dtype else table.astype(rows.dtype)
     return table if groups > 1 else table[0]
+
+
+def _kmeans_tables(
+    points: Floats,
+    spec: PaletteSpec,
+    axis: int,
+    groups: int,
+    dtype: np.dtype[Any],
+    importance: npt.NDArray[Any] | None,
+    workers: int,
+) -> tuple[Floats, npt.NDArray[np.uint8], Distortion | None]:
+    """Tables [groups, entries, 1], labels [groups, n], and the distortion where it comes free."""
+    assert spec.nbits is not None
+    if groups == 1 and is_worth_zooming(points, 1 << spec.nbits):
+        whole = cluster_whole(
+            np.ascontiguousarray(points),
+            spec.nbits,
+            table_dtype=dtype,
+            importance=importance,
+            workers=workers,
+        )
+        if whole is not None:
+            table, labels = whole
+            return table.astype(dtype)[None, :, None], labels.reshape(1, -1), None
+    found = cluster_rows(
+        _rows(points, axis, groups),
+        spec.nbits,
+        table_dtype=dtype,
+        importance=None if importance is None else _rows(importance, axis, groups),
+        workers=workers,
+    )
+    plain = Distortion(found.signal, found.noise) if importance is None else None
+    return found.tables.astype(dtype)[..., None], found.labels, plain
 
 
 def _vector_tables(

@@ -31,10 +31,14 @@ _FORMATS = {
 REACH = 4
 MOST_ROUNDS = 8
 
-# Segments that the proof may consider for each value before it gives up: a microsecond a value or
-# so. It is enough wherever the means are rounded finely against the width of their clusters (up to
-# 6 bits in float16, as a rule); beyond, the settled solution stands, whose excess over the plain
-# optimum is a thousandth or so, most of it the price of rounding that no solution avoids.
+# The proof is attempted where the price of rounding, relative to the error and times k, is small:
+# then few positions survive. That is so wherever means are rounded finely against the width of
+# their clusters (up to 6 bits in float16, as a rule). Beyond, and where the proof considers more
+# segments a value than this, the settled solution stands; its excess over the plain optimum is a
+# thousandth or so, most of it the price of rounding that no solution avoids. Few values are always
+# searched.
+PRICE_WORTH_PROVING = 0.05
+FEW_VALUES = 256
 VISITS_PER_VALUE = 150
 
 
@@ -86,24 +90,27 @@ def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table)
 def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
+    Less far where segments are short: a quarter of their mean length.
+
     One programme a round over the positions near each bound; returns the stored cost reached.
     """
-    side = 2 * REACH + 1
+    reach = min(REACH, max(1, bounds[k] // (4 * k)))
+    side = 2 * reach + 1
     before = np.empty(side)
     here = np.empty(side)
     origin = np.empty((k + 1, side), np.int8)
     reached = np.inf
     for _ in range(MOST_ROUNDS):
         before[:] = np.inf
-        before[REACH] = 0.0
+        before[reach] = 0.0
         for j in range(1, k + 1):
             here[:] = np.inf
             for s in range(side):
-                end = bounds[j] + s - REACH
-                if (j == k and s != REACH) or end <= bounds[0] or end > bounds[k]:
+                end = bounds[j] + s - reach
+                if (j == k and s != reach) or end <= bounds[0] or end > bounds[k]:
                     continue
                 for t in range(side):
-                    start = bounds[j - 1] + t - REACH
+                    start = bounds[j - 1] + t - reach
                     if before[t] >= here[s] or start >= end:
                         continue
                     candidate = before[t] + stored_cost(
@@ -113,16 +120,16 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
                         here[s] = candidate
                         origin[j, s] = t
             before, here = here, before
-        cost = before[REACH]
+        cost = before[reach]
         if cost >= reached:
             break
         reached = cost
         moved = False
-        s = REACH
+        s = reach
         for j in range(k, 0, -1):
             s = origin[j, s]
-            if j > 1 and s != REACH:
-                bounds[j - 1] += s - REACH
+            if j > 1 and s != reach:
+                bounds[j - 1] += s - reach
                 moved = True
         if not moved:
             break
@@ -259,7 +266,8 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
         plain += segment_cost(sums, bounds[j], bounds[j + 1])
     limit = _settle(sums, mean, k, splitter, smallest_normal, magic, bounds)
     # Nothing to gain beyond what float64 sums resolve.
-    if limit - plain <= 1e-11 * plain:
+    price = limit - plain
+    if price <= 1e-11 * plain or (n > FEW_VALUES and price * k > PRICE_WORTH_PROVING * plain):
         return
     mirrored = np.empty((3, n + 1))
     mirror_sums(sums, n, mirrored)

@@ -1,0 +1,87 @@
+"""One table for a large float weight: zoomed in on part by part, not sorted or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.palette.distinct import is_coded
+from mlopt.palette.groups import fill_middles, label_floats
+from mlopt.palette.stored import rounding_constants
+from mlopt.palette.zoom import table_by_zooming
+
+Floats = npt.NDArray[Any]
+
+_PART = 1 << 20
+"""Weights that are gone over at a time."""
+
+
+def is_worth_zooming(weight: Floats, entries: int) -> bool:
+    """Whether zooming beats sorting for this many centres.
+
+    More centres leave fewer values that are far from a bound: with 256 of them it only pays where
+    memory is at stake.
+    """
+    if is_coded(weight.dtype):
+        return False
+    return weight.size >= (entries << 12 if entries <= 64 else 1 << 23)
+
+
+def cluster_whole(
+    weight: Floats,
+    nbits: int,
+    *,
+    table_dtype: np.dtype[Any],
+    importance: npt.NDArray[np.float64] | None = None,
+    workers: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]] | None:
+    """The best table of ``2**nbits`` entries for a whole weight, and its labels.
+
+    Parameters
+    ----------
+    weight
+        float32 or float64, of any shape, C-contiguous, finite.
+    table_dtype
+        What the table is stored in.
+    importance
+        float64 of the weight's shape, not negative (a broadcast is not expanded as a whole); None
+        for 1.
+    workers
+        Threads. The result does not depend on it.
+
+    Returns
+    -------
+    (float64[2**nbits] ascending, uint8 of the weight's shape), or None where the values do not
+    suit: see :func:`mlopt.palette.zoom.table_by_zooming`.
+    """
+    step = max(1, _PART // max(1, weight.size // weight.shape[0]))
+    spans = [slice(first, first + step) for first in range(0, weight.shape[0], step)]
+
+    def parts() -> Iterator[tuple[Floats, npt.NDArray[np.float64]]]:
+        for span in spans:
+            masses = np.empty(0)
+            if importance is not None:
+                masses = np.ascontiguousarray(importance[span], np.float64).reshape(-1)
+            yield weight[span].reshape(-1), masses
+
+    table = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+    if table is None:
+        return None
+    middles = np.empty(table.size - 1)
+    fill_middles(table, middles)
+    labels = np.empty(weight.shape, np.uint8)
+
+    def label(span: slice) -> None:
+        label_floats(weight[span].reshape(-1), middles, labels[span].reshape(-1))
+
+    if workers > 1 and len(spans) > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(label, spans))
+    else:
+        for span in spans:
+            label(span)
+    return table, labels
