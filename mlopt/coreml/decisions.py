@@ -120,7 +120,7 @@ def decide(
         current = Target.of_specification(weight.program.specification_version)
         limit = _limit(current, minimum_deployment_target)
         try:
-            decision = _decide(weight, resolve(config, name, consumers), limit)
+            decision = _decide(weight, resolve(config, name, consumers), current)
         except ConfigError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -147,7 +147,7 @@ def _limit(current: Target, minimum_deployment_target: Any) -> Target:
     return max(current, Target.parse(minimum_deployment_target))
 
 
-def _decide(weight: Weight, resolution: Resolution, limit: Target) -> Decision:
+def _decide(weight: Weight, resolution: Resolution, current: Target) -> Decision:
     config, rule = resolution.config, resolution.rule
 
     def kept(reason: str, category: str | None = None) -> Decision:
@@ -174,7 +174,7 @@ def _decide(weight: Weight, resolution: Resolution, limit: Target) -> Decision:
     if is_mask(weight, value):
         return kept("it looks like an attention mask", "attention mask")
     weight.release()
-    return _palettized(weight, config, resolution, limit, kept)
+    return _palettized(weight, config, resolution, current, kept)
 
 
 def _untouchable(weight: Weight) -> tuple[str, str] | None:
@@ -202,7 +202,7 @@ def _palettized(
     weight: Weight,
     config: OpPalettizerConfig,
     resolution: Resolution,
-    limit: Target,
+    current: Target,
     kept: Callable[..., Decision],
 ) -> Decision:
     rank, note = len(weight.shape), resolution.note
@@ -251,7 +251,8 @@ def _palettized(
         channel_axis = channel_axis if config.cluster_dim > 1 else None
 
     needs = _needed_target(config, grouped=group_size is not None)
-    allowed = _NBITS if max(needs, limit) >= Target.iOS18 else _NBITS_BEFORE_IOS18
+    # What the model may be raised to is not what it will be: unique and custom raise nothing
+    allowed = _NBITS if max(needs, current) >= Target.iOS18 else _NBITS_BEFORE_IOS18
     spec = PaletteSpec(
         mode=config.mode,
         nbits=config.nbits,
