@@ -439,7 +439,9 @@ def test_an_interrupted_process_leaves_everything_as_it_was(model, tmp_path, num
     before = sorted(path.stat().st_mtime_ns for path in earlier.rglob("*"))
     # Held up where the new package is almost complete beside its destination.
     program = (
-        "import time\n"
+        "import signal, time\n"
+        # A runner of tests may ignore the signal, and its children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from mlopt.mil.writer import PackageWriter\n"
         "def commit(writer):\n"
         "    print('writing', flush=True)\n"
