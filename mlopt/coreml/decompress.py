@@ -158,18 +158,20 @@ def _has_other_uses(variable: Variable) -> bool:
 
 def _const(node: Node, writer: PackageWriter, stored: dict[object, Any]) -> Any:
     """The const operation in the place of ``node``; equal storage is decompressed once."""
-    keys = []
+    keys: list[object] = []
     files = []
     for holder in _holders(node):
         for bindings in holder.inputs.values():
             for bound in bindings:
                 if isinstance(bound, Constant):
-                    keys.append(bound.storage or bound.message.SerializeToString())
+                    # Of equal bytes only one blob is stored, whatever the shapes.
+                    key = (bound.storage, bound.shape)
+                    keys.append(key if bound.storage else bound.message.SerializeToString())
                     files.append(bound.storage)
-    key = tuple(keys)
-    if key not in stored:
+    whole = tuple(keys)
+    if whole not in stored:
         weight = palette_of(node).dequantize()
-        stored[key] = writer.add_value(
+        stored[whole] = writer.add_value(
             weight,
             specification_version=writer.package.programs[0].specification_version,
             file_name=next((storage[0] for storage in files if storage), None),
@@ -181,7 +183,7 @@ def _const(node: Node, writer: PackageWriter, stored: dict[object, Any]) -> Any:
     for name in list(const.attributes):
         if name in ("indices", "lut", "shape"):
             del const.attributes[name]
-    const.attributes["val"].CopyFrom(stored[key])
+    const.attributes["val"].CopyFrom(stored[whole])
     return const
 
 
