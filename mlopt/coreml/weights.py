@@ -113,16 +113,18 @@ def is_mask(weight: Weight, value: np.ndarray[Any, Any]) -> bool:
     if any(consumer.op_type in _WEIGHTED for consumer in weight.consumers):
         return False
     flat = value.reshape(-1)
-    other = 0.0
+    other, has_zeros = 0.0, False
     for first in range(0, flat.size, 1 << 16):
         part = flat[first : first + (1 << 16)].astype(np.float64)
         lowest, highest = float(part.min()), float(part.max())
         extreme = lowest if lowest else highest
         if extreme and not other:
             other = extreme
-        if (lowest and highest) or not np.isin(part, (0.0, other)).all():
+        if not np.isin(part, (0.0, other)).all():
             return False
-    return other == 1.0 or other <= -1000.0
+        # A part may hold the other value alone.
+        has_zeros |= not (lowest and highest)
+    return has_zeros and (other == 1.0 or other <= -1000.0)
 
 
 def shown_consumers(consumers: Sequence[Consumer]) -> tuple[str, ...]:
