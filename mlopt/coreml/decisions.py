@@ -163,11 +163,6 @@ def _decide(weight: Weight, resolution: Resolution, current: Target) -> Decision
             f"{weight.size} elements, not more than weight_threshold {config.weight_threshold}",
             "not more elements than weight_threshold",
         )
-    if config.lut_dtype is not None:
-        raise ConfigError(
-            f"lut_dtype={config.lut_dtype!r} is not available yet; leave it None for tables in the "
-            "weight's dtype"
-        )
     value = weight.value()
     if not is_finite(value):
         return kept("it holds an infinity or a NaN", "infinity or NaN")
@@ -181,10 +176,7 @@ def _untouchable(weight: Weight) -> tuple[str, str] | None:
     """Why a weight has to stay as it is whatever the configuration says: reason and category."""
     for user in weight.consumers:
         if user.op_type.startswith("constexpr_"):
-            return (
-                f"part of a compressed form already: {user.op_type}({user.op_name})",
-                "part of a compressed form already",
-            )
+            return "part of a compressed form already", "part of a compressed form already"
     if weight.inline:
         return "written into its operation", "written into its operation"
     if weight.dtype not in _FLOATS:

@@ -203,6 +203,13 @@ def _check_config(config: Any) -> None:
             f"config must be an mlopt.coreml.OptimizationConfig, got {type(config).__name__}; wrap "
             "a single OpPalettizerConfig as OptimizationConfig(global_config=...)"
         )
+    rules = [config.global_config, *config.op_type_configs.values()]
+    for rule in [*rules, *config.op_name_configs.values()]:
+        if rule is not None and rule.lut_dtype is not None:
+            raise ConfigError(
+                f"lut_dtype={rule.lut_dtype!r} is not available yet; leave it None for tables in "
+                "the weight's dtype"
+            )
 
 
 _Computed = tuple[PackedPalette, Distortion] | NoPaletteError
@@ -266,26 +273,25 @@ def _computed(
     """
     waiting: deque[tuple[Decision, Future[_Computed] | None]] = deque()
     ahead = 0
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for decision in decisions:
-                future = None
-                if isinstance(decision.outcome, PaletteSpec):
-                    share = workers if decision.weight.size >= 1 << 22 else 1
-                    future = pool.submit(_compute, decision.weight, decision.outcome, share)
-                    ahead += 1
-                waiting.append((decision, future))
-                while ahead > workers + 1:
-                    first, computing = waiting.popleft()
-                    ahead -= computing is not None
-                    yield first, None if computing is None else computing.result()
-            while waiting:
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for decision in decisions:
+            future = None
+            if isinstance(decision.outcome, PaletteSpec):
+                share = workers if decision.weight.size >= 1 << 22 else 1
+                future = pool.submit(_compute, decision.weight, decision.outcome, share)
+                ahead += 1
+            waiting.append((decision, future))
+            while ahead > workers + 1:
                 first, computing = waiting.popleft()
+                ahead -= computing is not None
                 yield first, None if computing is None else computing.result()
-        finally:
-            for _, computing in waiting:
-                if computing is not None:
-                    computing.cancel()
+        while waiting:
+            first, computing = waiting.popleft()
+            yield first, None if computing is None else computing.result()
+    finally:
+        # not waited for: after an interrupt, a large weight may take long and nobody wants it
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _moved(decisions: tuple[Decision, ...], weights: list[Weight]) -> list[Decision]:

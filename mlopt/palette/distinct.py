@@ -45,7 +45,7 @@ def value_of_key(dtype_name: str) -> npt.NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def key_of(code):  # type: ignore[no-untyped-def]
     """The key of a 16-bit float code; ascends with the value, -0 just before +0."""
     if code & np.uint16(_SIGN):
@@ -156,7 +156,7 @@ def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):  # 
     return found
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _append(found, key, mass, value_of, keys, values, masses):  # type: ignore[no-untyped-def]
     value = value_of[key]
     if np.isnan(value):

@@ -25,7 +25,12 @@ from mlopt.palette.distinct import (
 )
 from mlopt.palette.kmeans1d import quantile_bounds, solve
 from mlopt.palette.segments import fill_sums
-from mlopt.palette.stored import refine_for_storage, rounding_constants, stored_table
+from mlopt.palette.stored import (
+    refine_for_storage,
+    round_to_stored,
+    rounding_constants,
+    stored_table,
+)
 
 _ROWS_OF_WORK = 1 << 19
 """Weights a thread takes at a time."""
@@ -51,6 +56,7 @@ def cluster_rows(
     *,
     table_dtype: np.dtype[Any],
     importance: npt.NDArray[Any] | None = None,
+    uniform: bool = False,
     workers: int = 1,
 ) -> RowTables:
     """Optimal tables of ``2**nbits`` entries for each row.
@@ -68,6 +74,9 @@ def cluster_rows(
     importance
         [G, n], not negative, broadcastable views welcome; None for 1. Summed in float64. A row
         without any counts as uniform.
+    uniform
+        Equal steps from the smallest to the largest value instead of optimal tables; for float16
+        and bfloat16 without importance.
     workers
         Threads. The result does not depend on it.
     """
@@ -85,7 +94,9 @@ def cluster_rows(
         out = (tables[span], labels[span], noise[span], signal[span])
         if is_coded(rows.dtype) and importance is None:
             value_of = value_of_key(rows.dtype.name)
-            _cluster_code_rows(rows[span].view(np.uint16), value_of, constants, entries, *out)
+            _cluster_code_rows(
+                rows[span].view(np.uint16), value_of, constants, entries, uniform, *out
+            )
             return
         if is_coded(rows.dtype) and n >= 1 << 16:
             weights = _read_only(np.ascontiguousarray(importance[span], np.float64))  # type: ignore[index]
@@ -129,13 +140,18 @@ def _total(parts: npt.NDArray[np.float64]) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _table_of_values(values, masses, found, entries, constants, scratch, table):  # type: ignore[no-untyped-def]
+def _table_of_values(values, masses, found, entries, uniform, constants, scratch, table):  # type: ignore[no-untyped-def]
     """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
+
+    ``uniform``: with equal steps between the first and the last of them instead.
 
     scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
     queue, since int32, all at least ``found + 1`` long.
     """
     sums, bounds, cost, offset, start, queue, since = scratch
+    if uniform:
+        _fill_uniform(values[0], values[found - 1], constants, table)
+        return
     if found <= entries:
         for j in range(entries):
             table[j] = values[min(j, found - 1)]
@@ -149,6 +165,21 @@ def _table_of_values(values, masses, found, entries, constants, scratch, table):
         sums, mean, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
     )
     stored_table(sums, mean, bounds, entries, *constants, table)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_uniform(low, high, constants, table):  # type: ignore[no-untyped-def]
+    """What :func:`mlopt.palette.uniform.uniform_table` gives, operation by operation."""
+    splitter, smallest_normal, magic = constants
+    last = table.size - 1
+    highest = low
+    for j in range(last + 1):
+        step = low * ((last - j) / last) + high * (j / last)
+        step = min(max(step, low), high)
+        if j == last:
+            step = high
+        highest = max(highest, step)
+        table[j] = round_to_stored(highest, splitter, smallest_normal, magic)
 
 
 @njit(cache=True, nogil=True)
@@ -266,20 +297,21 @@ def _finish_code_row(  # type: ignore[no-untyped-def]
     masses,
     found,
     entries,
+    uniform,
     constants,
     scratch,
     table,
     labels,
     thresholds,
 ):
-    _table_of_values(values, masses, found, entries, constants, scratch, table)
+    _table_of_values(values, masses, found, entries, uniform, constants, scratch, table)
     _threshold_keys(values, keys, found, value_of, table, thresholds)
     _label_codes(codes, thresholds, labels)
     return _distinct_errors(values, masses, keys, found, table, thresholds)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, noise, signal):  # type: ignore[no-untyped-def]
+def _cluster_code_rows(codes, value_of, constants, entries, uniform, tables, labels, noise, signal):  # type: ignore[no-untyped-def]
     rows, n = codes.shape
     most = min(n, 1 << 16)
     keys = np.empty(most, np.uint16)
@@ -302,6 +334,7 @@ def _cluster_code_rows(codes, value_of, constants, entries, tables, labels, nois
             masses,
             found,
             entries,
+            uniform,
             constants,
             scratch,
             tables[row],
@@ -351,6 +384,7 @@ def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
             masses,
             found,
             entries,
+            False,
             constants,
             scratch,
             tables[row],
@@ -402,7 +436,7 @@ def _cluster_float_rows(  # type: ignore[no-untyped-def]
         if found == 0:
             found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
         table = tables[row]
-        _table_of_values(values, masses, found, entries, constants, scratch, table)
+        _table_of_values(values, masses, found, entries, False, constants, scratch, table)
         fill_middles(table, middles)
         label_floats(rows[row], middles, labels[row])
         label = 0

@@ -4,14 +4,13 @@ The optimum for ``k`` clusters is the cheapest segmentation with exactly ``k`` s
 every segment a penalty ``lambda`` instead of counting them leaves a problem that one pass solves
 (:func:`mlopt.palette.segments.penalised_paths`); its number of segments falls as ``lambda`` grows,
 and whenever it comes out as ``k`` the solution is optimal for ``k``. A few Lloyd steps from good
-quantiles predict ``lambda`` so well that one to three passes do. Where no ``lambda`` gives ``k``
-(several ``k`` tie on one ``lambda``), the solutions with fewer and with more segments bracket every
-bound, and a small programme between them finishes.
+quantiles predict ``lambda`` so well that one to three passes do. Where several ``k`` tie on one
+``lambda``, a solution with fewer and one with more segments are spliced.
 
 Sources: Gronlund, Larsen, Mathiasen, Nielsen, Schneider, Song, "Fast exact k-means, k-medians and
 Bregman divergence clustering in 1D", 2017, arXiv 1701.07204; Aggarwal, Schieber, Tokuyama,
 "Finding a minimum-weight k-link path in graphs with the concave Monge property", 1994, for the
-bracket.
+splice.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.segments import (
-    cheapest_path_through_windows,
     fill_sums,
     penalised_paths,
     segment_cost,
@@ -30,7 +28,7 @@ from mlopt.palette.segments import (
 )
 
 LLOYD_STEPS = 24
-MOST_PASSES = 12
+MOST_PASSES = 64
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -39,10 +37,10 @@ def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
 
     That is how the points of an optimal quantizer lie (Panter and Dite 1951). The exponent used is
     5/16 rather than 1/3, because square roots round alike on every machine and cube roots do not.
-    Values are taken in short runs, 32 or so to a segment: this is only where the search starts.
+    Values are taken in short runs, 16 or so to a segment: this is only where the search starts.
     """
     n = values.size
-    run = max(1, n // (32 * k))
+    run = max(1, n // (16 * k))
     runs = (n - 2) // run + 1
     running = np.empty(runs + 1)
     running[0] = 0.0
@@ -113,33 +111,21 @@ def lloyd(values, sums, mean, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _bracket_windows(fewer, k_fewer, more, k_more, k, low, high):  # type: ignore[no-untyped-def]
-    """Windows for the bounds of ``k`` segments from optimal solutions with fewer and with more.
+def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
+    """Bounds of ``k`` segments from two solutions that are optimal under one penalty.
 
-    Optimal bounds of consecutive cluster counts interleave, so the ``j``-th bound of ``k`` lies
-    between the ``j``-th of ``k_more`` and the ``j``-th of ``k_fewer``, and likewise counted from
-    the other end. Returns False where rounding has left a window empty.
+    Where a segment of the solution with more lies within one of the solution with fewer, after
+    ``k - k_fewer`` segments more, the first solution up to there and the second from there on have
+    ``k`` segments, and by the Monge property they cost no more (Aggarwal et al. 1994, lemma 5).
     """
-    n = fewer[k_fewer]
-    low[0] = 0
-    high[0] = 0
-    for j in range(1, k):
-        low[j] = more[j]
-        if j - (k - k_fewer) > 0:
-            low[j] = max(low[j], fewer[j - (k - k_fewer)])
-        high[j] = more[j + (k_more - k)]
-        if j < k_fewer:
-            high[j] = min(high[j], fewer[j])
-    low[k] = n
-    high[k] = n
-    for j in range(1, k + 1):
-        low[j] = max(low[j], low[j - 1] + 1)
-    for j in range(k - 1, 0, -1):
-        high[j] = min(high[j], high[j + 1] - 1)
-    for j in range(1, k + 1):
-        if low[j] > high[j]:
-            return False
-    return True
+    surplus = k - k_fewer
+    s = 0
+    while more[s + surplus + 1] > fewer[s + 1]:
+        s += 1
+    for j in range(s + surplus + 1):
+        bounds[j] = more[j]
+    for j in range(s + 1, k_fewer + 1):
+        bounds[j + surplus] = fewer[j]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -177,32 +163,39 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
         if penalty <= 0.0:
             penalty = (sums[2, n] - sums[2, 0]) * 1e-18
 
+    # one segment, and one for each value, until better ones are known
     fewer = np.empty(k + 1, np.int64)
     fewer[0] = 0
     fewer[1] = n
     k_fewer = 1
     error_fewer = np.inf
-    more = np.empty(0, np.int64)
+    more = np.empty(n + 1, np.int64)
+    for j in range(n + 1):
+        more[j] = j
     k_more = n
     error_more = np.inf
+    tried = penalty
+    # Ends long before, but where squares leave the range of float64 and say nothing any more.
     for _ in range(MOST_PASSES):
         tried = penalty
         penalised_paths(sums, n, penalty, cost, offset, start, queue, since)
         found = trace_path(start, n, bounds)
         if found == k:
             return tried
+        bracketed = error_fewer < np.inf and error_more < np.inf
+        # Under the slope of the bracket both of its ends are optimal if nothing between them is.
+        if bracketed and (found <= k_fewer or found >= k_more):
+            break
         if found < k:
-            if found <= k_fewer and error_fewer < np.inf:
-                break
             k_fewer = found
             error_fewer = cost[n] - penalty * found
-            fewer[: found + 1] = bounds[: found + 1]
+            for j in range(found + 1):
+                fewer[j] = bounds[j]
         else:
-            if found >= k_more and error_more < np.inf:
-                break
             k_more = found
             error_more = cost[n] - penalty * found
-            more = bounds[: found + 1].copy()
+            for j in range(found + 1):
+                more[j] = bounds[j]
         if error_fewer < np.inf and error_more < np.inf:
             # The least error is convex in k: this slope lies between those to the left and to the
             # right of some k inside the bracket, of k itself when the bracket is k - 1 and k + 1.
@@ -211,18 +204,7 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
             ratio = found / k
             penalty *= ratio * ratio * ratio
 
-    low = np.empty(k + 1, np.int64)
-    high = np.empty(k + 1, np.int64)
-    if more.size == 0:
-        more = np.arange(n + 1)
-        k_more = n
-    if not _bracket_windows(fewer, k_fewer, more, k_more, k, low, high):
-        for j in range(k + 1):
-            low[j] = j
-            high[j] = n - (k - j)
-        high[0] = 0
-        low[k] = n
-    cheapest_path_through_windows(sums, k, low, high, bounds)
+    _splice(fewer, k_fewer, more, k, bounds)
     return tried
 
 

@@ -69,6 +69,8 @@ def palettize(
         return palettized, measure_distortion(weight, palettized)
 
     points = weight
+    if spec.mode == "uniform":
+        importance = None
     if scale is not None:
         points = normalised(weight, scale)
         importance = scaled_importance(scale, weight.shape, importance)
@@ -80,8 +82,8 @@ def palettize(
         tables, labels = _vector_tables(
             points, spec, axis, groups, weight.dtype, importance, workers
         )
-    elif spec.mode == "kmeans":
-        tables, labels, distortion = _kmeans_tables(
+    elif spec.mode == "kmeans" or (spec.mode == "uniform" and is_coded(points.dtype)):
+        tables, labels, distortion = _scalar_tables(
             points, spec, axis, groups, weight.dtype, importance, workers
         )
     elif spec.mode == "uniform":
@@ -193,7 +195,7 @@ def _alike(table: Floats, rows: Floats, groups: int) -> Floats:
     return table if groups > 1 else table[0]
 
 
-def _kmeans_tables(
+def _scalar_tables(
     points: Floats,
     spec: PaletteSpec,
     axis: int,
@@ -204,7 +206,8 @@ def _kmeans_tables(
 ) -> tuple[Floats, npt.NDArray[np.uint8], Distortion | None]:
     """Tables [groups, entries, 1], labels [groups, n], and the distortion where it comes free."""
     assert spec.nbits is not None
-    if groups == 1 and is_worth_zooming(points, 1 << spec.nbits):
+    uniform = spec.mode == "uniform"
+    if groups == 1 and not uniform and is_worth_zooming(points, 1 << spec.nbits):
         whole = cluster_whole(
             np.ascontiguousarray(points),
             spec.nbits,
@@ -220,6 +223,7 @@ def _kmeans_tables(
         spec.nbits,
         table_dtype=dtype,
         importance=None if importance is None else _rows(importance, axis, groups),
+        uniform=uniform,
         workers=workers,
     )
     plain = Distortion(found.signal, found.noise) if importance is None else None

@@ -13,7 +13,6 @@ order, no fused or reordered sums.
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 
@@ -62,7 +61,7 @@ def mirror_sums(sums, n, mirrored):  # type: ignore[no-untyped-def]
             mirrored[row, i] = -sums[row, n - i]
 
 
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def segment_cost(sums, i, j):  # type: ignore[no-untyped-def]
     """Squared error of the segment ``[i, j)``, ``i < j``, about its own mean; never negative."""
     s1 = sums[1, j] - sums[1, i]
@@ -70,7 +69,7 @@ def segment_cost(sums, i, j):  # type: ignore[no-untyped-def]
     return cost if cost > 0.0 else 0.0
 
 
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _later_start_wins(sums, offset, later, earlier, end):  # type: ignore[no-untyped-def]
     """Whether ``[later, end)`` as last segment makes a cheaper path than ``[earlier, end)``.
 
@@ -176,63 +175,3 @@ def total_cost(sums, bounds, k):  # type: ignore[no-untyped-def]
     for j in range(k):
         total += segment_cost(sums, bounds[j], bounds[j + 1])
     return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def cheapest_path_through_windows(sums, k, low, high, bounds):  # type: ignore[no-untyped-def]
-    """The cheapest ``k`` segments whose ``j``-th bound lies in ``[low[j], high[j]]``.
-
-    Layer by layer; within a layer the best predecessor grows with the position (the Monge
-    property), so each layer is solved by halving its window. ``low`` and ``high`` are int64[k + 1]
-    with ``low[0] = high[0] = 0`` and ``low[k] = high[k] = n``, both strictly increasing. The result
-    goes to ``bounds[: k + 1]``.
-    """
-    widths = high[: k + 1] - low[: k + 1] + 1
-    first = np.zeros(k + 2, np.int64)
-    widest = 0
-    for j in range(k + 1):
-        first[j + 1] = first[j] + widths[j]
-        widest = max(widest, widths[j])
-    predecessor = np.zeros(first[k + 1], np.int32)
-    before = np.zeros(widest, np.float64)
-    here = np.empty(widest, np.float64)
-    stack = np.empty((128, 4), np.int64)
-    for j in range(1, k + 1):
-        depth = 0
-        stack[0, 0] = low[j]
-        stack[0, 1] = high[j]
-        stack[0, 2] = low[j - 1]
-        stack[0, 3] = high[j - 1]
-        depth = 1
-        while depth > 0:
-            depth -= 1
-            left = stack[depth, 0]
-            right = stack[depth, 1]
-            from_left = stack[depth, 2]
-            from_right = stack[depth, 3]
-            end = (left + right) >> 1
-            best = np.inf
-            best_start = from_left
-            for i in range(from_left, min(from_right, end - 1) + 1):
-                candidate = before[i - low[j - 1]] + segment_cost(sums, i, end)
-                if candidate < best:
-                    best = candidate
-                    best_start = i
-            here[end - low[j]] = best
-            predecessor[first[j] + end - low[j]] = best_start
-            if left < end:
-                stack[depth, 0] = left
-                stack[depth, 1] = end - 1
-                stack[depth, 2] = from_left
-                stack[depth, 3] = best_start
-                depth += 1
-            if end < right:
-                stack[depth, 0] = end + 1
-                stack[depth, 1] = right
-                stack[depth, 2] = best_start
-                stack[depth, 3] = from_right
-                depth += 1
-        before, here = here, before
-    bounds[k] = low[k]
-    for j in range(k, 0, -1):
-        bounds[j - 1] = predecessor[first[j] + bounds[j] - low[j]]

@@ -55,7 +55,7 @@ def rounding_constants(dtype_name: str) -> tuple[float, float, float]:
     return 2.0 ** (53 - bits) + 1.0, 2.0**normal, 1.5 * 2.0 ** (52 + step)
 
 
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
     """The nearest number of a narrower float format (Dekker 1971); see ``rounding_constants``."""
     if splitter == 0.0:
@@ -66,7 +66,7 @@ def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[n
     return split - (split - number)
 
 
-@njit(cache=True, nogil=True, inline="always", error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
     """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
     mass = sums[0, j] - sums[0, i]
@@ -101,10 +101,12 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
     origin = np.empty((k + 1, side), np.int8)
     reached = np.inf
     for _ in range(MOST_ROUNDS):
-        before[:] = np.inf
+        for t in range(side):
+            before[t] = np.inf
         before[reach] = 0.0
         for j in range(1, k + 1):
-            here[:] = np.inf
+            for s in range(side):
+                here[s] = np.inf
             for s in range(side):
                 end = bounds[j] + s - reach
                 if (j == k and s != reach) or end <= bounds[0] or end > bounds[k]:
@@ -194,11 +196,18 @@ def _search(  # type: ignore[no-untyped-def]
         pointer[p + 1] = pointer[p] + width
         if visits > VISITS_PER_VALUE * n:
             return
-        while pointer[p + 1] > best.size:
-            best = np.concatenate((best, np.empty(best.size)))
-            origin = np.concatenate((origin, np.empty(origin.size, np.int64)))
+        if pointer[p + 1] > best.size:
+            size = 2 * pointer[p + 1]
+            larger = np.empty(size)
+            larger_origin = np.empty(size, np.int64)
+            for state in range(pointer[p]):
+                larger[state] = best[state]
+                larger_origin[state] = origin[state]
+            best = larger
+            origin = larger_origin
         here = pointer[p] - fewest
-        best[pointer[p] : pointer[p + 1]] = np.inf
+        for state in range(pointer[p], pointer[p + 1]):
+            best[state] = np.inf
         for q in range(earliest, latest + 1):
             if pointer[q + 1] == pointer[q]:
                 continue

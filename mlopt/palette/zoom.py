@@ -201,7 +201,7 @@ def _extend(values, importance, extent):  # type: ignore[no-untyped-def]
     extent[3] = moment
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _cell_of(x, places):  # type: ignore[no-untyped-def]
     """The cell of the last level that ``x`` falls into, or -1."""
     low, per_width, ranks, offsets = places

@@ -98,31 +98,3 @@ def test_penalised_path_is_the_cheapest_of_all_counts(seed):
         assert (np.diff(bounds) > 0).all()
         paid = ref.cost_of_bounds(values, masses, bounds) + penalty * (len(bounds) - 1)
         assert paid <= prefix[-1] + 1e-13 * everything
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_path_through_windows(seed):
-    rng = np.random.default_rng(seed)
-    n, k = 30, int(rng.integers(2, 12))
-    values, masses = np.sort(rng.standard_normal(n)), rng.random(n) + 0.1
-    sums, _ = sums_of(values, masses)
-    costs = ref.segment_costs(values, masses)
-    # windows about some bounds, wide enough to overlap
-    some = np.sort(rng.choice(np.arange(1, n), k - 1, replace=False))
-    low = np.array([0, *np.maximum(some - 4, np.arange(1, k)), n])
-    high = np.array([0, *np.minimum(some + 4, n - k + np.arange(1, k)), n])
-    low[1:k] = np.maximum.accumulate(low[1:k] - np.arange(1, k)) + np.arange(1, k)
-    high[1:k] = np.minimum.accumulate((high[1:k] - np.arange(1, k))[::-1])[::-1] + np.arange(1, k)
-    path = costs[0]
-    for j in range(1, k + 1):
-        allowed = np.full(n + 1, np.inf, np.longdouble)
-        window = slice(low[j], high[j] + 1)
-        before = np.where(np.arange(n + 1) == 0, 0, np.inf) if j == 1 else path
-        allowed[window] = (before[:, None] + costs).min(axis=0)[window]
-        path = allowed
-    bounds = np.empty(k + 1, np.int64)
-    segments.cheapest_path_through_windows(sums, k, low, high, bounds)
-    assert (low <= bounds).all()
-    assert (bounds <= high).all()
-    paid = float(ref.cost_of_bounds(values, masses, bounds))
-    assert paid == pytest.approx(float(path[n]), rel=1e-12)

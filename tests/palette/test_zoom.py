@@ -116,8 +116,8 @@ def test_power_of_two_scales_the_table_exactly() -> None:
 
 
 def test_whole_weight_in_parts_and_threads() -> None:
-    weight = values_of("normal").reshape(300, 200)
-    importance = np.broadcast_to(np.linspace(0.5, 2, 300)[:, None], weight.shape)
+    weight = values_of("normal").reshape(200, 200)
+    importance = np.broadcast_to(np.linspace(0.5, 2, 200)[:, None], weight.shape)
     assert not is_worth_zooming(weight, 16)
     found = [
         cluster_whole(
