@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import coremltools as ct
@@ -102,18 +103,24 @@ def test_equal_palettes_are_stored_once(tmp_path):
     assert judges.package_bytes(out) < judges.package_bytes(source) / 2
 
 
+@functools.cache
+def added(shape, target):
+    """A model that adds a weight of any shape."""
+    value = (np.random.default_rng(0).standard_normal(shape) / 8).astype(np.float16)
+
+    def body(x):
+        return mb.add(x=x, y=mb.const(val=value, name="w"))
+
+    return converted(body, shape, target)
+
+
 @pytest.mark.parametrize(
     ("target", "nbits"),
     [("iOS16", nbits) for nbits in (1, 2, 4, 6, 8)] + [("iOS18", nbits) for nbits in NBITS],
 )
 @pytest.mark.parametrize("shape", [(3, 5), (7, 11, 13), (5, 3, 1, 1), (2, 3, 4, 5, 6)])
 def test_odd_shapes_and_the_bits_at_the_end(target, shape, nbits, tmp_path):
-    value = (np.random.default_rng(nbits).standard_normal(shape) / 8).astype(np.float16)
-
-    def body(x):
-        return mb.add(x=x, y=mb.const(val=value, name="w"))
-
-    source = saved(converted(body, shape, target), tmp_path / "in.mlpackage")
+    source = saved(added(shape, target), tmp_path / "in.mlpackage")
     rule = {"nbits": nbits, "weight_threshold": 0}
     result = palettize(source, by_name({"w": rule}), output=tmp_path / "out.mlpackage")
     assert result.report["w"].is_palettized

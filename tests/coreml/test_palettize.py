@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.coreml.conftest import (
     global_config,
     mb,
     nothing_beside,
+    package_of_weight,
     quietly,
     saved,
     spec_and_weights,
@@ -45,13 +47,18 @@ def contents(package: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture
-def source(tmp_path):
-    """A package with three weights [64, 80], [80, 64], [64, 80] for iOS18, alone in its folder."""
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A package with three weights [64, 80], [80, 64], [64, 80] for iOS18."""
     shapes = [(64, 80), (80, 64), (64, 80)]
     weights = {f"w{i}": Cell("kmeans", 2 + i).weight(shape) for i, shape in enumerate(shapes)}
-    (tmp_path / "in").mkdir()
-    return saved(chain(weights, "iOS18"), tmp_path / "in" / "source.mlpackage")
+    return saved(chain(weights, "iOS18"), tmp_path_factory.mktemp("three") / "three.mlpackage")
+
+
+@pytest.fixture
+def source(three, tmp_path):
+    """A copy of that package, alone in its folder."""
+    return Path(shutil.copytree(three, tmp_path / "in" / "source.mlpackage"))
 
 
 GROUPED = {"granularity": "per_grouped_channel", "group_size": GROUP}
@@ -126,7 +133,7 @@ def test_scaling_by_a_power_of_two_scales_the_table_alone(mode, form, dtype, tmp
     options = cell.options | {"lut_function": None, "enable_per_channel_scale": form == "scaled"}
     palettes = []
     for name, value in (("large", weight), ("small", small)):
-        path = saved(chain({"w": value}, "iOS18"), tmp_path / f"{name}.mlpackage")
+        path = package_of_weight(value, "iOS18", tmp_path / f"{name}.mlpackage")
         out = palettize(path, by_name({"w": options}), output=tmp_path / f"{name}-out.mlpackage")
         assert out.report["w"].is_palettized
         palettes.append(stored(out.path, "w"))
@@ -142,7 +149,7 @@ def test_scaling_by_a_power_of_two_scales_the_table_alone(mode, form, dtype, tmp
 def test_weights_are_not_rounded_to_decimals_first(tmp_path):
     """Magnitudes of 1e-5 vanish where weights are rounded to four decimals before clustering."""
     weight = (Cell("kmeans", 4).weight((64, 80)).astype(np.float32) * 1e-5).astype(np.float32)
-    path = saved(chain({"w": weight}, "iOS16"), tmp_path / "a.mlpackage")
+    path = package_of_weight(weight, "iOS16", tmp_path / "a.mlpackage")
     result = palettize(path, global_config(nbits=4), output=tmp_path / "b.mlpackage")
     assert result.report["w"].snr_db > 18
 
@@ -372,8 +379,7 @@ def test_joint_compression_is_refused(source):
 def test_lut_dtype_is_refused(lut_dtype, source, tmp_path):
     with pytest.raises(ConfigError, match=r"lut_dtype='u?int8' is not available") as refusal:
         palettize(source, global_config(lut_dtype=lut_dtype), output=tmp_path / "out.mlpackage")
-    for name in ("w0", "w1", "w2"):
-        assert name in str(refusal.value)
+    assert "None" in str(refusal.value)
     assert nothing_beside(tmp_path, ["in"])
 
 
@@ -416,7 +422,7 @@ def test_a_model_with_nothing_above_the_threshold(threshold, source, tmp_path):
 
 def one_weight(value, target, folder, options, **more):
     """Palettize a model of one weight ``w``; returns the report's row and the package."""
-    path = saved(chain({"w": value}, target), folder / "one.mlpackage")
+    path = package_of_weight(value, target, folder / "one.mlpackage")
     result = palettize(path, by_name({"w": options}), output=folder / "out.mlpackage", **more)
     return result.report["w"], result.path
 
@@ -498,7 +504,8 @@ def test_a_constant_weight_stays_itself(mode, value, dtype, tmp_path):
     options = {"mode": mode, "nbits": None if mode == "unique" else 4}
     for scaled in (False, True):
         options["enable_per_channel_scale"] = scaled
-        row, path = one_weight(weight, "iOS18", tmp_path, options)
+        (tmp_path / str(scaled)).mkdir()
+        row, path = one_weight(weight, "iOS18", tmp_path / str(scaled), options)
         np.testing.assert_array_equal(judges.decompressed_constants(path)["w"], weight)
         assert row.snr_db == np.inf
 
@@ -519,12 +526,15 @@ def test_a_range_wider_than_float16_holds(mode, scaled, tmp_path):
 def test_a_scaled_weight_is_not_left_divided(tmp_path):
     """What is skipped in the end is bit for bit what it was, though it was looked at scaled."""
     weight = Cell("kmeans", 4).weight((64, 80))
-    for options in (
-        {"mode": "unique", "enable_per_channel_scale": True},
-        {"nbits": 4, "enable_per_channel_scale": True, "granularity": "per_grouped_channel"}
-        | {"group_size": 7},
+    for index, options in enumerate(
+        (
+            {"mode": "unique", "enable_per_channel_scale": True},
+            {"nbits": 4, "enable_per_channel_scale": True, "granularity": "per_grouped_channel"}
+            | {"group_size": 7},
+        )
     ):
-        row, path = one_weight(weight, "iOS18", tmp_path, options)
+        (tmp_path / str(index)).mkdir()
+        row, path = one_weight(weight, "iOS18", tmp_path / str(index), options)
         assert row.outcome == "kept"
         np.testing.assert_array_equal(judges.decompressed_constants(path)["w"], weight)
 
