@@ -18,15 +18,15 @@ from mlopt.coreml.decisions import Decision, Keep, Plan, decide
 from mlopt.coreml.emission import PackedPalette, PaletteOperations
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.report import Report, WeightRow
-from mlopt.coreml.weights import Weight, shown_consumers, weights_of
+from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
+from mlopt.coreml.weights import Weight, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.edits import Edits
+from mlopt.mil.names import UniqueNames
 from mlopt.mil.opset_upgrade import raise_opset
 from mlopt.mil.package import Package, open_package
-from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination
-from mlopt.palette.bits import packed_nbytes
 from mlopt.palette.distortion import Distortion
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.palettize import palettize as palettize_weight
@@ -177,7 +177,7 @@ def preview(
     rows = []
     for decision in plan.decisions:
         if isinstance(decision.outcome, Keep):
-            rows.append(_kept_row(decision, decision.outcome))
+            rows.append(kept_row(decision, decision.outcome))
         elif decision.outcome.mode == "unique":
             rows.append(_row(decision, _compute(decision.weight, decision.outcome)))
         else:
@@ -185,8 +185,8 @@ def preview(
             nbits = decision.outcome.nbits
             if nbits is None:
                 nbits, note = 8, "lut_function decides the size, counted at 8 bits"
-            size = _exact_nbytes(decision.weight, decision.outcome, nbits)
-            rows.append(_palettized_row(decision, nbits, size, snr_db=None, note=note))
+            size = exact_nbytes(decision.weight, decision.outcome, nbits)
+            rows.append(palettized_row(decision, nbits, size, note=note))
     return _report(plan, rows)
 
 
@@ -239,10 +239,7 @@ def _carry_out(
     else:
         decisions = list(plan.decisions)
         nodes_of_programs = [program.nodes() for program in package.programs]
-    names = {
-        id(program): _UniqueNames(nodes)
-        for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
-    }
+    names = _Names(package, nodes_of_programs)
     edits = Edits()
     rows = []
     total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
@@ -251,7 +248,7 @@ def _carry_out(
         for decision, computed in results:
             if computed is None:
                 assert isinstance(decision.outcome, Keep)
-                rows.append(_kept_row(decision, decision.outcome))
+                rows.append(kept_row(decision, decision.outcome))
                 continue
             if not isinstance(computed, NoPaletteError):
                 _replace(decision.weight, computed[0], writer, edits, names)
@@ -310,7 +307,7 @@ def _replace(
     palette: PackedPalette,
     writer: PackageWriter,
     edits: Edits,
-    names: dict[int, _UniqueNames],
+    names: _Names,
 ) -> None:
     """Store a palette once and let every constant of the weight become operations on it."""
     storage = weight.constants[0].storage
@@ -322,102 +319,38 @@ def _replace(
             operations[target] = PaletteOperations(
                 palette, writer, target=target, file_name=storage and storage[0]
             )
-        unique_name = names[id(weight.program)].in_function(constant.function)
+        unique_name = names.of_function(weight.program, constant.function)
         edits.replace(
             constant.block, constant.op, operations[target].replacing(constant, unique_name)
         )
 
 
-class _UniqueNames:
-    """Gives names that a function does not use yet."""
+class _Names:
+    """Names that are not in use yet, by function; looked through when one is first wanted."""
 
-    def __init__(self, nodes: list[Node]) -> None:
-        self._used: dict[str, set[str]] = {}
-        for node in nodes:
-            used = self._used.setdefault(node.function, set())
-            used.add(node.name)
-            used.update(output.name for output in node.outputs)
+    def __init__(self, package: Package, nodes_of_programs: list[list[Node]]) -> None:
+        self._nodes = {
+            id(program): nodes
+            for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
+        }
+        self._names: dict[tuple[int, str], UniqueNames] = {}
 
-    def in_function(self, function: str) -> Callable[[str], str]:
-        used = self._used[function]
-
+    def of_function(self, program: Program, name: str) -> Callable[[str], str]:
         def unique(wanted: str) -> str:
-            name, number = wanted, 0
-            while name in used:
-                number += 1
-                name = f"{wanted}_{number}"
-            used.add(name)
-            return name
+            key = id(program), name
+            if key not in self._names:
+                function = next(f for f in program.functions if f.name == name)
+                self._names[key] = UniqueNames(self._nodes[id(program)], function)
+            return self._names[key](wanted)
 
         return unique
 
 
-def _exact_nbytes(weight: Weight, spec: PaletteSpec, nbits: int) -> int:
-    """Bytes that a palette of ``nbits`` will take: packed indices, tables, scale."""
-    groups = 1
-    if spec.group_size is not None and spec.channel_axis is not None:
-        groups = weight.shape[spec.channel_axis] // spec.group_size
-    itemsize = weight.nbytes // weight.size
-    size = packed_nbytes(weight.size // spec.cluster_dim, nbits=nbits)
-    size += groups * (1 << nbits) * spec.cluster_dim * itemsize
-    if spec.scale_axis is not None:
-        size += weight.shape[spec.scale_axis] * itemsize
-    return size
-
-
-def _kept_row(decision: Decision, keep: Keep) -> WeightRow:
-    weight = decision.weight
-    return WeightRow(
-        name=weight.name,
-        shape=weight.shape,
-        dtype=weight.dtype,
-        functions=weight.functions,
-        consumers=shown_consumers(weight.consumers),
-        outcome="kept",
-        reason=keep.reason,
-        category=keep.category,
-        note=decision.note,
-        bits_per_weight=8 * weight.nbytes / weight.size,
-        bytes_before=weight.nbytes,
-        bytes_after=weight.nbytes,
-    )
-
-
 def _row(decision: Decision, computed: _Computed) -> WeightRow:
     if isinstance(computed, NoPaletteError):
-        return _kept_row(decision, Keep(str(computed), str(computed)))
+        return kept_row(decision, Keep(str(computed), str(computed)))
     palette, distortion = computed
-    return _palettized_row(
-        decision, palette.nbits, palette.nbytes, snr_db=distortion.snr_db, note=None
-    )
-
-
-def _palettized_row(
-    decision: Decision, nbits: int, nbytes: int, *, snr_db: float | None, note: str | None
-) -> WeightRow:
-    weight, spec, config = decision.weight, decision.outcome, decision.config
-    assert isinstance(spec, PaletteSpec) and config is not None
-    larger = "the palette is larger than the weight" if nbytes > weight.nbytes else None
-    return WeightRow(
-        name=weight.name,
-        shape=weight.shape,
-        dtype=weight.dtype,
-        functions=weight.functions,
-        consumers=shown_consumers(weight.consumers),
-        outcome="palettized",
-        reason=decision.rule,
-        note="; ".join(filter(None, (decision.note, note, larger))) or None,
-        mode=spec.mode,
-        nbits=nbits,
-        granularity=str(config.granularity) if spec.group_size is not None else "per_tensor",
-        group_size=spec.group_size,
-        cluster_dim=spec.cluster_dim,
-        per_channel_scale=spec.scale_axis is not None,
-        bits_per_weight=8 * nbytes / weight.size,
-        bytes_before=weight.nbytes,
-        bytes_after=nbytes,
-        snr_db=snr_db,
-    )
+    return palettized_row(decision, palette.nbits, palette.nbytes, snr_db=distortion.snr_db)
 
 
 def _report(plan: Plan, rows: list[WeightRow]) -> Report:

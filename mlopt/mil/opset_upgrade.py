@@ -6,8 +6,9 @@ import attrs
 
 from mlopt.errors import TargetError
 from mlopt.mil.edits import Edits
+from mlopt.mil.names import UniqueNames
 from mlopt.mil.opset_rules import RULES, Change, Unraisable
-from mlopt.mil.program import Function, Node, Program
+from mlopt.mil.program import Function, Program
 from mlopt.mil.targets import Target
 
 _OPSETS = list(RULES)
@@ -74,7 +75,7 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
     if steps:
         nodes = program.nodes()
         names = {
-            function.name: _UniqueNames(nodes, function)
+            function.name: UniqueNames(nodes, function)
             for function in program.functions
             if function.name in steps
         }
@@ -124,27 +125,3 @@ def _functions_below(program: Program, target: Target) -> list[Function]:
         if _OPSETS.index(function.opset) < _OPSETS.index(target.opset):
             below.append(function)
     return below
-
-
-class _UniqueNames:
-    """Gives names that a function does not use yet."""
-
-    def __init__(self, nodes: list[Node], function: Function) -> None:
-        self._used = {item.name for item in function.message.inputs}
-        for node in nodes:
-            if node.function == function.name:
-                self._used.add(node.name)
-                self._used.update(output.name for output in node.op.outputs)
-                for block in node.op.blocks:
-                    self._used.update(item.name for item in block.inputs)
-                for argument in node.op.inputs.values():
-                    self._used.update(b.name for b in argument.arguments if b.name)
-
-    def __call__(self, wanted: str) -> str:
-        """Return ``wanted``, or ``wanted`` with a number behind it."""
-        name, number = wanted, 0
-        while name in self._used:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._used.add(name)
-        return name

@@ -164,8 +164,13 @@ def open_package(source: Any) -> Package:
 def _find_model(path: Path) -> PurePosixPath:
     """Return the path of the root model relative to the package at ``path``."""
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise ModelFormatError(f"{path}: it {what}; a model package is a folder named *.mlpackage")
+        what = "it does not exist; a model package is a folder named *.mlpackage"
+        if path.exists():
+            what = (
+                "it is a file; a model package is a folder named *.mlpackage. Convert the source "
+                "again with convert_to='mlprogram'."
+            )
+        raise ModelFormatError(f"{path}: {what}")
     manifest = path / "Manifest.json"
     try:
         content = json.loads(manifest.read_bytes())

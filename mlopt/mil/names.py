@@ -1,0 +1,29 @@
+"""Names for new values in a function."""
+
+from __future__ import annotations
+
+from mlopt.mil.program import Function, Node
+
+
+class UniqueNames:
+    """Gives names that a function does not use yet; ``nodes`` are those of the whole program."""
+
+    def __init__(self, nodes: list[Node], function: Function) -> None:
+        self._used = {item.name for item in function.message.inputs}
+        for node in nodes:
+            if node.function == function.name:
+                self._used.add(node.name)
+                self._used.update(output.name for output in node.op.outputs)
+                for block in node.op.blocks:
+                    self._used.update(item.name for item in block.inputs)
+                for argument in node.op.inputs.values():
+                    self._used.update(b.name for b in argument.arguments if b.name)
+
+    def __call__(self, wanted: str) -> str:
+        """Return ``wanted``, or ``wanted`` with a number behind it."""
+        name, number = wanted, 0
+        while name in self._used:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._used.add(name)
+        return name
