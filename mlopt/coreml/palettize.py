@@ -25,6 +25,7 @@ from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
 from mlopt.mil.opset_upgrade import raise_opset
 from mlopt.mil.package import Package, open_package
+from mlopt.mil.program import Node, Program
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.distortion import Distortion
