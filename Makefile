@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
-PYTEST_ARGS ?=
+# Two processes suit the smallest machine that is meant to run this.
+PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
