@@ -18,6 +18,7 @@ from mlopt.palette.scale import channel_scale, normalised, scaled_importance
 from mlopt.palette.spec import PaletteSpec
 from mlopt.palette.uniform import nearest_labels, uniform_table
 from mlopt.palette.unique import unique_tables
+from mlopt.palette.vector_importance import assign_weighted, settle_centers
 from mlopt.palette.vectors import as_vectors, assign_vectors, cluster_vectors
 from mlopt.palette.whole import cluster_whole, is_worth_zooming
 
@@ -254,15 +255,19 @@ def _vector_tables(
     labels = np.empty(vectors.shape[:2], np.uint8)
     weights = None if importance is None else np.moveaxis(importance, axis, 0)
     for g in range(groups):
-        importance_of_group = None
-        if weights is not None:
-            # one importance a vector: the mean of its elements'
-            parts = as_vectors(weights[g * size : (g + 1) * size], 0, d)
-            importance_of_group = np.cumsum(parts, axis=1, dtype=np.float64)[:, -1] / d
-        centres, _ = cluster_vectors(vectors[g], entries, importance_of_group, workers=workers)
-        table = centres.astype(dtype)
+        if weights is None:
+            centres, _ = cluster_vectors(vectors[g], entries, workers=workers)
+            table = centres.astype(dtype)
+            labels[g] = assign_vectors(vectors[g], table, workers=workers)
+        else:
+            # to begin with, one importance a vector: the mean of its elements'
+            part = as_vectors(weights[g * size : (g + 1) * size], 0, d).astype(np.float64)
+            mean = np.cumsum(part, axis=1)[:, -1] / d
+            centres, _ = cluster_vectors(vectors[g], entries, mean, workers=workers)
+            wide = vectors[g].astype(np.float64 if dtype == np.float64 else np.float32)
+            table = settle_centers(wide, part, centres).astype(dtype)
+            labels[g] = assign_weighted(wide, part, table)
         tables[g] = np.concatenate([table, np.repeat(table[-1:], entries - len(table), axis=0)])
-        labels[g] = assign_vectors(vectors[g], table, workers=workers)
     return tables, labels
 
 

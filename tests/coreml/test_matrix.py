@@ -213,17 +213,9 @@ def test_numbers_are_the_same_to_everyone(target, cell, matrix_of):
     np.testing.assert_array_equal(theirs, matrix.palettes[cell.name].dequantize())
 
 
-# A vector takes the mean importance of its elements, where each has the scale of its own channel.
-WORSE = {Cell("kmeans", nbits, d=2, scaled=True) for nbits in (1, 2)}
-MEAN_IMPORTANCE = pytest.mark.xfail(strict=True, reason="vectors take a mean importance")
-
-
 @pytest.mark.parametrize(
     ("target", "cell"),
-    [
-        pytest.param(target, cell, marks=MEAN_IMPORTANCE if cell in WORSE else ())
-        for target, cell in EXPRESSIBLE
-    ],
+    EXPRESSIBLE,
     ids=ids,
 )
 def test_error_is_at_most_that_of_coremltools(target, cell, matrix_of):
