@@ -21,3 +21,7 @@ class ModelFormatError(MlOptError, ValueError):
 
     The message names the file and, where there is one, the byte offset.
     """
+
+
+class DestinationError(MlOptError, ValueError):
+    """A package cannot be written where it was asked for."""

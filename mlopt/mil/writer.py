@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlopt.errors import MlOptError
+from mlopt.errors import DestinationError
 from mlopt.mil.blob import BlobWriter
 from mlopt.mil.dtypes import DType, dtype_named
 from mlopt.mil.package import Package
@@ -23,10 +23,6 @@ from mlopt.mil.program import MOVED
 from mlopt.mil.values import file_value, make_value
 
 _DEFAULT_FILE = "@model_path/weights/weight.bin"
-
-
-class DestinationError(MlOptError, ValueError):
-    """A package cannot be written where it was asked for."""
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:

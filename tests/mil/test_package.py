@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from mlopt.errors import MlOptError, ModelFormatError
+from mlopt.errors import DestinationError, MlOptError, ModelFormatError
 from mlopt.mil import writer as writer_module
 from mlopt.mil.blob import BlobReader
 from mlopt.mil.messages import Model, Program, Value
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.values import file_value, immediate_value, string_value, tensor_type
 from mlopt.mil.walk import file_values
-from mlopt.mil.writer import DestinationError, PackageWriter, check_destination
+from mlopt.mil.writer import PackageWriter, check_destination
 from tests.conftest import PackageOf
 
 KINDS = [
