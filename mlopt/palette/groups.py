@@ -158,13 +158,13 @@ def _table_of_values(values, masses, found, entries, uniform, constants, scratch
         return
     n = found
     values = values[:n]
-    mean = fill_sums(values, masses[:n], sums)
+    origin = fill_sums(values, masses[:n], sums)
     quantile_bounds(values, sums, entries, bounds)
-    penalty = solve(values, sums, mean, entries, 0.0, bounds, cost, offset, start, queue, since)
+    penalty = solve(values, sums, origin, entries, 0.0, bounds, cost, offset, start, queue, since)
     refine_for_storage(
-        sums, mean, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
+        sums, origin, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
     )
-    stored_table(sums, mean, bounds, entries, *constants, table)
+    stored_table(sums, origin, bounds, entries, *constants, table)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

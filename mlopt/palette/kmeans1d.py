@@ -62,7 +62,7 @@ def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lloyd(values, sums, mean, k, bounds):  # type: ignore[no-untyped-def]
+def lloyd(values, sums, origin, k, bounds):  # type: ignore[no-untyped-def]
     """Move each bound to the midpoint of the neighbouring means until nothing moves.
 
     Works on ``bounds[: k + 1]`` in place; at most ``LLOYD_STEPS`` rounds, no segment is emptied.
@@ -76,7 +76,7 @@ def lloyd(values, sums, mean, k, bounds):  # type: ignore[no-untyped-def]
             right_mean = (sums[1, bounds[j + 1]] - sums[1, b]) / (
                 sums[0, bounds[j + 1]] - sums[0, b]
             )
-            middle = mean + 0.5 * (left_mean + right_mean)
+            middle = origin + 0.5 * (left_mean + right_mean)
             lowest = bounds[j - 1] + 1
             highest = min(bounds[j + 1] - 1, n - (k - j))
             step = 1
@@ -129,14 +129,14 @@ def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
+def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
     """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
 
     Parameters
     ----------
     values
         float64[n], ascending and distinct.
-    sums, mean
+    sums, origin
         As :func:`mlopt.palette.segments.fill_sums` leaves them.
     penalty
         A first guess, or 0.0 for none.
@@ -158,7 +158,7 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
         return 0.0
     if penalty <= 0.0:
         # d(error)/dk of an error that falls like k**-2
-        lloyd(values, sums, mean, k, bounds)
+        lloyd(values, sums, origin, k, bounds)
         penalty = 2.0 * total_cost(sums, bounds, k) / k
         if penalty <= 0.0:
             penalty = (sums[2, n] - sums[2, 0]) * 1e-18
@@ -212,7 +212,7 @@ def solve(values, sums, mean, k, penalty, bounds, cost, offset, start, queue, si
 def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     n = values.size
     sums = np.empty((3, n + 1))
-    mean = fill_sums(values, importance, sums)
+    origin = fill_sums(values, importance, sums)
     errors = np.zeros(most)
     errors[0] = segment_cost(sums, 0, n)
     cost = np.empty(n + 1)
@@ -223,7 +223,7 @@ def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     bounds = np.empty(n + 1, np.int64)
     for k in range(2, min(most, n - 1) + 1):
         quantile_bounds(values, sums, k, bounds)
-        solve(values, sums, mean, k, 0.0, bounds, cost, offset, start, queue, since)
+        solve(values, sums, origin, k, 0.0, bounds, cost, offset, start, queue, since)
         errors[k - 1] = total_cost(sums, bounds, k)
     return errors
 
@@ -251,10 +251,10 @@ def kmeans1d(
     if k >= n:
         return np.arange(n + 1)
     sums = np.empty((3, n + 1))
-    mean = fill_sums(values, importance, sums)
+    origin = fill_sums(values, importance, sums)
     bounds = np.empty(n + 1, np.int64)
     quantile_bounds(values, sums, k, bounds)
-    solve(values, sums, mean, k, 0.0, bounds, *scratch(n))
+    solve(values, sums, origin, k, 0.0, bounds, *scratch(n))
     return bounds[: k + 1].copy()
 
 

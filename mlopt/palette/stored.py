@@ -67,27 +67,27 @@ def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def stored_cost(sums, mean, i, j, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
+def stored_cost(sums, origin, i, j, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
     """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
     mass = sums[0, j] - sums[0, i]
     moment = sums[1, j] - sums[1, i]
     cost = sums[2, j] - sums[2, i] - moment * moment / mass
-    centre = mean + moment / mass
+    centre = origin + moment / mass
     miss = centre - round_to_stored(centre, splitter, smallest_normal, magic)
     return max(cost, 0.0) + mass * miss * miss
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def stored_table(sums, mean, bounds, k, splitter, smallest_normal, magic, table):  # type: ignore[no-untyped-def]
+def stored_table(sums, origin, bounds, k, splitter, smallest_normal, magic, table):  # type: ignore[no-untyped-def]
     """Write the storable centre of each segment into ``table[:k]`` (float64, ascending)."""
     for j in range(k):
         mass = sums[0, bounds[j + 1]] - sums[0, bounds[j]]
         moment = sums[1, bounds[j + 1]] - sums[1, bounds[j]]
-        table[j] = round_to_stored(mean + moment / mass, splitter, smallest_normal, magic)
+        table[j] = round_to_stored(origin + moment / mass, splitter, smallest_normal, magic)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
+def _settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
     Less far where segments are short: a quarter of their mean length.
@@ -98,7 +98,7 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
     side = 2 * reach + 1
     before = np.empty(side)
     here = np.empty(side)
-    origin = np.empty((k + 1, side), np.int8)
+    predecessor = np.empty((k + 1, side), np.int8)
     reached = np.inf
     for _ in range(MOST_ROUNDS):
         for t in range(side):
@@ -116,11 +116,11 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
                     if before[t] >= here[s] or start >= end:
                         continue
                     candidate = before[t] + stored_cost(
-                        sums, mean, start, end, splitter, smallest_normal, magic
+                        sums, origin, start, end, splitter, smallest_normal, magic
                     )
                     if candidate < here[s]:
                         here[s] = candidate
-                        origin[j, s] = t
+                        predecessor[j, s] = t
             before, here = here, before
         cost = before[reach]
         if cost >= reached:
@@ -129,7 +129,7 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
         moved = False
         s = reach
         for j in range(k, 0, -1):
-            s = origin[j, s]
+            s = predecessor[j, s]
             if j > 1 and s != reach:
                 bounds[j - 1] += s - reach
                 moved = True
@@ -140,7 +140,7 @@ def _settle(sums, mean, k, splitter, smallest_normal, magic, bounds):  # type: i
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _search(  # type: ignore[no-untyped-def]
-    sums, mean, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
+    sums, origin, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
 ):
     """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
 
@@ -167,7 +167,7 @@ def _search(  # type: ignore[no-untyped-def]
     base = np.zeros(count, np.int64)
     pointer = np.zeros(count + 1, np.int64)
     best = np.empty(4 * count)
-    origin = np.empty(4 * count, np.int64)
+    predecessor = np.empty(4 * count, np.int64)
     best[0] = 0.0
     pointer[1] = 1
     latest = 0
@@ -199,12 +199,12 @@ def _search(  # type: ignore[no-untyped-def]
         if pointer[p + 1] > best.size:
             size = 2 * pointer[p + 1]
             larger = np.empty(size)
-            larger_origin = np.empty(size, np.int64)
+            larger_predecessor = np.empty(size, np.int64)
             for state in range(pointer[p]):
                 larger[state] = best[state]
-                larger_origin[state] = origin[state]
+                larger_predecessor[state] = predecessor[state]
             best = larger
-            origin = larger_origin
+            predecessor = larger_predecessor
         here = pointer[p] - fewest
         for state in range(pointer[p], pointer[p + 1]):
             best[state] = np.inf
@@ -212,7 +212,7 @@ def _search(  # type: ignore[no-untyped-def]
             if pointer[q + 1] == pointer[q]:
                 continue
             a = positions[q]
-            cost = stored_cost(sums, mean, a, end, splitter, smallest_normal, magic)
+            cost = stored_cost(sums, origin, a, end, splitter, smallest_normal, magic)
             if forward[a] + penalty + cost + rest > ceiling:
                 continue
             there = pointer[q] - base[q]
@@ -223,7 +223,7 @@ def _search(  # type: ignore[no-untyped-def]
                 candidate = best[there + segments - 1] + cost
                 if candidate < best[here + segments]:
                     best[here + segments] = candidate
-                    origin[here + segments] = q
+                    predecessor[here + segments] = q
         # a state whose cheapest completion exceeds the limit leads nowhere
         for segments in range(fewest, fewest + width):
             if best[here + segments] + rest - penalty * (k - segments) > limit:
@@ -233,13 +233,13 @@ def _search(  # type: ignore[no-untyped-def]
         p = count - 1
         for segments in range(k, 0, -1):
             bounds[segments] = positions[p]
-            p = origin[pointer[p] + segments - base[p]]
+            p = predecessor[pointer[p] + segments - base[p]]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def refine_for_storage(  # type: ignore[no-untyped-def]
     sums,
-    mean,
+    origin,
     n,
     k,
     penalty,
@@ -255,7 +255,7 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    sums, mean
+    sums, origin
         Of the ``n`` values, see :mod:`mlopt.palette.segments`.
     penalty
         Any positive penalty; the closer to the one that gives ``k`` segments, the less is searched.
@@ -273,7 +273,7 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
     plain = 0.0
     for j in range(k):
         plain += segment_cost(sums, bounds[j], bounds[j + 1])
-    limit = _settle(sums, mean, k, splitter, smallest_normal, magic, bounds)
+    limit = _settle(sums, origin, k, splitter, smallest_normal, magic, bounds)
     # Nothing to gain beyond what float64 sums resolve.
     price = limit - plain
     if price <= 1e-11 * plain or (n > FEW_VALUES and price * k > PRICE_WORTH_PROVING * plain):
@@ -284,7 +284,7 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
     penalised_paths(mirrored, n, penalty, backward, offset, start, queue, since)
     _search(
         sums,
-        mean,
+        origin,
         n,
         k,
         penalty,
