@@ -98,8 +98,8 @@ def decide(
     nodes = [node for nodes in nodes_of_programs for node in nodes]
     unmatched = unmatched_rules(
         config,
-        users
-        + [
+        # all constants, so that a rule for a small one counts as matched
+        [
             (c.name, [(u.op_name, u.op_type) for u in c.consumers])
             for program, ns in zip(package.programs, nodes_of_programs, strict=True)
             for c in program.constants(ns)

@@ -25,7 +25,7 @@ from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
 from mlopt.mil.opset_upgrade import raise_opset
 from mlopt.mil.package import Package, open_package
-from mlopt.mil.program import Node, Program
+from mlopt.mil.program import Program
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.distortion import Distortion
@@ -235,12 +235,11 @@ def _carry_out(
         for program, target in plan.raises:
             raise_opset(program, target)
         # Raising makes new messages: the weights are the same ones, looked up again.
-        weights, nodes_of_programs = weights_of(package)
+        weights, _ = weights_of(package)
         decisions = _moved(plan.decisions, weights)
     else:
         decisions = list(plan.decisions)
-        nodes_of_programs = [program.nodes() for program in package.programs]
-    names = _Names(package, nodes_of_programs)
+    names = _Names()
     edits = Edits()
     rows = []
     total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
@@ -327,13 +326,9 @@ def _replace(
 
 
 class _Names:
-    """Names that are not in use yet, by function; looked through when one is first wanted."""
+    """Names that are not in use yet, by function; a program is read when one is first wanted."""
 
-    def __init__(self, package: Package, nodes_of_programs: list[list[Node]]) -> None:
-        self._nodes = {
-            id(program): nodes
-            for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
-        }
+    def __init__(self) -> None:
         self._names: dict[tuple[int, str], UniqueNames] = {}
 
     def of_function(self, program: Program, name: str) -> Callable[[str], str]:
@@ -341,7 +336,7 @@ class _Names:
             key = id(program), name
             if key not in self._names:
                 function = next(f for f in program.functions if f.name == name)
-                self._names[key] = UniqueNames(self._nodes[id(program)], function)
+                self._names[key] = UniqueNames(program.nodes(), function)
             return self._names[key](wanted)
 
         return unique
