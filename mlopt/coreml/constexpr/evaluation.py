@@ -1,0 +1,44 @@
+"""The values of constexpr operations."""
+
+from __future__ import annotations
+
+from mlopt.coreml.constexpr.chains import chain_of, producers
+from mlopt.coreml.constexpr.operations import checked
+from mlopt.coreml.constexpr.parameters import Array
+from mlopt.mil.program import Node, Variable
+
+
+def evaluate(node: Node) -> tuple[Array, ...]:
+    """The values of the outputs of a constexpr operation, which may read other ones.
+
+    They are, to the last bit, what coremltools' own decompression gives. Everything is checked
+    before anything is computed, and memory is taken for what the stored bytes bear out only.
+
+    Returns
+    -------
+    A read-only array for each output, of its declared shape and type. Elements narrower than a byte
+    take one: int8 for int4, uint8 for the others.
+
+    Raises
+    ------
+    ModelFormatError
+        One of the operations violates its definition, or is damaged.
+    """
+    chain = chain_of(node)
+    values: dict[int, tuple[Array, ...]] = {}
+
+    def computed(variable: Variable) -> Array:
+        assert variable.node is not None
+        outputs = [id(output) for output in variable.node.outputs]
+        return values[id(variable.node)][outputs.index(id(variable))]
+
+    last_reader = {id(source): reader for reader in chain for source in producers(reader)}
+    for operation in [checked(link, computed) for link in chain]:
+        values[id(operation.node)] = operation.compute()
+        for source in {id(s) for s in producers(operation.node)}:
+            if last_reader[source] is operation.node:
+                del values[source]
+    result = values[id(node)]
+    for array in result:
+        array.flags.writeable = False
+    return result
