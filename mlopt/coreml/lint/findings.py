@@ -1,0 +1,269 @@
+"""What a lint found: findings, each with its place, and the report that holds them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import StringIO
+from typing import Any, Literal
+
+import attrs
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlopt.coreml.report import middle_elided
+
+Severity = Literal["error", "warning", "note"]
+"""error: it cannot load, cannot be expressed, or aborts; warning: slower, off the Neural Engine, or
+larger than needed; note: worth knowing."""
+
+Certainty = Literal["fact", "documented", "reported"]
+"""fact: it follows from the file and its format; documented: by Apple; reported: by users, about
+devices."""
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+_GAP = 2  # blanks between two columns of the table
+_WHERE_WIDTH = 44  # characters of a place, at most
+# Plain ASCII, so that the table can go to any terminal, log or file.
+_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where something was found; all of it empty: the model as a whole.
+
+    Parameters
+    ----------
+    model
+        The model's name in a pipeline; "" without one.
+    functions
+        The functions that have it, in program order.
+    operations
+        The operations in question, for a weight those that read it, each as ``"type(name)"``.
+    weight
+        The name of the weight, None where it is no weight.
+    names
+        All that the finding can be silenced by: of weights and of operations.
+    """
+
+    model: str = ""
+    functions: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    weight: str | None = None
+    names: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        parts = [f"{self.model}:" if self.model else ""]
+        if self.functions and self.functions != ("main",):
+            parts.append(f"{','.join(self.functions)}:")
+        if self.weight is not None:
+            parts.append(self.weight)
+        if self.operations:
+            more = len(self.operations) - 1
+            shown = self.operations[0] + (f" and {more} more" if more else "")
+            parts.append(f"({shown})" if self.weight is not None else shown)
+        return " ".join(filter(None, parts)) or "the model"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The place as values that JSON has."""
+        return {
+            "model": self.model,
+            "functions": list(self.functions),
+            "operations": list(self.operations),
+            "weight": self.weight,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One thing that a rule found.
+
+    Parameters
+    ----------
+    rule
+        The name of the rule.
+    severity
+        What it costs.
+    certainty
+        How sure that is.
+    what
+        What was found, with its numbers.
+    place
+        Where.
+    why
+        Why it matters.
+    remedy
+        What to do.
+    source
+        The public source of what is not a fact, None where there is none.
+    """
+
+    rule: str
+    severity: Severity
+    certainty: Certainty
+    what: str
+    place: Place
+    why: str
+    remedy: str
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.rule}: {self.place}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as values that JSON has."""
+        return {
+            "rule": self.rule,
+            "severity": self.severity,
+            "certainty": self.certainty,
+            "what": self.what,
+            "where": self.place.as_dict(),
+            "why": self.why,
+            "remedy": self.remedy,
+            "source": self.source,
+        }
+
+
+def _findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(findings)
+
+
+@attrs.frozen(kw_only=True)
+class LintReport:
+    """All findings about a model, errors first, then in the order of rules and of the program.
+
+    Parameters
+    ----------
+    target
+        The deployment target that the model was checked for, by name.
+    model_target
+        The one that it has.
+    rules
+        The names of the rules that were applied.
+    findings
+        What they found and nothing silenced.
+    silenced
+        How many findings were silenced by the name of a weight or an operation.
+    unused_ignores
+        Those entries ``"rule:name"`` of `ignore` that silenced nothing.
+    """
+
+    target: str
+    model_target: str
+    rules: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = attrs.field(default=(), converter=_findings)
+    silenced: int = 0
+    unused_ignores: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __bool__(self) -> bool:
+        """A report is true also where it has no findings."""
+        return True
+
+    def of_rule(self, rule: str) -> tuple[Finding, ...]:
+        """The findings of one rule."""
+        return tuple(finding for finding in self.findings if finding.rule == rule)
+
+    @property
+    def counts_by_severity(self) -> dict[Severity, int]:
+        """Severity to number of findings, zeros included."""
+        counted = Counter(finding.severity for finding in self.findings)
+        return {severity: counted[severity] for severity in SEVERITIES}
+
+    @property
+    def counts_by_rule(self) -> dict[str, int]:
+        """Rule to number of findings, for rules that have some."""
+        return dict(Counter(finding.rule for finding in self.findings))
+
+    def has(self, severity: Severity) -> bool:
+        """Whether there is a finding of that severity or a worse one."""
+        worse = SEVERITIES[: SEVERITIES.index(severity) + 1]
+        return any(finding.severity in worse for finding in self.findings)
+
+    def summary(self) -> str:
+        """The account in a few lines: how many findings, for which target, what was silenced."""
+        counts = ", ".join(
+            f"{count} {severity}{'' if count == 1 else 's'}"
+            for severity, count in self.counts_by_severity.items()
+            if count
+        )
+        own = "" if self.target == self.model_target else f" (the model's own: {self.model_target})"
+        lines = [f"{counts or 'Nothing found'}. Target: {self.target}{own}."]
+        if self.silenced:
+            lines.append(f"Silenced: {self.silenced}.")
+        lines += [f"Silences nothing: {entry}" for entry in self.unused_ignores]
+        return "\n".join(lines)
+
+    def to_table(self, width: int = 120) -> str:
+        """A plain text table of the findings, `width` columns wide at most; "" without any."""
+        if not self.findings:
+            return ""
+        table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        for title in ("severity", "rule", "where"):
+            table.add_column(title, no_wrap=True)
+        table.add_column("found", overflow="fold")
+        for finding in self.findings:
+            where = middle_elided(str(finding.place), min(_WHERE_WIDTH, max(width // 3, 16)))
+            # As Text: a string would be searched for markup such as "[0]".
+            table.add_row(*map(Text, (finding.severity, finding.rule, where, finding.what)))
+        out = StringIO()
+        Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+    def explanations(self) -> str:
+        """For each rule that found something: why it matters, how sure that is, what to do."""
+        first: dict[tuple[str, str], Finding] = {}
+        for finding in self.findings:
+            first.setdefault((finding.rule, finding.remedy), finding)
+        return "\n".join(_explained(finding) for finding in first.values())
+
+    def __str__(self) -> str:
+        parts = (self.to_table(), self.explanations(), self.summary())
+        return "\n\n".join(filter(None, parts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as values that JSON has."""
+        return {
+            "target": self.target,
+            "model_target": self.model_target,
+            "totals": {
+                "findings": len(self.findings),
+                **self.counts_by_severity,
+                "silenced": self.silenced,
+                "by_rule": self.counts_by_rule,
+            },
+            "rules": list(self.rules),
+            "unused_ignores": list(self.unused_ignores),
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _explained(finding: Finding) -> str:
+    return (
+        f"{finding.rule}: {finding.why}\n"
+        f"    What to do: {finding.remedy}\n"
+        f"    How sure: {how_sure(finding.certainty, finding.source)}"
+    )
+
+
+def how_sure(certainty: Certainty, source: str | None) -> str:
+    """Certainty and source in words."""
+    words = {
+        "fact": "a fact of the file and its format",
+        "documented": "documented by Apple",
+        "reported": "reported by users about devices",
+    }[certainty]
+    return f"{words} ({source})" if source else words

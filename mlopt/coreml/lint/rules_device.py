@@ -1,0 +1,224 @@
+"""Rules about devices: forms that load, but are known to run slowly, elsewhere, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlopt.coreml.channels import output_axes
+from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.rules_form import sound_palettes
+from mlopt.coreml.lint.subject import (
+    SHIFT_SCALE,
+    CompressedWeight,
+    Palette,
+    Subject,
+    type_of_input,
+)
+from mlopt.mil.program import Consumer
+
+_FLOATS = ("fp16", "fp32", "bf16")
+_GROUP_SIZES = (8, 32)
+_LARGEST_STRIDE = 2
+_MEASURE = "measure where it runs on the devices that count (Xcode's performance report)"
+
+
+@rule(
+    "float-scale-on-float-data",
+    severity="error",
+    certainty="reported",
+    source="apple/coremltools #2688",
+    remedy="palettize the original again with per_grouped_channel tables in place of "
+    "enable_per_channel_scale: a scale folded into the tables has the same effect",
+)
+def float_scale_on_float_data(subject: Subject) -> Iterator[Found]:
+    """A scale on data that are floating-point already, as per-channel scales after a palette.
+
+    On macOS 26 such a model aborts when it is loaded for the Neural Engine, which expects integers
+    there; it loads for the CPU and the GPU.
+    """
+    for weight in subject.compressed:
+        for node in weight.nodes:
+            if node.op_type == SHIFT_SCALE and "data" in node.inputs:
+                dtype, _ = type_of_input(node, "data")
+                if dtype.name in _FLOATS:
+                    yield Found(f"{SHIFT_SCALE} on data of type {dtype.name}", weight.place)
+
+
+@rule(
+    "float-zero-point",
+    severity="warning",
+    certainty="reported",
+    source="Apple Developer Forums, thread 759608",
+    remedy="quantize with zero points of the type of the data, or symmetrically without them",
+)
+def float_zero_point(subject: Subject) -> Iterator[Found]:
+    """Quantized weights whose zero points (offsets) are floating-point.
+
+    Operations that read them did not run on the Neural Engine, where they do with zero points of
+    the type of the data.
+    """
+    for weight in subject.compressed:
+        for node in weight.nodes:
+            if node.op_type == SHIFT_SCALE and "offset" in node.inputs:
+                dtype, _ = type_of_input(node, "data")
+                offset, _ = type_of_input(node, "offset")
+                if offset.name in _FLOATS and dtype.name not in _FLOATS:
+                    yield Found(f"{dtype.name} data with {offset.name} offsets", weight.place)
+
+
+@rule(
+    "table-per-block",
+    severity="warning",
+    certainty="reported",
+    remedy="group along the output channels alone (per_grouped_channel), or use one table",
+)
+def table_per_block(subject: Subject) -> Iterator[Found]:
+    """Tables for blocks along more than one axis.
+
+    The Neural Engine runs weights with one table and with tables for groups of output channels, but
+    not with a table for each block of a row.
+    """
+    for weight, palette in _palettes(subject):
+        if sum(count > 1 for count in palette.groups) > 1:
+            counts = "x".join(map(str, palette.groups))
+            yield Found(f"{counts} tables, along several axes", weight.place)
+
+
+@rule(
+    "table-along-other-axis",
+    severity="note",
+    certainty="reported",
+    remedy=f"group along the output channels, or {_MEASURE}",
+)
+def table_along_other_axis(subject: Subject) -> Iterator[Found]:
+    """Tables for groups along an axis that is not that of the output channels.
+
+    Only one table, or tables for groups of output channels, are known to run on the Neural Engine.
+    """
+    for weight, palette in _palettes(subject):
+        axis = _only_grouped_axis(palette)
+        outputs = output_axes(weight.consumers, len(weight.shape))
+        if axis is not None and outputs and axis not in outputs:
+            shown = " or ".join(map(str, sorted(outputs)))
+            yield Found(
+                f"{palette.tables} tables along axis {axis}; output channels are on {shown}",
+                weight.place,
+            )
+
+
+@rule(
+    "group-size",
+    severity="warning",
+    certainty="documented",
+    source="coremltools guide, Palettization: Performance",
+    remedy=f"use a group_size of {_GROUP_SIZES[0]} to {_GROUP_SIZES[1]}, or {_MEASURE}",
+)
+def group_size(subject: Subject) -> Iterator[Found]:
+    """Tables for groups of fewer than 8 channels, or of more than 32.
+
+    The more tables a weight has, the slower it runs; groups of 8 to 32 channels are those that
+    models are shipped with, and larger ones (a note) are merely untried.
+    """
+    for weight, palette in _palettes(subject):
+        axis = _only_grouped_axis(palette)
+        if axis is None:
+            continue
+        size = weight.shape[axis] // palette.groups[axis]
+        if not _GROUP_SIZES[0] <= size <= _GROUP_SIZES[1]:
+            yield Found(
+                f"{palette.groups[axis]} tables for groups of {size} channels",
+                weight.place,
+                severity="note" if size > _GROUP_SIZES[1] else None,
+            )
+
+
+@rule(
+    "integer-table",
+    severity="warning",
+    certainty="reported",
+    remedy="use float16 tables (lut_dtype=None), which are hardly larger, unless activations are "
+    f"quantized to 8 bits too; {_MEASURE}",
+)
+def integer_table(subject: Subject) -> Iterator[Found]:
+    """Tables of 8-bit integers.
+
+    They moved operations off the Neural Engine. They are meant for models whose activations are
+    quantized to 8 bits as well.
+    """
+    for weight, palette in _palettes(subject):
+        if palette.has_integer_table:
+            yield Found(f"a table of {_integers_of(palette)}", weight.place)
+
+
+@rule(
+    "palettized-depthwise-conv",
+    severity="warning",
+    certainty="reported",
+    remedy="leave depthwise convolutions as they are: they hold few of the weights",
+)
+def palettized_depthwise_conv(subject: Subject) -> Iterator[Found]:
+    """A palettized weight of a depthwise convolution.
+
+    Such convolutions ran on the CPU, with a copy to it and back for each of them.
+    """
+    for weight in subject.compressed:
+        users = [user for user in weight.consumers if _is_depthwise(user, weight.shape)]
+        if weight.palettes and users:
+            groups = weight.shape[0]
+            yield Found(f"a depthwise convolution of {groups} channels", weight.place)
+
+
+@rule(
+    "palettized-large-stride",
+    severity="warning",
+    certainty="reported",
+    remedy="leave the weight of this convolution as it is",
+)
+def palettized_large_stride(subject: Subject) -> Iterator[Found]:
+    """A palettized weight of a convolution with a stride above 2.
+
+    The Neural Engine does not support it, and the convolution runs elsewhere.
+    """
+    for weight in subject.compressed:
+        stride = max((_stride(user) for user in weight.consumers), default=1)
+        if weight.palettes and stride > _LARGEST_STRIDE:
+            yield Found(f"stride {stride}", weight.place)
+
+
+def _palettes(subject: Subject) -> Iterator[tuple[CompressedWeight, Palette]]:
+    for weight in subject.compressed:
+        for palette in sound_palettes(weight):
+            if len(palette.groups) == len(weight.shape):
+                yield weight, palette
+
+
+def _only_grouped_axis(palette: Palette) -> int | None:
+    """The axis that tables are for groups along; None with one table, and with several axes."""
+    axes = [axis for axis, count in enumerate(palette.groups) if count > 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _integers_of(palette: Palette) -> str:
+    if palette.lut is not None:
+        return palette.lut_dtype.name
+    return "scaled integers"
+
+
+def _is_depthwise(user: Consumer, shape: tuple[int, ...]) -> bool:
+    """Whether it is a convolution with one input channel, and more than one group."""
+    if user.op_type != "conv" or user.parameter != "weight" or len(shape) < 3:
+        return False
+    try:
+        groups = user.node.scalar("groups", 1)
+    except ValueError:
+        return False
+    return isinstance(groups, int) and groups > 1 and shape[1] == 1
+
+
+def _stride(user: Consumer) -> int:
+    if user.op_type not in ("conv", "conv_transpose") or user.parameter != "weight":
+        return 1
+    strides = user.node.constant_input("strides")
+    if strides is None or strides.dtype != "int32" or not strides.size:
+        return 1
+    return int(strides.value().max())

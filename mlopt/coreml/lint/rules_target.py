@@ -1,0 +1,194 @@
+"""Rules about deployment targets: what the oldest system that shall run a model does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlopt.coreml.constexpr.parameters import is_constexpr
+from mlopt.coreml.lint.findings import Place
+from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.subject import CompressedWeight, Subject, place_of_node
+from mlopt.coreml.report import human_bytes
+from mlopt.mil.messages import Model_pb2
+from mlopt.mil.program import Node
+from mlopt.mil.targets import Target
+
+# The oldest target of each operation that iOS15 does not have.
+_FIRST_TARGET = {
+    "constexpr_affine_dequantize": Target.iOS16,
+    "constexpr_cast": Target.iOS16,
+    "constexpr_lut_to_dense": Target.iOS16,
+    "constexpr_sparse_to_dense": Target.iOS16,
+    "fill_like": Target.iOS16,
+    "pixel_unshuffle": Target.iOS16,
+    "reshape_like": Target.iOS16,
+    "dequantize": Target.iOS17,
+    "quantize": Target.iOS17,
+    "resize": Target.iOS17,
+    "constexpr_blockwise_shift_scale": Target.iOS18,
+    "constexpr_lut_to_sparse": Target.iOS18,
+    "constexpr_sparse_blockwise_shift_scale": Target.iOS18,
+    "read_state": Target.iOS18,
+    "scaled_dot_product_attention": Target.iOS18,
+    "slice_update": Target.iOS18,
+    "write_state": Target.iOS18,
+}
+# Compressed forms that iOS18 changed: those without a shape are the new ones.
+_CHANGED_FORMS = ("constexpr_lut_to_dense", "constexpr_sparse_to_dense")
+
+_ARRAY = Model_pb2.ArrayFeatureType
+_ARRAY_TYPES = {
+    _ARRAY.FLOAT16: ("float16", Target.iOS16),
+    _ARRAY.INT8: ("int8", Target.iOS26),
+}
+
+
+@rule(
+    "newer-than-target",
+    severity="error",
+    remedy="raise the minimum deployment target of the app, or convert the source again with an "
+    "older minimum_deployment_target",
+)
+def newer_than_target(subject: Subject) -> Iterator[Found]:
+    """The model, or a function of it, is for a newer system than the target.
+
+    A system refuses to load a model whose specification version or opset it does not know.
+    """
+    target = subject.target
+    for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
+        version = max(m.specificationVersion for m in (program.model, *program.enclosing))
+        if version > target.specification_version:
+            yield Found(
+                f"specification version {version} is for {Target.of_specification(version)}, "
+                f"{target} knows versions up to {target.specification_version}",
+                Place(model=program.label),
+            )
+        for function in program.functions:
+            known = [t.opset for t in Target if t <= target]
+            if function.opset not in known:
+                count = sum(node.function == function.name for node in nodes)
+                yield Found(
+                    f"{count} operations of opset {function.opset}; {target} knows {known[-1]} "
+                    "and older ones",
+                    Place(model=program.label, functions=(function.name,)),
+                )
+
+
+@rule(
+    "operation-newer-than-target",
+    severity="error",
+    remedy="write the source without the operation and convert it for the target, or raise the "
+    "minimum deployment target",
+)
+def operation_newer_than_target(subject: Subject) -> Iterator[Found]:
+    """An operation that the target does not have at all.
+
+    It cannot be expressed for the target: converting for an older one fails, or gives another
+    program.
+    """
+    for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
+        for node in nodes:
+            first = _FIRST_TARGET.get(node.op_type, subject.target)
+            if not is_constexpr(node) and first > subject.target:
+                yield Found(
+                    f"{node.op_type} is there from {first} on", place_of_node(program, node)
+                )
+
+
+@rule(
+    "compression-newer-than-target",
+    severity="error",
+    remedy="decompress the model (mlopt decompress), or compress the original again for the "
+    "target: up to iOS17 one table for each weight, of 1, 2, 4, 6 or 8 bits",
+)
+def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
+    """A compressed weight in a form that the target does not have.
+
+    Compressed weights came with iOS16; tables for groups, 3 bits, vectors, integer tables, scales,
+    blocks and typed indices came with iOS18.
+    """
+    for weight in subject.compressed:
+        needs, reason = _needs(weight)
+        if needs > subject.target:
+            yield Found(f"{reason} is there from {needs} on", weight.place)
+
+
+@rule(
+    "interface-newer-than-target",
+    severity="error",
+    remedy="convert the source again for the target, with inputs and outputs of float32",
+)
+def interface_newer_than_target(subject: Subject) -> Iterator[Found]:
+    """Inputs, outputs or functions of a kind that the target does not have.
+
+    Arrays of float16 came with iOS16, models of several functions with iOS18, arrays of int8 with
+    iOS26.
+    """
+    for program in subject.package.programs:
+        functions = [function.name for function in program.functions]
+        if len(functions) > 1 and subject.target < Target.iOS18:
+            yield Found(
+                f"{len(functions)} functions; several are there from iOS18 on",
+                Place(model=program.label),
+                remedy="save a model for each function",
+            )
+        described = [(program.model.description, "main")]
+        described += [(d, d.name) for d in program.model.description.functions]
+        for description, function in described:
+            for kind, feature in _features(description):
+                dtype, first = _ARRAY_TYPES.get(
+                    feature.type.multiArrayType.dataType, ("", subject.target)
+                )
+                if first > subject.target:
+                    yield Found(
+                        f"{kind} {feature.name!r} is an array of {dtype}, there from {first} on",
+                        Place(
+                            model=program.label,
+                            functions=(function,),
+                            names=frozenset({feature.name}),
+                        ),
+                    )
+
+
+@rule(
+    "decompressed-at-load",
+    severity="note",
+    certainty="documented",
+    source="coremltools guide, What's New and Palettization: Performance",
+    remedy="keep the compression for the size of the download; for less memory raise the minimum "
+    "deployment target to iOS17 or later",
+)
+def decompressed_at_load(subject: Subject) -> Iterator[Found]:
+    """Weights that iOS16 decompresses when the model is loaded.
+
+    On iOS16 compression saves bytes on disk but no memory, and loading takes longer; from iOS17 on
+    weights can be decompressed just in time, chiefly on the Neural Engine.
+    """
+    if subject.target >= Target.iOS17 or not subject.compressed:
+        return
+    stored = sum(weight.stored_bytes for weight in subject.compressed)
+    plain = sum(weight.plain_bytes for weight in subject.compressed)
+    yield Found(
+        f"{len(subject.compressed)} compressed weights of {human_bytes(stored)} take "
+        f"{human_bytes(plain)} of memory on iOS16",
+        Place(),
+    )
+
+
+def _features(description: Any) -> Iterator[tuple[str, Any]]:
+    for feature in description.input:
+        yield "input", feature
+    for feature in description.output:
+        yield "output", feature
+
+
+def _needs(weight: CompressedWeight) -> tuple[Target, str]:
+    """The oldest target that can express a compressed weight, and what of it needs that."""
+    return max((_node_needs(node) for node in weight.nodes), key=lambda need: need[0])
+
+
+def _node_needs(node: Node) -> tuple[Target, str]:
+    if node.op_type in _CHANGED_FORMS and "shape" not in node.inputs:
+        return Target.iOS18, f"{node.op_type} with typed indices or masks"
+    return _FIRST_TARGET.get(node.op_type, Target.iOS15), node.op_type

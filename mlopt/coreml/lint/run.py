@@ -1,0 +1,81 @@
+"""Running the rules over a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# Importing them registers the rules.
+from mlopt.coreml.lint import (  # noqa: F401
+    rules_device,
+    rules_form,
+    rules_size,
+    rules_target,
+)
+from mlopt.coreml.lint.findings import SEVERITIES, Finding, LintReport
+from mlopt.coreml.lint.registry import RULES, Silence, rules_matching
+from mlopt.coreml.lint.subject import Subject
+from mlopt.mil.package import open_package
+
+
+def lint(
+    model: Any,
+    target: Any = None,
+    *,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+) -> LintReport:
+    """Look for what a deployment target cannot express, devices run badly, or is larger than need.
+
+    Nothing is changed, and nothing runs: the model is read, one weight at a time.
+
+    Parameters
+    ----------
+    model
+        The path of an ``.mlpackage``, or an ``MLModel`` that is an ML program or a pipeline.
+    target
+        The oldest system that shall run it: ``"iOS16"``, ``"macOS13"``, a member of
+        ``coremltools.target``. None: the model's own.
+    select
+        The rules to apply, globs over their names. None: all.
+    ignore
+        What to leave out: a rule's name (``"group-size"``), or one for some weights or operations
+        (``"group-size:decoder*"``, ``"*:lm_head"``), both parts globs.
+
+    Raises
+    ------
+    ConfigError
+        An entry of `select` or `ignore` matches no rule; the message has near matches.
+    TargetError
+        The target is unknown.
+    ModelFormatError
+        The model is damaged or no ML program.
+    """
+    applied = rules_matching(["*"] if select is None else select, "select")
+    silences = [Silence.parse(entry) for entry in ignore or ()]
+    for silence in silences:
+        silenced_rules = rules_matching([silence.rule], "ignore")
+        if silence.name is None:
+            applied = [name for name in applied if name not in silenced_rules]
+
+    subject = Subject.of(open_package(model), target)
+    found: list[Finding] = []
+    used: set[Silence] = set()
+    silenced = 0
+    for name in applied:
+        for finding in RULES[name].findings(subject):
+            covering = [silence for silence in silences if silence.covers(finding)]
+            used.update(covering)
+            silenced += bool(covering)
+            if not covering:
+                found.append(finding)
+    return LintReport(
+        target=str(subject.target),
+        model_target=str(subject.model_target),
+        rules=tuple(applied),
+        findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
+        silenced=silenced,
+        unused_ignores=tuple(
+            str(silence) for silence in silences if silence.name is not None and silence not in used
+        ),
+    )

@@ -1,0 +1,368 @@
+"""What the rules look at: a model's compressed weights, each as one thing, and its plain ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import attrs
+
+from mlopt.coreml.constexpr.chains import chain_of
+from mlopt.coreml.constexpr.parameters import is_constexpr
+from mlopt.coreml.lint.findings import Place
+from mlopt.coreml.weights import Weight, shown_consumers, weights_of
+from mlopt.errors import ModelFormatError
+from mlopt.mil.dtypes import DType, dtype_named
+from mlopt.mil.package import Package
+from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
+from mlopt.mil.targets import Target
+from mlopt.mil.values import tensor_type_of
+
+LUT_TO_DENSE = "constexpr_lut_to_dense"
+LUT_TO_SPARSE = "constexpr_lut_to_sparse"
+SHIFT_SCALE = "constexpr_blockwise_shift_scale"
+SPARSE_TO_DENSE = "constexpr_sparse_to_dense"
+
+# Parameters that say how a weight is laid out, and hold none of it.
+_LAYOUT = frozenset({"axis", "output_dtype", "shape", "vector_axis"})
+
+
+@attrs.frozen(eq=False)
+class Palette:
+    """The indices and tables of one operation.
+
+    Parameters
+    ----------
+    node
+        ``constexpr_lut_to_dense`` or ``constexpr_lut_to_sparse``.
+    indices
+        The stored indices; of the older form flat and packed into uint8.
+    index_shape
+        Shape of the indices, unpacked.
+    lut
+        The stored tables, None where another operation computes them.
+    lut_dtype, lut_shape
+        Of the tables: ``[*groups, entries, cluster_dim]``, of the older form ``[entries]``.
+    is_old_form
+        Whether it is the form of iOS16 and iOS17: one table, indices without a type of their own.
+    """
+
+    node: Node
+    indices: Constant
+    index_shape: tuple[int, ...]
+    lut: Constant | None
+    lut_dtype: DType
+    lut_shape: tuple[int, ...]
+    is_old_form: bool
+
+    @property
+    def entries(self) -> int:
+        """Entries of a table."""
+        if self.is_old_form:
+            return math.prod(self.lut_shape)
+        return self.lut_shape[-2] if len(self.lut_shape) > 1 else 0
+
+    @property
+    def nbits(self) -> int:
+        """Bits of an index; 0 where the indices have no unsigned type."""
+        if self.is_old_form:
+            return max(self.entries - 1, 0).bit_length()
+        kind = self.indices.dtype
+        return dtype_named(kind).bits if kind.startswith("uint") else 0
+
+    @property
+    def cluster_dim(self) -> int:
+        """Weights that an index stands for."""
+        return 1 if self.is_old_form or not self.lut_shape else self.lut_shape[-1]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Tables along each axis of the indices."""
+        return (1,) * len(self.index_shape) if self.is_old_form else self.lut_shape[:-2]
+
+    @property
+    def tables(self) -> int:
+        """Number of tables."""
+        return math.prod(self.groups)
+
+    @property
+    def has_integer_table(self) -> bool:
+        """Whether the tables hold integers, scaled or not."""
+        if self.lut is None:
+            maker = _input_variable(self.node, "lut")
+            return maker.node is not None and maker.node.op_type == SHIFT_SCALE
+        return self.lut_dtype.name in ("int8", "uint8")
+
+
+@attrs.frozen(eq=False)
+class CompressedWeight:
+    """One compressed weight: the constexpr operations that it is made of.
+
+    Parameters
+    ----------
+    program
+        The program that it is in.
+    chains
+        Its operations, the last one first; one chain for each place (in functions that share it)
+        where it stands, at least one.
+    """
+
+    program: Program
+    chains: tuple[tuple[Node, ...], ...]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Its operations in the first place where it stands, the last one first."""
+        return self.chains[0]
+
+    @property
+    def name(self) -> str:
+        """The name of its last operation, which is that of the weight it took the place of."""
+        return self.nodes[0].name
+
+    @cached_property
+    def _type(self) -> tuple[DType, tuple[int, ...]]:
+        if not self.nodes[0].outputs:
+            raise _damaged(self.nodes[0], "it has no output")
+        return _type_of(self.nodes[0], self.nodes[0].outputs[0].type, "its output")
+
+    @property
+    def dtype(self) -> DType:
+        """The type of its elements, decompressed."""
+        return self._type[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, decompressed."""
+        return self._type[1]
+
+    @property
+    def size(self) -> int:
+        """Number of its elements, decompressed."""
+        return math.prod(self.shape)
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes that it would take as a plain constant."""
+        return self.dtype.nbytes(self.size)
+
+    @property
+    def constants(self) -> tuple[Constant, ...]:
+        """What it is stored as, without what only describes the layout."""
+        return tuple(
+            constant
+            for node in self.nodes
+            for parameter, constant in _constants(node)
+            if parameter not in _LAYOUT
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that it takes: indices, tables, scales, masks; equal blobs once."""
+        stored = {constant.storage or id(constant): constant.nbytes for constant in self.constants}
+        return sum(stored.values())
+
+    @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """The operations that read it, in all places."""
+        return tuple(
+            user
+            for chain in self.chains
+            for output in chain[0].outputs
+            for user in output.consumers
+        )
+
+    @property
+    def is_block_output(self) -> bool:
+        """Whether a block returns it as it is."""
+        return any(output.is_block_output for chain in self.chains for output in chain[0].outputs)
+
+    @cached_property
+    def palettes(self) -> tuple[Palette, ...]:
+        """Its palettes: none or one, but for chains that nobody is known to write."""
+        return tuple(_palette(n) for n in self.nodes if n.op_type in (LUT_TO_DENSE, LUT_TO_SPARSE))
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        names = {node.name for chain in self.chains for node in chain}
+        return Place(
+            model=self.program.label,
+            functions=tuple(dict.fromkeys(chain[0].function for chain in self.chains)),
+            operations=shown_consumers(self.consumers),
+            weight=self.name,
+            names=frozenset(names | {user.op_name for user in self.consumers}),
+        )
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """A model as the rules see it.
+
+    Parameters
+    ----------
+    package
+        The opened package.
+    target
+        The oldest system that is to run it.
+    model_target
+        The target that it has: the newest one of its parts.
+    nodes
+        The operations of each program, in the order of ``package.programs``.
+    compressed
+        The compressed weights in program order; one that functions share stands once.
+    plain
+        The constants that belong to no compressed weight, in program order.
+    """
+
+    package: Package
+    target: Target
+    model_target: Target
+    nodes: tuple[list[Node], ...]
+    compressed: tuple[CompressedWeight, ...]
+    plain: tuple[Weight, ...]
+
+    @classmethod
+    def of(cls, package: Package, target: Any) -> Subject:
+        """Look at a package; `target` None stands for the model's own.
+
+        Raises
+        ------
+        TargetError
+            The target is unknown, or the model's own is.
+        ModelFormatError
+            A constexpr operation lacks what it needs.
+        """
+        versions = [
+            model.specificationVersion
+            for program in package.programs
+            for model in (program.model, *program.enclosing)
+        ]
+        own = Target.of_specification(max(versions))
+        weights, nodes = weights_of(package)
+        return cls(
+            package=package,
+            target=own if target is None else Target.parse(target),
+            model_target=own,
+            nodes=tuple(nodes),
+            compressed=tuple(_compressed(package.programs, nodes)),
+            plain=tuple(weight for weight in weights if not _is_part_of_compressed(weight)),
+        )
+
+
+def place_of_weight(weight: Weight) -> Place:
+    """Where a plain weight is."""
+    return Place(
+        model=weight.program.label,
+        functions=weight.functions,
+        operations=shown_consumers(weight.consumers),
+        weight=weight.name,
+        names=frozenset({weight.name, *(user.op_name for user in weight.consumers)}),
+    )
+
+
+def place_of_node(program: Program, node: Node) -> Place:
+    """Where an operation is."""
+    return Place(
+        model=program.label,
+        functions=(node.function,),
+        operations=(f"{node.op_type}({node.name})",),
+        names=frozenset({node.name}),
+    )
+
+
+def type_of_input(node: Node, parameter: str) -> tuple[DType, tuple[int, ...]]:
+    """Element type and shape of what is bound to a parameter, a constant or not.
+
+    Raises
+    ------
+    ModelFormatError
+        The parameter is missing, or its type is no tensor of known shape.
+    """
+    constant = node.constant_input(parameter)
+    value_type = (
+        _input_variable(node, parameter).type if constant is None else constant.message.type
+    )
+    return _type_of(node, value_type, f"its parameter {parameter!r}")
+
+
+def _compressed(
+    programs: Iterable[Program], nodes_of_programs: Iterable[list[Node]]
+) -> Iterator[CompressedWeight]:
+    for program, nodes in zip(programs, nodes_of_programs, strict=True):
+        shared: dict[object, list[tuple[Node, ...]]] = {}
+        for node in nodes:
+            if is_constexpr(node) and not _feeds_constexpr_only(node):
+                chain = tuple(reversed(chain_of(node)))
+                shared.setdefault(_content(chain), []).append(chain)
+        for chains in shared.values():
+            yield CompressedWeight(program, tuple(chains))
+
+
+def _feeds_constexpr_only(node: Node) -> bool:
+    uses = [user for output in node.outputs for user in output.consumers]
+    return bool(uses) and all(is_constexpr(user.node) for user in uses)
+
+
+def _content(chain: tuple[Node, ...]) -> object:
+    """What tells one weight from another: the operations, and what they hold."""
+    return tuple(
+        (
+            node.op_type,
+            tuple(
+                (parameter, c.storage or c.message.SerializeToString(), c.shape)
+                for parameter, c in _constants(node)
+            ),
+        )
+        for node in chain
+    )
+
+
+def _constants(node: Node) -> Iterator[tuple[str, Constant]]:
+    for parameter in sorted(node.inputs):
+        for bound in node.inputs[parameter]:
+            constant = bound.constant if isinstance(bound, Variable) else bound
+            if constant is not None:
+                yield parameter, constant
+
+
+def _is_part_of_compressed(weight: Weight) -> bool:
+    return any(is_constexpr(user.node) for user in weight.consumers)
+
+
+def _palette(node: Node) -> Palette:
+    parameter = "indices" if node.op_type == LUT_TO_DENSE else "indices_nonzero_data"
+    indices = node.constant_input(parameter)
+    if indices is None:
+        raise _damaged(node, f"its parameter {parameter!r} is missing or no constant")
+    lut_dtype, lut_shape = type_of_input(node, "lut")
+    is_old_form = "shape" in node.inputs
+    index_shape = indices.shape
+    if is_old_form:
+        if not node.outputs:
+            raise _damaged(node, "it has no output")
+        _, index_shape = _type_of(node, node.outputs[0].type, "its output")
+    lut = node.constant_input("lut")
+    return Palette(node, indices, index_shape, lut, lut_dtype, lut_shape, is_old_form)
+
+
+def _input_variable(node: Node, parameter: str) -> Variable:
+    bound = node.inputs.get(parameter, ())
+    if len(bound) != 1 or not isinstance(bound[0], Variable):
+        raise _damaged(node, f"its parameter {parameter!r} is missing or bound to nothing")
+    return bound[0]
+
+
+def _type_of(node: Node, value_type: Any, what: str) -> tuple[DType, tuple[int, ...]]:
+    typed = tensor_type_of(value_type)
+    if typed is None:
+        raise _damaged(node, f"{what} is no tensor of known shape")
+    return typed
+
+
+def _damaged(node: Node, what: str) -> ModelFormatError:
+    return ModelFormatError(
+        f"{node.op_type} {node.name!r} in function {node.function!r}: {what}; the model is damaged"
+    )
