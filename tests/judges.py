@@ -70,10 +70,27 @@ def load_program(source: Source) -> Any:
 
 
 def load_programs(source: Source) -> list[Any]:
-    """Return what ``load_program`` does for each model of a pipeline; one for any other model."""
+    """Return what ``load_program`` does for each ML program of a pipeline, in order.
+
+    Pipelines in it are gone through, stages of other kinds are passed over; a model that is no
+    pipeline gives one.
+    """
     spec, folder = spec_and_weights(source)
-    parts = spec.pipeline.models if spec.WhichOneof("Type") == "pipeline" else [spec]
-    return [_load(part, folder) for part in parts]
+    return [_load(part, folder) for part in ml_programs(spec)]
+
+
+def ml_programs(spec: Any) -> list[Any]:
+    """Return the Model messages to be loaded: the stages of a pipeline that are ML programs.
+
+    A model that is no pipeline is the only one, whatever it is.
+    """
+    kind = spec.WhichOneof("Type")
+    if kind not in ("pipeline", "pipelineClassifier", "pipelineRegressor"):
+        return [spec]
+    pipeline = getattr(spec, kind)
+    stages = pipeline.models if kind == "pipeline" else pipeline.pipeline.models
+    found = [part for stage in stages for part in ml_programs(stage)]
+    return [part for part in found if part.WhichOneof("Type") == "mlProgram"]
 
 
 def _load(spec: Any, folder: Path | None) -> Any:
@@ -103,7 +120,8 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
 
     ``function`` chooses one function; without it all are read, and where there are several, the
     names are ``function/name``; in a pipeline of several models ``0/name``, ``1/name``. Constants
-    in nested blocks are included. A constexpr op that only feeds another constexpr op has its own
+    in nested blocks are included; of equal names, which separate blocks may have, the second is
+    ``name#2``. A constexpr op that only feeds another constexpr op has its own
     entry as well.
     """
     programs = load_programs(source)
@@ -121,7 +139,11 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
                 var = op.outputs[0]
                 value = var.val if op.op_type == "const" else op.materialized_val_inference()
                 if isinstance(value, np.ndarray | np.generic):
-                    values[prefix + var.name] = np.asarray(value)
+                    key, number = prefix + var.name, 1
+                    while key in values:
+                        number += 1
+                        key = f"{prefix}{var.name}#{number}"
+                    values[key] = np.asarray(value)
     return values
 
 

@@ -29,7 +29,7 @@ MLModel = ct.models.MLModel
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
 
 # Kept for the whole process: an MLModel of several functions refers to the package it came from.
-_FOLDER = tempfile.TemporaryDirectory(prefix="mlopt-tests-")
+FOLDER = tempfile.TemporaryDirectory(prefix="mlopt-tests-")
 
 
 def build(kind: str, target: str = "iOS15", precision: str = "float16") -> MLModel:
@@ -87,8 +87,8 @@ def convolutional(target: str = "iOS15", precision: str = "float16") -> MLModel:
             x = self.head(x)
             return self.narrow(F.relu(self.wide(x)))
 
-    net = _random(Net(), seed=1)
-    return _convert(net, {"image": (1, 3, 16, 16)}, ["out"], target=target, precision=precision)
+    net = random_weights(Net(), seed=1)
+    return convert(net, {"image": (1, 3, 16, 16)}, ["out"], target=target, precision=precision)
 
 
 @functools.cache
@@ -144,8 +144,8 @@ def transformer(target: str = "iOS15", precision: str = "float16") -> MLModel:
                 x = layer(x)
             return F.linear(self.norm(x), self.embedding.weight)
 
-    net = _random(Net(), seed=2)
-    return _convert(
+    net = random_weights(Net(), seed=2)
+    return convert(
         net, {"tokens": (1, 48)}, ["logits"], target=target, precision=precision, integer=True
     )
 
@@ -169,8 +169,8 @@ def recurrent(target: str = "iOS15", precision: str = "float16") -> MLModel:
             x, _ = self.gru(x)
             return self.head(x)
 
-    net = _random(Net(), seed=3)
-    return _convert(net, {"frames": (1, 8, 24)}, ["out"], target=target, precision=precision)
+    net = random_weights(Net(), seed=3)
+    return convert(net, {"frames": (1, 8, 24)}, ["out"], target=target, precision=precision)
 
 
 @functools.cache
@@ -203,8 +203,8 @@ def stateful(target: str = "iOS18", precision: str = "float16") -> MLModel:
         ct.StateType(wrapped_type=ct.TensorType(shape=(1, 16, 64), dtype=np.float16), name=name)
         for name in ("keys", "values")
     ]
-    net = _random(Net(), seed=4)
-    return _convert(
+    net = random_weights(Net(), seed=4)
+    return convert(
         net, {"x": (1, 1, 64)}, ["out"], target=target, precision=precision, states=states
     )
 
@@ -228,18 +228,18 @@ def multifunction(target: str = "iOS18", precision: str = "float16") -> MLModel:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(F.relu(self.second(F.relu(self.first(x)))))
 
-    folder = Path(tempfile.mkdtemp(dir=_FOLDER.name))
+    folder = Path(tempfile.mkdtemp(dir=FOLDER.name))
     descriptor = ct.utils.MultiFunctionDescriptor()
     for name, seed in (("base", 6), ("adapted", 7)):
-        net = _random(Net(), seed=5)
-        _random(net.head, seed=seed)
-        model = _convert(net, {"x": (1, 64)}, ["out"], target=target, precision=precision)
+        net = random_weights(Net(), seed=5)
+        random_weights(net.head, seed=seed)
+        model = convert(net, {"x": (1, 64)}, ["out"], target=target, precision=precision)
         path = folder / f"{name}.mlpackage"
         model.save(str(path))
         descriptor.add_function(str(path), src_function_name="main", target_function_name=name)
     descriptor.default_function_name = "base"
     joined = folder / "joined.mlpackage"
-    _quietly(ct.utils.save_multifunction, descriptor, str(joined))
+    quietly(ct.utils.save_multifunction, descriptor, str(joined))
     return MLModel(str(joined), skip_model_load=True)
 
 
@@ -253,7 +253,7 @@ def control_flow(target: str = "iOS15", precision: str = "float16") -> MLModel:
     that are outputs of branches, ``branch_value`` and ``other_branch_value`` [1, 2112], must stay
     constants.
     """
-    weight = _Weights(seed=8, precision=precision)
+    weight = Weights(seed=8, precision=precision)
     values = {
         name: weight(64, 64)
         for name in ("outer", "then_weight", "else_weight", "loop_weight", "inner_weight")
@@ -303,7 +303,7 @@ def control_flow(target: str = "iOS15", precision: str = "float16") -> MLModel:
         )
         return mb.add(x=y, y=mb.slice_by_size(x=chosen, begin=[0, 0], size=[1, 64]))
 
-    return _build(program, (1, 64), target=target, precision=precision)
+    return build_program(program, (1, 64), target=target, precision=precision)
 
 
 @functools.cache
@@ -315,7 +315,7 @@ def matmuls(target: str = "iOS15", precision: str = "float16") -> MLModel:
     ``batched`` [2, 36, 64] with two batches, ``both`` [64, 64] as the second operand of two matmuls
     of which one transposes it: they disagree about its channel axis.
     """
-    weight = _Weights(seed=10, precision=precision)
+    weight = Weights(seed=10, precision=precision)
 
     def program(x: Any) -> Any:
         x = mb.matmul(x=x, y=mb.const(val=weight(64, 96), name="y"))
@@ -328,7 +328,7 @@ def matmuls(target: str = "iOS15", precision: str = "float16") -> MLModel:
         both = mb.const(val=weight(64, 64), name="both")
         return mb.matmul(x=mb.matmul(x=x, y=both), y=both, transpose_y=True)
 
-    return _build(program, (1, 64), target=target, precision=precision)
+    return build_program(program, (1, 64), target=target, precision=precision)
 
 
 @functools.cache
@@ -341,7 +341,7 @@ def redefined(target: str = "iOS15", precision: str = "float16") -> MLModel:
     topk, reduce_argmax, reduce_argmin, upsample_bilinear and gru (``gru_input`` [96, 64] and
     ``gru_hidden`` [96, 32]).
     """
-    weight = _Weights(seed=11, precision=precision)
+    weight = Weights(seed=11, precision=precision)
     older = target in ("iOS15", "iOS16")
 
     def program(x: Any) -> Any:
@@ -374,7 +374,7 @@ def redefined(target: str = "iOS15", precision: str = "float16") -> MLModel:
             index = getattr(mb, name)(x=scattered, axis=1, keep_dims=False)
             parts.append(mb.cast(x=index, dtype=weight.name))
         # Before iOS18 a gru computes in float32 only.
-        inside = weight if target == "iOS18" else _Weights(seed=12, precision="float32")
+        inside = weight if target == "iOS18" else Weights(seed=12, precision="float32")
         steps = mb.cast(x=mb.reshape(x=flat, shape=[16, 1, 64]), dtype=inside.name)
         hidden, _ = mb.gru(
             x=steps,
@@ -386,7 +386,7 @@ def redefined(target: str = "iOS15", precision: str = "float16") -> MLModel:
         parts.append(mb.cast(x=hidden, dtype=weight.name))
         return mb.concat(values=[mb.reshape(x=p, shape=[-1]) for p in parts], axis=0)
 
-    return _build(program, (1, 4, 8, 8), target=target, precision=precision)
+    return build_program(program, (1, 4, 8, 8), target=target, precision=precision)
 
 
 @functools.cache
@@ -409,8 +409,8 @@ def classifier(target: str = "iOS15", precision: str = "float16") -> MLModel:
             return self.head(F.relu(self.first(x))).softmax(dim=1)
 
     labels = ct.ClassifierConfig([f"digit {i}" for i in range(10)])
-    net = _random(Net(), seed=9)
-    model = _convert(
+    net = random_weights(Net(), seed=9)
+    model = convert(
         net, {"image": (1, 1, 8, 8)}, None, target=target, precision=precision, labels=labels
     )
     model.author = "A. Author"
@@ -439,9 +439,9 @@ def pipeline(target: str = "iOS15", precision: str = "float16") -> MLModel:
             return self.linear(x)
 
     options = {"target": target, "precision": precision}
-    first = _convert(_random(Net(64, 96), seed=13), {"x": (1, 64)}, ["between"], **options)
-    second = _convert(_random(Net(96, 48), seed=14), {"between": (1, 96)}, ["out"], **options)
-    return _quietly(ct.utils.make_pipeline, first, second)
+    first = convert(random_weights(Net(64, 96), seed=13), {"x": (1, 64)}, ["between"], **options)
+    second = convert(random_weights(Net(96, 48), seed=14), {"between": (1, 96)}, ["out"], **options)
+    return quietly(ct.utils.make_pipeline, first, second)
 
 
 KINDS: dict[str, Callable[..., MLModel]] = {
@@ -459,7 +459,7 @@ KINDS: dict[str, Callable[..., MLModel]] = {
 NEWEST = frozenset({"stateful", "multifunction"})
 
 
-def _random(net: nn.Module, *, seed: int) -> nn.Module:
+def random_weights(net: nn.Module, *, seed: int) -> nn.Module:
     """Fill every parameter and batch-norm statistic of ``net`` with different numbers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -473,30 +473,37 @@ def _random(net: nn.Module, *, seed: int) -> nn.Module:
     return net.eval()
 
 
-def _convert(
+def convert(
     net: nn.Module,
     inputs: dict[str, tuple[int, ...]],
-    outputs: list[str] | None,
+    outputs: list[Any] | None,
     *,
     target: str,
-    precision: str,
+    precision: str = "float16",
     integer: bool = False,
+    types: list[Any] | None = None,
     states: list[Any] | None = None,
     labels: Any = None,
 ) -> MLModel:
-    """Trace ``net`` and convert it. ``inputs``: name -> shape; ``integer``: they are int32."""
+    """Trace ``net`` and convert it.
+
+    ``inputs``: name -> shape to trace with; ``integer``: they are int32. ``types``: coremltools'
+    types of the inputs, where fixed shapes are not what is wanted. ``outputs``: names or types.
+    """
     dtype = torch.int32 if integer else torch.float32
     example = tuple(torch.zeros(shape, dtype=dtype) for shape in inputs.values())
-    traced = _quietly(torch.jit.trace, net, example, check_trace=False)
-    return _quietly(
+    traced = quietly(torch.jit.trace, net, example, check_trace=False)
+    fixed = [
+        ct.TensorType(name=name, shape=shape, dtype=np.int32 if integer else np.float32)
+        for name, shape in inputs.items()
+    ]
+    return quietly(
         ct.convert,
         traced,
         convert_to="mlprogram",
-        inputs=[
-            ct.TensorType(name=name, shape=shape, dtype=np.int32 if integer else np.float32)
-            for name, shape in inputs.items()
-        ],
-        outputs=outputs and [ct.TensorType(name=name) for name in outputs],
+        inputs=types or fixed,
+        outputs=outputs
+        and [ct.TensorType(name=name) if isinstance(name, str) else name for name in outputs],
         states=states,
         classifier_config=labels,
         minimum_deployment_target=getattr(ct.target, target),
@@ -505,7 +512,7 @@ def _convert(
     )
 
 
-class _Weights:
+class Weights:
     """A source of random weights of one precision: call it with a shape."""
 
     def __init__(self, *, seed: int, precision: str) -> None:
@@ -517,7 +524,7 @@ class _Weights:
         return (self.generator.standard_normal(shape) / 8).astype(self.dtype)
 
 
-def _build(
+def build_program(
     body: Callable[[Any], Any], shape: tuple[int, ...], *, target: str, precision: str
 ) -> MLModel:
     """Convert a MIL program ``out = body(x)``, ``x`` float32 of ``shape``.
@@ -537,7 +544,7 @@ def _build(
             else mb.cast(x=out, dtype="fp32", name="out")
         )
 
-    return _quietly(
+    return quietly(
         ct.convert,
         program,
         convert_to="mlprogram",
@@ -551,7 +558,7 @@ def _precision(name: str) -> Any:
     return {"float16": ct.precision.FLOAT16, "float32": ct.precision.FLOAT32}[name]
 
 
-def _quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def quietly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call ``function`` without the warnings of tracing, converting and coremltools' own files."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
