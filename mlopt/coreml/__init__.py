@@ -11,6 +11,7 @@ from mlopt.coreml.config import (
     OptimizationConfig,
 )
 from mlopt.coreml.decompress import decompress, decompress_weights
+from mlopt.coreml.deployment import raise_target, set_deployment_target
 from mlopt.coreml.metadata import (
     CoreMLOpMetaData,
     CoreMLWeightMetaData,
@@ -40,4 +41,6 @@ __all__ = [
     "palettize",
     "palettize_weights",
     "preview",
+    "raise_target",
+    "set_deployment_target",
 ]

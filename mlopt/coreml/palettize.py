@@ -233,7 +233,7 @@ def _carry_out(
     """Raise programs, cluster, and replace the constants; returns the rows in program order."""
     if plan.raises:
         for program, target in plan.raises:
-            raise_opset(program, target)
+            raise_opset(program, target, writer)
         # Raising makes new messages: the weights are the same ones, looked up again.
         weights, _ = weights_of(package)
         decisions = _moved(plan.decisions, weights)

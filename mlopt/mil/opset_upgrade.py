@@ -7,9 +7,12 @@ import attrs
 from mlopt.errors import TargetError
 from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
-from mlopt.mil.opset_rules import RULES, Change, Unraisable
+from mlopt.mil.opset_change import Change, Unraisable
+from mlopt.mil.opset_rules import RULES
+from mlopt.mil.opset_storage import Storage
 from mlopt.mil.program import Function, Program
 from mlopt.mil.targets import Target
+from mlopt.mil.writer import PackageWriter
 
 _OPSETS = list(RULES)
 
@@ -33,16 +36,16 @@ class OpsetRaise:
     target: Target
     changes: tuple[Change, ...]
 
-    def apply(self) -> None:
+    def apply(self, writer: PackageWriter) -> None:
         """Change the program: operations, opsets of functions, specification versions.
 
+        Values whose stored form changes go to ``writer``, the writer of the program's package.
         Function bodies become new messages: ask the program for its nodes and constants again.
         """
         edits = Edits()
+        storage = Storage(writer, self.target.specification_version)
         for change in self.changes:
-            change.apply()
-            if change.before:
-                edits.insert_before(change.node.block, change.node.op, change.before)
+            edits.replace(change.node.block, change.node.op, change.apply(storage))
         edits.apply()
         for function in _functions_below(self.program, self.target):
             bodies = function.message.block_specializations
@@ -63,6 +66,8 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
     ------
     TargetError
         Some operations cannot be raised; all of them are listed, each with its reason.
+    ModelFormatError
+        A compressed weight contradicts itself.
     """
     refusals: list[str] = []
     changes: list[Change] = []
@@ -97,8 +102,9 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
             if change:
                 changes.append(change)
     if refusals:
+        model = f"the model {program.label!r}" if program.label else "the model"
         raise TargetError(
-            f"the model, of specification version {program.specification_version}, cannot be "
+            f"{model}, of specification version {program.specification_version}, cannot be "
             f"raised to {target}:\n" + "\n".join(f"- {refusal}" for refusal in refusals) + "\n"
             f"Convert the source model with minimum_deployment_target={target}, or choose options "
             "that its present target allows."
@@ -106,10 +112,13 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
     return OpsetRaise(program, target, tuple(changes))
 
 
-def raise_opset(program: Program, target: Target) -> OpsetRaise:
-    """Raise a program to ``target`` at once. See ``plan_opset_raise`` for errors."""
+def raise_opset(program: Program, target: Target, writer: PackageWriter) -> OpsetRaise:
+    """Raise a program to ``target`` at once; ``writer`` is that of its package.
+
+    See ``plan_opset_raise`` for errors.
+    """
     plan = plan_opset_raise(program, target)
-    plan.apply()
+    plan.apply(writer)
     return plan
 
 

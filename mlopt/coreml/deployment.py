@@ -1,0 +1,105 @@
+"""Raising the deployment target of a model in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.errors import TargetError
+from mlopt.mil.opset_upgrade import OpsetRaise, plan_opset_raise
+from mlopt.mil.package import Package, open_package
+from mlopt.mil.targets import Target
+from mlopt.mil.writer import PackageWriter, check_destination
+
+
+def set_deployment_target(model: Any, target: Any) -> Any:
+    """Raise a model to a deployment target, as if it had been converted for that.
+
+    Every operation that the target's opset redefines is rewritten with the same meaning: new
+    parameters get the values they stood for, negative indices count from the front, compressed
+    weights take the newer form. Nothing else changes. :func:`raise_target` does the same from file
+    to file.
+
+    Parameters
+    ----------
+    model
+        An ``MLModel`` of type ``mlprogram`` (also with several functions, or a pipeline of such),
+        or the path of an ``.mlpackage``. It is not changed.
+    target
+        Such as ``"iOS18"``, ``"macOS15"`` or ``coremltools.target.iOS18``. The model's own target
+        gives a copy.
+
+    Returns
+    -------
+    A new ``MLModel``.
+
+    Raises
+    ------
+    TargetError
+        The target is older than the model's, or unknown, or the meaning of some operations cannot
+        be kept; all of them are listed, each with its function and the reason.
+    ModelFormatError
+        The model is damaged or no ML program.
+    """
+    with contextlib.ExitStack() as cleanup:
+        path = raise_target(model, temporary_package(cleanup), target)
+        cleanup.pop_all()
+    like = model if hasattr(model, "get_spec") else None
+    return as_mlmodel(path, like=like, is_temporary=True)
+
+
+def raise_target(source: Any, output: str | os.PathLike[str], target: Any) -> Path:
+    """Write a package whose deployment target is raised, from file to file.
+
+    In a pipeline every ML program is raised, and models of other kinds stay as they are.
+
+    Parameters
+    ----------
+    source
+        The path of an ``.mlpackage``, or an ``MLModel``. It is not changed.
+    output
+        The package to write; it appears complete or not at all.
+    target
+        As for :func:`set_deployment_target`.
+
+    Returns
+    -------
+    The path of what was written.
+
+    Raises
+    ------
+    TargetError, ModelFormatError
+        As for :func:`set_deployment_target`.
+    """
+    wanted = Target.parse(target)
+    check_destination(output)
+    package = open_package(source)
+    plans = _plans(package, wanted)
+    with PackageWriter(package, output) as writer:
+        for plan in plans:
+            plan.apply(writer)
+        return writer.finish()
+
+
+def _plans(package: Package, target: Target) -> list[OpsetRaise]:
+    """Plan every program of a package, or refuse with the reasons of all."""
+    version = max(program.specification_version for program in package.programs)
+    current = Target.of_specification(version)
+    if target < current:
+        raise TargetError(
+            f"{package.path}: the model is for {current} ({current.macos}) and cannot be lowered "
+            f"to {target} ({target.macos}), only raised. Convert its source again with "
+            f"minimum_deployment_target={target}."
+        )
+    plans, refusals = [], []
+    for program in package.programs:
+        try:
+            plans.append(plan_opset_raise(program, target))
+        except TargetError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise TargetError("\n".join(refusals))
+    return plans
