@@ -1,4 +1,4 @@
-"""The command line: ``mlopt inspect``, ``mlopt palettize``, ``mlopt decompress``.
+"""The command line: ``mlopt inspect``, ``palettize``, ``decompress``, ``lint``.
 
 Commands build values, call the library and print what it returns. Starting up loads neither the
 library nor coremltools; a command loads what it needs.
@@ -17,6 +17,7 @@ import typer
 from mlopt import __version__
 from mlopt.cli.decompress import decompress_model
 from mlopt.cli.inspect import inspect_model
+from mlopt.cli.lint import lint_model
 from mlopt.cli.outcome import EXIT_CODES
 from mlopt.cli.palettize import palettize_model
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command("inspect", epilog=EXIT_CODES)(inspect_model)
 app.command("palettize", epilog=EXIT_CODES)(palettize_model)
 app.command("decompress", epilog=EXIT_CODES)(decompress_model)
+app.command("lint", epilog=EXIT_CODES)(lint_model)
 
 
 def _print_version(wanted: bool) -> None:

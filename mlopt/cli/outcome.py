@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     TARGET = 3
     MODEL = 4
     NOTHING_PALETTIZED = 5
+    FINDINGS = 6
     INTERRUPTED = 130
 
 
@@ -37,6 +38,7 @@ Exit codes:
   3    the deployment target cannot express the request
   4    the model is missing, damaged, or no ML program
   5    palettize: every weight was kept as it is
+  6    lint: errors were found (with --strict: errors or warnings)
   130  interrupted; what was unfinished is removed, an earlier output as it was
 """
 

@@ -35,6 +35,19 @@ def checked_file(path: Path | None) -> Path | None:
     return path
 
 
+def target_name(name: str | None) -> str | None:
+    """A deployment target as it is called; an unknown one is refused as a wrong option."""
+    if name is None:
+        return None
+    from mlopt.errors import TargetError
+    from mlopt.mil.targets import Target
+
+    try:
+        return str(Target.parse(name))
+    except TargetError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def write_text(text: str, path: Path) -> None:
     """Write text and a line end to a file, or to standard output for ``-``."""
     if path == STANDARD_OUTPUT:

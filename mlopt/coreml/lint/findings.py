@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import StringIO
@@ -219,16 +220,22 @@ class LintReport:
         Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
-    def explanations(self) -> str:
-        """For each rule that found something: why it matters, how sure that is, what to do."""
+    def explanations(self, width: int = 120) -> str:
+        """For each rule that found something: why it matters, what to do, how sure that is."""
         first: dict[tuple[str, str], Finding] = {}
         for finding in self.findings:
             first.setdefault((finding.rule, finding.remedy), finding)
-        return "\n".join(_explained(finding) for finding in first.values())
+        return "\n".join(
+            wrapped(line, width) for finding in first.values() for line in _explained(finding)
+        )
+
+    def to_text(self, width: int = 120) -> str:
+        """Table, explanations and summary as plain text; see :meth:`to_table` for `width`."""
+        parts = (self.to_table(width), self.explanations(width), self.summary())
+        return "\n\n".join(filter(None, parts))
 
     def __str__(self) -> str:
-        parts = (self.to_table(), self.explanations(), self.summary())
-        return "\n\n".join(filter(None, parts))
+        return self.to_text()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as values that JSON has."""
@@ -251,12 +258,17 @@ class LintReport:
         return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _explained(finding: Finding) -> str:
+def _explained(finding: Finding) -> tuple[str, ...]:
     return (
-        f"{finding.rule}: {finding.why}\n"
-        f"    What to do: {finding.remedy}\n"
-        f"    How sure: {how_sure(finding.certainty, finding.source)}"
+        f"{finding.rule}: {finding.why}",
+        f"    What to do: {finding.remedy}",
+        f"    How sure: {how_sure(finding.certainty, finding.source)}",
     )
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line broken into lines of `width` columns, those after the first indented."""
+    return textwrap.fill(line, width, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def how_sure(certainty: Certainty, source: str | None) -> str:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from mlopt.coreml.lint.findings import Certainty, Finding, Place, Severity, how_sure
+from mlopt.coreml.lint.findings import Certainty, Finding, Place, Severity, how_sure, wrapped
 from mlopt.coreml.lint.subject import Subject
 from mlopt.errors import ConfigError
 
@@ -78,18 +78,15 @@ class Rule:
                 source=self.source,
             )
 
-    def explanation(self) -> str:
-        """All that is to be said about the rule, in a few lines."""
-        return "\n".join(
-            [
-                f"{self.name} ({self.severity})",
-                self.title,
-                "",
-                f"Why: {self.why}",
-                f"What to do: {self.remedy}",
-                f"How sure: {how_sure(self.certainty, self.source)}",
-            ]
+    def explanation(self, width: int = 100) -> str:
+        """All that is to be said about the rule, in lines of `width` columns."""
+        lines = (
+            f"{self.name} ({self.severity}): {self.title}",
+            f"Why: {self.why}",
+            f"What to do: {self.remedy}",
+            f"How sure: {how_sure(self.certainty, self.source)}",
         )
+        return "\n".join(wrapped(line, width) for line in lines)
 
 
 RULES: dict[str, Rule] = {}

@@ -1,0 +1,110 @@
+"""``mlopt lint``: what a target cannot express, devices run badly, or a file holds in vain."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlopt.cli.outcome import ExitCode, errors_explained
+from mlopt.cli.terminal import output_width, target_name
+
+# Narrower, what was found breaks after every word.
+_NARROWEST = 100
+
+
+class Format(str, Enum):
+    """How findings are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def _show_rules(wanted: bool) -> None:
+    if not wanted:
+        return
+    from mlopt.coreml.lint import RULES
+
+    width = max(map(len, RULES))
+    for rule in RULES.values():
+        typer.echo(f"{rule.name:{width}}  {rule.severity:7}  {rule.title}")
+    raise typer.Exit
+
+
+def _explain_rule(pattern: str | None) -> None:
+    if pattern is None:
+        return
+    with errors_explained():
+        from mlopt.coreml.lint import RULES
+        from mlopt.coreml.lint.registry import rules_matching
+
+        names = rules_matching([pattern], "--explain")
+        typer.echo("\n\n".join(RULES[name].explanation() for name in names))
+    raise typer.Exit
+
+
+def lint_model(
+    model: Annotated[Path, typer.Argument(help="The .mlpackage to look at.", metavar="MODEL")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            callback=target_name,
+            help="The oldest system that shall run it, such as iOS16 or macOS15. "
+            "Default: the model's own target.",
+        ),
+    ] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE", help="Apply only the rules that this glob matches. May be repeated."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE[:NAME]",
+            help="Leave out the rules that this glob matches; with a name, a glob too, only for "
+            "weights and operations of that name. May be repeated.",
+        ),
+    ] = None,
+    output_format: Annotated[
+        Format,
+        typer.Option("--format", case_sensitive=False, help="A table with explanations, or JSON."),
+    ] = Format.TABLE,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail for warnings as well as for errors.")
+    ] = False,
+    list_rules: Annotated[
+        bool,
+        typer.Option(
+            "--list", callback=_show_rules, is_eager=True, help="List the rules and exit."
+        ),
+    ] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            callback=_explain_rule,
+            is_eager=True,
+            help="Say what a rule looks for, why it matters, what to do, and exit.",
+        ),
+    ] = None,
+) -> None:
+    """Look for what targets cannot express, devices run badly, or is larger than need be.
+
+    Nothing is changed. Each finding says what was found, where, why it matters, how sure that is,
+    and what to do.
+    """
+    with errors_explained():
+        from mlopt.coreml.lint import lint
+
+        report = lint(model, target, select=select or None, ignore=ignore or None)
+        if output_format is Format.JSON:
+            typer.echo(report.to_json())
+        else:
+            typer.echo(report.to_text(output_width(_NARROWEST)))
+    if report.has("warning" if strict else "error"):
+        raise typer.Exit(ExitCode.FINDINGS)
