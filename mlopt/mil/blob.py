@@ -21,6 +21,7 @@ import numpy as np
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import BY_BLOB, DType, dtype_named
+from mlopt.mil.files import open_regular
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
@@ -28,6 +29,7 @@ VERSION = 2
 
 _HEADER = struct.Struct("<II56x")
 _METADATA = struct.Struct("<IIQQQ32x")
+METADATA_BYTES = _METADATA.size
 _CHUNK = 4 << 20
 
 
@@ -77,23 +79,29 @@ class BlobReader:
     Raises
     ------
     ModelFormatError
-        The file is absent, too short for its header, or of another version.
+        The file is absent or no regular file, too short for its header or for the number of blobs
+        in it, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
-            with open(self.path, "rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
+            file, self.state = open_regular(self.path)
+            with file:
+                self.size = self.state.size
                 if self.size < _HEADER.size:
                     raise ModelFormatError(
                         f"{self.path}: the weight file has {self.size} bytes, its header alone "
                         f"takes {_HEADER.size}; it is truncated. Fetch or convert the model again."
                     )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
+                # With its size: what is mapped beyond the end of a file cannot be read.
+                self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            if isinstance(error, ModelFormatError):
+                raise
+            reason = getattr(error, "strerror", None) or error
             raise ModelFormatError(
-                f"{self.path}: the weight file cannot be opened ({error.strerror or error}). "
+                f"{self.path}: the weight file cannot be opened ({reason}). "
                 "A model package needs every weight file that its program names."
             ) from error
         self.count, version = _HEADER.unpack_from(self._map)
@@ -101,6 +109,13 @@ class BlobReader:
             raise ModelFormatError(
                 f"{self.path}: blob storage version {version} at offset 4; only {VERSION} can "
                 "be read. The file is damaged, or no weight file."
+            )
+        most = (self.size - _HEADER.size) // _METADATA.size
+        if self.count > most:
+            raise ModelFormatError(
+                f"{self.path}: {self.count} blobs at offset 0, but the file's {self.size} bytes "
+                f"hold at most {most}. The file is truncated or damaged; fetch or convert the "
+                "model again."
             )
         self._bytes = np.frombuffer(self._map, np.uint8)
 
@@ -130,11 +145,19 @@ class BlobReader:
             raise self._damage(
                 offset,
                 f"its {nbytes} bytes of data at {data_offset} end past the file's {self.size} "
-                "bytes; the file is truncated or damaged",
+                "bytes",
+            )
+        assert dtype.numpy is not None
+        if data_offset % dtype.numpy.itemsize:
+            raise self._damage(
+                offset,
+                f"its data begins at {data_offset}, which is no multiple of the "
+                f"{dtype.numpy.itemsize} bytes of {dtype.name}",
             )
         if (
             padding >= max(dtype.bits, 8)
             or (padding and not dtype.packed)
+            or padding > nbytes * 8
             or (nbytes * 8 - padding) % dtype.bits
         ):
             raise self._damage(
@@ -154,7 +177,9 @@ class BlobReader:
         self._map.madvise(mmap.MADV_DONTNEED, first, min(start + nbytes, self.size) - first)
 
     def _damage(self, offset: int, what: str) -> ModelFormatError:
-        return ModelFormatError(f"{self.path}: blob at offset {offset}: {what}")
+        return ModelFormatError(
+            f"{self.path}: blob at offset {offset}: {what}. Fetch or convert the model again."
+        )
 
 
 class BlobWriter:

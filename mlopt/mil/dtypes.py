@@ -52,6 +52,11 @@ class DType:
         """Whether elements are narrower than a byte and stored as one bit stream."""
         return 0 < self.bits < 8
 
+    @property
+    def own_numpy(self) -> bool:
+        """Whether ``numpy`` is its own; bf16, fp8 and the packed types may only borrow one."""
+        return self.numpy is not None and not (self.packed or self.name.startswith(("bf", "fp8")))
+
     def nbytes(self, size: int) -> int:
         """Return the bytes that ``size`` elements take, packed where the type is below 8 bits."""
         return -(-size * self.bits // 8)
@@ -102,19 +107,19 @@ def dtype_named(name: str) -> DType:
         raise ValueError(f"unknown element type {name!r}; known are {', '.join(BY_NAME)}") from None
 
 
-def dtype_of_proto(number: int) -> DType:
+def dtype_of_proto(number: int, where: str = "model") -> DType:
     """Return the type of that number in the proto's ``DataType``.
 
     Raises
     ------
     ModelFormatError
-        No type has that number.
+        No type has that number. ``where`` names the model in the message.
     """
     try:
         return BY_PROTO[number]
     except KeyError:
         raise ModelFormatError(
-            f"unknown element type {number} in the model; known are the proto's DataType numbers "
+            f"{where}: unknown element type {number}; known are the proto's DataType numbers "
             f"{sorted(BY_PROTO)}. The model may be newer than this version of mlopt."
         ) from None
 
@@ -132,11 +137,6 @@ def dtype_of_array(array: np.ndarray) -> DType:
     if array.dtype.name == "bfloat16":
         return BY_NAME["bf16"]
     for dtype in _TABLE:
-        # bf16, fp8 and the packed types only borrow a numpy dtype that is another type's own.
-        if (
-            dtype.numpy == array.dtype
-            and not dtype.packed
-            and not dtype.name.startswith(("bf", "fp8"))
-        ):
+        if dtype.numpy == array.dtype and dtype.own_numpy:
             return dtype
     raise ValueError(f"an ML program cannot hold elements of numpy dtype {array.dtype}")

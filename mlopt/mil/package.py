@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,11 +14,20 @@ from google.protobuf.message import DecodeError
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.blob import Blob, BlobReader
+from mlopt.mil.checks import check_package
+from mlopt.mil.files import FileState, check_name, path_inside, read_regular
 from mlopt.mil.messages import Model
 from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
 
+MANIFEST = "Manifest.json"
+
 _MODEL_PATH = "@model_path/"
+_CONVERT = "Convert it again with convert_to='mlprogram'."
+#: In bytes. Real ones have a few hundred.
+_LARGEST_MANIFEST = 1 << 20
+#: In bytes; no protobuf message can be larger.
+_LARGEST_MODEL = (1 << 31) - 1
 _PIPELINES = {
     "pipeline": lambda model: model.pipeline,
     "pipelineClassifier": lambda model: model.pipelineClassifier.pipeline,
@@ -35,15 +46,25 @@ class Package:
         Its model file, relative to ``path``.
     spec
         The ``Model`` message, a private copy to be edited in place.
+    states
+        What ``check_unchanged`` compares with: the files read so far. Weight files are added.
     programs
         The ML programs in it: one, or those of a pipeline in order.
     """
 
-    def __init__(self, path: Path, model_path: PurePosixPath, spec: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model_path: PurePosixPath,
+        spec: Any,
+        states: Mapping[Path, FileState] | None = None,
+    ) -> None:
         self.path = path
         self.model_path = model_path
         self.spec = spec
-        self._readers: dict[str, BlobReader] = {}
+        self._readers: dict[PurePosixPath, BlobReader] = {}
+        self._weight_paths: dict[str, PurePosixPath] = {}
+        self._states = dict(states or {})
         self.programs = [
             Program(model, self, enclosing=enclosing, label=label)
             for model, enclosing, label in _ml_programs(spec, (), "")
@@ -52,7 +73,7 @@ class Package:
             kind = spec.WhichOneof("Type") or "none"
             raise ModelFormatError(
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
-                "handled. Convert it again with convert_to='mlprogram'."
+                f"handled. {_CONVERT}"
             )
         #: The weight files that the source has, whatever becomes of the references in ``spec``.
         self.source_weight_files = tuple(self.weight_files)
@@ -77,45 +98,66 @@ class Package:
         ModelFormatError
             The name is not relative to the model, or leaves the package.
         """
+        if file_name not in self._weight_paths:
+            self._weight_paths[file_name] = self._checked_weight_path(file_name)
+        return self._weight_paths[file_name]
+
+    def _checked_weight_path(self, file_name: str) -> PurePosixPath:
         refused = ModelFormatError(
-            f"{self.path / self.model_path}: the weight file name {file_name!r} does not stay "
-            f"inside the package; allowed is {_MODEL_PATH!r} and a path below the model's folder"
+            f"{self.path / self.model_path}: the weight file name {_shown(file_name)} does not "
+            f"stay inside the package; allowed is {_MODEL_PATH!r} and a path below the model's "
+            "folder that is not the model itself"
         )
         if not file_name.startswith(_MODEL_PATH) or "\\" in file_name or "\0" in file_name:
             raise refused
         inner = PurePosixPath(file_name.removeprefix(_MODEL_PATH))
+        path = self.model_path.parent / inner
         if inner.is_absolute() or ".." in inner.parts or not inner.parts:
             raise refused
-        return self.model_path.parent / inner
+        if path == self.model_path:
+            raise refused
+        return path
 
     def reader(self, file_name: str) -> BlobReader:
         """Return the mapped weight file of that name in the model; it is opened once."""
-        if file_name not in self._readers:
-            self._readers[file_name] = BlobReader(self.path / self.weight_path(file_name))
-        return self._readers[file_name]
+        # A model may spell the name of one file in many ways.
+        return self.reader_at(self.weight_path(file_name))
+
+    def reader_at(self, inner: PurePosixPath) -> BlobReader:
+        """Return the mapped weight file at a path relative to the package's folder."""
+        if inner not in self._readers:
+            reader = BlobReader(path_inside(self.path, inner))
+            self._states[self.path / inner] = reader.state
+            self._readers[inner] = reader
+        return self._readers[inner]
 
     def blob(self, file_name: str, offset: int) -> Blob:
         """Return the blob at ``offset`` (bytes) of a weight file as views of the mapped file."""
         return self.reader(file_name).read(offset)
 
-    def check_blobs(self) -> None:
-        """Check the metadata of every blob that the programs refer to.
+    def release(self) -> None:
+        """Drop the pages of all weight files from memory; they are read again when needed."""
+        for reader in self._readers.values():
+            reader.release(0, reader.size)
+
+    def check_unchanged(self) -> None:
+        """Check that the files that have been read are still the same.
 
         Raises
         ------
         ModelFormatError
-            A weight file is missing, or one of its blobs is damaged.
+            One has been changed, replaced or removed since.
         """
-        for count, value in enumerate(self.file_values()):
-            reference = value.blobFileValue
-            self.reader(reference.fileName).read(reference.offset)
-            if count % 256 == 0:  # touching metadata maps whole runs of pages around it
-                self._release_all()
-        self._release_all()
-
-    def _release_all(self) -> None:
-        for reader in self._readers.values():
-            reader.release(0, reader.size)
+        for path, state in self._states.items():
+            try:
+                unchanged = FileState.of(os.stat(path)) == state
+            except OSError:
+                unchanged = False
+            if not unchanged:
+                raise ModelFormatError(
+                    f"{path}: the file was changed while the model was read, so that no sound "
+                    "output can be made of it. Run it again once nothing else writes there."
+                )
 
     def __repr__(self) -> str:
         return f"Package({str(self.path)!r}, {len(self.programs)} program(s))"
@@ -138,80 +180,141 @@ def open_package(source: Any) -> Package:
     TypeError
         ``source`` is neither a path nor a model.
     """
-    if isinstance(source, str | os.PathLike):
-        path = Path(os.fspath(source)).expanduser()
-        model_path = _find_model(path)
-        spec = _read_spec(path / model_path)
-    elif hasattr(source, "get_spec"):
-        spec = source.get_spec()
-        location = getattr(source, "package_path", None)
-        if location is None:
-            raise ModelFormatError(
-                f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
-                "only ML programs can be handled. Convert it again with convert_to='mlprogram'."
+    try:
+        if isinstance(source, str | os.PathLike):
+            path = Path(os.fspath(source)).expanduser()
+            model_path, states = _find_model(path)
+            spec, states[path / model_path] = _read_spec(path, model_path)
+        elif hasattr(source, "get_spec"):
+            spec = source.get_spec()
+            location = getattr(source, "package_path", None)
+            if location is None:
+                raise ModelFormatError(
+                    f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
+                    f"only ML programs can be handled. {_CONVERT}"
+                )
+            path = Path(location)
+            model_path, states = _find_model(path)
+        else:
+            raise TypeError(
+                f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
             )
-        path = Path(location)
-        model_path = _find_model(path)
-    else:
-        raise TypeError(
-            f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
-        )
-    package = Package(path, model_path, spec)
-    package.check_blobs()
+        package = Package(path, model_path, spec, states)
+        check_package(package)
+    except RecursionError:
+        raise ModelFormatError(
+            f"{source}: values, types or blocks of the model are nested too deep to be read; it "
+            "is damaged"
+        ) from None
     return package
 
 
-def _find_model(path: Path) -> PurePosixPath:
-    """Return the path of the root model relative to the package at ``path``."""
-    if not path.is_dir():
-        what = "it does not exist; a model package is a folder named *.mlpackage"
-        if path.exists():
-            what = (
-                "it is a file; a model package is a folder named *.mlpackage. Convert the source "
-                "again with convert_to='mlprogram'."
-            )
-        raise ModelFormatError(f"{path}: {what}")
-    manifest = path / "Manifest.json"
-    try:
-        content = json.loads(manifest.read_bytes())
-    except FileNotFoundError:
-        raise ModelFormatError(
-            f"{manifest}: the file is missing; {path} is no model package"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelFormatError(f"{manifest}: the manifest cannot be read: {error}") from error
+def _find_model(path: Path) -> tuple[PurePosixPath, dict[Path, FileState]]:
+    """Return the path of the root model relative to the package at ``path``, and what was read."""
+    _check_is_package(path)
+    file = path / MANIFEST
+    content, state = read_manifest(path)
     try:
         entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         inner = PurePosixPath(entry)
+        check_name(entry)
     except (KeyError, TypeError):
         raise ModelFormatError(
-            f"{manifest}: the manifest names no root model (rootModelIdentifier, and its entry "
+            f"{file}: the manifest names no root model (rootModelIdentifier, and its entry "
             "with a path)"
         ) from None
-    if inner.is_absolute() or ".." in inner.parts or not inner.parts:
-        raise ModelFormatError(f"{manifest}: the root model's path {entry!r} leaves the package")
-    model_path = PurePosixPath("Data") / inner
-    if not (path / model_path).is_file():
+    except ValueError as error:
         raise ModelFormatError(
-            f"{path / model_path}: the model file that the manifest names is missing"
+            f"{file}: the root model's path {_shown(entry)} cannot be a path: {error}"
+        ) from None
+    if inner.is_absolute() or ".." in inner.parts or not inner.parts:
+        raise ModelFormatError(
+            f"{file}: the root model's path {_shown(entry)} leaves the package; allowed is a path "
+            "below its folder Data"
         )
-    return model_path
+    return PurePosixPath("Data") / inner, {file: state}
 
 
-def _read_spec(file: Path) -> Any:
-    """Return the ``Model`` message in ``file``."""
+def _check_is_package(path: Path) -> None:
+    """Check that there is a folder at ``path`` that may be a package."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        raise ModelFormatError(
+            f"{path}: it does not exist; a model package is a folder named *.mlpackage"
+        ) from None
+    if not stat.S_ISDIR(mode):
+        raise ModelFormatError(
+            f"{path}: it is a file; a model package is a folder named *.mlpackage. Convert the "
+            "source again with convert_to='mlprogram'."
+        )
+    if not os.path.lexists(path / MANIFEST) and (path / "coremldata.bin").exists():
+        raise ModelFormatError(
+            f"{path}: it is a compiled model (.mlmodelc), which cannot be edited; give the "
+            ".mlpackage that it was compiled from"
+        )
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], FileState]:
+    """Return the manifest of the package at ``path``, whose entries are a dictionary.
+
+    Raises
+    ------
+    ModelFormatError
+        It is missing, or no manifest.
+    """
+    file = path / MANIFEST
+    try:
+        raw, state = read_regular(path_inside(path, PurePosixPath(MANIFEST)), _LARGEST_MANIFEST)
+        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+    except FileNotFoundError:
+        raise ModelFormatError(f"{file}: the file is missing; {path} is no model package") from None
+    except ModelFormatError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFormatError(f"{file}: the manifest cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("itemInfoEntries"), dict):
+        raise ModelFormatError(
+            f"{file}: the manifest names no root model; expected an object with itemInfoEntries, "
+            "an object of entries, and rootModelIdentifier"
+        )
+    return content, state
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Of a repeated key, every reader could take another value."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_shown(key)} is repeated")
+    return content
+
+
+def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState]:
+    """Return the ``Model`` message in the file ``inner`` of a package, and the file's state."""
+    file = root / inner
     spec = Model()
     try:
-        spec.ParseFromString(file.read_bytes())
+        content, state = read_regular(path_inside(root, inner), _LARGEST_MODEL)
+        spec.ParseFromString(content)
     except DecodeError as error:
         raise ModelFormatError(
             f"{file}: the file is no readable model ({error}); it is truncated or damaged"
         ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelFormatError(
+            f"{file}: the model file that the manifest names is missing"
+        ) from None
     except OSError as error:
         raise ModelFormatError(f"{file}: the model file cannot be read: {error}") from error
     if spec.WhichOneof("Type") is None:
         raise ModelFormatError(f"{file}: the file holds no model; it is empty or damaged")
-    return spec
+    return spec, state
+
+
+def _shown(name: str) -> str:
+    """Return a name from a file for a message: quoted, and not longer than a line."""
+    return repr(name if len(name) <= 100 else f"{name[:97]}...")
 
 
 def _ml_programs(

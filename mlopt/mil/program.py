@@ -6,6 +6,7 @@ is a snapshot; after an edit ask for a new one.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,7 @@ class Constant:
     shape: tuple[int, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        typed = tensor_type_of(self.message.type)
+        typed = tensor_type_of(self.message.type, str(self.package.path / self.package.model_path))
         if typed is not None:
             self._dtype, self.shape = typed
 
@@ -244,7 +245,7 @@ class Constant:
     @property
     def size(self) -> int:
         """Number of elements; 0 for values that are no tensors."""
-        return 0 if self._dtype is None else int(np.prod(self.shape, dtype=np.int64))
+        return 0 if self._dtype is None else math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ import enum
 import re
 from typing import Any
 
-from mlopt.errors import TargetError
+from mlopt.errors import ModelFormatError, TargetError
 
 
 class Target(enum.IntEnum):
@@ -67,20 +67,22 @@ class Target(enum.IntEnum):
         )
 
     @classmethod
-    def of_specification(cls, version: int) -> Target:
+    def of_specification(cls, version: int, where: str = "model") -> Target:
         """Return the target of a model's specification version.
 
         Raises
         ------
-        TargetError
-            No target that has ML programs is of that version.
+        ModelFormatError
+            No target that has ML programs is of that version. ``where`` names the model in the
+            message.
         """
         try:
             return cls(version)
         except ValueError:
-            raise TargetError(
-                f"specification version {version} belongs to no known target; known are "
-                f"{', '.join(f'{int(t)} ({t.ios})' for t in cls)}"
+            raise ModelFormatError(
+                f"{where}: specification version {version} belongs to no known target; known are "
+                f"{', '.join(f'{int(t)} ({t.ios})' for t in cls)}. The model is damaged, or newer "
+                "than this version of mlopt."
             ) from None
 
     def __str__(self) -> str:

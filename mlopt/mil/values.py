@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ _FILE_SIZE = 10
 #: The first specification version that has 16- and 32-bit integers in the weight file (iOS18).
 _WIDE_INTEGERS = 9
 _NEVER_IN_FILE = frozenset({"fp64", "int64", "uint64", "bool", "string"})
+#: numpy's own limit, the smaller one of its versions 1 and 2.
+_MOST_DIMENSIONS = 32
 _WIDE = frozenset({"int16", "uint16", "int32", "uint32"})
 
 #: Stores a blob: (dtype name, bytes or array, padding bits) -> (file name in the model, offset).
@@ -39,14 +42,26 @@ def scalar_type(dtype: str | DType) -> Any:
     return tensor_type(dtype, ())
 
 
-def tensor_type_of(value_type: Any) -> tuple[DType, tuple[int, ...]] | None:
-    """Return element type and shape of a ``ValueType``; None if it is no tensor of known shape."""
+def tensor_type_of(value_type: Any, where: str = "model") -> tuple[DType, tuple[int, ...]] | None:
+    """Return element type and shape of a ``ValueType``; None if it is no tensor of known shape.
+
+    Raises
+    ------
+    ModelFormatError
+        The element type is unknown, or there are too many dimensions for an array. ``where`` names
+        the model in the message.
+    """
     if value_type.WhichOneof("type") != "tensorType":
         return None
     tensor = value_type.tensorType
     if any(dimension.WhichOneof("dimension") != "constant" for dimension in tensor.dimensions):
         return None
-    return dtype_of_proto(tensor.dataType), tuple(d.constant.size for d in tensor.dimensions)
+    if len(tensor.dimensions) > _MOST_DIMENSIONS:
+        raise ModelFormatError(
+            f"{where}: a tensor of {len(tensor.dimensions)} dimensions; at most "
+            f"{_MOST_DIMENSIONS} can be read. The model is damaged."
+        )
+    return dtype_of_proto(tensor.dataType, where), tuple(d.constant.size for d in tensor.dimensions)
 
 
 def uses_weight_file(dtype: str | DType, size: int, specification_version: int) -> bool:
@@ -134,7 +149,7 @@ def make_value(
     )
     if shape is None and not kind.packed:
         shape = array.shape
-    size = int(np.prod(shape, dtype=np.int64)) if shape is not None else array.size
+    size = math.prod(shape) if shape is not None else array.size
     if shape is None or not uses_weight_file(kind, size, specification_version):
         return immediate_value(array, kind, shape)
     array = _elements(array, kind)
@@ -180,36 +195,88 @@ def read_immediate(value: Any, where: str = "model") -> Any:
     if kind == "dictionary":
         pairs = immediate.dictionary.values
         return [(read_immediate(p.key, where), read_immediate(p.value, where)) for p in pairs]
-    typed = tensor_type_of(value.type)
-    if kind != "tensor" or typed is None:
+    checked = _checked_immediate(value, where)
+    if checked is None:
         raise ModelFormatError(
-            f"{where}: an immediate value is no tensor, list, tuple or dictionary"
+            f"{where}: an immediate value is no tensor of known shape, list, tuple or dictionary"
         )
-    dtype, shape = typed
+    dtype, shape = checked
     field = immediate.tensor.WhichOneof("value")
     if field is None:
         array = np.zeros(0, dtype.numpy or object)
     elif field == "bytes":
-        raw = immediate.tensor.bytes.values
-        if dtype.numpy is None or len(raw) % dtype.numpy.itemsize:
-            raise ModelFormatError(
-                f"{where}: {len(raw)} bytes are no whole number of {dtype.name} elements"
-            )
-        array = np.frombuffer(raw, dtype.numpy)
+        array = np.frombuffer(immediate.tensor.bytes.values, dtype.numpy)
     elif field == "strings":
         array = np.array(list(immediate.tensor.strings.values), dtype=object)
     else:
-        elements = getattr(immediate.tensor, field).values
-        if dtype.numpy is None:
-            raise ModelFormatError(f"{where}: {field} cannot hold {dtype.name} elements")
-        # Through the field's own width: a damaged model may hold what its type cannot.
-        array = np.array(elements, dtype=_FIELD_WIDTHS[field]).astype(dtype.numpy, copy=False)
-    try:
-        _check_size(array.size, dtype, shape)
-    except ValueError as error:
-        raise ModelFormatError(f"{where}: an immediate value is damaged: {error}") from None
+        array = _converted(getattr(immediate.tensor, field).values, field, dtype, where)
     array = array if dtype.packed else array.reshape(shape)
     array.flags.writeable = False
+    return array
+
+
+def check_immediate(value: Any, where: str = "model") -> None:
+    """Check that an immediate tensor has the elements of its type, without reading them.
+
+    Raises
+    ------
+    ModelFormatError
+        It has not. ``where`` names the model in the message.
+    """
+    _checked_immediate(value, where)
+
+
+def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] | None:
+    """Return type and shape of an immediate tensor whose elements have been counted.
+
+    None where it is no tensor of known shape.
+    """
+    if value.immediateValue.WhichOneof("value") != "tensor":
+        return None
+    typed = tensor_type_of(value.type, where)
+    if typed is None:
+        return None
+    dtype, shape = typed
+    tensor = value.immediateValue.tensor
+    field = tensor.WhichOneof("value")
+    stored = 0
+    if field is not None:
+        stored = len(getattr(tensor, field).values)
+        if not _can_hold(field, dtype):
+            raise ModelFormatError(f"{where}: {field} cannot hold {dtype.name} elements")
+    if field == "bytes" and not dtype.packed:
+        assert dtype.numpy is not None
+        if stored % dtype.numpy.itemsize:
+            raise ModelFormatError(
+                f"{where}: {stored} bytes are no whole number of {dtype.name} elements"
+            )
+        stored //= dtype.numpy.itemsize
+    try:
+        _check_size(stored, dtype, shape)
+    except ValueError as error:
+        raise ModelFormatError(f"{where}: an immediate value is damaged: {error}") from None
+    return typed
+
+
+def _can_hold(field: str, dtype: DType) -> bool:
+    """Return whether a member of ``TensorValue`` can hold elements of ``dtype``."""
+    if field in ("strings", "bytes"):
+        return (field == "strings") == (dtype.numpy is None)
+    return dtype.own_numpy
+
+
+def _converted(elements: Any, field: str, dtype: DType, where: str) -> np.ndarray:
+    """Return elements of a typed field as ``dtype``, refusing integers that are none of it."""
+    # Through the field's own width: a damaged model may hold what its type cannot.
+    stored: np.ndarray = np.array(elements, dtype=_FIELD_WIDTHS[field])
+    with np.errstate(all="ignore"):  # what overflows is infinite
+        array = stored.astype(dtype.numpy, copy=False)
+        if array.dtype.kind in "iub" and dtype.name != "uint64":
+            kept = np.array_equal(array.astype(stored.dtype), stored)
+        else:
+            kept = stored.dtype.kind != "f" or array.dtype.kind not in "iub"
+    if not kept:
+        raise ModelFormatError(f"{where}: {field} that {dtype.name} elements cannot hold")
     return array
 
 
@@ -240,7 +307,7 @@ def _elements(array: np.ndarray, dtype: DType) -> np.ndarray:
 
 def _check_size(stored: int, dtype: DType, shape: Sequence[int]) -> None:
     """Raise ValueError unless ``shape`` takes ``stored`` elements (bytes for packed types)."""
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     wanted = dtype.nbytes(size) if dtype.packed else size
     if stored != wanted:
         unit = "packed bytes" if dtype.packed else "elements"

@@ -7,7 +7,7 @@ stored first, and the same model has to give the same file each time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def by_key(messages: Any) -> list[tuple[str, Any]]:
@@ -20,32 +20,61 @@ def functions_in_order(program: Any) -> list[tuple[str, Any]]:
     return sorted(program.functions.items(), key=lambda entry: (entry[0] != "main", entry[0]))
 
 
+class Placed(NamedTuple):
+    """A ``Value`` and where it is: the function's name and the operation, None outside of one."""
+
+    value: Any
+    function: str | None = None
+    op: Any = None
+
+
 def file_values(program: Any) -> Iterator[Any]:
     """Yield every ``Value`` of a program that lies in a weight file, wherever it is nested.
+
+    Covered is what ``every_value`` covers, in the same order.
+    """
+    for placed in every_value(program):
+        if placed.value.WhichOneof("value") == "blobFileValue":
+            yield placed.value
+
+
+def every_value(program: Any) -> Iterator[Placed]:
+    """Yield every ``Value`` of a program and its place; what holds others comes before them.
 
     Covered are all specializations of all functions, nested blocks, attributes at every level,
     bound inputs, lists, tuples and dictionaries of values, and the attributes of tensor types.
     """
-    yield from _in_map(program.attributes)
-    for _, function in functions_in_order(program):
-        yield from _in_map(function.attributes)
-        yield from _in_named_types(function.inputs)
+    for value in _in_map(program.attributes):
+        yield Placed(value)
+    for name, function in functions_in_order(program):
+        for value in _in_map(function.attributes):
+            yield Placed(value, name)
+        for value in _in_named_types(function.inputs):
+            yield Placed(value, name)
         for _, block in by_key(function.block_specializations):
-            yield from _in_block(block)
+            yield from _in_block(block, name)
 
 
-def _in_block(block: Any) -> Iterator[Any]:
-    yield from _in_map(block.attributes)
-    yield from _in_named_types(block.inputs)
+def _in_block(block: Any, function: str) -> Iterator[Placed]:
+    for value in _in_map(block.attributes):
+        yield Placed(value, function)
+    for value in _in_named_types(block.inputs):
+        yield Placed(value, function)
     for op in block.operations:
-        yield from _in_map(op.attributes)
-        for _, argument in by_key(op.inputs):
-            for binding in argument.arguments:
-                if binding.WhichOneof("binding") == "value":
-                    yield from _in_value(binding.value)
-        yield from _in_named_types(op.outputs)
+        for value in _in_operation(op):
+            yield Placed(value, function, op)
         for nested in op.blocks:
-            yield from _in_block(nested)
+            yield from _in_block(nested, function)
+
+
+def _in_operation(op: Any) -> Iterator[Any]:
+    """Yield the values of an operation without those of its blocks."""
+    yield from _in_map(op.attributes)
+    for _, argument in by_key(op.inputs):
+        for binding in argument.arguments:
+            if binding.WhichOneof("binding") == "value":
+                yield from _in_value(binding.value)
+    yield from _in_named_types(op.outputs)
 
 
 def _in_map(values: Any) -> Iterator[Any]:
@@ -60,11 +89,9 @@ def _in_named_types(named: Iterable[Any]) -> Iterator[Any]:
 
 
 def _in_value(value: Any) -> Iterator[Any]:
+    yield value
     yield from _in_type(value.type)
-    where = value.WhichOneof("value")
-    if where == "blobFileValue":
-        yield value
-    elif where == "immediateValue":
+    if value.WhichOneof("value") == "immediateValue":
         immediate = value.immediateValue
         kind = immediate.WhichOneof("value")
         if kind in ("list", "tuple"):

@@ -148,14 +148,26 @@ def test_other_files_and_unknown_fields_survive(source: Path, tmp_path: Path) ->
     assert block.operations[-1].type == "from_the_future"
 
 
-def test_linked_files_are_followed(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["inside", "in a download cache"])
+def test_linked_files_are_followed(source: Path, tmp_path: Path, place: str) -> None:
     """Download caches keep a package's files elsewhere, and link to them."""
+    blobs = source / "Data"
+    if place == "in a download cache":
+        blobs = tmp_path / "models--a--b" / "blobs"
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "0123" / "models"
+        blobs.mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        source = source.rename(snapshot / "source.mlpackage")
+    before = content(source)
     for name in (WEIGHTS, MODEL, "Manifest.json"):
-        target = tmp_path / Path(name).name
+        target = blobs / f"blob-of-{Path(name).name}"
         (source / name).rename(target)
-        (source / name).symlink_to(target)
+        (source / name).symlink_to(os.path.relpath(target, (source / name).parent))
     output = copy(source, tmp_path / "out.mlpackage")
     assert not any(path.is_symlink() for path in output.rglob("*"))
+    after = content(output)
+    assert after.keys() >= before.keys()
+    assert after["Manifest.json"] == before["Manifest.json"]
     assert open_package(output).programs
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlopt.errors import TargetError
+from mlopt.errors import ModelFormatError, TargetError
 from mlopt.mil.targets import Target
 
 
@@ -45,8 +45,8 @@ def test_unknown(wrong: object) -> None:
 
 
 def test_unknown_specification() -> None:
-    with pytest.raises(TargetError, match="99"):
-        Target.of_specification(99)
+    with pytest.raises(ModelFormatError, match=r"here: .* 99 .* known are 6 \(iOS15\), "):
+        Target.of_specification(99, "here")
 
 
 def test_order() -> None:

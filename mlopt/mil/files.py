@@ -1,0 +1,125 @@
+"""The files of a package that somebody else made: found inside of it, regular, and unchanged.
+
+A package may come from anywhere. A name in it may lead to another folder, to a device or to a pipe
+that never answers; nothing here opens such a thing, or reads more than there is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import attrs
+
+from mlopt.errors import ModelFormatError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@attrs.frozen
+class FileState:
+    """What tells whether a file is still the one that was read: its place, size and time."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """Return the state that ``os.stat`` or ``os.fstat`` found."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def open_regular(path: str | os.PathLike[str]) -> tuple[BinaryIO, FileState]:
+    """Open a regular file for reading; its state is that of what was opened.
+
+    Raises
+    ------
+    ModelFormatError
+        It is something else: a folder, a pipe, a device.
+    OSError
+        It cannot be opened.
+    """
+    # Looked at before it is opened: opening a pipe waits, and opening a device may do something.
+    _check_regular(path, os.stat(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = open(os.open(path, flags), "rb")  # noqa: SIM115  (the caller's to close)
+    try:
+        status = os.fstat(file.fileno())
+        _check_regular(path, status)
+    except BaseException:
+        file.close()
+        raise
+    return file, FileState.of(status)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> tuple[bytes, FileState]:
+    """Return the content of a regular file of at most ``limit`` bytes.
+
+    Raises
+    ------
+    ModelFormatError
+        It is larger, or no regular file.
+    OSError
+        It cannot be read.
+    """
+    file, state = open_regular(path)
+    with file:
+        if state.size > limit:
+            raise ModelFormatError(
+                f"{os.fspath(path)}: the file has {state.size} bytes; at most {limit} can be "
+                "read. It is damaged, or no part of a model."
+            )
+        # Not to the end: it may be growing.
+        return file.read(state.size), state
+
+
+def path_inside(root: Path, inner: PurePosixPath) -> Path:
+    """Return ``root / inner``, once it is known that no link leads it out of the package.
+
+    Links within the package are followed, and those that a download cache makes: it keeps files in
+    a folder ``blobs`` and a package below ``snapshots`` beside it.
+
+    Raises
+    ------
+    ModelFormatError
+        It leads out of the package.
+    """
+    path = root / inner
+    home = Path(os.path.realpath(root))
+    allowed = [home, *(p.parent / "blobs" for p in home.parents if p.name == "snapshots")]
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise ModelFormatError(
+            f"{path}: a link leads out of the package, to {real}; allowed are links to what is "
+            "inside. Copy the package with its links resolved if you trust what they lead to."
+        )
+    return path
+
+
+def check_name(name: str) -> None:
+    """Check that the file system can be asked for ``name``.
+
+    Raises
+    ------
+    ValueError
+        It holds a null character, or what cannot be encoded.
+    """
+    if "\0" in name:
+        raise ValueError("a null character in a name")
+    os.fsencode(name)
+
+
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "something else")
+        raise ModelFormatError(f"{os.fspath(path)}: it is {kind} where a file is expected")
