@@ -1,55 +1,118 @@
-"""Putting plain weights back in the place of palettes."""
+"""Putting plain weights in the place of compressed ones, whoever compressed them."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
+import numpy.typing as npt
 
+from mlopt.coreml.constexpr import (
+    CompressedForm,
+    CompressedWeight,
+    ContentKeys,
+    compressed_weights,
+    describe,
+    is_constexpr,
+    is_part,
+)
 from mlopt.coreml.models import as_mlmodel, temporary_package
-from mlopt.errors import ModelFormatError
+from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.edits import Edits
-from mlopt.mil.messages import Operation
+from mlopt.mil.messages import Operation, Value
 from mlopt.mil.package import open_package
-from mlopt.mil.program import Constant, Node, Variable
+from mlopt.mil.program import Node
+from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
-from mlopt.palette.bits import unpack_bits
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.bits import pack_bits
 
-_LUT = "constexpr_lut_to_dense"
-_SCALE = "constexpr_blockwise_shift_scale"
+Progress = Callable[[int, int, str], None]
+"""Called after each weight: elements done, elements in all, the weight's name."""
+
+
+@attrs.frozen(kw_only=True)
+class DecompressedWeight:
+    """One weight that was compressed.
+
+    Parameters
+    ----------
+    name
+        Of the plain weight, which is that of the operation that gave it.
+    functions
+        The functions that have it, in program order.
+    shape, dtype
+        Of the plain weight; dtype by the format's name (``"fp16"``).
+    compression
+        How it was compressed.
+    nbytes
+        Bytes of the plain weight.
+    """
+
+    name: str
+    functions: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    compression: CompressedForm
+    nbytes: int
+
+
+@attrs.frozen
+class DecompressionResult(os.PathLike[str]):
+    """What was written, and what was decompressed for it. It serves as the path of the package.
+
+    Parameters
+    ----------
+    path
+        The package.
+    weights
+        What was compressed in the source, in program order, each stored weight once; empty where
+        nothing was.
+    """
+
+    path: Path
+    weights: tuple[DecompressedWeight, ...]
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def decompress_weights(mlmodel: Any) -> Any:
-    """Replace palettized weights by plain ones; a drop-in for coremltools' function of that name.
+    """Replace compressed weights by plain ones; a drop-in for coremltools' function of that name.
 
     Parameters
     ----------
     mlmodel
-        An ``MLModel`` of type ``mlprogram``. It is not changed.
+        An ``MLModel`` of type ``mlprogram``, or a pipeline of such. It is not changed.
 
     Returns
     -------
-    A new ``MLModel`` with constants in the place of ``constexpr_lut_to_dense`` operations and of
-    per-channel scales after them.
+    A new ``MLModel`` with constants in the place of ``constexpr`` operations.
 
     Raises
     ------
     ModelFormatError
-        The model is damaged, or holds compressed weights of another form; all are listed.
+        The model is damaged.
     """
     with contextlib.ExitStack() as cleanup:
-        path = temporary_package(cleanup)
-        path = decompress(mlmodel, path)
+        path = decompress(mlmodel, temporary_package(cleanup)).path
         cleanup.pop_all()
     return as_mlmodel(path, like=mlmodel, is_temporary=True)
 
 
-def decompress(source: Any, output: str | os.PathLike[str]) -> Path:
-    """Write a package with plain weights in the place of palettes, from file to file.
+def decompress(
+    source: Any, output: str | os.PathLike[str], *, progress: Progress | None = None
+) -> DecompressionResult:
+    """Write a package with plain weights in the place of compressed ones, from file to file.
+
+    Every form and chain of ``constexpr`` operations is decompressed, to the values that coremltools
+    gives. Names and types stay what they were. A weight that is stored once is decompressed once,
+    and stays shared. One weight is in memory at a time.
 
     Parameters
     ----------
@@ -57,140 +120,111 @@ def decompress(source: Any, output: str | os.PathLike[str]) -> Path:
         The path of an ``.mlpackage``, or an ``MLModel``. It is not changed.
     output
         The package to write; it appears complete or not at all.
-
-    Returns
-    -------
-    The path of what was written.
+    progress
+        Called as ``progress(elements_done, elements_in_all, weight_name)`` after each weight.
 
     Raises
     ------
     ModelFormatError
-        As :func:`decompress_weights`.
+        The source is damaged, or no ML program.
     """
     check_destination(output)
     package = open_package(source)
-    nodes = [node for program in package.programs for node in program.nodes()]
-    compressed = [node for node in nodes if node.op_type.startswith("constexpr_")]
-    foreign = [node for node in compressed if not _is_ours(node)]
-    if foreign:
-        listed = ", ".join(f"{node.op_type}({node.name})" for node in foreign[:8])
-        more = f" and {len(foreign) - 8} more" if len(foreign) > 8 else ""
-        raise ModelFormatError(
-            f"{package.path}: only palettized weights (constexpr_lut_to_dense, and per-channel "
-            f"scales after it) can be decompressed so far, got {listed}{more}"
-        )
-    scaled = {id(node.inputs["data"][0]) for node in compressed if node.op_type == _SCALE}
+    found = []
+    for program in package.programs:
+        nodes = program.nodes()
+        found.append((program, nodes, compressed_weights(nodes)))
+    weights = [weight for _, _, of_program in found for weight in of_program]
+    forms = [describe(weight) for weight in weights]  # refuses what is wrong before any work
+    total, done = sum(form.size for form in forms), 0
+
     with PackageWriter(package, output) as writer:
-        edits = Edits()
-        stored: dict[object, Any] = {}
-        for node in compressed:
-            if id(node.outputs[0]) in scaled:
-                # Only the scale that follows reads it, and that has its own output.
-                if _has_other_uses(node.outputs[0]):
-                    edits.replace(node.block, node.op, [_const(node, writer, stored)])
-                else:
-                    edits.replace(node.block, node.op, [])
-                continue
-            edits.replace(node.block, node.op, [_const(node, writer, stored)])
+        edits, keys = Edits(), ContentKeys()
+        stored: dict[object, Value] = {}
+        rows: dict[object, DecompressedWeight] = {}
+        described = iter(forms)
+        for program, nodes, of_program in found:
+            constants: dict[int, list[Any]] = {}
+            for weight in of_program:
+                form = next(described)
+                # Where a value is stored depends on the version of its program.
+                key = (keys(weight), weight.file_name, program.specification_version)
+                if key not in stored:
+                    stored[key] = _stored(weight, writer, program.specification_version)
+                    rows[key] = _row(weight, form)
+                rows[key] = _also_in(weight.function, rows[key])
+                constants.setdefault(id(weight.node), []).append(_const(weight, stored[key]))
+                done += form.size
+                if progress is not None:
+                    progress(done, total, weight.name)
+            _replace(nodes, constants, edits)
         edits.apply()
-        return writer.finish()
+        return DecompressionResult(writer.finish(), tuple(rows.values()))
 
 
-def palette_of(node: Node) -> Palettized:
-    """The palette that a ``constexpr_lut_to_dense`` holds, with the scale if ``node`` is one.
+def _replace(nodes: Iterable[Node], constants: dict[int, list[Any]], edits: Edits) -> None:
+    """Let the constants of each constexpr operation stand in its place; drop what it alone read."""
+    for node in nodes:
+        if is_constexpr(node):
+            edits.replace(node.block, node.op, constants.get(id(node), []))
+        elif node.op_type == "const" and node.outputs:
+            constant = node.outputs[0].constant
+            if constant is not None and is_part(constant):
+                edits.replace(node.block, node.op, [])
 
-    ``node``: either operation of the forms that :mod:`mlopt.coreml.emission` writes.
-    """
-    scale = None
-    if node.op_type == _SCALE:
-        scale = _value(node, "scale")
-        data = node.inputs["data"][0]
-        assert isinstance(data, Variable) and data.node is not None
-        node = data.node
-    table = _value(node, "lut")
-    packed = _value(node, "indices")
-    indices = node.constant_input("indices")
-    assert indices is not None
-    if "shape" in node.inputs:
-        shape = tuple(int(n) for n in _value(node, "shape"))
-        entries = table.size
-        nbits = max(entries.bit_length() - 1, 0)
-        if 1 << nbits != entries:
-            raise ModelFormatError(f"{node!r}: a lut has 2**nbits entries, got {entries}")
-        flat = unpack_bits(packed.reshape(-1), nbits, int(np.prod(shape, dtype=np.int64)))
-        return Palettized(table.reshape([1] * len(shape) + [entries, 1]), flat.reshape(shape))
-    vector_axis = node.scalar("vector_axis") if table.shape[-1] > 1 else None
-    nbits = int(indices.dtype.removeprefix("uint"))
-    unpacked = packed if nbits == 8 else unpack_bits(packed, nbits, indices.size)
-    return Palettized(
-        table, np.ascontiguousarray(unpacked).reshape(indices.shape), vector_axis, scale
+
+def _stored(weight: CompressedWeight, writer: PackageWriter, specification_version: int) -> Value:
+    """The value of the plain weight, which is in memory for the time of this call."""
+    value = writer.add_value(
+        _packed(weight.value(), weight.dtype),
+        weight.dtype,
+        weight.shape,
+        specification_version=specification_version,
+        file_name=weight.file_name,
     )
+    weight.release()
+    return value
 
 
-def _is_ours(node: Node) -> bool:
-    """Whether a constexpr operation is one of the forms that mlopt writes."""
-    if node.op_type == _LUT:
-        lut = node.constant_input("lut")
-        return lut is not None and lut.dtype in ("fp16", "fp32")
-    if node.op_type != _SCALE or "offset" in node.inputs:
-        return False
-    data, scale = node.inputs["data"][0], node.constant_input("scale")
-    if scale is None or sum(n > 1 for n in scale.shape) > 1:
-        return False
-    if not isinstance(data, Variable) or data.node is None or data.node.op_type != _LUT:
-        return False
-    shape = tuple(d.constant.size for d in data.type.tensorType.dimensions)
-    return all(s in (1, n) for s, n in zip(scale.shape, shape, strict=True)) and (
-        scale.size > 1 or 1 in shape
-    )
+def _packed(value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """The elements as they are stored: as one bit stream where they are narrower than a byte."""
+    kind = dtype_named(dtype)
+    if not kind.packed:
+        return value
+    return pack_bits(value.view(np.uint8) & np.uint8((1 << kind.bits) - 1), kind.bits)
 
 
-def _value(node: Node, parameter: str) -> Any:
-    constant = node.constant_input(parameter)
-    if constant is None:
-        raise ModelFormatError(f"{node!r}: the parameter {parameter!r} is missing or no constant")
-    return constant.value()
-
-
-def _has_other_uses(variable: Variable) -> bool:
-    return variable.is_block_output or any(u.op_type != _SCALE for u in variable.consumers)
-
-
-def _const(node: Node, writer: PackageWriter, stored: dict[object, Any]) -> Any:
-    """The const operation in the place of ``node``; equal storage is decompressed once."""
-    keys: list[object] = []
-    files = []
-    for holder in _holders(node):
-        for bindings in holder.inputs.values():
-            for bound in bindings:
-                if isinstance(bound, Constant):
-                    # Of equal bytes only one blob is stored, whatever the shapes.
-                    key = (bound.storage, bound.shape)
-                    keys.append(key if bound.storage else bound.message.SerializeToString())
-                    files.append(bound.storage)
-    whole = tuple(keys)
-    if whole not in stored:
-        weight = palette_of(node).dequantize()
-        stored[whole] = writer.add_value(
-            weight,
-            specification_version=writer.package.programs[0].specification_version,
-            file_name=next((storage[0] for storage in files if storage), None),
-        )
+def _const(weight: CompressedWeight, value: Value) -> Any:
+    """The const operation with the name and the output of the compressed weight."""
     const = Operation()
-    const.CopyFrom(node.op)
+    const.CopyFrom(weight.node.op)
     const.type = "const"
     const.ClearField("inputs")
+    # All but the name are parameters.
     for name in list(const.attributes):
-        if name in ("indices", "lut", "shape"):
+        if name != "name":
             del const.attributes[name]
-    const.attributes["val"].CopyFrom(stored[whole])
+    if len(const.outputs) > 1:
+        output = next(item for item in weight.node.op.outputs if item.name == weight.variable.name)
+        const.ClearField("outputs")
+        const.outputs.add().CopyFrom(output)
+        const.attributes["name"].CopyFrom(string_value(output.name))
+    const.attributes["val"].CopyFrom(value)
     return const
 
 
-def _holders(node: Node) -> list[Node]:
-    """The operations whose parameters make up the weight that ``node`` gives."""
-    if node.op_type != _SCALE:
-        return [node]
-    data = node.inputs["data"][0]
-    assert isinstance(data, Variable) and data.node is not None
-    return [node, data.node]
+def _row(weight: CompressedWeight, form: CompressedForm) -> DecompressedWeight:
+    return DecompressedWeight(
+        name=weight.name,
+        functions=(),
+        shape=weight.shape,
+        dtype=weight.dtype,
+        compression=form,
+        nbytes=dtype_named(weight.dtype).nbytes(math.prod(weight.shape)),
+    )
+
+
+def _also_in(function: str, row: DecompressedWeight) -> DecompressedWeight:
+    if function in row.functions:
+        return row
+    return attrs.evolve(row, functions=(*row.functions, function))

@@ -30,7 +30,7 @@ from coremltools.optimize.coreml import _quantization_passes as compression
 from coremltools.proto import MIL_pb2
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
-from mlopt.coreml.decompress import palette_of
+from mlopt.coreml.constexpr import palette_of
 from mlopt.mil.package import open_package
 from tests import judges
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlopt.coreml import decompress, decompress_weights, palettize
-from mlopt.coreml.decompress import palette_of
+from mlopt.coreml.constexpr import palette_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.package import open_package
 from tests import judges, models
@@ -172,30 +172,37 @@ def test_decompress_weights_returns_a_model_and_leaves_its_argument(package_of):
     assert judges.load_program(dense) is not None
 
 
-def quantized_by_coremltools(model):
-    from coremltools.optimize import coreml as reference
-
-    config = reference.OptimizationConfig(
-        global_config=reference.OpLinearQuantizerConfig(mode="linear_symmetric")
-    )
-    return quietly(reference.linear_quantize_weights, model, config)
-
-
-@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
-def test_other_compressed_forms_are_refused_and_kept(target, tmp_path):
+def test_what_was_done_is_told(tmp_path):
     weights = {"a": Cell("kmeans", 4).weight((64, 80)), "b": Cell("kmeans", 2).weight((80, 64))}
-    model = quantized_by_coremltools(chain(weights, target))
-    path = saved(model, tmp_path / "quantized.mlpackage")
-    with pytest.raises(ModelFormatError, match=r"constexpr_.*constexpr_") as refusal:
-        decompress(path, tmp_path / "dense.mlpackage")
-    assert "a_quantized" in str(refusal.value)
-    assert "b_quantized" in str(refusal.value)
-    assert nothing_beside(tmp_path, ["quantized.mlpackage"])
-    # palettizing leaves them alone, and says so
-    result = palettize(path, global_config(weight_threshold=0), output=tmp_path / "out.mlpackage")
-    assert judges.messages_equal_except(path, result.path) == []
-    assert not result.report.palettized
-    assert any("compressed form" in row.category for row in result.report)
+    source = saved(chain(weights, "iOS18"), tmp_path / "source.mlpackage")
+    small = palettize(source, by_name({"a": {"nbits": 4}}), output=tmp_path / "small.mlpackage")
+    calls = []
+    result = decompress(
+        small.path, tmp_path / "dense.mlpackage", progress=lambda *call: calls.append(call)
+    )
+    assert result.path == tmp_path / "dense.mlpackage"
+    (weight,) = result.weights
+    assert (weight.name, weight.shape, weight.dtype) == ("a", (64, 80), "fp16")
+    assert weight.functions == ("main",)
+    assert weight.nbytes == 64 * 80 * 2
+    assert weight.compression.nbytes == small.report["a"].bytes_after
+    assert calls == [(64 * 80, 64 * 80, "a")]
+    assert decompress(source, tmp_path / "again.mlpackage").weights == ()
+
+
+def test_nothing_is_left_of_what_is_damaged(tmp_path):
+    weights = {"a": Cell("kmeans", 4).weight((64, 80))}
+    source = saved(chain(weights, "iOS18"), tmp_path / "source.mlpackage")
+    small = palettize(source, by_name({"a": {"nbits": 4}}), output=tmp_path / "small.mlpackage")
+    model_path = small.path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = ct.proto.Model_pb2.Model.FromString(model_path.read_bytes())
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    op = next(op for op in block.operations if op.type.startswith("constexpr_"))
+    del op.inputs["lut"]
+    model_path.write_bytes(spec.SerializeToString())
+    with pytest.raises(ModelFormatError, match=r"small\.mlpackage: .* 'a' .*lut.* is missing"):
+        decompress(small.path, tmp_path / "dense.mlpackage")
+    assert nothing_beside(tmp_path, ["source.mlpackage", "small.mlpackage"])
 
 
 def test_palette_of_has_the_equations_of_a_palette(matrix_of):

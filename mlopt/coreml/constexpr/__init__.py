@@ -1,5 +1,24 @@
 """Compressed weights as anybody wrote them: their values, and what they are made of."""
 
+from mlopt.coreml.constexpr.description import CompressedForm, describe
 from mlopt.coreml.constexpr.evaluation import evaluate
+from mlopt.coreml.constexpr.palettes import palette_of
+from mlopt.coreml.constexpr.parameters import is_constexpr
+from mlopt.coreml.constexpr.weights import (
+    CompressedWeight,
+    ContentKeys,
+    compressed_weights,
+    is_part,
+)
 
-__all__ = ["evaluate"]
+__all__ = [
+    "CompressedForm",
+    "CompressedWeight",
+    "ContentKeys",
+    "compressed_weights",
+    "describe",
+    "evaluate",
+    "is_constexpr",
+    "is_part",
+    "palette_of",
+]

@@ -29,8 +29,7 @@ def evaluate(node: Node) -> tuple[Array, ...]:
 
     def computed(variable: Variable) -> Array:
         assert variable.node is not None
-        outputs = [id(output) for output in variable.node.outputs]
-        return values[id(variable.node)][outputs.index(id(variable))]
+        return values[id(variable.node)][output_index(variable)]
 
     last_reader = {id(source): reader for reader in chain for source in producers(reader)}
     for operation in [checked(link, computed) for link in chain]:
@@ -42,3 +41,15 @@ def evaluate(node: Node) -> tuple[Array, ...]:
     for array in result:
         array.flags.writeable = False
     return result
+
+
+def value_of(variable: Variable) -> Array:
+    """The values of an output of a constexpr operation; see ``evaluate``."""
+    assert variable.node is not None
+    return evaluate(variable.node)[output_index(variable)]
+
+
+def output_index(variable: Variable) -> int:
+    """Which of its operation's outputs a variable is."""
+    assert variable.node is not None
+    return [id(output) for output in variable.node.outputs].index(id(variable))

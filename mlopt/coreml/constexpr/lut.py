@@ -121,10 +121,7 @@ def palette_parts(p: Parameters) -> Parts:
 def dequantized(parts: Parts) -> Array:
     """The weight, of the table's dtype."""
     table, indices, axis = parts
-    if table.dtype.kind == "f":
-        return Palettized(table, indices, axis).dequantize()
-    # Every integer of 8 bits is exact in float16.
-    return Palettized(table.astype(np.float16), indices, axis).dequantize().astype(table.dtype)
+    return Palettized(table, indices, axis).dequantize()
 
 
 def vector_length(p: Parameters) -> int:

@@ -61,6 +61,13 @@ class Checked:
     form: Form
     parameters: Parameters
 
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of its output; of the mask, where it has two."""
+        declared = tensor_type_of(self.node.outputs[0].type)
+        assert declared is not None
+        return declared[1]
+
     def compute(self) -> tuple[Array, ...]:
         """The values of its outputs."""
         return self.form.compute(self.parameters)
