@@ -2,7 +2,8 @@
 
 For one operation that reads the weight, the first of these that there is decides:
 
-1. a key of `op_name_configs` that is exactly the name of the weight,
+1. a key of `op_name_configs` that is exactly a name of the weight (it has several where constants
+   of different names share what is stored),
 2. a key of `op_name_configs` that is exactly the name of the operation,
 3. the first key of `op_name_configs`, as written, that is a glob over either name,
 4. a key of `op_type_configs` that is exactly the type of the operation,
@@ -105,13 +106,17 @@ class _Decision:
         return "no rule" if self.config is None else self.kind
 
     def __str__(self) -> str:
-        name, op_type = self.consumer or ("", "")
+        name, op_type = self.consumer or (self.key, "constant")
         wish = "to be left alone" if self.config is None else self.config.summary
         return f"{op_type} {name!r} {wish} ({self.rule})"
 
 
 def resolve(
-    config: OptimizationConfig, weight_name: str, consumers: Sequence[Consumer]
+    config: OptimizationConfig,
+    weight_name: str,
+    consumers: Sequence[Consumer],
+    *,
+    aliases: Sequence[str] = (),
 ) -> Resolution:
     """The one decision of `config` for a weight.
 
@@ -123,13 +128,19 @@ def resolve(
         The name of the constant.
     consumers
         (name, type) of the operations that read it; repeated ones count once.
+    aliases
+        Further names of the weight: those of other constants that share what is stored.
     """
-    if weight_name in config.op_name_configs:
-        own = _Decision(None, "op_name_configs", weight_name, config.op_name_configs[weight_name])
-        return Resolution(own.config, own.rule)
-    decisions = [_decide(config, weight_name, consumer) for consumer in dict.fromkeys(consumers)]
+    names = (weight_name, *aliases)
+    decisions = [
+        _Decision(None, "op_name_configs", name, config.op_name_configs[name])
+        for name in names
+        if name in config.op_name_configs
+    ]
     if not decisions:
-        decisions = [_decide(config, weight_name, None)]
+        decisions = [_decide(config, names, consumer) for consumer in dict.fromkeys(consumers)]
+    if not decisions:
+        decisions = [_decide(config, names, None)]
     winner = max(decisions, key=_precedence)
     losers = [decision for decision in decisions if decision.config != winner.config]
     if not losers:
@@ -142,8 +153,10 @@ def resolve(
     )
 
 
-def _decide(config: OptimizationConfig, weight_name: str, consumer: Consumer | None) -> _Decision:
-    names = [weight_name] if consumer is None else [weight_name, consumer[0]]
+def _decide(
+    config: OptimizationConfig, weight_names: Sequence[str], consumer: Consumer | None
+) -> _Decision:
+    names = [*weight_names] if consumer is None else [*weight_names, consumer[0]]
     key = _matching_key(config.op_name_configs, names)
     if key is not None:
         return _Decision(consumer, "op_name_configs", key, config.op_name_configs[key])

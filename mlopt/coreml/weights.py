@@ -34,6 +34,11 @@ class Weight:
         return self.constants[0].name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all its constants, each once, in program order."""
+        return tuple(dict.fromkeys(constant.name for constant in self.constants))
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """The functions that have it, in program order."""
         return tuple(dict.fromkeys(constant.function for constant in self.constants))

@@ -102,6 +102,29 @@ def test_the_name_of_the_weight_settles_it():
     assert (resolution.config, resolution.note) == (FOUR, None)
 
 
+def test_every_name_of_a_weight_settles_it():
+    config = OptimizationConfig(TWO, {"gather": None}, {"other": FOUR})
+    resolution = resolve(config, "w", TIED, aliases=["other"])
+    assert (resolution.config, resolution.rule) == (FOUR, "op_name_configs['other']")
+    assert resolution.note is None
+    globbed = OptimizationConfig(TWO, None, {"oth*": EIGHT})
+    assert resolve(globbed, "w", TIED, aliases=["other"]).config == EIGHT
+    assert resolve(globbed, "w", TIED).config == TWO
+    assert resolve(globbed, "w", (), aliases=["other"]).config == EIGHT
+
+
+def test_names_of_a_weight_that_disagree_get_the_more_careful_rule():
+    for first, second in (("w", "other"), ("other", "w")):
+        config = OptimizationConfig(TWO, None, {first: FOUR, second: EIGHT})
+        resolution = resolve(config, "w", TIED, aliases=["other"])
+        assert (resolution.config, resolution.rule) == (EIGHT, f"op_name_configs['{second}']")
+        assert resolution.note == (
+            "its users ask for different things, the more careful one wins: "
+            f"constant '{second}' 8-bit kmeans, per tensor (op_name_configs['{second}']); "
+            f"constant '{first}' 4-bit kmeans, per tensor (op_name_configs['{first}'])"
+        )
+
+
 def test_the_more_specific_rule_wins():
     config = OptimizationConfig(EIGHT, {"linear": None}, {"embed": TWO})
     resolution = resolve(config, "w", TIED)

@@ -9,6 +9,7 @@ from mlopt.coreml.weights import SMALLEST, is_mask, shown_consumers, weights_of
 from mlopt.mil.package import open_package
 from tests import judges, models
 from tests.coreml.conftest import Cell, converted, mb, saved
+from tests.edited_models import shared_in_blocks
 
 
 def weights(package):
@@ -66,6 +67,15 @@ def test_a_tied_weight_has_all_its_readers(package_of):
     tied = found["embedding_weight_to_fp16"]
     assert sorted(user.op_type for user in tied.consumers) == ["gather", "linear"]
     assert len(shown_consumers(tied.consumers)) == 2
+
+
+def test_a_blob_under_several_names_is_one_weight(tmp_path):
+    path = tmp_path / "shared.mlpackage"
+    shared_in_blocks(path)
+    (shared,) = [weight for weight in weights(path) if "inside" in weight.names]
+    assert shared.name == "outside"
+    assert sorted(shared.names) == ["also_inside", "inside", "outside"]
+    assert len(shared.consumers) == 3
 
 
 def test_one_operation_that_reads_twice_is_shown_once(tmp_path):
