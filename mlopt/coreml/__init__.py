@@ -12,6 +12,7 @@ from mlopt.coreml.config import (
 )
 from mlopt.coreml.decompress import decompress, decompress_weights
 from mlopt.coreml.deployment import raise_target, set_deployment_target
+from mlopt.coreml.lint import Finding, LintReport, lint
 from mlopt.coreml.metadata import (
     CoreMLOpMetaData,
     CoreMLWeightMetaData,
@@ -29,7 +30,9 @@ __all__ = [
     "CompressionGranularity",
     "CoreMLOpMetaData",
     "CoreMLWeightMetaData",
+    "Finding",
     "Granularity",
+    "LintReport",
     "OpPalettizerConfig",
     "OptimizationConfig",
     "PalettizationResult",
@@ -38,6 +41,7 @@ __all__ = [
     "decompress",
     "decompress_weights",
     "get_weights_metadata",
+    "lint",
     "palettize",
     "palettize_weights",
     "preview",
