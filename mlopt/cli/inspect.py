@@ -68,10 +68,11 @@ def inspect_model(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
 ) -> None:
-    """List the stored weights of a model.
+    """List the weights of a model.
 
-    Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. Constants
-    of fewer than 10 elements are left out.
+    Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. Of a
+    compressed weight also its form, bits, and how many elements share a table or a scale; its bytes
+    are those of everything that is stored of it. What has fewer than 10 elements is left out.
     """
     with errors_explained():
         if sort in (SortKey.DISTINCT, SortKey.SPARSITY) and not stats:

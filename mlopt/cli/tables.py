@@ -16,6 +16,7 @@ from mlopt.coreml.report import human_bytes, middle_elided
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 _GAP = 2  # blanks between two columns
 _NARROWEST = 16  # characters of a name, at least
+_FORM = 34  # characters of a form, at most
 
 
 def inventory_table(inventory: Inventory, width: int) -> str:
@@ -31,6 +32,11 @@ def inventory_table(inventory: Inventory, width: int) -> str:
     }
     if any(row.distinct is None for row in rows):
         del columns["distinct"], columns["zeros"]
+    if any(row.compression is not None for row in rows):
+        columns["stored as"] = [
+            "" if row.compression is None else middle_elided(row.compression.short, _FORM)
+            for row in rows
+        ]
     taken = sum(max(map(len, (title, *cells))) + _GAP for title, cells in columns.items())
     name_width, user_width = _shared(
         width - taken - _GAP, max(map(len, names), default=0), max(map(len, users), default=0)
@@ -38,7 +44,7 @@ def inventory_table(inventory: Inventory, width: int) -> str:
 
     table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
     for title in ("weight", "read by", *columns):
-        on_left = title in ("weight", "read by", "shape", "dtype")
+        on_left = title in ("weight", "read by", "shape", "dtype", "stored as")
         table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
     for name, user, *cells in zip(names, users, *columns.values(), strict=True):
         texts = (middle_elided(name, name_width), middle_elided(user, user_width), *cells)

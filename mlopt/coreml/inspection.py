@@ -11,13 +11,13 @@ from typing import Any
 
 import attrs
 
+from mlopt.coreml.constexpr import CompressedForm
+from mlopt.coreml.logical import LogicalWeight, bytes_once, logical_weights
 from mlopt.coreml.metadata import CoreMLWeightMetaData
-from mlopt.coreml.weights import Weight, shown_consumers, weights_of
+from mlopt.coreml.weights import shown_consumers
 from mlopt.errors import ConfigError
-from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.package import open_package
 from mlopt.mil.targets import Target
-from mlopt.palette.bits import unpack_bits
 
 Progress = Callable[[int, int, str], None]
 """Called after each weight: elements done, elements in all, the weight's name."""
@@ -28,20 +28,23 @@ SORT_KEYS = ("order", "name", "size", "bytes", *STATISTICS)
 
 @attrs.frozen(kw_only=True)
 class StoredWeight:
-    """One stored weight as it is.
+    """One weight: stored as it is, or compressed.
 
     Parameters
     ----------
     name
         The name of the constant; ``"operation.parameter"`` where it is written into an operation.
+        Of a compressed weight the name that it has when it is decompressed.
     functions
         The functions that use it, in program order.
     consumers
         The operations that read it, each as ``"type(name)"``.
     shape, dtype
-        As stored; dtype by its numpy-like name (``"float16"``, ``"uint4"``).
+        Of its values; dtype by its numpy-like name (``"float16"``, ``"uint4"``).
     size, nbytes
-        Elements, and the bytes that they take.
+        Elements, and the bytes that are stored of them, tables, masks and scales included.
+    compression
+        How it is compressed, None where it is stored as it is.
     distinct
         Number of distinct values (0 and -0 are one), None where it was not counted.
     sparsity
@@ -55,12 +58,14 @@ class StoredWeight:
     dtype: str
     size: int
     nbytes: int
+    compression: CompressedForm | None = None
     distinct: int | None = None
     sparsity: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as values that JSON has."""
         values = attrs.asdict(self)
+        values["compression"] = None if self.compression is None else self.compression.as_dict()
         for name in ("functions", "consumers", "shape"):
             values[name] = list(values[name])
         return values
@@ -77,7 +82,7 @@ class Inventory:
     rows
         One for each weight that was asked for, in program order unless sorted.
     weights_in_all, bytes_in_all
-        Of the model, whatever was asked for.
+        Of the model, whatever was asked for; what several weights share counts once.
     """
 
     target: str
@@ -144,7 +149,10 @@ def inspect_weights(
     statistics: bool = True,
     progress: Progress | None = None,
 ) -> Inventory:
-    """List the stored weights of a model; constants of fewer than 10 elements are no weights.
+    """List the weights of a model; what has fewer than 10 elements is no weight.
+
+    A compressed weight is one row, with the shape, type and readers of the plain weight; its
+    tables, masks and scales have none of their own.
 
     Parameters
     ----------
@@ -166,7 +174,7 @@ def inspect_weights(
         The source is damaged or no ML program.
     """
     package = open_package(source)
-    weights, _ = weights_of(package)
+    weights = logical_weights(package)
     listed = [w for w in weights if w.size >= min_size and _matches(w, patterns)]
     total, done = sum(weight.size for weight in listed), 0
     rows = []
@@ -179,7 +187,7 @@ def inspect_weights(
         target=str(Target.of_specification(max(p.specification_version for p in package.programs))),
         rows=tuple(rows),
         weights_in_all=len(weights),
-        bytes_in_all=sum(weight.nbytes for weight in weights),
+        bytes_in_all=bytes_once(weights),
     )
 
 
@@ -188,7 +196,7 @@ def package_bytes(path: str | os.PathLike[str]) -> int:
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
-def _matches(weight: Weight, patterns: Iterable[str]) -> bool:
+def _matches(weight: LogicalWeight, patterns: Iterable[str]) -> bool:
     names = {weight.name}
     for user in weight.consumers:
         names |= {user.op_name, user.op_type}
@@ -196,7 +204,7 @@ def _matches(weight: Weight, patterns: Iterable[str]) -> bool:
     return not patterns or any(fnmatchcase(name, glob) for glob in patterns for name in names)
 
 
-def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
+def _row(weight: LogicalWeight, *, statistics: bool) -> StoredWeight:
     distinct, sparsity = _statistics(weight) if statistics else (None, None)
     return StoredWeight(
         name=weight.name,
@@ -206,19 +214,15 @@ def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
         dtype=weight.dtype,
         size=weight.size,
         nbytes=weight.nbytes,
+        compression=weight.compression,
         distinct=distinct,
         sparsity=sparsity,
     )
 
 
-def _statistics(weight: Weight) -> tuple[int, float]:
+def _statistics(weight: LogicalWeight) -> tuple[int, float]:
     """Distinct values and sparsity; the weight's pages are given back afterwards."""
-    stored = dtype_named(weight.constants[0].dtype)
-    value = weight.value()
-    if stored.packed:
-        # Codes instead of signed numbers: as many differ, and as many are 0.
-        value = unpack_bits(value, stored.bits, weight.size)
-    known = CoreMLWeightMetaData(value)
+    known = CoreMLWeightMetaData(weight.value())
     distinct, sparsity = known.unique_values, known.sparsity
     weight.release()
     return distinct, sparsity

@@ -6,28 +6,37 @@ that listing the weights of a model costs no more than reading its description.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
+from weakref import ref
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
+from mlopt.coreml.constexpr import (
+    CompressedForm,
+    CompressedWeight,
+    ContentKeys,
+    compressed_weights,
+    describe,
+    is_constexpr,
+    is_part,
+    unpacked,
+)
 from mlopt.mil.package import open_package
 from mlopt.mil.program import Constant, Node, Program, Variable
-from mlopt.palette.bits import unpack_bits
 
 Array = npt.NDArray[Any]
 
 #: A weight of at most this magnitude counts as zero.
 ZERO = 1e-12
 _CHUNK = 1 << 20  # elements that are looked at together
-
-_BELOW_8_BITS = {"int4": 4, "uint1": 1, "uint2": 2, "uint3": 3, "uint4": 4, "uint6": 6}
 
 #: Parameters in the order in which coremltools declares them, where that is not the alphabet's.
 #: Those that are not here come last, by name.
@@ -90,6 +99,9 @@ class CoreMLWeightMetaData:
         NaNs are one. Computed when first asked for, where it is not given.
     child_ops
         The operations that the weight feeds into, or None where they are not known.
+    compression
+        How the weight is compressed in the model, None where it is stored as it is. ``val`` is
+        decompressed when it is asked for, and kept for as long as someone holds it.
 
     Raises
     ------
@@ -103,6 +115,7 @@ class CoreMLWeightMetaData:
         sparsity: float | None = None,
         unique_values: int | None = None,
         child_ops: list[CoreMLOpMetaData] | None = None,
+        compression: CompressedForm | None = None,
     ) -> None:
         for name, given, wanted in (
             ("val", val, np.ndarray),
@@ -116,6 +129,7 @@ class CoreMLWeightMetaData:
                 )
         self._val: Array | Callable[[], Array] = val
         self._child_ops = child_ops
+        self._compression = compression
         # A cached_property looks here first.
         if sparsity is not None:
             self.__dict__["sparsity"] = sparsity
@@ -124,20 +138,33 @@ class CoreMLWeightMetaData:
 
     @classmethod
     def _deferred(
-        cls, read: Callable[[], Array], child_ops: list[CoreMLOpMetaData]
+        cls,
+        read: Callable[[], Array],
+        child_ops: list[CoreMLOpMetaData],
+        compression: CompressedForm | None,
     ) -> CoreMLWeightMetaData:
         """A weight whose values are read when they are asked for."""
         deferred = cls.__new__(cls)
         deferred._val = read
         deferred._child_ops = child_ops
+        deferred._compression = compression
         return deferred
 
     @property
     def val(self) -> Array:
         """The values."""
-        if not isinstance(self._val, np.ndarray):
-            self._val = self._val()
-        return self._val
+        if isinstance(self._val, np.ndarray):
+            return self._val
+        values = self._val()
+        # Values that are stored as they are stay views of the file; others would fill the memory.
+        if self._compression is None:
+            self._val = values
+        return values
+
+    @property
+    def compression(self) -> CompressedForm | None:
+        """How it is compressed in the model; None where it is stored as it is."""
+        return self._compression
 
     @property
     def child_ops(self) -> list[CoreMLOpMetaData] | None:
@@ -160,7 +187,7 @@ class CoreMLWeightMetaData:
         return zeros / max(self.val.size, 1), distinct
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("val", "sparsity", "unique_values", "child_ops"):
+        if name in ("val", "sparsity", "unique_values", "child_ops", "compression"):
             raise AttributeError(f"{name} cannot be set; make a new {type(self).__name__}")
         super().__setattr__(name, value)
 
@@ -176,6 +203,8 @@ class CoreMLWeightMetaData:
             f"  sparsity: {self.sparsity}",
             f"  unique_values: {self.unique_values}",
         ]
+        if self.compression is not None:
+            lines.append(f"  compression: {self.compression}")
         if self.child_ops is not None:
             lines += ["  child_ops: [", *(f"    {op}" for op in self.child_ops), "  ]"]
         return "\n".join([*lines, "]"])
@@ -215,7 +244,8 @@ def get_weights_metadata(
     mlmodel
         A coremltools ``MLModel`` that is an ML program, or the path of its package.
     weight_threshold
-        Constants of **more** elements than this are listed, of any dtype but strings.
+        Weights of **more** elements than this are listed, of any dtype but strings; of compressed
+        ones those of the plain weight count.
 
     Returns
     -------
@@ -223,9 +253,12 @@ def get_weights_metadata(
         Name to metadata in program order, nested blocks and all functions included. A constant that
         functions share is listed once. Constants of one name that differ are listed as
         ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is written into
-        an operation (of a compressed weight, say) is called ``"<operation>_<parameter>_0"``, as
-        coremltools calls it. ``val`` is a read-only view of the weight file; types below 8 bits are
-        unpacked to a byte each when ``val`` is first asked for.
+        an operation is called ``"<operation>_<parameter>_0"``, as coremltools calls it. ``val`` is
+        a read-only view of the weight file; types below 8 bits are unpacked to a byte each.
+
+        A compressed weight is listed under the name that it has when it is decompressed, with its
+        plain values in ``val``, the operations that read these, and how it is compressed in
+        ``compression``. Its tables, masks and scales are not listed by themselves.
 
     Raises
     ------
@@ -233,75 +266,121 @@ def get_weights_metadata(
         It is no ML program, or it is damaged.
     """
     source = mlmodel if hasattr(mlmodel, "get_spec") else os.fspath(mlmodel)
+    contents = ContentKeys()
     listed: list[_Listed] = []
     for program in open_package(source).programs:
-        listed += _listed(program, weight_threshold)
+        listed += _listed(program, weight_threshold, contents)
     groups = _by_key(listed)
-    keys = {id(constant): key for key, constants in groups.items() for constant in constants}
+    keys = {id(item.bound): key for key, items in groups.items() for item in items}
 
     result = WeightMetadataDict()
-    for key, constants in groups.items():
+    for key, items in groups.items():
         # Nodes are equal only to themselves: an operation that reads a weight twice is one child.
-        nodes = dict.fromkeys(use.node for constant in constants for use in constant.consumers)
-        result[key] = CoreMLWeightMetaData._deferred(
-            partial(_values, constants[0]), [_child(node, keys) for node in nodes]
-        )
+        nodes = dict.fromkeys(reader for item in items for reader in item.readers)
+        children = [_child(node, keys) for node in nodes]
+        first = items[0]
+        result[key] = CoreMLWeightMetaData._deferred(first.read, children, first.compression)
     return result
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Listed:
-    """A constant that is large enough, its name, and what tells it from another of that name."""
+    """A weight that is large enough.
 
-    constant: Constant
+    name, qualifier: what it is called, and what tells it from another of that name; content: equal
+    where the values are stored alike; bound: what operations have as their input; readers: the
+    ordinary operations that do; read: gives the values.
+    """
+
     name: str
     qualifier: str
+    content: object
+    bound: Constant | Variable
+    readers: tuple[Node, ...]
+    read: Callable[[], Array]
+    compression: CompressedForm | None = None
 
 
-def _listed(program: Program, weight_threshold: int) -> Iterator[_Listed]:
-    for constant in program.constants():
-        if constant.size > weight_threshold and constant.dtype != "string":
-            name = constant.name
-            if constant.inline:
-                name = f"{constant.node.name}_{constant.parameter}_{constant.index}"
-            qualifier = "/".join(filter(None, (program.label, constant.function)))
-            yield _Listed(constant, name, qualifier)
+def _listed(program: Program, weight_threshold: int, contents: ContentKeys) -> Iterator[_Listed]:
+    nodes = program.nodes()
+    compressed: dict[int, list[CompressedWeight]] = {}
+    for weight in compressed_weights(nodes):
+        compressed.setdefault(id(weight.node), []).append(weight)
+    for node in nodes:
+        qualifier = "/".join(filter(None, (program.label, node.function)))
+        if is_constexpr(node):
+            for weight in compressed.get(id(node), ()):
+                if math.prod(weight.shape) > weight_threshold:
+                    yield _Listed(
+                        name=weight.name,
+                        qualifier=qualifier,
+                        content=contents(weight),
+                        bound=weight.variable,
+                        readers=tuple(use.node for use in weight.consumers),
+                        read=_HeldWeakly(weight.value),
+                        compression=describe(weight),
+                    )
+            continue
+        for constant in program.constants([node]):
+            if constant.size > weight_threshold and constant.dtype != "string":
+                if is_part(constant):
+                    continue
+                name = constant.name
+                if constant.inline:
+                    name = f"{node.name}_{constant.parameter}_{constant.index}"
+                yield _Listed(
+                    name=name,
+                    qualifier=qualifier,
+                    content=constant.message,
+                    bound=constant,
+                    readers=tuple(
+                        use.node for use in constant.consumers if not is_constexpr(use.node)
+                    ),
+                    read=partial(_values, constant),
+                )
 
 
-def _by_key(listed: list[_Listed]) -> dict[str, list[Constant]]:
-    """Key to the constants of one name and one content; names in program order."""
+def _by_key(listed: list[_Listed]) -> dict[str, list[_Listed]]:
+    """Key to the weights of one name and one content; names in program order."""
     variants: dict[str, list[list[_Listed]]] = {}
     for item in listed:
         groups = variants.setdefault(item.name, [])
         for group in groups:
-            if group[0].constant.message == item.constant.message:
+            if group[0].content == item.content:
                 group.append(item)
                 break
         else:
             groups.append([item])
-    keyed: dict[str, list[Constant]] = {}
+    keyed: dict[str, list[_Listed]] = {}
     for name, groups in variants.items():
         for number, group in enumerate(groups, start=1):
             key = name if len(groups) == 1 else f"{group[0].qualifier}/{name}"
             if key in keyed:  # blocks of one function may use a name twice
                 key = f"{key}#{number}"
-            keyed[key] = [item.constant for item in group]
+            keyed[key] = group
     return keyed
 
 
+class _HeldWeakly:
+    """Reads values again when nobody holds them any more."""
+
+    def __init__(self, read: Callable[[], Array]) -> None:
+        self._read = read
+        self._last: Callable[[], Array | None] = lambda: None
+
+    def __call__(self) -> Array:
+        values = self._last()
+        if values is None:
+            values = self._read()
+            self._last = ref(values)
+        return values
+
+
 def _values(constant: Constant) -> Array:
-    """The values of a constant; those of types below 8 bits unpacked to int8 or uint8."""
-    value: Array = constant.value()
-    if constant.dtype not in _BELOW_8_BITS:
-        return value
-    nbits = _BELOW_8_BITS[constant.dtype]
-    codes = unpack_bits(value, nbits, constant.size).reshape(constant.shape)
-    unpacked: Array = codes
-    if constant.dtype.startswith("int"):
-        # Move the sign bit to the top of the byte, and back with its copies behind it.
-        unpacked = (codes << (8 - nbits)).view(np.int8) >> (8 - nbits)
-    unpacked.flags.writeable = False
-    return unpacked
+    """The values of a constant, read-only; those of types below 8 bits unpacked."""
+    values = unpacked(constant)
+    values.flags.writeable = False
+    return values
 
 
 def _child(node: Node, keys: dict[int, str]) -> CoreMLOpMetaData:
@@ -309,10 +388,11 @@ def _child(node: Node, keys: dict[int, str]) -> CoreMLOpMetaData:
     for parameter in sorted(node.inputs, key=_declared):
         bound = node.inputs[parameter]
         for index, value in enumerate(bound):
-            constant = value.constant if isinstance(value, Variable) else value
-            if id(constant) in keys:
+            if isinstance(value, Variable) and value.constant is not None:
+                value = value.constant
+            if id(value) in keys:
                 several = f"{parameter}[{index}]"
-                mapping[several if len(bound) > 1 else parameter] = keys[id(constant)]
+                mapping[several if len(bound) > 1 else parameter] = keys[id(value)]
     return CoreMLOpMetaData(node.op_type, node.name, mapping)
 
 

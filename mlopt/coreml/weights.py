@@ -18,7 +18,7 @@ from mlopt.mil.program import Constant, Consumer, Node, Program
 SMALLEST = 10
 """Elements from which a constant counts as a weight: fewer are written into the message itself."""
 
-_NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
+NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
 
 
 @attrs.frozen(eq=False)
@@ -51,7 +51,7 @@ class Weight:
     @property
     def dtype(self) -> str:
         """Its element type by numpy's name, such as "float16"."""
-        return _NUMPY_NAMES.get(self.constants[0].dtype, self.constants[0].dtype)
+        return NUMPY_NAMES.get(self.constants[0].dtype, self.constants[0].dtype)
 
     @property
     def size(self) -> int:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
+from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, decompress, palettize
 from mlopt.coreml.inspection import SORT_KEYS, inspect_weights, package_bytes
-from mlopt.coreml.weights import Weight, weights_of
+from mlopt.coreml.logical import LogicalWeight
+from mlopt.coreml.weights import weights_of
 from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.package import open_package
 
@@ -24,16 +25,27 @@ def test_statistics_are_numpys(package_of):
         assert row.sparsity == np.mean(np.abs(value) <= 1e-12)
 
 
-def test_types_below_8_bits_are_counted_by_code(digits, tmp_path):
+def test_a_compressed_weight_is_one_row(digits, tmp_path):
     newer = digits.with_name("digits-iOS18.mlpackage")
     configuration = OptimizationConfig(OpPalettizerConfig(nbits=2))
-    path = palettize(newer, configuration, output=tmp_path / "out").path
-    rows = {row.name: row for row in inspect_weights(path, patterns=["hidden_weight*"]).rows}
-    indices = next(row for row in rows.values() if row.dtype == "uint2")
-    assert (indices.shape, indices.size) == ((128, 1024), 128 * 1024)
-    assert indices.nbytes == indices.size // 4
-    assert indices.distinct == 4
-    assert 0.0 < indices.sparsity < 1.0
+    result = palettize(newer, configuration, output=tmp_path / "out")
+    inventory = inspect_weights(result.path)
+    plain = inspect_weights(newer)
+    assert [row.name for row in inventory.rows] == [row.name for row in plain.rows]
+    dense = inspect_weights(decompress(result.path, tmp_path / "dense.mlpackage").path)
+    for row, other in zip(inventory.rows, dense.rows, strict=True):
+        assert (row.shape, row.dtype, row.consumers) == (other.shape, other.dtype, other.consumers)
+        assert (row.distinct, row.sparsity) == (other.distinct, other.sparsity)
+    compressed = {row.name: row for row in inventory.rows if row.compression is not None}
+    assert {row.name for row in result.report.palettized} == set(compressed)
+    for row in result.report.palettized:
+        found = compressed[row.name]
+        assert found.nbytes == row.bytes_after == found.compression.nbytes
+        assert found.compression.nbits == 2
+        assert found.compression.bits_per_weight == pytest.approx(row.bits_per_weight)
+        assert found.distinct <= 4
+    assert inventory.nbytes == inventory.bytes_in_all
+    assert json.loads(inventory.to_json())["rows"][0]["compression"] is None
 
 
 def test_patterns_name_weights_operations_and_types(digits):
@@ -68,7 +80,7 @@ def test_what_was_not_computed_is_no_order(digits):
 
 def test_every_weight_is_given_back(digits, monkeypatch):
     released = []
-    monkeypatch.setattr(Weight, "release", lambda weight: released.append(weight.name))
+    monkeypatch.setattr(LogicalWeight, "release", lambda weight: released.append(weight.name))
     calls = []
     rows = inspect_weights(digits, progress=lambda *call: calls.append(call)).rows
     assert released == [row.name for row in rows]

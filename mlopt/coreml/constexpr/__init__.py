@@ -3,7 +3,7 @@
 from mlopt.coreml.constexpr.description import CompressedForm, describe
 from mlopt.coreml.constexpr.evaluation import evaluate
 from mlopt.coreml.constexpr.palettes import palette_of
-from mlopt.coreml.constexpr.parameters import is_constexpr
+from mlopt.coreml.constexpr.parameters import is_constexpr, unpacked
 from mlopt.coreml.constexpr.weights import (
     CompressedWeight,
     ContentKeys,
@@ -21,4 +21,5 @@ __all__ = [
     "is_constexpr",
     "is_part",
     "palette_of",
+    "unpacked",
 ]

@@ -74,6 +74,20 @@ class CompressedForm:
         values["block"] = None if self.block is None else list(self.block)
         return values | {"bits_per_weight": self.bits_per_weight}
 
+    @property
+    def short(self) -> str:
+        """Form, bits, and what shares a table or a scale: ``"palettized 4 bits, 2 of 16x8x3x3"``.
+
+        The number of tables and the block stand there where there are several.
+        """
+        words = f"{self.form} {_counted(self.nbits, 'bit')}"
+        if self.block is None or self._is_one_block:
+            return words
+        shared = "x".join(map(str, self.block))
+        return (
+            f"{words}, {shared}" if self.tables is None else f"{words}, {self.tables} of {shared}"
+        )
+
     def __str__(self) -> str:
         words = [self.form, _counted(self.nbits, "bit")]
         if self.tables is not None:
