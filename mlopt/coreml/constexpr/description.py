@@ -135,7 +135,7 @@ def describe(weight: CompressedWeight) -> CompressedForm:
     return CompressedForm(
         form=form + (f", {entry_type} table" if entry_type in BYTES else ""),
         operations=tuple(types),
-        nbits=_operand(stored.parameters).bits,
+        nbits=lut.nbits(stored.parameters) if stored is table else _bulk(stored.parameters).bits,
         tables=None if table is None else math.prod(_table_groups(table)),
         block=None if stored not in (table, numbers) else _block(stored),
         cluster_dim=None if table is None else lut.vector_length(table.parameters),
@@ -158,7 +158,7 @@ def _last(links: Iterable[Checked], *types: str) -> Checked | None:
     return next((link for link in reversed([*links]) if link.node.op_type in types), None)
 
 
-def _operand(p: Parameters) -> Operand:
+def _bulk(p: Parameters) -> Operand:
     return next(p[name] for name in _DATA if name in p)
 
 

@@ -16,6 +16,7 @@ from mlopt.coreml.constexpr.parameters import (
     TensorType,
 )
 from mlopt.coreml.constexpr.sparse import MASK, check_counts, checked_shape, scattered
+from mlopt.mil.dtypes import dtype_named
 from mlopt.palette.bits import packed_nbytes, unpack_bits
 from mlopt.palette.palettized import Palettized
 
@@ -52,7 +53,7 @@ def check_old_dense(p: Parameters) -> tuple[TensorType, ...]:
     if entries not in _OLD_TABLE_SIZES:
         raise p.refusal(f"lut has to have one of {_OLD_TABLE_SIZES} entries, got {entries}")
     shape = checked_shape(p)
-    nbytes = packed_nbytes(math.prod(shape), nbits=_nbits(entries))
+    nbytes = packed_nbytes(math.prod(shape), nbits=nbits(p))
     if p["indices"].size != nbytes:
         raise p.refusal(
             f"indices into {entries} entries for the shape {list(shape)} take {nbytes} bytes, "
@@ -109,7 +110,7 @@ def old_palette_parts(p: Parameters) -> Parts:
     """Table and indices of the iOS16 form, checked before."""
     table = p["lut"].read()
     (_, shape), *_ = check_old_dense(p)
-    indices = unpack_bits(p["indices"].read(), _nbits(table.size), math.prod(shape))
+    indices = unpack_bits(p["indices"].read(), nbits(p), math.prod(shape))
     return table.reshape([1] * len(shape) + [table.size, 1]), indices.reshape(shape), None
 
 
@@ -124,9 +125,16 @@ def dequantized(parts: Parts) -> Array:
     return Palettized(table, indices, axis).dequantize()
 
 
+def nbits(p: Parameters) -> int:
+    """Bits of an index; they may be packed in bytes, so that their type does not tell."""
+    lut = p["lut"]
+    return (lut.size if len(lut.shape) == 1 else lut.shape[-2]).bit_length() - 1
+
+
 def vector_length(p: Parameters) -> int:
     """Values d that one entry of the table holds."""
-    return p["lut"].shape[-1]
+    lut = p["lut"]
+    return 1 if len(lut.shape) == 1 else lut.shape[-1]
 
 
 def vector_axis(p: Parameters) -> int | None:
@@ -155,9 +163,9 @@ def _check_table(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
     for axis, (n, g) in enumerate(zip(shape, groups, strict=True)):
         if g < 1 or n % g:
             raise p.refusal(f"{g} tables do not divide the {n} indices on axis {axis}")
-    nbits = int(dtype.removeprefix("uint"))
-    if entries != 1 << nbits:
-        raise p.refusal(f"indices of type {dtype} need {1 << nbits} entries, got {entries}")
+    needed = 1 << dtype_named(dtype).bits
+    if entries != needed:
+        raise p.refusal(f"indices of type {dtype} need {needed} entries, got {entries}")
     if not 1 <= d <= _LONGEST_VECTOR:
         raise p.refusal(f"entries hold 1 to {_LONGEST_VECTOR} values, got {d}")
     if "vector_axis" not in p:
@@ -165,7 +173,3 @@ def _check_table(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
             raise p.refusal(f"vector_axis is missing; entries hold {d} values")
     elif not -rank <= (axis := p.integer("vector_axis")) < rank:
         raise p.refusal(f"vector_axis has to be in [{-rank}, {rank}), got {axis}")
-
-
-def _nbits(entries: int) -> int:
-    return entries.bit_length() - 1
