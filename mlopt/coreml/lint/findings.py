@@ -28,7 +28,9 @@ devices."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _GAP = 2  # blanks between two columns of the table
-_WHERE_WIDTH = 44  # characters of a place, at most
+_INDENT = 4  # blanks before the rows of a rule
+_FOUND_WIDTH = 44  # characters of what was found before it wraps, at least
+_NARROWEST = 10  # characters of a name, at least
 # Plain ASCII, so that the table can go to any terminal, log or file.
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
@@ -57,17 +59,22 @@ class Place:
     weight: str | None = None
     names: frozenset[str] = frozenset()
 
+    @property
+    def scope(self) -> str:
+        """The model of a pipeline and the functions; "" for the main function of the only model."""
+        functions = "" if self.functions == ("main",) else ",".join(self.functions)
+        return "/".join(filter(None, (self.model, functions)))
+
+    @property
+    def operation(self) -> str:
+        """The first operation, and how many more there are; "" without any."""
+        if len(self.operations) < 2:
+            return "".join(self.operations)
+        return f"{self.operations[0]} and {len(self.operations) - 1} more"
+
     def __str__(self) -> str:
-        parts = [f"{self.model}:" if self.model else ""]
-        if self.functions and self.functions != ("main",):
-            parts.append(f"{','.join(self.functions)}:")
-        if self.weight is not None:
-            parts.append(self.weight)
-        if self.operations:
-            more = len(self.operations) - 1
-            shown = self.operations[0] + (f" and {more} more" if more else "")
-            parts.append(f"({shown})" if self.weight is not None else shown)
-        return " ".join(filter(None, parts)) or "the model"
+        parts = (self.scope, self.weight, self.operation)
+        return ": ".join(filter(None, parts)) or "the model"
 
     def as_dict(self) -> dict[str, Any]:
         """The place as values that JSON has."""
@@ -204,35 +211,17 @@ class LintReport:
         lines += [f"Silences nothing: {entry}" for entry in self.unused_ignores]
         return "\n".join(lines)
 
-    def to_table(self, width: int = 120) -> str:
-        """A plain text table of the findings, `width` columns wide at most; "" without any."""
-        if not self.findings:
-            return ""
-        table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-        for title in ("severity", "rule", "where"):
-            table.add_column(title, no_wrap=True)
-        table.add_column("found", overflow="fold")
-        for finding in self.findings:
-            where = middle_elided(str(finding.place), min(_WHERE_WIDTH, max(width // 3, 16)))
-            # As Text: a string would be searched for markup such as "[0]".
-            table.add_row(*map(Text, (finding.severity, finding.rule, where, finding.what)))
-        out = StringIO()
-        Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
-
-    def explanations(self, width: int = 120) -> str:
-        """For each rule that found something: why it matters, what to do, how sure that is."""
-        first: dict[tuple[str, str], Finding] = {}
-        for finding in self.findings:
-            first.setdefault((finding.rule, finding.remedy), finding)
-        return "\n".join(
-            wrapped(line, width) for finding in first.values() for line in _explained(finding)
-        )
-
     def to_text(self, width: int = 120) -> str:
-        """Table, explanations and summary as plain text; see :meth:`to_table` for `width`."""
-        parts = (self.to_table(width), self.explanations(width), self.summary())
-        return "\n\n".join(filter(None, parts))
+        """A block of plain text for each rule that found something, and the summary.
+
+        A block says why it matters, what to do and how sure that is, and has a row for each
+        finding; it is `width` columns wide at most, for which long names are elided.
+        """
+        blocks: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            blocks.setdefault((finding.severity, finding.rule), []).append(finding)
+        texts = [_block(findings, width) for findings in blocks.values()]
+        return "\n\n".join([*texts, self.summary()])
 
     def __str__(self) -> str:
         return self.to_text()
@@ -258,17 +247,55 @@ class LintReport:
         return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _explained(finding: Finding) -> tuple[str, ...]:
-    return (
-        f"{finding.rule}: {finding.why}",
-        f"    What to do: {finding.remedy}",
-        f"    How sure: {how_sure(finding.certainty, finding.source)}",
+def _block(findings: list[Finding], width: int) -> str:
+    """What there is to say about the findings of one rule and severity."""
+    first = findings[0]
+    remedies = dict.fromkeys(finding.remedy for finding in findings)
+    lines = [
+        f"{first.severity}: {first.rule} ({len(findings)})",
+        f"  {first.why}",
+        *(f"  What to do: {remedy}" for remedy in remedies),
+        f"  How sure: {how_sure(first.certainty, first.source)}",
+    ]
+    return "\n".join([*(wrapped(line, width) for line in lines), _rows(findings, width)])
+
+
+def _rows(findings: list[Finding], width: int) -> str:
+    """A row for each finding: the columns of its place that say something, and what was found."""
+    places = [finding.place for finding in findings]
+    columns = {
+        "in": [place.scope for place in places],
+        "weight": [place.weight or "" for place in places],
+        "operation": [place.operation for place in places],
+    }
+    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    name_width = max((width - _INDENT - _FOUND_WIDTH) // max(len(columns), 1) - _GAP, _NARROWEST)
+    table = Table(
+        box=_BOX,
+        padding=(0, _GAP - 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        show_header=bool(columns),
     )
+    for title in columns:
+        table.add_column(title, no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding, *cells in zip(findings, *columns.values(), strict=True):
+        texts = (*(middle_elided(cell, name_width) for cell in cells), finding.what)
+        # As Text: a string would be searched for markup such as "[0]".
+        table.add_row(*map(Text, texts))
+    out = StringIO()
+    console = Console(file=out, width=width - _INDENT, color_system=None, legacy_windows=False)
+    console.print(table)
+    rows = (line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+    return "\n".join(" " * _INDENT + row for row in rows)
 
 
 def wrapped(line: str, width: int) -> str:
     """A line broken into lines of `width` columns, those after the first indented."""
-    return textwrap.fill(line, width, subsequent_indent="    ", break_on_hyphens=False)
+    return textwrap.fill(
+        line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def how_sure(certainty: Certainty, source: str | None) -> str:

@@ -99,8 +99,8 @@ def operation_newer_than_target(subject: Subject) -> Iterator[Found]:
 @rule(
     "compression-newer-than-target",
     severity="error",
-    remedy="decompress the model (mlopt decompress), or compress the original again for the "
-    "target: up to iOS17 one table for each weight, of 1, 2, 4, 6 or 8 bits",
+    remedy="convert the source for the target and compress that: up to iOS17 each weight has one "
+    "table, of 1, 2, 4, 6 or 8 bits",
 )
 def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     """A compressed weight in a form that the target does not have.
@@ -111,7 +111,7 @@ def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     for weight in subject.compressed:
         needs, reason = _needs(weight)
         if needs > subject.target:
-            yield Found(f"{reason} is there from {needs} on", weight.place)
+            yield Found(f"needs {needs}: {reason}", weight.place)
 
 
 @rule(
@@ -170,8 +170,7 @@ def decompressed_at_load(subject: Subject) -> Iterator[Found]:
     stored = sum(weight.stored_bytes for weight in subject.compressed)
     plain = sum(weight.plain_bytes for weight in subject.compressed)
     yield Found(
-        f"{len(subject.compressed)} compressed weights of {human_bytes(stored)} take "
-        f"{human_bytes(plain)} of memory on iOS16",
+        f"{human_bytes(stored)} of compressed weights take {human_bytes(plain)} of memory on iOS16",
         Place(),
     )
 
@@ -185,10 +184,14 @@ def _features(description: Any) -> Iterator[tuple[str, Any]]:
 
 def _needs(weight: CompressedWeight) -> tuple[Target, str]:
     """The oldest target that can express a compressed weight, and what of it needs that."""
-    return max((_node_needs(node) for node in weight.nodes), key=lambda need: need[0])
+    needs, node = max(((_node_needs(node), node) for node in weight.nodes), key=lambda n: n[0])
+    for palette in weight.palettes:
+        if palette.node is node:
+            return needs, palette.description
+    return needs, node.op_type
 
 
-def _node_needs(node: Node) -> tuple[Target, str]:
+def _node_needs(node: Node) -> Target:
     if node.op_type in _CHANGED_FORMS and "shape" not in node.inputs:
-        return Target.iOS18, f"{node.op_type} with typed indices or masks"
-    return _FIRST_TARGET.get(node.op_type, Target.iOS15), node.op_type
+        return Target.iOS18
+    return _FIRST_TARGET.get(node.op_type, Target.iOS15)

@@ -88,6 +88,13 @@ class Palette:
         return math.prod(self.groups)
 
     @property
+    def description(self) -> str:
+        """What it is in a few words: ``"4-bit indices, 8 tables of fp16 vectors of 2"``."""
+        tables = "a table" if self.tables == 1 else f"{self.tables} tables"
+        vectors = "" if self.cluster_dim == 1 else f" vectors of {self.cluster_dim}"
+        return f"{self.nbits}-bit indices, {tables} of {self.lut_dtype.name}{vectors}"
+
+    @property
     def has_integer_table(self) -> bool:
         """Whether the tables hold integers, scaled or not."""
         if self.lut is None:
