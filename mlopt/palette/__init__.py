@@ -8,8 +8,9 @@ from mlopt.palette.bits import pack_bits, unpack_bits
 from mlopt.palette.distinct import distinct_values
 from mlopt.palette.distortion import Distortion, measure_distortion
 from mlopt.palette.kmeans1d import kmeans1d, kmeans1d_curve
-from mlopt.palette.palettize import NoPaletteError, palettize
+from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
 from mlopt.palette.palettized import Palettized
+from mlopt.palette.quantized import QuantizedTable
 from mlopt.palette.spec import PaletteSpec
 from mlopt.palette.vectors import cluster_vectors
 
@@ -18,6 +19,8 @@ __all__ = [
     "NoPaletteError",
     "PaletteSpec",
     "Palettized",
+    "QuantizedTable",
+    "can_quantize_table",
     "cluster_vectors",
     "distinct_values",
     "kmeans1d",

@@ -40,7 +40,8 @@ def custom_palette(
     Parameters
     ----------
     weight
-        [n_0, ..., n_{K-1}], float16, bfloat16, float32 or float64.
+        [n_0, ..., n_{K-1}], float16, bfloat16, float32 or float64; or int8 or uint8, for which
+        tables are rounded to integers.
     channel_axis
         Axis of groups and vectors, -K .. K-1. None: the weight is passed as it is.
     group_size
@@ -133,6 +134,8 @@ def _checked_table(table: Any, d: int, dtype: np.dtype[Any], what: str) -> Float
             f"{what} has to have the shape {allowed} with 1 <= m <= 256, got {np.shape(table)}; "
             "return one entry a row"
         )
+    if dtype.kind in "iu":
+        return _as_integers(array, dtype, what)
     with np.errstate(over="ignore", invalid="ignore"):
         stored = array.astype(dtype)
     finite = np.isfinite(stored)
@@ -142,6 +145,19 @@ def _checked_table(table: Any, d: int, dtype: np.dtype[Any], what: str) -> Float
             "of the weight"
         )
     return stored
+
+
+def _as_integers(table: Floats, dtype: np.dtype[Any], what: str) -> Floats:
+    """A table for a weight of integers, rounded to them."""
+    bounds = np.iinfo(dtype)
+    rounded = np.rint(table.astype(np.float64))
+    # NaN compares false
+    if not ((rounded >= bounds.min) & (rounded <= bounds.max)).all():
+        raise ConfigError(
+            f"{what} has to be from {bounds.min} to {bounds.max} like the weight's {dtype}, got "
+            f"{table.min()} to {table.max()}; clip it"
+        )
+    return rounded.astype(dtype)
 
 
 def _checked_indices(

@@ -32,10 +32,18 @@ class Distortion:
         return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
 
 
-def measure_distortion(weight: npt.NDArray[Any], palettized: Palettized) -> Distortion:
-    """The distortion of ``palettized.dequantize()`` against ``weight`` (same shape and dtype)."""
+def measure_distortion(
+    weight: npt.NDArray[Any], palettized: Palettized, counted: npt.NDArray[np.bool_] | None = None
+) -> Distortion:
+    """The distortion of ``palettized.dequantize()`` against ``weight`` (same shape and dtype).
+
+    ``counted``: of the weight's shape, false where the palette is not what is stored (the zeros of
+    a sparse weight, say): there nothing is counted as lost. None: all count.
+    """
     stored = palettized.dequantize()
     weight = np.ascontiguousarray(weight)
+    if counted is not None:
+        np.copyto(stored, weight, where=~counted)
     if is_coded(weight.dtype):
         codes, other = (a.reshape(-1).view(np.uint16) for a in (weight, stored))
         return Distortion(*_of_codes(codes, other, _value_of_code(weight.dtype.name)))

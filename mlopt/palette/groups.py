@@ -24,6 +24,7 @@ from mlopt.palette.distinct import (
     weigh_keys,
 )
 from mlopt.palette.kmeans1d import quantile_bounds, solve
+from mlopt.palette.lattice import fill_from_points
 from mlopt.palette.segments import fill_sums
 from mlopt.palette.stored import (
     refine_for_storage,
@@ -57,6 +58,7 @@ def cluster_rows(
     table_dtype: np.dtype[Any],
     importance: npt.NDArray[Any] | None = None,
     uniform: bool = False,
+    points: npt.NDArray[np.float64] | None = None,
     workers: int = 1,
 ) -> RowTables:
     """Optimal tables of ``2**nbits`` entries for each row.
@@ -77,6 +79,10 @@ def cluster_rows(
     uniform
         Equal steps from the smallest to the largest value instead of optimal tables; for float16
         and bfloat16 without importance.
+    points
+        float64[G, m], or [1, m] for all rows, each row distinct and ascending: the numbers that
+        entries may be. The tables are the best of these, see :mod:`mlopt.palette.lattice`. None for
+        whatever ``table_dtype`` can store.
     workers
         Threads. The result does not depend on it.
     """
@@ -88,21 +94,23 @@ def cluster_rows(
     signal = np.empty(row_count)
     constants = rounding_constants(table_dtype.name)
     rows = _read_only(rows)
+    choice = np.empty((1, 0)) if points is None else np.ascontiguousarray(points, np.float64)
 
     def cluster(first: int, last: int) -> None:
         span = slice(first, last)
         out = (tables[span], labels[span], noise[span], signal[span])
+        of_span = choice[span] if len(choice) > 1 else choice
         if is_coded(rows.dtype) and importance is None:
             value_of = value_of_key(rows.dtype.name)
             _cluster_code_rows(
-                rows[span].view(np.uint16), value_of, constants, entries, uniform, *out
+                rows[span].view(np.uint16), value_of, constants, entries, uniform, of_span, *out
             )
             return
         if is_coded(rows.dtype) and n >= 1 << 16:
             weights = _read_only(np.ascontiguousarray(importance[span], np.float64))  # type: ignore[index]
             value_of = value_of_key(rows.dtype.name)
             _cluster_weighted_code_rows(
-                rows[span].view(np.uint16), weights, value_of, constants, entries, *out
+                rows[span].view(np.uint16), weights, value_of, constants, entries, of_span, *out
             )
             return
         values = _read_only(rows[span].astype(np.float32)) if is_coded(rows.dtype) else rows[span]
@@ -114,7 +122,7 @@ def cluster_rows(
             weights = np.take_along_axis(
                 np.broadcast_to(importance[span], values.shape), order, axis=1
             ).astype(np.float64, copy=False)
-        _cluster_float_rows(values, ordered, weights, constants, entries, *out)
+        _cluster_float_rows(values, ordered, weights, constants, entries, of_span, *out)
 
     step = max(1, _ROWS_OF_WORK // max(n, 1))
     spans = [(first, min(first + step, row_count)) for first in range(0, row_count, step)]
@@ -140,10 +148,13 @@ def _total(parts: npt.NDArray[np.float64]) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _table_of_values(values, masses, found, entries, uniform, constants, scratch, table):  # type: ignore[no-untyped-def]
+def _table_of_values(  # type: ignore[no-untyped-def]
+    values, masses, found, entries, uniform, points, constants, scratch, pairs, table
+):
     """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
 
-    ``uniform``: with equal steps between the first and the last of them instead.
+    ``uniform``: with equal steps between the first and the last of them instead; ``points``: with
+    the best of these, unless there are none (``pairs`` is the scratch for that).
 
     scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
     queue, since int32, all at least ``found + 1`` long.
@@ -151,6 +162,10 @@ def _table_of_values(values, masses, found, entries, uniform, constants, scratch
     sums, bounds, cost, offset, start, queue, since = scratch
     if uniform:
         _fill_uniform(values[0], values[found - 1], constants, table)
+        return
+    if points.size > 0:
+        origin = fill_sums(values[:found], masses[:found], sums)
+        fill_from_points(values, found, sums, origin, points, pairs, table)
         return
     if found <= entries:
         for j in range(entries):
@@ -298,20 +313,26 @@ def _finish_code_row(  # type: ignore[no-untyped-def]
     found,
     entries,
     uniform,
+    points,
     constants,
     scratch,
+    pairs,
     table,
     labels,
     thresholds,
 ):
-    _table_of_values(values, masses, found, entries, uniform, constants, scratch, table)
+    _table_of_values(
+        values, masses, found, entries, uniform, points, constants, scratch, pairs, table
+    )
     _threshold_keys(values, keys, found, value_of, table, thresholds)
     _label_codes(codes, thresholds, labels)
     return _distinct_errors(values, masses, keys, found, table, thresholds)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _cluster_code_rows(codes, value_of, constants, entries, uniform, tables, labels, noise, signal):  # type: ignore[no-untyped-def]
+def _cluster_code_rows(  # type: ignore[no-untyped-def]
+    codes, value_of, constants, entries, uniform, points, tables, labels, noise, signal
+):
     rows, n = codes.shape
     most = min(n, 1 << 16)
     keys = np.empty(most, np.uint16)
@@ -320,6 +341,7 @@ def _cluster_code_rows(codes, value_of, constants, entries, uniform, tables, lab
     spare = np.empty(most, np.uint16)
     spare2 = np.empty(most, np.uint16)
     scratch = _make_scratch(most)
+    pairs = np.empty((points.shape[1], points.shape[1]))
     thresholds = np.empty(entries - 1, np.uint32)
     for row in range(rows):
         found = distinct_of_codes(codes[row], value_of, keys, values, masses, spare, spare2)
@@ -335,8 +357,10 @@ def _cluster_code_rows(codes, value_of, constants, entries, uniform, tables, lab
             found,
             entries,
             uniform,
+            points[min(row, len(points) - 1)],
             constants,
             scratch,
+            pairs,
             tables[row],
             labels[row],
             thresholds,
@@ -355,13 +379,14 @@ def _find_keys(values, found, value_of, keys):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
-    codes, importance, value_of, constants, entries, tables, labels, noise, signal
+    codes, importance, value_of, constants, entries, points, tables, labels, noise, signal
 ):
     by_key = np.empty(1 << 16)
     keys = np.empty(1 << 16, np.uint16)
     values = np.empty(1 << 16)
     masses = np.empty(1 << 16)
     scratch = _make_scratch(1 << 16)
+    pairs = np.empty((points.shape[1], points.shape[1]))
     thresholds = np.empty(entries - 1, np.uint32)
     for row in range(codes.shape[0]):
         weigh_keys(codes[row], importance[row], by_key)
@@ -385,8 +410,10 @@ def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
             found,
             entries,
             False,
+            points[min(row, len(points) - 1)],
             constants,
             scratch,
+            pairs,
             tables[row],
             labels[row],
             thresholds,
@@ -424,19 +451,23 @@ def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_float_rows(  # type: ignore[no-untyped-def]
-    rows, ordered, importance, constants, entries, tables, labels, noise, signal
+    rows, ordered, importance, constants, entries, points, tables, labels, noise, signal
 ):
     count, n = rows.shape
     values = np.empty(n)
     masses = np.empty(n)
     scratch = _make_scratch(n)
+    pairs = np.empty((points.shape[1], points.shape[1]))
     middles = np.empty(entries - 1)
     for row in range(count):
         found = collapse_sorted(ordered[row], importance[row], values, masses)
         if found == 0:
             found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
         table = tables[row]
-        _table_of_values(values, masses, found, entries, False, constants, scratch, table)
+        allowed = points[min(row, len(points) - 1)]
+        _table_of_values(
+            values, masses, found, entries, False, allowed, constants, scratch, pairs, table
+        )
         fill_middles(table, middles)
         label_floats(rows[row], middles, labels[row])
         label = 0

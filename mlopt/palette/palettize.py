@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -12,21 +13,15 @@ from mlopt.errors import ConfigError
 from mlopt.palette.custom import custom_palette
 from mlopt.palette.distinct import is_coded
 from mlopt.palette.distortion import Distortion, measure_distortion
-from mlopt.palette.groups import cluster_rows
-from mlopt.palette.palettized import TABLE_DTYPES, Palettized
+from mlopt.palette.palettized import INTEGER_TABLE_DTYPES, TABLE_DTYPES, Palettized
+from mlopt.palette.quantized import Lattice, is_wide_enough
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
 from mlopt.palette.spec import PaletteSpec
-from mlopt.palette.uniform import nearest_labels, uniform_table
-from mlopt.palette.unique import unique_tables
-from mlopt.palette.vector_importance import assign_weighted, settle_centers
-from mlopt.palette.vectors import as_vectors, assign_vectors, cluster_vectors
-from mlopt.palette.whole import cluster_whole, is_worth_zooming
+from mlopt.palette.tables import NoPaletteError, Problem, make_tables
+
+__all__ = ["NoPaletteError", "can_quantize_table", "is_finite", "palettize"]
 
 Floats = npt.NDArray[Any]
-
-
-class NoPaletteError(Exception):
-    """A weight has no palette of the kind asked for; the message is the reason, for a report."""
 
 
 def palettize(
@@ -41,19 +36,29 @@ def palettize(
     ----------
     weight
         float16, bfloat16, float32 or float64, finite, of rank 1 or more and any memory layout. It
-        is read, never written to.
+        is read, never written to. Also int8 or uint8, the data of a quantized weight: its tables
+        are integers of that dtype, for ``kmeans`` with ``cluster_dim`` 1 the best of them, and it
+        has no scale.
     spec
-        What is wanted.
+        What is wanted. With ``lut_dtype`` the table has 8-bit codes, in ``Palettized.quantized``;
+        for ``kmeans`` with ``cluster_dim`` 1 it is the best table on the lattice that spans the
+        float table. Where the weight is so small that the codes' scale would be subnormal, the
+        table stays in floats and ``quantized`` is None.
     importance
-        Of the weight's shape, not negative: squared errors are weighted by it (ALGORITHMS, "Scalar
-        k-means, exact"). None weights all alike. Only ``kmeans`` heeds it.
+        Of the weight's shape, not negative, bool or any number: squared errors are weighted by it
+        (ALGORITHMS, "Scalar k-means, exact"). None weights all alike. Only ``kmeans`` heeds how
+        large it is. All modes but ``custom`` leave values of importance 0 out: they pull no
+        centre, extend no range, and take no entry; each gets the index of some entry. So a mask
+        clusters the nonzero values of a sparse weight alone. A group without any importance counts
+        as one that matters everywhere.
     workers
         Threads for groups. The result does not depend on it.
 
     Returns
     -------
     palettized, distortion
-        The palette, in the weight's dtype, and the plain (unweighted) distortion of what it stores.
+        The palette, in the weight's dtype, and the plain distortion of what it stores, values
+        without importance included.
 
     Raises
     ------
@@ -64,55 +69,80 @@ def palettize(
         spec says.
     """
     _check(weight, spec, importance)
+    is_integer = weight.dtype.name in INTEGER_TABLE_DTYPES
+    if spec.lut_dtype is not None and (is_integer or not can_quantize_table(weight, spec)):
+        spec = attrs.evolve(spec, lut_dtype=None)
     scale = None if spec.scale_axis is None else channel_scale(weight, spec.scale_axis)
     if spec.mode == "custom":
         palettized = _custom(weight, spec, scale)
         return palettized, measure_distortion(weight, palettized)
 
-    points = weight
-    if spec.mode == "uniform":
-        importance = None
-    if scale is not None:
-        points = normalised(weight, scale)
-        importance = scaled_importance(scale, weight.shape, importance)
+    # float16 holds all bytes, and its values are counted instead of sorted
+    points = weight.astype(np.float16) if is_integer else weight
     axis = 0 if spec.channel_axis is None else spec.channel_axis % weight.ndim
     groups = 1 if spec.group_size is None else weight.shape[axis] // spec.group_size
+    if importance is not None:
+        importance = _with_some_everywhere(importance, axis, groups)
+    if importance is not None and spec.mode != "kmeans":
+        importance = None if importance.all() else importance > 0
+    if scale is not None:
+        points = normalised(weight, scale)
+    if scale is not None and spec.mode == "kmeans":
+        importance = scaled_importance(scale, weight.shape, importance)
+    problem = Problem(
+        points,
+        points.dtype if scale is None else weight.dtype,
+        importance,
+        spec,
+        axis,
+        groups,
+        Lattice.of_integers(weight.dtype) if is_integer else None,
+        workers,
+    )
+    found = make_tables(problem)
 
-    distortion = None
-    if spec.cluster_dim > 1:
-        tables, labels = _vector_tables(
-            points, spec, axis, groups, weight.dtype, importance, workers
-        )
-    elif spec.mode == "kmeans" or (spec.mode == "uniform" and is_coded(points.dtype)):
-        tables, labels, distortion = _scalar_tables(
-            points, spec, axis, groups, weight.dtype, importance, workers
-        )
-    elif spec.mode == "uniform":
-        assert spec.nbits is not None
-        rows = _rows(points, axis, groups)
-        table = uniform_table(rows.min(axis=1), rows.max(axis=1), spec.nbits, weight.dtype)
-        labels = nearest_labels(rows if groups > 1 else rows[0], _alike(table, rows, groups))
-        tables = table[..., None]
-    else:
-        rows = _rows(points, axis, groups).astype(weight.dtype, copy=False)
-        tables, labels = _unique(rows[..., None], spec)
-
+    table, quantized = _spread(found.tables, weight.ndim, axis), None
+    if found.lattice is not None:
+        positions = found.lattice.nearest(table.astype(np.float64))
+        if is_integer:
+            table = found.lattice.codes[positions]
+        else:
+            quantized = found.lattice.quantized(positions)
+            table = quantized.decode()
     palettized = Palettized(
-        table=_spread(tables, weight.ndim, axis),
-        indices=_unrows(labels, weight.shape, axis, spec.cluster_dim),
+        table=table,
+        indices=_unrows(found.labels, weight.shape, axis, spec.cluster_dim),
         vector_axis=axis if spec.cluster_dim > 1 else None,
         scale=scale,
+        quantized=quantized,
     )
-    return palettized, distortion or measure_distortion(weight, palettized)
+    return palettized, found.distortion or measure_distortion(weight, palettized)
+
+
+def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
+    """Whether the weight is large enough, or zero, for a table of 8-bit codes as the spec wants it.
+
+    The codes' scale must not be subnormal. Scaled channels reach 1, so with a scale they always
+    are; what tables a function makes is known when it has made them.
+    """
+    if spec.lut_dtype is None:
+        return False
+    if spec.mode == "custom" or spec.scale_axis is not None:
+        return True
+    return is_wide_enough(float(weight.min()), float(weight.max()), spec.lut_dtype, weight.dtype)
 
 
 def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | None) -> None:
-    if weight.dtype.name not in TABLE_DTYPES:
-        raise ConfigError(
-            f"a weight to palettize has to be one of {TABLE_DTYPES}, got {weight.dtype}"
-        )
+    allowed = TABLE_DTYPES + INTEGER_TABLE_DTYPES
+    if weight.dtype.name not in allowed:
+        raise ConfigError(f"a weight to palettize has to be one of {allowed}, got {weight.dtype}")
     if weight.ndim < 1 or not weight.size:
         raise ConfigError(f"a weight to palettize needs elements, got shape {weight.shape}")
+    if weight.dtype.name in INTEGER_TABLE_DTYPES and spec.scale_axis is not None:
+        raise ConfigError(
+            f"a weight of integers ({weight.dtype}) has no per-channel scale, got scale_axis="
+            f"{spec.scale_axis}; use scale_axis=None"
+        )
     for name, axis in (("channel_axis", spec.channel_axis), ("scale_axis", spec.scale_axis)):
         if axis is not None and not -weight.ndim <= axis < weight.ndim:
             raise ConfigError(
@@ -165,11 +195,15 @@ def _has_exponent(codes, exponent):  # type: ignore[no-untyped-def]
     return found
 
 
-def _rows(array: Floats, axis: int, groups: int) -> Floats:
-    """[groups, n]: the channels of one group after the other, C-contiguous; a view if possible."""
-    if groups == 1:
-        return np.ascontiguousarray(array).reshape(1, -1)
-    return np.ascontiguousarray(np.moveaxis(array, axis, 0)).reshape(groups, -1)
+def _with_some_everywhere(importance: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
+    """The importance, with 1 throughout the groups that have none."""
+    before, channels, after = np.split(np.array(importance.shape), [axis, axis + 1])
+    grouped = importance.reshape(*before, groups, channels[0] // groups, *after)
+    others = tuple(i for i in range(grouped.ndim) if i != axis)
+    some = grouped.any(axis=others, keepdims=True)
+    if some.all():
+        return importance
+    return np.where(some, grouped, grouped.dtype.type(1)).reshape(importance.shape)
 
 
 def _unrows(
@@ -190,95 +224,6 @@ def _spread(tables: Floats, rank: int, axis: int) -> Floats:
     return np.ascontiguousarray(tables).reshape(*lengths, entries, d)
 
 
-def _alike(table: Floats, rows: Floats, groups: int) -> Floats:
-    """A uniform table as labels are looked up in it: one row squeezed, dtype as the rows'."""
-    table = table if table.dtype == rows.dtype else table.astype(rows.dtype)
-    return table if groups > 1 else table[0]
-
-
-def _scalar_tables(
-    points: Floats,
-    spec: PaletteSpec,
-    axis: int,
-    groups: int,
-    dtype: np.dtype[Any],
-    importance: npt.NDArray[Any] | None,
-    workers: int,
-) -> tuple[Floats, npt.NDArray[np.uint8], Distortion | None]:
-    """Tables [groups, entries, 1], labels [groups, n], and the distortion where it comes free."""
-    assert spec.nbits is not None
-    uniform = spec.mode == "uniform"
-    if groups == 1 and not uniform and is_worth_zooming(points, 1 << spec.nbits):
-        whole = cluster_whole(
-            np.ascontiguousarray(points),
-            spec.nbits,
-            table_dtype=dtype,
-            importance=importance,
-            workers=workers,
-        )
-        if whole is not None:
-            table, labels = whole
-            return table.astype(dtype)[None, :, None], labels.reshape(1, -1), None
-    found = cluster_rows(
-        _rows(points, axis, groups),
-        spec.nbits,
-        table_dtype=dtype,
-        importance=None if importance is None else _rows(importance, axis, groups),
-        uniform=uniform,
-        workers=workers,
-    )
-    plain = Distortion(found.signal, found.noise) if importance is None else None
-    return found.tables.astype(dtype)[..., None], found.labels, plain
-
-
-def _vector_tables(
-    points: Floats,
-    spec: PaletteSpec,
-    axis: int,
-    groups: int,
-    dtype: np.dtype[Any],
-    importance: npt.NDArray[Any] | None,
-    workers: int,
-) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    """Tables [groups, entries, d] of vectors and labels [groups, vectors]."""
-    d = spec.cluster_dim
-    channels_first = np.moveaxis(points, axis, 0)
-    size = channels_first.shape[0] // groups
-    vectors = np.stack(
-        [as_vectors(channels_first[g * size : (g + 1) * size], 0, d) for g in range(groups)]
-    )
-    if spec.mode == "unique":
-        return _unique(vectors.astype(dtype, copy=False), spec)
-    assert spec.nbits is not None
-    entries = 1 << spec.nbits
-    tables = np.empty((groups, entries, d), dtype)
-    labels = np.empty(vectors.shape[:2], np.uint8)
-    weights = None if importance is None else np.moveaxis(importance, axis, 0)
-    for g in range(groups):
-        if weights is None:
-            centres, _ = cluster_vectors(vectors[g], entries, workers=workers)
-            table = centres.astype(dtype)
-            labels[g] = assign_vectors(vectors[g], table, workers=workers)
-        else:
-            # to begin with, one importance a vector: the mean of its elements'
-            part = as_vectors(weights[g * size : (g + 1) * size], 0, d).astype(np.float64)
-            mean = np.cumsum(part, axis=1)[:, -1] / d
-            centres, _ = cluster_vectors(vectors[g], entries, mean, workers=workers)
-            wide = vectors[g].astype(np.float64 if dtype == np.float64 else np.float32)
-            table = settle_centers(wide, part, centres).astype(dtype)
-            labels[g] = assign_weighted(wide, part, table)
-        tables[g] = np.concatenate([table, np.repeat(table[-1:], entries - len(table), axis=0)])
-    return tables, labels
-
-
-def _unique(groups: Floats, spec: PaletteSpec) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    found = unique_tables(groups, spec.allowed_nbits)
-    if found is None:
-        what = "values" if spec.cluster_dim == 1 else f"vectors of {spec.cluster_dim}"
-        raise NoPaletteError(f"more than {1 << max(spec.allowed_nbits)} distinct {what}")
-    return found
-
-
 def _custom(weight: Floats, spec: PaletteSpec, scale: Floats | None) -> Palettized:
     assert spec.lut_function is not None
     points = weight if scale is None else normalised(weight, scale).astype(weight.dtype)
@@ -290,6 +235,12 @@ def _custom(weight: Floats, spec: PaletteSpec, scale: Floats | None) -> Palettiz
         cluster_dim=spec.cluster_dim,
         allowed_nbits=spec.allowed_nbits,
     )
-    if scale is None:
-        return palettized
-    return Palettized(palettized.table, palettized.indices, palettized.vector_axis, scale)
+    table, quantized = palettized.table, None
+    if spec.lut_dtype is not None:
+        wide = table.astype(np.float64)
+        low, high = wide.min(), wide.max()
+        if is_wide_enough(low, high, spec.lut_dtype, weight.dtype):
+            lattice = Lattice.spanning(low, high, spec.lut_dtype, weight.dtype)
+            quantized = lattice.quantized(lattice.nearest(wide))
+            table = quantized.decode()
+    return Palettized(table, palettized.indices, palettized.vector_axis, scale, quantized)

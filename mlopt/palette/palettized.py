@@ -12,11 +12,16 @@ from numba import njit
 
 from mlopt.errors import ConfigError
 from mlopt.palette.bits import NBITS, packed_nbytes
+from mlopt.palette.product import product
+from mlopt.palette.quantized import QuantizedTable
 
 TABLE_DTYPES = ("float16", "float32", "float64", "bfloat16")
 """By name: bfloat16 comes from a package that this one does not import."""
 
-_CODES: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+INTEGER_TABLE_DTYPES = ("int8", "uint8")
+"""Of tables for weights that are integers themselves: the data of a quantized weight."""
+
+_CODES: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Integers by itemsize. Values move as bit patterns: numba has neither float16 nor bfloat16."""
 
 
@@ -39,6 +44,7 @@ class Palettized:
         indices       <  2**nbits
         scale.shape   == (1, ..., n[a], ..., 1)                for some axis a; or scale is None
         scale.dtype   == table.dtype                           the weight's dtype
+        quantized.decode() == table                            bit for bit; or quantized is None
 
         group(p)[i]   == p[i] // (indices.shape[i] // g[i])    for a position p of indices
         weight[.., p[v] * d + c, ..] == table[group(p), indices[p], c] * scale[.., a's, ..]
@@ -48,7 +54,8 @@ class Palettized:
     Parameters
     ----------
     table
-        float16, float32, float64 or bfloat16, of rank K + 2.
+        float16, float32, float64 or bfloat16, of rank K + 2. Also int8 or uint8, where the weight
+        is the integer data of a quantized one; without ``scale`` and ``quantized`` then.
     indices
         uint8, C-contiguous, of rank K >= 1.
     vector_axis
@@ -56,6 +63,8 @@ class Palettized:
         ``d`` is 1.
     scale
         Factors of the channels of one axis, or None.
+    quantized
+        The table as it is stored, if that is in 8 bits; None where it is stored as it is.
 
     Raises
     ------
@@ -67,6 +76,7 @@ class Palettized:
     indices: npt.NDArray[np.uint8]
     vector_axis: int | None = None
     scale: npt.NDArray[Any] | None = None
+    quantized: QuantizedTable | None = None
 
     def __attrs_post_init__(self) -> None:
         _normalised_axis(self)
@@ -74,6 +84,8 @@ class Palettized:
         _check_vectors(self.table.shape[-1], self.vector_axis, self.indices.ndim)
         if self.scale is not None:
             _check_scale(self.scale, shape=self.shape, dtype=self.dtype)
+        if self.quantized is not None:
+            _check_quantized(self.quantized, self.table)
         # Eight bits cannot be out of range; a maximum over bytes is cheaper than any use of them.
         if self.nbits < 8 and self.indices.size and self.indices.max() >= 1 << self.nbits:
             raise ConfigError(
@@ -119,8 +131,8 @@ class Palettized:
 
     @property
     def table_nbytes(self) -> int:
-        """Bytes of the tables."""
-        return self.table.nbytes
+        """Bytes of the tables; with their own scale and offset where they are quantized."""
+        return self.table.nbytes if self.quantized is None else self.quantized.nbytes
 
     @property
     def scale_nbytes(self) -> int:
@@ -183,13 +195,14 @@ class Palettized:
         # The channels of one vector meet its d values, other channels meet whole entries.
         d = self.cluster_dim if axis == self.vector_axis else 1
         shape = [n if i == axis else 1 for i in range(len(self.shape))]
-        return _product(table, scale.reshape(*shape, 1, d))
+        return product(table, scale.reshape(*shape, 1, d))
 
 
 def _check_table(table: npt.NDArray[Any], indices: npt.NDArray[np.uint8]) -> None:
     """Check dtypes, rank and divisibility of a table and its indices."""
-    if table.dtype.name not in TABLE_DTYPES:
-        raise ConfigError(f"a table has to be one of {TABLE_DTYPES}, got {table.dtype}; convert it")
+    allowed = TABLE_DTYPES + INTEGER_TABLE_DTYPES
+    if table.dtype.name not in allowed:
+        raise ConfigError(f"a table has to be one of {allowed}, got {table.dtype}; convert it")
     if indices.dtype != np.uint8 or not indices.flags.c_contiguous:
         raise ConfigError(
             f"indices have to be C-contiguous uint8, got {indices.dtype} with strides "
@@ -231,6 +244,11 @@ def _check_vectors(d: int, vector_axis: int | None, rank: int) -> None:
 
 def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Check a scale's dtype and shape for a weight of ``shape`` and ``dtype``."""
+    if dtype.name in INTEGER_TABLE_DTYPES:
+        raise ConfigError(
+            f"a weight of integers has no scale, got one with a table of {dtype}; scale what is "
+            "made of the integers"
+        )
     if scale.dtype != dtype:
         raise ConfigError(
             f"a scale has to have the dtype of its table, {dtype}, got {scale.dtype}; convert it"
@@ -245,6 +263,21 @@ def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.d
         raise ConfigError(
             f"a scale has to have the weight's length on one axis and 1 on the others, got "
             f"{scale.shape} for a weight {shape}; reduce with keepdims=True"
+        )
+
+
+def _check_quantized(quantized: QuantizedTable, table: npt.NDArray[Any]) -> None:
+    """Check that codes stand for the numbers of a table."""
+    codes, dtype = quantized.codes, quantized.scale.dtype
+    if codes.shape != table.shape or dtype != table.dtype:
+        raise ConfigError(
+            f"a quantized table has to have the table's shape and dtype, {table.shape} and "
+            f"{table.dtype}, got {codes.shape} and {dtype}; take its decode() as the table"
+        )
+    if quantized.decode().tobytes() != table.tobytes():
+        raise ConfigError(
+            "a quantized table has to decode to the table bit for bit; take its decode() as the "
+            "table"
         )
 
 
@@ -364,15 +397,6 @@ def _gather_rows(  # type: ignore[no-untyped-def]
                     start += d
 
 
-def _product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``a * b`` with one rounding, in the dtype of both."""
-    if a.dtype.name != "bfloat16":
-        # numpy multiplies float16 in float32, where the product is exact.
-        return np.asarray(np.multiply(a, b))
-    codes = _bfloat16_codes(_widened(a.view(np.uint16)) * _widened(b.view(np.uint16)))
-    return np.asarray(codes.view(a.dtype))
-
-
 _BLOCK = 1 << 16
 """Weights that are scaled at a time, in whole channels' rows."""
 
@@ -385,16 +409,4 @@ def _scale_in_place(weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
     step = max(1, _BLOCK // (weight.shape[axis] * inner))
     for start in range(0, len(blocks), step):
         block = blocks[start : start + step]
-        block[...] = _product(block, scale.reshape(1, -1, 1))
-
-
-def _widened(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """bfloat16 bit patterns as float32 values; exact."""
-    return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def _bfloat16_codes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Finite or infinite float32 values rounded to nearest even bfloat16, as bit patterns."""
-    bits = values.view(np.uint32)
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16), np.uint16)
+        block[...] = product(block, scale.reshape(1, -1, 1))

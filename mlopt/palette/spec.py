@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from mlopt.errors import ConfigError
+from mlopt.palette.quantized import LUT_DTYPES
 
 MODES = ("kmeans", "uniform", "unique", "custom")
 NBITS = (1, 2, 3, 4, 6, 8)
@@ -40,6 +41,9 @@ class PaletteSpec:
         For ``custom``: ``weight -> (table, indices)``.
     allowed_nbits
         The index widths that the target can store, ascending.
+    lut_dtype
+        ``"int8"`` or ``"uint8"`` for tables of 8-bit codes with one scale; None for tables in the
+        dtype of the weight. Not with ``unique``.
 
     Raises
     ------
@@ -55,6 +59,7 @@ class PaletteSpec:
     scale_axis: int | None = None
     lut_function: Callable[[Any], tuple[Any, Any]] | None = None
     allowed_nbits: tuple[int, ...] = NBITS
+    lut_dtype: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in MODES:
@@ -77,4 +82,13 @@ class PaletteSpec:
         if self.group_size is not None and self.group_size % self.cluster_dim:
             raise ConfigError(
                 f"cluster_dim ({self.cluster_dim}) must divide group_size ({self.group_size})"
+            )
+        if self.lut_dtype not in (None, *LUT_DTYPES):
+            raise ConfigError(
+                f"lut_dtype must be None or one of {LUT_DTYPES}, got {self.lut_dtype!r}"
+            )
+        if self.lut_dtype is not None and self.mode == "unique":
+            raise ConfigError(
+                f"mode 'unique' stores the distinct values exactly, which a table of "
+                f"{self.lut_dtype} cannot; use mode 'kmeans' with nbits, or lut_dtype=None"
             )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlopt.palette.distinct import is_coded
 from mlopt.palette.groups import fill_middles, label_floats
+from mlopt.palette.lattice import choose_table_of_parts
 from mlopt.palette.stored import rounding_constants
 from mlopt.palette.zoom import table_by_zooming
 
@@ -37,6 +38,7 @@ def cluster_whole(
     *,
     table_dtype: np.dtype[Any],
     importance: npt.NDArray[np.float64] | None = None,
+    points: npt.NDArray[np.float64] | None = None,
     workers: int = 1,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]] | None:
     """The best table of ``2**nbits`` entries for a whole weight, and its labels.
@@ -50,6 +52,9 @@ def cluster_whole(
     importance
         float64 of the weight's shape, not negative (a broadcast is not expanded as a whole); None
         for 1.
+    points
+        float64[m], distinct and ascending: the numbers that entries may be. None for whatever
+        ``table_dtype`` can store.
     workers
         Threads. The result does not depend on it.
 
@@ -68,7 +73,10 @@ def cluster_whole(
                 masses = np.ascontiguousarray(importance[span], np.float64).reshape(-1)
             yield weight[span].reshape(-1), masses
 
-    table = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+    if points is None:
+        table = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+    else:
+        table = choose_table_of_parts(parts, points, 1 << nbits)
     if table is None:
         return None
     middles = np.empty(table.size - 1)

@@ -439,7 +439,7 @@ def test_input_that_is_refused():
     weight = np.ones((6, 4), np.float16)
     spec = PaletteSpec(nbits=2)
     for bad, message in (
-        (weight.astype(np.int8), r"has to be one of .*float16.* got int8"),
+        (weight.astype(np.int16), r"has to be one of .*float16.*int8.* got int16"),
         (weight.astype(np.complex64), r"got complex64"),
         (np.float16(1).reshape(()), r"needs elements, got shape \(\)"),
         (np.ones((0, 4), np.float16), r"needs elements, got shape \(0, 4\)"),

@@ -123,7 +123,7 @@ def test_power_of_two_on_table_is_one_on_weight():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"table": np.zeros((1, 1, 4, 1), np.int8)}, "int8"),
+        ({"table": np.zeros((1, 1, 4, 1), np.int16)}, "got int16"),
         ({"table": np.zeros((1, 4, 1), np.float16)}, "rank K"),
         ({"table": np.zeros((1, 1, 5, 1), np.float16)}, "2.*nbits entries.*got 5"),
         ({"table": np.zeros((1, 1, 32, 1), np.float16)}, "got 32"),
