@@ -377,6 +377,22 @@ def test_sparse_palettes_are_compared_with_palettes(tmp_path):
         assert bool(len(lint(path, select=["sparse-*"]))) is found
 
 
+def test_sparse_palettes_keep_to_the_format(tmp_path):
+    path = saved(sparse(0.5, nbits=4), tmp_path / "model.mlpackage")
+    assert list(lint(path)) == []
+
+
+def test_scaled_tables_of_floats_are_no_integers(tmp_path):
+    def weight():
+        table = mb.constexpr_blockwise_shift_scale(
+            data=normal(1, 1, 16, 1), scale=np.full((1, 1, 1, 1), 0.25, np.float16)
+        )
+        return lut(1, 1, table=table)
+
+    path = saved(linear(weight), tmp_path / "model.mlpackage")
+    assert set(lint(path).counts_by_rule) == {"float-scale-on-float-data"}
+
+
 def test_large_groups_are_a_note(tmp_path):
     path = saved(linear(lambda: lut(2, 1, shape=(128, 64))), tmp_path / "model.mlpackage")
     (finding,) = lint(path, select=["group-size"])

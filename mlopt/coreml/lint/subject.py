@@ -40,7 +40,7 @@ class Palette:
     indices
         The stored indices; of the older form flat and packed into uint8.
     index_shape
-        Shape of the indices, unpacked.
+        Shape of the indices, unpacked; of a sparse weight, whose indices are flat, of their mask.
     lut
         The stored tables, None where another operation computes them.
     lut_dtype, lut_shape
@@ -97,10 +97,12 @@ class Palette:
     @property
     def has_integer_table(self) -> bool:
         """Whether the tables hold integers, scaled or not."""
+        dtype = self.lut_dtype
         if self.lut is None:
-            maker = _input_variable(self.node, "lut")
-            return maker.node is not None and maker.node.op_type == SHIFT_SCALE
-        return self.lut_dtype.name in ("int8", "uint8")
+            maker = _input_variable(self.node, "lut").node
+            if maker is not None and maker.op_type == SHIFT_SCALE:
+                dtype, _ = type_of_input(maker, "data")
+        return dtype.name in ("int4", "uint4", "int8", "uint8")
 
 
 @attrs.frozen(eq=False)
@@ -351,6 +353,8 @@ def _palette(node: Node) -> Palette:
         if not node.outputs:
             raise _damaged(node, "it has no output")
         _, index_shape = _type_of(node, node.outputs[0].type, "its output")
+    elif node.op_type == LUT_TO_SPARSE:
+        _, index_shape = type_of_input(node, "indices_mask")
     lut = node.constant_input("lut")
     return Palette(node, indices, index_shape, lut, lut_dtype, lut_shape, is_old_form)
 
