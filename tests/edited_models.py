@@ -310,6 +310,9 @@ def decorated(path: Path) -> None:
     edit(linear(64, 48, target="iOS15", seed=46), path, change)
 
 
+STRANGE_NAMES = ("重み/層.0", "two\nlines\tand [bold]", "w[0]*?", "long" * 500, " ")
+
+
 @kind()
 def strange_names(path: Path) -> None:
     """Names with slashes, new lines, brackets, other alphabets, and of two thousand characters."""
@@ -320,10 +323,8 @@ def strange_names(path: Path) -> None:
             x = mb.linear(x=x, weight=mb.const(val=weight(64, 64), name=name), name=f"{name}_out")
         return x
 
-    names = ("重み/層.0", "two\nlines\tand [bold]", "w[0]*?", "long" * 500, " ")
-
     def change(spec: Message, _: Path) -> None:
-        rename(body_of(spec), dict(zip("abcde", names, strict=True)))
+        rename(body_of(spec), dict(zip("abcde", STRANGE_NAMES, strict=True)))
         rename(body_of(spec), {"a_out": "out/put\n", "b_out": "ä" * 300})
 
     edit(build_program(program, (1, 64), target="iOS15", precision="float16"), path, change)

@@ -62,15 +62,13 @@ def save(model: Any, path: Path) -> None:
 class Linear(nn.Module):
     """One linear layer, ``linear``."""
 
-    def __init__(self, columns: int, rows: int, *, softmax: bool = False) -> None:
+    def __init__(self, columns: int, rows: int) -> None:
         super().__init__()
         self.linear = nn.Linear(columns, rows)
-        self.softmax = softmax
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [..., columns] to [..., rows]."""
-        y = self.linear(x)
-        return y.softmax(-1) if self.softmax else y
+        return self.linear(x)
 
 
 @functools.cache
@@ -208,6 +206,15 @@ def optional_inputs(path: Path) -> None:
     outputs = [ct.TensorType(name="out", dtype=np.float16)]
     net = random_weights(Net(), seed=25)
     save(convert(net, shapes, outputs, target="iOS16", types=types), path)
+
+
+@kind()
+def newest_target(path: Path) -> None:
+    """A model for iOS26, whose input and output are 8-bit integers."""
+    types = [ct.TensorType(name="x", shape=(1, 64), dtype=np.int8)]
+    outputs = [ct.TensorType(name="out", dtype=np.int8)]
+    net = random_weights(Linear(64, 48), seed=30)
+    save(convert(net, {"x": (1, 64)}, outputs, target="iOS26", types=types), path)
 
 
 @kind()
