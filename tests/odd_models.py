@@ -85,7 +85,7 @@ def linear(
 
 @kind()
 def flexible_ranges(path: Path) -> None:
-    """Two inputs whose lengths are ranges with defaults."""
+    """Two inputs whose lengths are ranges with defaults; one length is computed with."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -94,7 +94,8 @@ def flexible_ranges(path: Path) -> None:
             self.right = nn.Linear(64, 48)
 
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return self.left(x).mean(1) + self.right(y).mean(1)
+            steps = torch.arange(x.shape[1])  # the length is found by a gather
+            return self.left(x).mean(1) + self.right(y).mean(1) + steps.float().sum()
 
     ranges = {"x": ct.RangeDim(1, 32, default=8), "y": ct.RangeDim(2, 4000, default=5)}
     types = [ct.TensorType(name=name, shape=(1, dim, 64)) for name, dim in ranges.items()]
