@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import attrs
 
 from mlopt.errors import TargetError
@@ -19,7 +21,7 @@ _OPSETS = list(RULES)
 
 @attrs.frozen(eq=False)
 class OpsetRaise:
-    """A checked plan for raising every function of a program to ``target``.
+    """A checked plan for raising functions of a program to ``target``.
 
     Attributes
     ----------
@@ -27,6 +29,8 @@ class OpsetRaise:
         The program; ``plan_opset_raise`` has changed nothing in it yet.
     target
         The target that it will have.
+    functions
+        Those that are raised; the others have that opset, or a newer one, or are to stay.
     changes
         What happens to operations; those that only belong to a newer opset afterwards have no
         entry.
@@ -34,6 +38,7 @@ class OpsetRaise:
 
     program: Program
     target: Target
+    functions: tuple[Function, ...]
     changes: tuple[Change, ...]
 
     def apply(self, writer: PackageWriter) -> None:
@@ -47,7 +52,7 @@ class OpsetRaise:
         for change in self.changes:
             edits.replace(change.node.block, change.node.op, change.apply(storage))
         edits.apply()
-        for function in _functions_below(self.program, self.target):
+        for function in self.functions:
             bodies = function.message.block_specializations
             bodies[self.target.opset].CopyFrom(bodies[function.opset])
             del bodies[function.opset]
@@ -57,10 +62,13 @@ class OpsetRaise:
             model.specificationVersion = version
 
 
-def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
+def plan_opset_raise(
+    program: Program, target: Target, functions: Collection[str] | None = None
+) -> OpsetRaise:
     """Find out what raising a program takes; nothing is changed.
 
-    Functions at the target's opset or above it stay as they are.
+    Functions at the target's opset or above it stay as they are, and, where ``functions`` is given,
+    those that it does not name.
 
     Raises
     ------
@@ -72,7 +80,12 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
     refusals: list[str] = []
     changes: list[Change] = []
     steps: dict[str, list[str]] = {}
-    for function in _functions_below(program, target):
+    below = [
+        function
+        for function in _functions_below(program, target)
+        if functions is None or function.name in functions
+    ]
+    for function in below:
         if target.opset in function.message.block_specializations:
             refusals.append(f"function {function.name!r} has a body for {target.opset} already")
         first = _OPSETS.index(function.opset) + 1
@@ -109,15 +122,20 @@ def plan_opset_raise(program: Program, target: Target) -> OpsetRaise:
             f"Convert the source model with minimum_deployment_target={target}, or choose options "
             "that its present target allows."
         )
-    return OpsetRaise(program, target, tuple(changes))
+    return OpsetRaise(program, target, tuple(below), tuple(changes))
 
 
-def raise_opset(program: Program, target: Target, writer: PackageWriter) -> OpsetRaise:
+def raise_opset(
+    program: Program,
+    target: Target,
+    writer: PackageWriter,
+    functions: Collection[str] | None = None,
+) -> OpsetRaise:
     """Raise a program to ``target`` at once; ``writer`` is that of its package.
 
-    See ``plan_opset_raise`` for errors.
+    See ``plan_opset_raise`` for ``functions`` and for errors.
     """
-    plan = plan_opset_raise(program, target)
+    plan = plan_opset_raise(program, target, functions)
     plan.apply(writer)
     return plan
 
