@@ -33,8 +33,8 @@ class ExitCode(IntEnum):
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    something else failed: a full disk, a file that cannot be read, a fault of mlopt
-  2    an option or the configuration is wrong, or the output cannot be written there
+  1    something else failed: a report that cannot be written, a fault of mlopt
+  2    an option or the configuration is wrong, or the output cannot be written (a full disk)
   3    the deployment target cannot express the request
   4    the model is missing, damaged, or no ML program
   5    palettize: every weight was kept as it is

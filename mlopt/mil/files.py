@@ -22,6 +22,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+#: In a package. Real ones have three.
+_MOST_FILES = 10_000
 
 
 @attrs.frozen
@@ -50,12 +52,12 @@ def open_regular(path: str | os.PathLike[str]) -> tuple[BinaryIO, FileState]:
         It cannot be opened.
     """
     # Looked at before it is opened: opening a pipe waits, and opening a device may do something.
-    _check_regular(path, os.stat(path))
+    _check_regular(path, os.stat(path).st_mode)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = open(os.open(path, flags), "rb")  # noqa: SIM115  (the caller's to close)
     try:
         status = os.fstat(file.fileno())
-        _check_regular(path, status)
+        _check_regular(path, status.st_mode)
     except BaseException:
         file.close()
         raise
@@ -106,6 +108,53 @@ def path_inside(root: Path, inner: PurePosixPath) -> Path:
     return path
 
 
+def tree(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """Return the folders and files below ``root``, relative to it; links are followed.
+
+    Folders come before what they hold, names in order.
+
+    Raises
+    ------
+    ModelFormatError
+        A link leads out or around in a circle, something is neither file nor folder, there are
+        too many, or the system cannot read one.
+    """
+    folders: list[PurePosixPath] = []
+    files: list[PurePosixPath] = []
+    # With the real folders above each: one that comes again below itself has no end.
+    waiting: list[tuple[PurePosixPath, tuple[str, ...]]] = [(PurePosixPath(), ())]
+    while waiting:
+        inner, above = waiting.pop()
+        path = root / inner
+        try:
+            real = os.path.realpath(path)
+            if real in above:
+                raise ModelFormatError(f"{path}: a link leads around in a circle, to {real}")
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise ModelFormatError(f"{path}: the folder cannot be read: {error}") from error
+        if inner.parts:
+            folders.append(inner)
+        below = []
+        for name in names:
+            try:
+                mode = os.stat(path_inside(root, inner / name)).st_mode
+            except OSError as error:
+                raise ModelFormatError(f"{path / name}: it cannot be read: {error}") from error
+            if stat.S_ISDIR(mode):
+                below.append((inner / name, (*above, real)))
+            else:
+                _check_regular(path / name, mode)
+                files.append(inner / name)
+        waiting += reversed(below)
+        if len(folders) + len(files) + len(waiting) > _MOST_FILES:
+            raise ModelFormatError(
+                f"{root}: the package has more than {_MOST_FILES} files and folders, counting "
+                "what links lead to; it is damaged, or no model package"
+            )
+    return folders, files
+
+
 def check_name(name: str) -> None:
     """Check that the file system can be asked for ``name``.
 
@@ -119,7 +168,7 @@ def check_name(name: str) -> None:
     os.fsencode(name)
 
 
-def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "something else")
+def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((what for is_kind, what in _KINDS if is_kind(mode)), "something else")
         raise ModelFormatError(f"{os.fspath(path)}: it is {kind} where a file is expected")

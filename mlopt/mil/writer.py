@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
-import secrets
-import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from google.protobuf.message import EncodeError
 
-from mlopt.errors import DestinationError
+from mlopt.errors import DestinationError, ModelFormatError
 from mlopt.mil.blob import BlobWriter
 from mlopt.mil.dtypes import DType, dtype_named
-from mlopt.mil.package import Package
+from mlopt.mil.files import open_regular, path_inside, tree
+from mlopt.mil.interrupts import interrupts_wait
+from mlopt.mil.package import MANIFEST, Package, read_manifest
 from mlopt.mil.program import MOVED
+from mlopt.mil.staging import Staging, restore
 from mlopt.mil.values import file_value, make_value
 
 _DEFAULT_FILE = "@model_path/weights/weight.bin"
+_CHUNK = 4 << 20  # bytes of a file that are copied together
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:
     """Return the folder that a package written to ``destination`` will have; nothing is written.
 
     A missing extension is appended. A link is followed, so that it goes on pointing at the package.
+    An earlier package that a killed run had moved aside is put back.
 
     Raises
     ------
     DestinationError
-        The extension is not ``.mlpackage``, the parent folder is missing, or something that is no
-        model package is in the way.
+        The extension is not ``.mlpackage``, the parent folder is missing or cannot be written to,
+        or something that is no model package is in the way.
     """
     path = Path(os.fspath(destination)).expanduser()
     if path.suffix == "":
@@ -43,10 +49,31 @@ def check_destination(destination: str | os.PathLike[str]) -> Path:
         raise DestinationError(
             f"{path}: a package's name has to end in .mlpackage, not {path.suffix!r}"
         )
-    path = Path(os.path.realpath(path))
+    try:
+        return _checked(Path(os.path.realpath(path)))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except ValueError as error:
+        if isinstance(error, DestinationError):
+            raise
+        raise DestinationError(f"{path}: no file can have that name: {error}") from None
+
+
+def _checked(path: Path) -> Path:
+    """Return ``path``, links resolved, once a package can be written there."""
     if not path.parent.is_dir():
         raise DestinationError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.exists() and not (path / "Manifest.json").is_file() and not _is_empty_folder(path):
+    if path.is_symlink():
+        raise DestinationError(f"{path}: the link leads around in a circle; remove it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise DestinationError(
+            f"{path}: the folder {path.parent} may not be written to; allow it, or choose another "
+            "folder"
+        )
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # refuses a name that is too long
+    restore(path)
+    if path.exists() and not (path / MANIFEST).is_file() and not _is_empty_folder(path):
         raise DestinationError(
             f"{path}: something that is no model package is in the way; remove it, or choose "
             "another name"
@@ -63,8 +90,10 @@ class PackageWriter:
     off, which tells it from references into the source. Leaving the context without ``finish``
     removes everything.
 
-    The destination appears with ``finish``, complete, by a rename; a package that was there before
-    is removed afterwards, and put back if the rename fails. It may be the source itself.
+    The destination appears with ``finish``, complete, in one step; a package that was there before
+    goes afterwards. It may be the source itself. What a killed run left is removed by the next one
+    onto the same destination, see ``staging``. Several runs may write to one destination at once:
+    each is complete, and the last one stays.
 
     Parameters
     ----------
@@ -76,7 +105,10 @@ class PackageWriter:
     Raises
     ------
     DestinationError
-        See ``check_destination``.
+        See ``check_destination``; from every method: the output cannot be written, the disk is
+        full. From ``finish`` on, an earlier output is as it was.
+    ModelFormatError
+        The source holds what cannot be copied, or (``finish``) has been changed meanwhile.
     """
 
     def __init__(self, package: Package, destination: str | os.PathLike[str]) -> None:
@@ -84,14 +116,14 @@ class PackageWriter:
             raise ValueError("the package has been written already; open its source again")
         self.package = package
         self.destination = check_destination(destination)
-        self._token = secrets.token_hex(4)
-        self._folder = self.destination.with_name(f".{self.destination.name}.{self._token}.tmp")
         root = Path(os.path.realpath(package.path))
         if root in self.destination.parents or self.destination in root.parents:
             raise DestinationError(
                 f"{self.destination}: the output and its source {root} lie inside each other; "
                 "choose another folder"
             )
+        self._staging = Staging(self.destination)
+        self._source_folders, self._source_files = tree(package.path)
         # By path: a model may spell the name of one file in two ways.
         self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
         self._kept: dict[tuple[PurePosixPath, int], int] = {}
@@ -101,7 +133,12 @@ class PackageWriter:
 
     def __enter__(self) -> PackageWriter:
         self.package.written = True
-        self._folder.mkdir()
+        try:
+            with interrupts_wait(), self._writing():
+                self._staging.begin()
+        except BaseException:
+            self._clean_up()
+            raise
         return self
 
     def __exit__(
@@ -110,8 +147,11 @@ class PackageWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close_files()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._clean_up()
+        finally:
+            # Again: an interrupt may have come before it was made to wait.
+            self._clean_up()
 
     def add_blob(
         self,
@@ -135,7 +175,7 @@ class PackageWriter:
             The weight file as the model names it; None for ``default_file``.
         """
         kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         padding = kind.nbytes(size) * 8 - size * kind.bits
         nbytes = data.nbytes if isinstance(data, np.ndarray) else memoryview(data).nbytes
         if nbytes != kind.nbytes(size):
@@ -144,7 +184,7 @@ class PackageWriter:
                 f"got {nbytes}"
             )
         name = file_name or self.default_file
-        return file_value(name, MOVED + self._blobs(name).add(kind, data, padding), kind, shape)
+        return file_value(name, self._add(name, kind, data, padding), kind, shape)
 
     def add_value(
         self,
@@ -162,7 +202,7 @@ class PackageWriter:
         name = file_name or self.default_file
 
         def add(kind: str, array: Any, padding: int) -> tuple[str, int]:
-            return name, MOVED + self._blobs(name).add(kind, array, padding)
+            return name, self._add(name, kind, array, padding)
 
         return make_value(
             data, dtype, shape, specification_version=specification_version, add_blob=add
@@ -180,7 +220,8 @@ class PackageWriter:
         if key not in self._kept:
             reader = self.package.reader(reference.fileName)
             blob = reader.read(reference.offset)
-            self._kept[key] = MOVED + self._blobs(reference.fileName).add(
+            self._kept[key] = self._add(
+                reference.fileName,
                 blob.dtype,
                 blob.data,
                 blob.padding_bits,
@@ -199,61 +240,99 @@ class PackageWriter:
             self.keep(value)
         for value in self.package.file_values():
             value.blobFileValue.offset -= MOVED
-        for file, blobs in self._files.values():
-            blobs.finish()
-            os.fsync(file.fileno())
-        self._close_files()
-        self._write(
-            self.package.model_path, self.package.spec.SerializeToString(deterministic=True)
-        )
+        with self._writing():
+            for file, blobs in self._files.values():
+                blobs.finish()
+                _sync_file(file)
+                file.close()
+        self._write(self.package.model_path, self._message())
         self._copy_others()
         self._write_manifest()
-        _sync_folders(self._folder)
         self._commit()
         return self.destination
+
+    def _add(
+        self,
+        file_name: str,
+        dtype: str | DType,
+        data: Any,
+        padding_bits: int,
+        release: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Store a blob and return its offset, marked as this writer's own."""
+        blobs = self._blobs(file_name)
+        with self._writing():
+            return MOVED + blobs.add(dtype, data, padding_bits, release=release)
 
     def _blobs(self, file_name: str) -> BlobWriter:
         """Return the writer of a weight file, which is created at its first use."""
         inner = self.package.weight_path(file_name)
         if inner not in self._files:
-            path = self._folder / inner
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "w+b")  # noqa: SIM115  (closed in _close_files)
-            self._files[inner] = (file, BlobWriter(file))
+            with self._writing():
+                file = self._create(inner, "w+b")
+                self._files[inner] = (file, BlobWriter(file))
         return self._files[inner][1]
 
-    def _close_files(self) -> None:
-        for file, _ in self._files.values():
-            file.close()
+    def _message(self) -> bytes:
+        try:
+            return bytes(self.package.spec.SerializeToString(deterministic=True))
+        except (EncodeError, ValueError) as error:
+            raise ModelFormatError(
+                f"{self.package.path / self.package.model_path}: the model cannot be written as a "
+                f"message: {error}"
+            ) from error
+
+    def _create(self, inner: PurePosixPath, mode: str = "wb") -> Any:
+        """Open a new file of the output."""
+        path = self._staging.folder / inner
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, mode)
 
     def _write(self, inner: PurePosixPath, content: bytes) -> None:
-        path = self._folder / inner
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        with self._writing(), self._create(inner) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync_file(file)
 
     def _copy_others(self) -> None:
         """Copy every file of the source that has no new form, byte for byte."""
-        root = self.package.path
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            subfolders.sort()
-            target = self._folder / Path(folder).relative_to(root)
-            target.mkdir(parents=True, exist_ok=True)
-            for name in sorted(names):
-                if not (target / name).exists():
-                    shutil.copyfile(Path(folder, name), target / name)
-                    _sync(target / name)
+        with self._writing():
+            for inner in self._source_folders:
+                (self._staging.folder / inner).mkdir(parents=True, exist_ok=True)
+        for inner in self._source_files:
+            if inner != self.package.model_path and inner not in self._files:
+                self._copy(inner)
+
+    def _copy(self, inner: PurePosixPath) -> None:
+        path = path_inside(self.package.path, inner)
+        try:
+            source, state = open_regular(path)
+            with source:
+                parts = (source.read(_CHUNK) for _ in range(0, state.size, _CHUNK))
+                self._write_parts(inner, parts)
+        except OSError as error:
+            raise ModelFormatError(f"{path}: the file cannot be read: {error}") from error
+
+    def _write_parts(self, inner: PurePosixPath, parts: Iterator[bytes]) -> None:
+        with self._writing():
+            file = self._create(inner)
+        try:
+            for part in parts:
+                with self._writing():
+                    file.write(part)
+            with self._writing():
+                _sync_file(file)
+        finally:
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                file.close()
 
     def _write_manifest(self) -> None:
         """Enter a weights folder into the copied manifest where the source had none."""
-        path = self._folder / "Manifest.json"
-        manifest = json.loads(path.read_bytes())
+        manifest, _ = read_manifest(self.package.path)
         entries = manifest["itemInfoEntries"]
         for inner in self._files:
             folder = PurePosixPath(*inner.parts[1:]).parent
-            known = {entry.get("path") for entry in entries.values() if isinstance(entry, dict)}
+            paths = (entry.get("path") for entry in entries.values() if isinstance(entry, dict))
+            known = {path for path in paths if isinstance(path, str)}
             if str(folder) in known or any(str(parent) in known for parent in folder.parents):
                 continue
             identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, str(folder))).upper()
@@ -263,34 +342,71 @@ class PackageWriter:
                 "name": folder.name,
                 "path": str(folder),
             }
-            self._write(PurePosixPath("Manifest.json"), json.dumps(manifest, indent=4).encode())
+            self._write(PurePosixPath(MANIFEST), json.dumps(manifest, indent=4).encode())
 
     def _commit(self) -> None:
-        """Rename the finished folder to the destination, whose old content goes last."""
-        old = self.destination.with_name(f".{self.destination.name}.{self._token}.old")
-        replacing = self.destination.exists()
-        try:
-            if replacing:
-                self.destination.rename(old)
-            self._folder.rename(self.destination)
-        except BaseException:
-            # Also for an interrupt that arrived after the last rename: then nothing is left to
-            # restore.
-            if old.exists() and not self.destination.exists():
-                old.rename(self.destination)
-            raise
-        finally:
-            if old.exists() and self.destination.exists():
-                shutil.rmtree(old, ignore_errors=True)
+        """Let the finished folder take the destination's name."""
+        _sync_folders(self._staging.folder)
+        self.package.check_unchanged()
+        check_destination(self.destination)  # again: much time may have passed
+        with interrupts_wait(), self._writing():
+            self._staging.commit()
         _sync(self.destination.parent)
+
+    def _clean_up(self) -> None:
+        """Remove what is not, or no longer, the output. It can be called twice."""
+        with interrupts_wait():
+            for file, _ in self._files.values():
+                with contextlib.suppress(OSError):  # what a full disk did not take
+                    file.close()
+            self._staging.end()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Explain what the system says while something is written."""
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.destination, error) from error
+
+
+def cannot_write(destination: Path, error: OSError) -> DestinationError:
+    """Return what to raise where the system refuses to write at or beside ``destination``."""
+    remedy = _REMEDIES.get(error.errno or 0, "choose another folder")
+    return DestinationError(
+        f"{destination}: the output cannot be written ({error.strerror or error}); {remedy}. "
+        "An earlier output there is as it was."
+    )
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk, or choose another folder",
+    errno.EDQUOT: "make room within the quota, or choose another folder",
+    errno.EFBIG: "raise the limit on the size of files, or choose another file system",
+    errno.EACCES: "allow writing there, or choose another folder",
+    errno.EPERM: "allow writing there, or choose another folder",
+    errno.EROFS: "make it writable, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EBUSY: "other runs keep replacing it; let them end first",
+}
 
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
+def _sync_file(file: BinaryIO) -> None:
+    """Flush a file to the disk. Some file systems say only now that there is no room."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk, where the system can."""
+    """Flush a folder to the disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

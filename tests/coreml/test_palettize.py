@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from pathlib import Path
@@ -19,7 +20,8 @@ from mlopt.coreml import (
     palettize_weights,
     preview,
 )
-from mlopt.errors import ConfigError
+from mlopt.errors import ConfigError, DestinationError
+from mlopt.mil.staging import Staging
 from tests import judges, models
 from tests.coreml.conftest import (
     GROUP,
@@ -243,15 +245,12 @@ def test_an_error_while_writing_leaves_the_earlier_output(source, tmp_path, monk
     output = tmp_path / "result.mlpackage"
     palettize(source, global_config(nbits=1), output=output)
     old = contents(output)
-    real = Path.rename
 
-    def rename(self, target):
-        if str(self).endswith(".tmp"):
-            raise OSError("the disk is gone")
-        return real(self, target)
+    def commit(run):
+        raise OSError(errno.EIO, "the disk is gone")
 
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="the disk is gone"):
+    monkeypatch.setattr(Staging, "commit", commit)
+    with pytest.raises(DestinationError, match=r"cannot be written \(the disk is gone\)"):
         palettize(source, global_config(nbits=4), output=output)
     assert contents(output) == old
     assert nothing_beside(tmp_path, ["in", "result.mlpackage"])

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.message import Message
 
 from mlopt.errors import DestinationError, MlOptError, ModelFormatError
+from mlopt.mil import staging
 from mlopt.mil import writer as writer_module
 from mlopt.mil.blob import BlobReader
 from mlopt.mil.messages import Model, Program, Value
@@ -22,6 +23,7 @@ from mlopt.mil.values import file_value, immediate_value, string_value, tensor_t
 from mlopt.mil.walk import file_values
 from mlopt.mil.writer import PackageWriter, check_destination
 from tests.conftest import PackageOf
+from tests.mil.memory import peak_memory
 
 KINDS = [
     "convolutional",
@@ -250,7 +252,7 @@ def test_package_is_written_once(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("step", ["caller", "copying", "rename", "replace"])
+@pytest.mark.parametrize("step", ["caller", "copying", "exchange", "first rename", "replace"])
 def test_failure_leaves_everything_as_it_was(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type, step: str
 ) -> None:
@@ -262,15 +264,17 @@ def test_failure_leaves_everything_as_it_was(
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise error("stop")
 
-    rename = Path.rename
+    rename = os.rename
     if step == "copying":
         monkeypatch.setattr(PackageWriter, "_copy_others", fail)
-    elif step == "rename":
-        monkeypatch.setattr(Path, "rename", fail)
-    elif step == "replace":
+    elif step == "exchange":
+        monkeypatch.setattr(staging, "exchange", fail)
+    elif step in ("first rename", "replace"):
+        monkeypatch.setattr(staging, "exchange", lambda a, b: False)
         # Only the second rename fails: the old output has been moved aside by then.
+        failing = {"first rename": ".mlpackage", "replace": ".tmp"}[step]
         monkeypatch.setattr(
-            Path, "rename", lambda a, b: fail() if a.suffix == ".tmp" else rename(a, b)
+            os, "rename", lambda a, b: fail() if a.suffix == failing else rename(a, b)
         )
 
     def attempt() -> None:
@@ -531,26 +535,15 @@ def test_walk_finds_what_reflection_finds(package_of: PackageOf, kind: str) -> N
 
 def test_memory_follows_the_largest_weight(tmp_path: Path) -> None:
     """A package of 256 MB is copied with a small peak, in a process of its own."""
-    import subprocess
-    import sys
-
     source = tmp_path / "large.mlpackage"
     make_large(source, count=8, nbytes=32 << 20)
-    code = f"""
-import resource
-from mlopt.mil.package import open_package
-from mlopt.mil.writer import PackageWriter
-import numpy
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with PackageWriter(open_package({str(source)!r}), {str(tmp_path / "out")!r}) as writer:
-    writer.finish()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    imports = (
+        "from mlopt.mil.package import open_package\nfrom mlopt.mil.writer import PackageWriter"
     )
-    unit = 1024 if sys.platform != "darwin" else 1
-    assert int(done.stdout) * unit < 64 << 20
+    code = (
+        "with PackageWriter(open_package(sys.argv[1]), sys.argv[2]) as writer:\n    writer.finish()"
+    )
+    assert peak_memory(imports, code, source, tmp_path / "out") < 64 << 20
     assert content(tmp_path / "out.mlpackage").keys() == content(source).keys()
     size = (source / WEIGHTS).stat().st_size
     assert (tmp_path / "out.mlpackage" / WEIGHTS).stat().st_size == size
