@@ -313,12 +313,15 @@ def constexpr(
     return op
 
 
+_FOLDER = tempfile.TemporaryDirectory(prefix="mlopt-tests-")
+
+
 @functools.cache
 def _template(target: str) -> Path:
     model = models.build_program(
         lambda x: mb.identity(x=x), (1, 4), target=target, precision="float32"
     )
-    folder = Path(tempfile.mkdtemp(dir=models._FOLDER.name))
+    folder = Path(tempfile.mkdtemp(dir=_FOLDER.name))
     models.quietly(model.save, str(folder / "template.mlpackage"))
     return folder / "template.mlpackage"
 
