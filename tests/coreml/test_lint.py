@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 import mlopt
 from mlopt.coreml import lint, palettize
-from mlopt.coreml.lint import RULES
+from mlopt.coreml.lint import RULES, rules_target
 from mlopt.errors import ConfigError, ModelFormatError, TargetError
 from mlopt.mil.messages import MIL_pb2, Model_pb2
+from mlopt.mil.targets import Target
 from tests import judges
 from tests.coreml.conftest import by_name, chain, converted, global_config, quietly, saved
 
@@ -526,6 +528,16 @@ def test_a_damaged_model_is_refused(tmp_path):
     weight_file(path).write_bytes(weight_file(path).read_bytes()[:200])
     with pytest.raises(ModelFormatError, match=r"weight\.bin"):
         lint(path)
+
+
+def test_operations_are_as_old_as_coremltools_says():
+    oldest = {}
+    for name, versions in SSAOpRegistry.core_ops.items():
+        first = min(versions, key=lambda version: version.value)
+        if first.value > ct.target.iOS15.value:
+            oldest[name] = Target.parse(first)
+    # The registry of the core dialect does not have the operation that writes a state.
+    assert {**oldest, "write_state": Target.iOS18} == rules_target._FIRST_TARGET
 
 
 # --- choosing rules and silencing

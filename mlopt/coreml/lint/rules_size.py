@@ -27,7 +27,8 @@ from mlopt.mil.blob import Blob
 from mlopt.mil.program import Node, Program
 from mlopt.palette.bits import NBITS, packed_nbytes, unpack_bits
 
-_CHUNK = 1 << 20  # bytes, or indices, that are looked at together; a multiple of 8
+_CHUNK = 1 << 20  # bytes that are looked at together
+_INDICES = 1 << 17  # indices that are looked at together; a multiple of 8, to end at whole bytes
 _HEAD = 4096  # bytes of a blob by which it is told from most others
 _SMALLEST_DUPLICATE = 4096  # bytes from which a second copy is worth a word
 _SMALLEST_REMAINDER = 4096  # bytes of a weight file that nothing refers to, likewise
@@ -304,8 +305,8 @@ def _most_used_entries(palette: Palette, *, at_most: int) -> int | None:
     used = np.zeros((palette.tables, entries), np.bool_)
     packed = palette.indices.value().reshape(-1)
     most = 0
-    for start in range(0, count, _CHUNK):
-        stop = min(start + _CHUNK, count)
+    for start in range(0, count, _INDICES):
+        stop = min(start + _INDICES, count)
         bits = packed[start * palette.nbits // 8 : packed_nbytes(stop, nbits=palette.nbits)]
         indices = unpack_bits(bits, palette.nbits, stop - start)
         tables = _tables_of(palette, start, stop)
