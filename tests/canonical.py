@@ -15,9 +15,10 @@ is looked through:
   (its pass ``add_int16_cast``). Casts between integers count as their input.
 - *Ends.* From iOS16 on a model may return float16: a last cast to float32 counts as its input.
 - *Unwritten defaults.* coremltools writes every default out but three, which ``_UNWRITTEN`` names.
-- *Half recurrence* (on request). Until iOS16 lstm, gru and rnn compute in float32 alone, inside a
-  float16 model between casts and with float32 weights. Converted for iOS17 they are float16; a
-  raised model goes on computing as it did. Both count as what the float16 weights are.
+- *Half precision* (on request). Until iOS16 lstm, gru and rnn compute in float32 alone, inside a
+  float16 model between casts and with float32 weights, and ``_MIXED`` parameters are float16.
+  Converted for iOS17 the former are float16 and the latter float32; a raised model goes on
+  computing as it did. Both count as what they are in float16.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ _SHORT_PARAMETERS = {"indices", "box_indices", "axes", "k"}
 
 
 _RECURRENT = {"lstm", "gru", "rnn"}
+#: Parameters that are float32 beside float16 data from iOS17 on.
+_MIXED = dict.fromkeys(
+    (
+        "clamped_relu",
+        "elu",
+        "leaky_relu",
+        "linear_activation",
+        "prelu",
+        "scaled_tanh",
+        "sigmoid_hard",
+        "softplus_parametric",
+        "thresholded_relu",
+    ),
+    ("alpha", "beta"),
+) | dict.fromkeys(("inverse", "log", "rsqrt"), ("epsilon",))
 _UNWRITTEN: dict[tuple[str, str], Callable[[Any, Any], bool]] = {
     ("upsample_bilinear", "half_pixel_centers"): lambda op, value: (
         value == (not op.align_corners.val)
@@ -46,12 +62,9 @@ _UNWRITTEN: dict[tuple[str, str], Callable[[Any, Any], bool]] = {
 }
 
 
-def canonical(program: Any, *, half_recurrence: bool = False) -> dict[str, list[str]]:
+def canonical(program: Any, *, half: bool = False) -> dict[str, list[str]]:
     """Return the lines of each function of a pymil program; the last ones are its outputs."""
-    return {
-        name: _Text(half_recurrence).function(function)
-        for name, function in program.functions.items()
-    }
+    return {name: _Text(half).function(function) for name, function in program.functions.items()}
 
 
 def canonical_output(var: Any) -> list[str]:
@@ -64,8 +77,8 @@ def canonical_output(var: Any) -> list[str]:
 class _Text:
     """The text of one function."""
 
-    def __init__(self, half_recurrence: bool) -> None:
-        self._half = _RECURRENT if half_recurrence else set[str]()
+    def __init__(self, half: bool) -> None:
+        self._half = _RECURRENT if half else set[str]()
         self.lines: list[str] = []
         self._numbers: dict[str, int] = {}
         self._of_op: dict[int, str] = {}
@@ -81,7 +94,7 @@ class _Text:
         if var.op is None:
             return self._of_input.get(id(var)) or f"{var.name}:{_type(var)}"
         if var.val is not None and var.op.op_type == "const":
-            half = node is not None and node.op_type in self._half and var.dtype == types.fp32
+            half = self._is_halved(parameter, node) and var.dtype == types.fp32
             return _constant(np.float16(var.val) if half else var.val, parameter, node)
         if var.op.op_type.startswith("constexpr_"):
             found = var.op.materialized_val_inference()
@@ -118,6 +131,13 @@ class _Text:
             self._numbers[text] = len(self.lines)
             self.lines.append(f"%{len(self.lines)} = {text}")
         return f"%{self._numbers[text]}"
+
+    def _is_halved(self, parameter: str, node: Any) -> bool:
+        """Return whether a constant counts as what it is in float16."""
+        if node is None or not self._half:
+            return False
+        mixed = parameter in _MIXED.get(node.op_type, ())
+        return node.op_type in self._half or (mixed and node.x.dtype == types.fp16)
 
     def _looked_through(self, var: Any, parameter: str, node: Any) -> Any:
         """Return the value behind casts and guards that do not count."""
