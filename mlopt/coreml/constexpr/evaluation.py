@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlopt.coreml.constexpr.chains import chain_of, producers
 from mlopt.coreml.constexpr.operations import checked
 from mlopt.coreml.constexpr.parameters import Array
+from mlopt.coreml.constexpr.scaled import palette, scaled_lut
 from mlopt.mil.program import Node, Variable
 
 
@@ -31,12 +34,19 @@ def evaluate(node: Node) -> tuple[Array, ...]:
         assert variable.node is not None
         return values[id(variable.node)][output_index(variable)]
 
+    links = [checked(link, computed) for link in chain]
+    scaled = scaled_lut(links)
     last_reader = {id(source): reader for reader in chain for source in producers(reader)}
-    for operation in [checked(link, computed) for link in chain]:
-        values[id(operation.node)] = operation.compute()
-        for source in {id(s) for s in producers(operation.node)}:
-            if last_reader[source] is operation.node:
-                del values[source]
+    for link in links:
+        if link is scaled:
+            continue  # together with the last one
+        together = palette(scaled, link) if scaled is not None and link is links[-1] else None
+        # A product may leave the range of its type; what comes out then is what the file says.
+        with np.errstate(all="ignore"):
+            values[id(link.node)] = link.compute() if together is None else (together.dequantize(),)
+        for source in {id(s) for s in producers(link.node)}:
+            if last_reader[source] is link.node:
+                values.pop(source, None)
     result = values[id(node)]
     for array in result:
         array.flags.writeable = False

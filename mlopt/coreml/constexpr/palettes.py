@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from mlopt.coreml.constexpr import lut
 from mlopt.coreml.constexpr.chains import chain_of
 from mlopt.coreml.constexpr.evaluation import value_of
-from mlopt.coreml.constexpr.operations import checked, is_old_form
-from mlopt.coreml.constexpr.parameters import BYTES, refusal
+from mlopt.coreml.constexpr.operations import checked
+from mlopt.coreml.constexpr.parameters import refusal
+from mlopt.coreml.constexpr.scaled import palette, scaled_lut
 from mlopt.mil.program import Node
 from mlopt.palette.palettized import Palettized
-
-_LUT = "constexpr_lut_to_dense"
-_SCALE = "constexpr_blockwise_shift_scale"
 
 
 def palette_of(node: Node) -> Palettized:
@@ -25,13 +22,9 @@ def palette_of(node: Node) -> Palettized:
         It is of another form, or damaged.
     """
     links = [checked(link, value_of) for link in chain_of(node)]
-    link = links[-1]
-    scale = None
-    if node.op_type == _SCALE and len(links) > 1 and "offset" not in link.parameters:
-        scale = link.parameters["scale"].read()
-        link = links[-2]
-    if link.node.op_type != _LUT or link.parameters["lut"].dtype in BYTES:
-        raise refusal(node, "it is no palette of floats, nor one with a scale")
-    parts = lut.old_palette_parts if is_old_form(link.node) else lut.palette_parts
-    table, indices, axis = parts(link.parameters)
-    return Palettized(table, indices, axis, scale)
+    last, scaled = links[-1], scaled_lut(links)
+    table, scale = (last, None) if scaled is None else (scaled, last)
+    found = palette(table, scale) if table.node.op_type == "constexpr_lut_to_dense" else None
+    if found is None:
+        raise refusal(node, "it is no palette of floats, nor one with a scale of channels")
+    return found

@@ -163,13 +163,12 @@ def _by_blocks(
         part = data[start : start + rows]
         # The blocks of the first axis are looked up, those of the others broadcast.
         at = np.arange(start, start + len(part)) // (length // counts[0])
-        with np.errstate(all="ignore"):
-            computed = formula(
-                part.reshape(len(part), *blocks),
-                scale[at].reshape(len(part), *spread),
-                None if offset is None else offset[at].reshape(len(part), *spread),
-            )
-            result[start : start + rows] = computed.reshape(part.shape)
+        computed = formula(
+            part.reshape(len(part), *blocks),
+            scale[at].reshape(len(part), *spread),
+            None if offset is None else offset[at].reshape(len(part), *spread),
+        )
+        result[start : start + rows] = computed.reshape(part.shape)
     return result
 
 
@@ -186,8 +185,6 @@ def _by_table(
         numbers = ((codes ^ sign).astype(np.int16) - int(sign)).astype(np.int8)
         if bits < 8:
             indices = indices & np.uint8((1 << bits) - 1)
-    with np.errstate(all="ignore"):
-        table = formula(
-            numbers, scale[..., None], None if offset is None else offset[..., None]
-        ).astype(scale.dtype)
+    table = formula(numbers, scale[..., None], None if offset is None else offset[..., None])
+    table = table.astype(scale.dtype)
     return Palettized(table[..., None], indices).dequantize()
