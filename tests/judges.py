@@ -137,7 +137,7 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
                 if not _holds_constant(op):
                     continue
                 var = op.outputs[0]
-                value = var.val if op.op_type == "const" else op.materialized_val_inference()
+                value = var.val if op.op_type == "const" else _materialised(op)
                 if isinstance(value, np.ndarray | np.generic):
                     key, number = prefix + var.name, 1
                     while key in values:
@@ -145,6 +145,23 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
                         key = f"{prefix}{var.name}#{number}"
                     values[key] = np.asarray(value)
     return values
+
+
+def _materialised(op: Any) -> Any:
+    """What coremltools makes of a constexpr op, also where its table is the output of another.
+
+    Its own inference of ``constexpr_lut_to_dense`` wants the table as a constant, which its pass
+    that decompresses models sees to by replacing one op after the other.
+    """
+    if op.op_type == "constexpr_lut_to_dense" and op.lut.val is None:
+        axis = None if op.vector_axis is None else op.vector_axis.val
+        return op.decompress(op.indices.val, _materialised(op.lut.op), axis)
+    if op.op_type == "constexpr_blockwise_shift_scale" and op.data.val is None:
+        feeding = op.data.op
+        if feeding.op_type == "constexpr_lut_to_dense" and op.scale.val is not None:
+            offset = None if op.offset is None else op.offset.val
+            return op.decompress(_materialised(feeding), op.scale.val, offset)
+    return op.materialized_val_inference()
 
 
 def pymil_operations(block: Any) -> Iterator[Any]:

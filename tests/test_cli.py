@@ -147,6 +147,7 @@ CONFIGURATIONS = {
     ),
     "vectors": ("--nbits", 4, "--cluster-dim", 2),
     "scale": ("--nbits", 4, "--per-channel-scale"),
+    "8-bit tables": ("--nbits", 4, *GROUPED, "--group-size", 16, "--lut-dtype", "int8"),
     "all at once": (
         *("--nbits", 2, *GROUPED, "--group-size", 16, "--cluster-dim", 2, "--per-channel-scale"),
         *("--skip", "conv2*", "--skip-type", "lin*r", "--skip-type", "gru"),
@@ -202,6 +203,7 @@ def test_options_mean_what_the_library_means(newer, tmp_path):
         enable_per_channel_scale=True,
         weight_threshold=100,
         on_indivisible="per_tensor",
+        lut_dtype="uint8",
     )
     configuration = OptimizationConfig(op_config, {"conv": None}, {"head*": None})
     report = palettize(newer, configuration, output=tmp_path / "expected").report
@@ -209,6 +211,7 @@ def test_options_mean_what_the_library_means(newer, tmp_path):
         *("--mode", "kmeans", "--nbits", 2, *GROUPED, "--group-size", 16, "--channel-axis", 0),
         *("--cluster-dim", 2, "--per-channel-scale", "--weight-threshold", 100),
         *("--on-indivisible", "per_tensor", "--skip-type", "conv", "--skip", "head*"),
+        *("--lut-dtype", "uint8"),
     )
     done = json_of(invoke("palettize", newer, "-o", tmp_path / "done", *options, "--report", "-"))
     assert done == json.loads(report.to_json())
@@ -285,7 +288,9 @@ REFUSALS = [
     (2, "'--group-size': it concerns groups", ("--nbits", 4, "--group-size", 8)),
     (2, "unknown deployment target 'iOS19'", ("--minimum-deployment-target", "iOS19")),
     (2, "did you mean 'head_weight_to_fp16'", ("--nbits", 4, "--skip", "haed_weight", "--strict")),
+    (2, "'unique' stores the distinct values exactly", ("--mode", "unique", "--lut-dtype", "int8")),
     (3, "minimum_deployment_target=iOS18", ("--nbits", 3)),
+    (3, "Use lut_dtype=None", ("--nbits", 4, "--lut-dtype", "uint8")),
     (3, "2 requests", ("--nbits", 4, *GROUPED, "--minimum-deployment-target", "macos13")),
 ]
 

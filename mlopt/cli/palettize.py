@@ -17,6 +17,7 @@ from mlopt.cli.terminal import (
     output_width,
     progress_bar,
     sizes_line,
+    target_name,
     write_text,
 )
 
@@ -55,17 +56,6 @@ class LutDtype(str, Enum):
 
     INT8 = "int8"
     UINT8 = "uint8"
-
-
-def _target_name(name: str) -> str:
-    """Refuse what is no target as a wrong option, not as a request that a target lacks."""
-    from mlopt.errors import TargetError
-    from mlopt.mil.targets import Target
-
-    try:
-        return str(Target.parse(name))
-    except TargetError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def palettize_model(
@@ -137,7 +127,9 @@ def palettize_model(
     lut_dtype: Annotated[
         LutDtype | None,
         typer.Option(
-            case_sensitive=False, help="Tables in 8 bits. Not available yet, and refused."
+            case_sensitive=False,
+            help="Tables in 8 bits with a scale; needs iOS18, not for unique. Default: in the "
+            "weight's own dtype.",
         ),
     ] = None,
     skip: Annotated[
@@ -166,7 +158,7 @@ def palettize_model(
         str | None,
         typer.Option(
             metavar="TARGET",
-            callback=lambda name: name and _target_name(name),
+            callback=target_name,
             help="The newest target that the result may need, such as iOS18 or macOS15. Default: "
             "the model's own, or iOS16 if that is older.",
         ),

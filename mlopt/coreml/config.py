@@ -20,9 +20,9 @@ import numpy as np
 import yaml
 
 from mlopt.errors import ConfigError
+from mlopt.palette.quantized import LUT_DTYPES
 from mlopt.palette.spec import MODES, NBITS
 
-LUT_DTYPES = ("int8", "uint8")
 ON_INDIVISIBLE = ("skip", "divisor", "per_tensor")
 DEFAULT_WEIGHT_THRESHOLD = 2048
 
@@ -204,7 +204,8 @@ class OpPalettizerConfig:
         Weights of **more** elements than this are palettized. None: 2048.
     lut_dtype
         ``"int8"`` or ``"uint8"`` (also numpy's and torch's types of these names):
-        tables are stored in 8 bits with a scale. None: in the dtype of the weight.
+        tables are stored in 8 bits with one scale for all tables of a weight, and an offset for
+        uint8. Needs iOS18; not with unique. None: in the dtype of the weight.
     on_indivisible
         Where `group_size` does not divide the number of channels: ``"skip"`` leaves the weight
         alone, ``"divisor"`` takes the largest divisor not above `group_size`, ``"per_tensor"``
@@ -249,6 +250,12 @@ class OpPalettizerConfig:
             )
         if self.lut_function is not None and not callable(self.lut_function):
             raise ConfigError(f"lut_function must be callable, got {_shown(self.lut_function)}")
+        if self.lut_dtype is not None and self.mode == "unique":
+            raise ConfigError(
+                f"mode 'unique' stores the distinct values exactly, which a table of "
+                f"{self.lut_dtype} cannot, got lut_dtype={self.lut_dtype!r}; leave lut_dtype out, "
+                "or use mode 'kmeans' with nbits"
+            )
         if self.cluster_dim > 1 and self.mode == "uniform":
             raise ConfigError(
                 f"mode 'uniform' has no table of vectors, got cluster_dim={self.cluster_dim}; "

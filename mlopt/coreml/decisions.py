@@ -19,7 +19,12 @@ from mlopt.errors import ConfigError, TargetError
 from mlopt.mil.opset_upgrade import plan_opset_raise
 from mlopt.mil.package import Package
 from mlopt.mil.targets import Target
-from mlopt.palette.palettize import NoPaletteError, is_finite, palettize
+from mlopt.palette.palettize import (
+    NoPaletteError,
+    can_quantize_table,
+    is_finite,
+    palettize,
+)
 from mlopt.palette.spec import PaletteSpec
 
 _FLOATS = ("float16", "float32")
@@ -242,9 +247,6 @@ def _palettized(
         group_size = None
         channel_axis = channel_axis if config.cluster_dim > 1 else None
 
-    needs = _needed_target(config, grouped=group_size is not None)
-    # What the model may be raised to is not what it will be: unique and custom raise nothing
-    allowed = _NBITS if max(needs, current) >= Target.iOS18 else _NBITS_BEFORE_IOS18
     spec = PaletteSpec(
         mode=config.mode,
         nbits=config.nbits,
@@ -253,8 +255,16 @@ def _palettized(
         cluster_dim=config.cluster_dim,
         scale_axis=next(iter(outputs)) if config.enable_per_channel_scale else None,
         lut_function=config.lut_function,
-        allowed_nbits=allowed,
+        lut_dtype=config.lut_dtype,
     )
+    if spec.lut_dtype is not None and not can_quantize_table(weight.value(), spec):
+        note = "; ".join(filter(None, (note, float_table_note(spec.lut_dtype, weight.dtype))))
+        spec = attrs.evolve(spec, lut_dtype=None)
+        weight.release()
+    needs = _needed_target(spec)
+    if max(needs, _opset_target(weight, current)) < Target.iOS18:
+        # What the model may be raised to is not what it will be: unique and custom raise nothing
+        spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
     if spec.mode == "unique":
         # known now, so that a target is not raised for a weight that is kept in the end
         try:
@@ -285,10 +295,22 @@ def _disagreement(weight: Weight, axes: set[int]) -> str:
     return f"its users want different output channel axes ({sorted(axes)}): {users}"
 
 
-def _needed_target(config: OpPalettizerConfig, *, grouped: bool) -> Target:
+def float_table_note(lut_dtype: str, dtype: str) -> str:
+    """Why a weight of ``dtype`` has a table in that although 8 bits were asked for."""
+    return (
+        f"the table stays in {dtype}: the weights are so small that the scale of one in "
+        f"{lut_dtype} would be subnormal"
+    )
+
+
+def _needed_target(spec: PaletteSpec) -> Target:
     """The oldest target that can express a request."""
     newer = (
-        grouped or config.cluster_dim > 1 or config.enable_per_channel_scale or config.nbits == 3
+        spec.group_size is not None
+        or spec.cluster_dim > 1
+        or spec.scale_axis is not None
+        or spec.nbits == 3
+        or spec.lut_dtype is not None
     )
     return Target.iOS18 if newer else Target.iOS16
 
@@ -308,12 +330,14 @@ def _violation(
         fixes.append("enable_per_channel_scale=False")
     if config.nbits == 3:
         fixes.append("nbits=4")
+    if isinstance(decision.outcome, PaletteSpec) and decision.outcome.lut_dtype is not None:
+        fixes.append("lut_dtype=None")
     if limit < Target.iOS16:
         allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"
         if decision.needs > Target.iOS16:
             remedy += f" with {', '.join(fixes)}"
     else:
-        allowed = "one scalar table for a weight at 1, 2, 4, 6 or 8 bits, without scale"
+        allowed = "one scalar table of floats for a weight at 1, 2, 4, 6 or 8 bits, without scale"
         remedy = (
             f"{', '.join(fixes)}, or minimum_deployment_target={decision.needs} "
             f"({decision.needs.macos})"

@@ -3,7 +3,8 @@
 Up to CoreML7 (iOS17) ``constexpr_lut_to_dense`` holds a flat packed ``indices``, a 1-D ``lut`` and
 the ``shape`` in its attributes. From CoreML8 (iOS18) it holds typed ``indices`` of the weight's
 shape and a ``lut`` of rank K + 2 in its inputs, and a per-channel scale follows as
-``constexpr_blockwise_shift_scale``.
+``constexpr_blockwise_shift_scale``. A table in 8 bits is the data of another one of these, whose
+output is the ``lut``.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from mlopt.mil.values import int32_value, string_value, tensor_type
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.bits import pack_bits
 from mlopt.palette.palettized import Palettized
+from mlopt.palette.quantized import QuantizedTable
 
-_FLOATS = {"float16": "fp16", "float32": "fp32"}
+_TYPES = {"float16": "fp16", "float32": "fp32", "int8": "int8", "uint8": "uint8"}
+_SHIFT_SCALE = "constexpr_blockwise_shift_scale"
 
 
 @attrs.frozen(eq=False)
@@ -31,7 +34,8 @@ class PackedPalette:
     """A palette ready to be written: the indices are packed, so they take their final size.
 
     packed: uint8[ceil(indices * nbits / 8)]; indices_shape: of the unpacked indices; table, scale,
-    vector_axis: as in ``Palettized``; shape: of the weight; nbytes: of all that is stored.
+    vector_axis, quantized: as in ``Palettized``; shape: of the weight; nbytes: of all that is
+    stored.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -42,6 +46,7 @@ class PackedPalette:
     vector_axis: int | None
     shape: tuple[int, ...]
     nbytes: int
+    quantized: QuantizedTable | None = None
 
     @classmethod
     def of(cls, palettized: Palettized) -> PackedPalette:
@@ -55,6 +60,7 @@ class PackedPalette:
             vector_axis=palettized.vector_axis,
             shape=palettized.shape,
             nbytes=palettized.nbytes,
+            quantized=palettized.quantized,
         )
 
 
@@ -82,28 +88,35 @@ class PaletteOperations:
                 file_name=file_name,
             )
 
-        float_type = _FLOATS[palette.table.dtype.name]
+        def stored_array(array: npt.NDArray[Any]) -> Value:
+            return stored(array, _TYPES[array.dtype.name], array.shape)
+
+        self._table: dict[str, Value] | None = None
         if self._is_new_form:
             self._values = {
                 "indices": stored(palette.packed, f"uint{palette.nbits}", palette.indices_shape),
-                "lut": stored(palette.table, float_type, palette.table.shape),
             }
+            if palette.quantized is None:
+                self._values["lut"] = stored_array(palette.table)
+            else:
+                table = palette.quantized
+                self._table = {
+                    "data": stored_array(table.codes),
+                    "scale": stored_array(table.scale),
+                }
+                if table.offset is not None:
+                    self._table["offset"] = stored_array(table.offset)
             if palette.vector_axis is not None:
                 self._values["vector_axis"] = int32_value(palette.vector_axis)
         else:
-            lut = palette.table.reshape(-1)
             self._values = {
                 "indices": stored(palette.packed, "uint8", palette.packed.shape),
-                "lut": stored(lut, float_type, lut.shape),
+                "lut": stored_array(palette.table.reshape(-1)),
                 "shape": stored(
                     np.array(palette.shape, np.uint32), "uint32", (len(palette.shape),)
                 ),
             }
-        self._scale = (
-            None
-            if palette.scale is None
-            else stored(palette.scale, float_type, palette.scale.shape)
-        )
+        self._scale = None if palette.scale is None else stored_array(palette.scale)
 
     def replacing(self, constant: Constant, unique_name: Callable[[str], str]) -> list[Any]:
         """The operations that take the constant's place; the last has its name, output and type.
@@ -113,24 +126,45 @@ class PaletteOperations:
         last = Operation()
         last.CopyFrom(constant.op)
         del last.attributes["val"]
+        made = []
+        lut_name = None
+        if self._table is not None:
+            lut_name = unique_name(f"{constant.name}_lut")
+            made.append(self._named(lut_name, self._palette.table.shape))
+            made[-1].type = _SHIFT_SCALE
+            _add_values(made[-1], self._table)
         if self._scale is None:
-            self._make_lut(last)
-            return [last]
-        lut = Operation()
+            self._make_lut(last, lut_name)
+            return [*made, last]
         name = unique_name(f"{constant.name}_palettized")
-        lut.attributes["name"].CopyFrom(string_value(name))
-        dtype = _FLOATS[self._palette.table.dtype.name]
-        lut.outputs.add(name=name, type=tensor_type(dtype, self._palette.shape))
-        self._make_lut(lut)
-        last.type = "constexpr_blockwise_shift_scale"
+        made.append(self._named(name, self._palette.shape))
+        self._make_lut(made[-1], lut_name)
+        last.type = _SHIFT_SCALE
         last.inputs["data"].arguments.add().name = name
-        last.inputs["scale"].arguments.add().value.CopyFrom(self._scale)
-        return [lut, last]
+        _add_values(last, {"scale": self._scale})
+        return [*made, last]
 
-    def _make_lut(self, op: Any) -> None:
+    def _named(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A new operation with one output, of the table's dtype."""
+        op = Operation()
+        op.attributes["name"].CopyFrom(string_value(name))
+        dtype = _TYPES[self._palette.table.dtype.name]
+        op.outputs.add(name=name, type=tensor_type(dtype, shape))
+        return op
+
+    def _make_lut(self, op: Any, lut_name: str | None) -> None:
+        """``lut_name``: the variable that is the table; None where it is one of the values."""
         op.type = "constexpr_lut_to_dense"
-        for key, value in self._values.items():
-            if self._is_new_form:
-                op.inputs[key].arguments.add().value.CopyFrom(value)
-            else:
+        if not self._is_new_form:
+            for key, value in self._values.items():
                 op.attributes[key].CopyFrom(value)
+            return
+        _add_values(op, self._values)
+        if lut_name is not None:
+            op.inputs["lut"].arguments.add().name = lut_name
+
+
+def _add_values(op: Any, values: dict[str, Value]) -> None:
+    """Give an operation constant inputs."""
+    for key, value in values.items():
+        op.inputs[key].arguments.add().value.CopyFrom(value)

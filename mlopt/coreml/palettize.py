@@ -187,7 +187,8 @@ def preview(
             if nbits is None:
                 nbits, note = 8, "lut_function decides the size, counted at 8 bits"
             size = exact_nbytes(decision.weight, decision.outcome, nbits)
-            rows.append(palettized_row(decision, nbits, size, note=note))
+            lut_dtype = decision.outcome.lut_dtype
+            rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, note=note))
     return _report(plan, rows)
 
 
@@ -204,13 +205,6 @@ def _check_config(config: Any) -> None:
             f"config must be an mlopt.coreml.OptimizationConfig, got {type(config).__name__}; wrap "
             "a single OpPalettizerConfig as OptimizationConfig(global_config=...)"
         )
-    rules = [config.global_config, *config.op_type_configs.values()]
-    for rule in [*rules, *config.op_name_configs.values()]:
-        if rule is not None and rule.lut_dtype is not None:
-            raise ConfigError(
-                f"lut_dtype={rule.lut_dtype!r} is not available yet; leave it None for tables in "
-                "the weight's dtype"
-            )
 
 
 _Computed = tuple[PackedPalette, Distortion] | NoPaletteError
@@ -346,7 +340,14 @@ def _row(decision: Decision, computed: _Computed) -> WeightRow:
     if isinstance(computed, NoPaletteError):
         return kept_row(decision, Keep(str(computed), str(computed)))
     palette, distortion = computed
-    return palettized_row(decision, palette.nbits, palette.nbytes, snr_db=distortion.snr_db)
+    codes = None if palette.quantized is None else palette.quantized.codes
+    return palettized_row(
+        decision,
+        palette.nbits,
+        palette.nbytes,
+        lut_dtype=None if codes is None else codes.dtype.name,
+        snr_db=distortion.snr_db,
+    )
 
 
 def _report(plan: Plan, rows: list[WeightRow]) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlopt.coreml.decisions import Decision, Keep
+from mlopt.coreml.decisions import Decision, Keep, float_table_note
 from mlopt.coreml.report import WeightRow
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.palette.bits import packed_nbytes
@@ -27,23 +27,37 @@ def palettized_row(
     nbits: int,
     nbytes: int,
     *,
+    lut_dtype: str | None,
     snr_db: float | None = None,
     note: str | None = None,
 ) -> WeightRow:
-    """The row of a palettized weight, ``nbytes`` being those of indices, tables and scale."""
+    """The row of a palettized weight.
+
+    ``nbytes``: those of indices, tables and scale; ``lut_dtype``: that of the tables as they are
+    stored, None for the weight's own.
+    """
     weight, spec, config = decision.weight, decision.outcome, decision.config
     assert isinstance(spec, PaletteSpec) and config is not None
-    larger = "the palette is larger than the weight" if nbytes > weight.nbytes else None
+    notes = [decision.note, note]
+    if spec.lut_dtype is not None and lut_dtype is None:
+        notes.append(float_table_note(spec.lut_dtype, weight.dtype))
+    if lut_dtype is not None:
+        here, plain = (_table_nbytes(weight, spec, nbits, each) for each in (lut_dtype, None))
+        if here > plain:
+            notes.append(f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}")
+    if nbytes > weight.nbytes:
+        notes.append("the palette is larger than the weight")
     return WeightRow(
         outcome="palettized",
         reason=decision.rule,
-        note="; ".join(filter(None, (decision.note, note, larger))) or None,
+        note="; ".join(filter(None, notes)) or None,
         mode=spec.mode,
         nbits=nbits,
         granularity=str(config.granularity) if spec.group_size is not None else "per_tensor",
         group_size=spec.group_size,
         cluster_dim=spec.cluster_dim,
         per_channel_scale=spec.scale_axis is not None,
+        lut_dtype=lut_dtype,
         snr_db=snr_db,
         **_of_weight(weight, nbytes),
     )
@@ -51,15 +65,23 @@ def palettized_row(
 
 def exact_nbytes(weight: Weight, spec: PaletteSpec, nbits: int) -> int:
     """Bytes that a palette of ``nbits`` will take: packed indices, tables, scale."""
+    size = packed_nbytes(weight.size // spec.cluster_dim, nbits=nbits)
+    size += _table_nbytes(weight, spec, nbits, spec.lut_dtype)
+    if spec.scale_axis is not None:
+        size += weight.shape[spec.scale_axis] * (weight.nbytes // weight.size)
+    return size
+
+
+def _table_nbytes(weight: Weight, spec: PaletteSpec, nbits: int, lut_dtype: str | None) -> int:
+    """Bytes of the tables, with their own scale and offset where they are in 8 bits."""
     groups = 1
     if spec.group_size is not None and spec.channel_axis is not None:
         groups = weight.shape[spec.channel_axis] // spec.group_size
+    numbers = groups * (1 << nbits) * spec.cluster_dim
     itemsize = weight.nbytes // weight.size
-    size = packed_nbytes(weight.size // spec.cluster_dim, nbits=nbits)
-    size += groups * (1 << nbits) * spec.cluster_dim * itemsize
-    if spec.scale_axis is not None:
-        size += weight.shape[spec.scale_axis] * itemsize
-    return size
+    if lut_dtype is None:
+        return numbers * itemsize
+    return numbers + itemsize + (lut_dtype == "uint8")
 
 
 def _of_weight(weight: Weight, nbytes: int) -> dict[str, Any]:

@@ -23,6 +23,9 @@ __all__ = ["NoPaletteError", "can_quantize_table", "is_finite", "palettize"]
 
 Floats = npt.NDArray[Any]
 
+_ENOUGH = 1 << 16
+"""Weights, about, that are looked at before more: most have a large one among them."""
+
 
 def palettize(
     weight: Floats,
@@ -129,7 +132,14 @@ def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
         return False
     if spec.mode == "custom" or spec.scale_axis is not None:
         return True
-    return is_wide_enough(float(weight.min()), float(weight.max()), spec.lut_dtype, weight.dtype)
+    low = high = 0.0
+    step = max(1, _ENOUGH * len(weight) // weight.size)
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step]
+        low, high = min(low, float(part.min())), max(high, float(part.max()))
+        if low < high and is_wide_enough(low, high, spec.lut_dtype, weight.dtype):
+            return True
+    return low == high
 
 
 def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | None) -> None:

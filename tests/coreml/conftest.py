@@ -284,7 +284,13 @@ def form(op: Any, folder: Path | None) -> dict[str, Any]:
     }
 
 
-NUMPY = {"FLOAT16": np.float16, "FLOAT32": np.float32, "UINT8": np.uint8, "UINT32": np.uint32}
+NUMPY = {
+    "FLOAT16": np.float16,
+    "FLOAT32": np.float32,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "UINT32": np.uint32,
+}
 
 
 def raw(value: Any, folder: Path | None) -> bytes:
@@ -301,7 +307,10 @@ def raw(value: Any, folder: Path | None) -> bytes:
 
 @attrs.frozen(eq=False)
 class Stored:
-    """A palette as it stands in a package, read by this file alone."""
+    """A palette as it stands in a package, read by this file alone.
+
+    ``codes``, ``table_scale``, ``offset``: of a table in 8 bits, which ``table`` is what they mean.
+    """
 
     indices: np.ndarray
     table: np.ndarray
@@ -310,6 +319,9 @@ class Stored:
     nbits: int
     nbytes: int
     shape: tuple[int, ...]
+    codes: np.ndarray | None = None
+    table_scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     @property
     def dense(self) -> np.ndarray:
@@ -335,24 +347,37 @@ def stored(source: Any, name: str, function: str | None = None) -> Stored:
     _, folder = spec_and_weights(source)
     ops = operations_by_name(source, function)
     op, scale, size = ops[name], None, 0
-    if op.type == "constexpr_blockwise_shift_scale":
-        value = op.inputs["scale"].arguments[0].value
+
+    def array(value: Any) -> np.ndarray:
+        nonlocal size
         data = raw(value, folder)
-        dims = [d.constant.size for d in value.type.tensorType.dimensions]
-        scale = np.frombuffer(data, _numpy(value)).reshape(dims)
         size += len(data)
+        dims = [d.constant.size for d in value.type.tensorType.dimensions]
+        return np.frombuffer(data, _numpy(value)).reshape(dims)
+
+    if op.type == "constexpr_blockwise_shift_scale":
+        scale = array(op.inputs["scale"].arguments[0].value)
         op = ops[op.inputs["data"].arguments[0].name]
     assert op.type == "constexpr_lut_to_dense", op.type
     shape = tuple(d.constant.size for d in op.outputs[0].type.tensorType.dimensions)
     values = {key: a.arguments[0].value for key, a in op.inputs.items()} or dict(op.attributes)
-    packed, lut = raw(values["indices"], folder), raw(values["lut"], folder)
-    table = np.frombuffer(lut, _numpy(values["lut"]))
+    packed = raw(values["indices"], folder)
+    quantized: dict[str, np.ndarray] = {}
+    if op.inputs and op.inputs["lut"].arguments[0].WhichOneof("binding") == "name":
+        of_table = ops[op.inputs["lut"].arguments[0].name]
+        assert of_table.type == "constexpr_blockwise_shift_scale"
+        parts = {key: array(a.arguments[0].value) for key, a in of_table.inputs.items()}
+        steps = parts["data"].astype(np.float64) - parts.get("offset", np.zeros(1))
+        table = (steps * parts["scale"].astype(np.float64)).astype(parts["scale"].dtype)
+        quantized = {"codes": parts["data"], "table_scale": parts["scale"]}
+        quantized["offset"] = parts.get("offset")
+    else:
+        table = array(values["lut"])
     axis = None
     if op.inputs:
         dims = [d.constant.size for d in values["indices"].type.tensorType.dimensions]
         kind = MIL_pb2.DataType.Name(values["indices"].type.tensorType.dataType)
         nbits = int(kind.removeprefix("UINT"))
-        table = table.reshape([d.constant.size for d in values["lut"].type.tensorType.dimensions])
         if "vector_axis" in values:
             axis = int(np.frombuffer(raw(values["vector_axis"], folder), np.int32)[0])
             axis %= len(shape)
@@ -367,8 +392,8 @@ def stored(source: Any, name: str, function: str | None = None) -> Stored:
     assert not bits[count * nbits :].any(), "the tail of the indices is not zero"
     places = 1 << np.arange(nbits)
     indices = (bits[: count * nbits].reshape(count, nbits) * places).sum(1).astype(np.uint8)
-    size += len(packed) + len(lut)
-    return Stored(indices.reshape(dims), table, scale, axis, nbits, size, shape)
+    size += len(packed)
+    return Stored(indices.reshape(dims), table, scale, axis, nbits, size, shape, **quantized)
 
 
 def _numpy(value: Any) -> Any:

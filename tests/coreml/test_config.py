@@ -143,6 +143,13 @@ def test_lut_dtype(dtype):
     assert OpPalettizerConfig(nbits=4, lut_dtype=dtype).lut_dtype == "int8"
 
 
+@pytest.mark.parametrize("dtype", ["int8", np.uint8])
+def test_unique_has_no_lut_dtype(dtype):
+    message = refusal(mode="unique", lut_dtype=dtype)
+    assert "exactly" in message
+    assert "leave lut_dtype out, or use mode 'kmeans' with nbits" in message
+
+
 def test_lut_dtype_of_torch():
     torch = pytest.importorskip("torch")
     assert OpPalettizerConfig(nbits=4, lut_dtype=torch.uint8).lut_dtype == "uint8"
@@ -207,13 +214,14 @@ def test_what_coremltools_refuses_is_refused(reference):
 
 
 def op_configs():
-    def build(mode, nbits, group_size, cluster_dim, **rest):
+    def build(mode, nbits, group_size, cluster_dim, lut_dtype, **rest):
         told = mode in ("kmeans", "uniform")
         return OpPalettizerConfig(
             mode=mode,
             nbits=nbits if told else None,
             group_size=group_size * cluster_dim,
             cluster_dim=1 if mode == "uniform" else cluster_dim,
+            lut_dtype=None if mode == "unique" else lut_dtype,
             **rest,
         )
 

@@ -42,6 +42,19 @@ CONFIGS = {
     "vectors": {"nbits": 3, "cluster_dim": 4},
     "scaled": {"nbits": 2, "enable_per_channel_scale": True},
     "unique": {"mode": "unique"},
+    "int8 tables": {
+        "nbits": 4,
+        "granularity": "per_grouped_channel",
+        "group_size": 20,
+        "on_indivisible": "divisor",
+        "lut_dtype": "int8",
+    },
+    "uint8 table": {
+        "nbits": 3,
+        "cluster_dim": 2,
+        "enable_per_channel_scale": True,
+        "lut_dtype": "uint8",
+    },
 }
 
 
@@ -521,7 +534,7 @@ def test_globs_and_exact_names_by_weight_and_by_operation(tmp_path):
 def test_all_errors_are_of_one_family(one):
     for run in (
         lambda: palettize(one("iOS16"), by_name({"w": VECTOR})),
-        lambda: palettize(one("iOS16"), global_config(lut_dtype="int8")),
+        lambda: palettize(one("iOS16"), global_config(lut_dtype="int4")),
         lambda: palettize("/nowhere/at/all.mlpackage", global_config()),
     ):
         with pytest.raises(MlOptError) as error:

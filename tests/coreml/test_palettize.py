@@ -374,14 +374,6 @@ def test_joint_compression_is_refused(source):
         palettize_weights(model, global_config(), joint_compression=True)
 
 
-@pytest.mark.parametrize("lut_dtype", ["int8", np.uint8])
-def test_lut_dtype_is_refused(lut_dtype, source, tmp_path):
-    with pytest.raises(ConfigError, match=r"lut_dtype='u?int8' is not available") as refusal:
-        palettize(source, global_config(lut_dtype=lut_dtype), output=tmp_path / "out.mlpackage")
-    assert "None" in str(refusal.value)
-    assert nothing_beside(tmp_path, ["in"])
-
-
 @pytest.mark.parametrize("config", [None, {}, OpPalettizerConfig(nbits=4), {"global_config": None}])
 def test_a_config_of_another_kind_is_refused(config, source, tmp_path):
     for run in (palettize, preview, palettize_weights):
