@@ -120,7 +120,7 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
 def _bind_constant(change: Change, indices: np.ndarray, extents: np.ndarray) -> None:
     raised = np.where(indices < 0, indices.astype(np.int32) + extents, indices)
     # A short integer may reach an axis from its end, and not from its beginning.
-    if np.can_cast(np.min_scalar_type(raised.max()), indices.dtype):
+    if raised.max() <= np.iinfo(indices.dtype).max:
         raised = raised.astype(indices.dtype)
     name = change.add_const(immediate_value(raised), f"{change.node.name}_indices_nonnegative")
     change.bindings["indices"] = name
