@@ -10,7 +10,8 @@ from mlopt.coreml.config import (
     OpPalettizerConfig,
     OptimizationConfig,
 )
-from mlopt.coreml.decompress import decompress, decompress_weights
+from mlopt.coreml.constexpr import CompressedForm
+from mlopt.coreml.decompress import DecompressionResult, decompress, decompress_weights
 from mlopt.coreml.deployment import raise_target, set_deployment_target
 from mlopt.coreml.lint import Finding, LintReport, lint
 from mlopt.coreml.metadata import (
@@ -27,9 +28,11 @@ from mlopt.coreml.palettize import (
 from mlopt.coreml.report import Report, WeightRow
 
 __all__ = [
+    "CompressedForm",
     "CompressionGranularity",
     "CoreMLOpMetaData",
     "CoreMLWeightMetaData",
+    "DecompressionResult",
     "Finding",
     "Granularity",
     "LintReport",

@@ -5,6 +5,7 @@ Each example is small enough to be computed on paper, and is computed by coremlt
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -506,6 +507,98 @@ def test_chains_share_what_is_stored_alike(tmp_path):
     nodes = nodes_of(result.path)
     stored = {name: nodes[name].outputs[0].constant.storage for name in "abc"}
     assert stored["a"] == stored["b"] != stored["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("lut, old form", "palettized, 2 bits, 1 table, 16.00 bits per weight"),
+        (
+            "lut in groups",
+            "palettized, 2 bits, 2 tables, blocks of 2x2, 34.00 bits per weight",
+        ),
+        (
+            "lut of vectors, negative axis",
+            "palettized, int8 table, 1 bit, 1 table, vectors of 3, 4.67 bits per weight",
+        ),
+        ("affine, negative axis", "quantized, 8 bits, blocks of 2x1, 20.00 bits per weight"),
+        ("blocks of int4", "quantized, 4 bits, blocks of 2x2, 9.00 bits per weight"),
+        ("floats with scales", "scaled, 32 bits, blocks of 1x2, 40.00 bits per weight"),
+        ("sparse, old form", "sparse, 16 bits, 50.0 % left out, 9.33 bits per weight"),
+        ("sparse int4", "sparse, 4 bits, 50.0 % left out, 4.00 bits per weight"),
+        ("cast", "cast, 16 bits, 16.00 bits per weight"),
+        (
+            "table of int8",
+            "palettized, int8 table, 1 bit, 1 table, 12.00 bits per weight",
+        ),
+        (
+            "sparse numbers with scales",
+            "quantized + sparse, 8 bits, blocks of 1x2, 50.0 % left out, 22.00 bits per weight",
+        ),
+        (
+            "palettized and sparse",
+            "palettized + sparse, 1 bit, 2 tables, blocks of 1x3, 33.3 % left out, "
+            "13.33 bits per weight",
+        ),
+    ],
+)
+def test_descriptions(name, shown, tmp_path):
+    (weight,) = get_weights_metadata(package_of_example(name, tmp_path), 1).values()
+    assert str(weight.compression) == shown
+
+
+LARGE = (1024, 1024)
+
+
+def large_blocks(counts: tuple[int, int]) -> list[Any]:
+    data = np.random.default_rng(0).integers(-128, 128, LARGE)
+    return [
+        constexpr(
+            "blockwise_shift_scale",
+            {"w": ("fp16", LARGE)},
+            data=value(data, "int8"),
+            scale=value(np.full(counts, 0.5), "fp16"),
+        )
+    ]
+
+
+def large_sparse() -> list[Any]:
+    mask = np.random.default_rng(0).integers(0, 256, LARGE[0] * LARGE[1] // 8).astype(np.uint8)
+    ones = int(np.unpackbits(mask).sum())
+    return [
+        constexpr(
+            "sparse_to_dense",
+            {"w": ("fp16", LARGE)},
+            old=True,
+            nonzero_data=value(np.ones(ones), "fp16"),
+            mask=value(mask, "uint8"),
+            shape=value(LARGE, "uint32"),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "ops"),
+    [
+        ("iOS18", large_blocks((1024, 1))),
+        ("iOS18", large_blocks((1024, 32))),
+        ("iOS18", large_blocks((1, 1))),
+        ("iOS16", large_sparse()),
+    ],
+    ids=["channels", "blocks", "tensor", "sparse"],
+)
+def test_memory_is_that_of_the_weight(target, ops, tmp_path):
+    """Compiled code and what is loaded once do not count: the first call is another weight's."""
+    source = foreign.handmade(tmp_path / "source.mlpackage", target, ops, ["w"])
+    node = nodes_of(source)["w"]
+    evaluate(node)
+    tracemalloc.start()
+    try:
+        (weight,) = evaluate(node)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.6 * weight.nbytes
 
 
 def test_a_description_takes_no_weight_into_memory(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ import attrs
 
 from mlopt.coreml.constexpr import lut
 from mlopt.coreml.constexpr.operations import Checked, checked
-from mlopt.coreml.constexpr.parameters import BYTES, Array, Operand, Parameters
+from mlopt.coreml.constexpr.parameters import BYTES, FLOATS, Array, Operand, Parameters
 from mlopt.coreml.constexpr.weights import CompressedWeight
 from mlopt.mil.program import Node, Variable
 
@@ -28,8 +28,9 @@ class CompressedForm:
     Parameters
     ----------
     form
-        In words: "palettized", "quantized", "sparse" or "cast", joined with " + " where more than
-        one holds; with ", int8 table" or ", uint8 table" where the entries are stored so.
+        In words: "palettized", "quantized", "scaled" (floats with scales of their own), "sparse" or
+        "cast", joined with " + " where more than one holds; with ", int8 table" or ", uint8 table"
+        where the entries are stored so.
     operations
         The types of the operations that give it, in order.
     nbits
@@ -129,7 +130,9 @@ def describe(weight: CompressedWeight) -> CompressedForm:
     numbers = numbers or _last(links.values(), _AFFINE)
 
     entry_type = "" if table is None else _entry_type(table, entries)
-    words = {"palettized": table, "quantized": numbers, "sparse": mask, "cast": cast}
+    is_float = numbers is not None and _bulk(numbers.parameters).dtype in FLOATS
+    kind = "scaled" if is_float else "quantized"
+    words = {"palettized": table, kind: numbers, "sparse": mask, "cast": cast}
     form = " + ".join(word for word, link in words.items() if link is not None)
     stored = table or numbers or mask or cast or links[id(weight.node)]
     return CompressedForm(
