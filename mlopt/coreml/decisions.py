@@ -16,7 +16,7 @@ from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
 from mlopt.errors import ConfigError, TargetError
-from mlopt.mil.opset_upgrade import plan_opset_raise
+from mlopt.mil.opset_upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.package import Package
 from mlopt.mil.targets import Target
 from mlopt.palette.palettize import (
@@ -62,15 +62,15 @@ class Decision:
 class Plan:
     """All decisions of a run, in program order, and the targets they lead to.
 
-    ``target`` is the newest target before, ``raised`` the programs that have to be raised and to
-    what, ``reason`` why.
+    ``target`` is the newest target before, ``raises`` what has to be done to the programs that have
+    to be raised, ``target_reason`` why.
     """
 
     decisions: tuple[Decision, ...]
     target: Target
     target_after: Target
     target_reason: str | None
-    raises: tuple[tuple[Any, Target], ...]
+    raises: tuple[OpsetRaise, ...]
     unmatched_rules: tuple[UnmatchedRule, ...]
 
 
@@ -125,7 +125,9 @@ def decide(
         current = Target.of_specification(weight.program.specification_version)
         limit = _limit(current, minimum_deployment_target)
         try:
-            decision = _decide(weight, resolve(config, name, consumers), current)
+            aliases = weight.names[1:]
+            resolution = resolve(config, name, consumers, aliases=aliases)
+            decision = _decide(weight, resolution, current)
         except ConfigError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -182,6 +184,11 @@ def _untouchable(weight: Weight) -> tuple[str, str] | None:
     for user in weight.consumers:
         if user.op_type.startswith("constexpr_"):
             return "part of a compressed form already", "part of a compressed form already"
+        if user.op_type == "custom_layer":
+            return (
+                "a custom layer reads it, and its code gets it as it is stored",
+                "read by a custom layer",
+            )
     if weight.inline:
         return "written into its operation", "written into its operation"
     if weight.dtype not in _FLOATS:
@@ -358,8 +365,8 @@ def _with_targets(
 ) -> Plan:
     """Find out which programs have to be raised, and that they can be."""
     before = [Target.of_specification(p.specification_version) for p in package.programs]
-    raises: list[tuple[Any, Target]] = []
-    reasons = []
+    raises: list[OpsetRaise] = []
+    reasons, refusals = [], []
     for program, current in zip(package.programs, before, strict=True):
         needing = [
             d
@@ -371,14 +378,37 @@ def _with_targets(
         if not needing:
             continue
         target = max(d.needs for d in needing)
-        plan_opset_raise(program, target)  # refuses what cannot be raised, before any clustering
-        raises.append((program, target))
+        functions = _raised_together(needing, decisions)
+        try:
+            raises.append(plan_opset_raise(program, target, functions))
+        except TargetError as error:
+            refusals.append(str(error))
         first = next(d for d in needing if d.needs == target)
         assert first.config is not None
         others = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
         reasons.append(f"{first.config.summary} of {first.weight.name}{others} needs {target}")
-    after = max([*before, *(target for _, target in raises)])
+    if refusals:
+        raise TargetError("\n".join(refusals))
+    after = max([*before, *(each.target for each in raises)])
     return Plan(decisions, max(before), after, "; ".join(reasons) or None, tuple(raises), unmatched)
+
+
+def _raised_together(needing: list[Decision], decisions: tuple[Decision, ...]) -> set[str]:
+    """The functions that some decisions of a program raise.
+
+    Those with the weights, and those that share a palettized weight with them: it is stored once,
+    in one form.
+    """
+    program = needing[0].weight.program
+    shared = [
+        set(d.weight.functions)
+        for d in decisions
+        if d.weight.program is program and isinstance(d.outcome, PaletteSpec)
+    ]
+    functions = {name for d in needing for name in d.weight.functions}
+    while more := [s for s in shared if s & functions and not s <= functions]:
+        functions.update(*more)
+    return functions
 
 
 def _opset_target(weight: Weight, current: Target) -> Target:

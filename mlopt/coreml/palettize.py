@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -23,7 +23,6 @@ from mlopt.coreml.weights import Weight, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
-from mlopt.mil.opset_upgrade import raise_opset
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.program import Program
 from mlopt.mil.targets import Target
@@ -226,8 +225,8 @@ def _carry_out(
 ) -> list[WeightRow]:
     """Raise programs, cluster, and replace the constants; returns the rows in program order."""
     if plan.raises:
-        for program, target in plan.raises:
-            raise_opset(program, target, writer)
+        for each in plan.raises:
+            each.apply(writer)
         # Raising makes new messages: the weights are the same ones, looked up again.
         weights, _ = weights_of(package)
         decisions = _moved(plan.decisions, weights)
@@ -287,13 +286,27 @@ def _computed(
 
 def _moved(decisions: tuple[Decision, ...], weights: list[Weight]) -> list[Decision]:
     """The decisions about the weights of a raised program; its new constants concern none."""
+    before, found = _keys([d.weight for d in decisions]), _keys(weights)
+    moved = dict(zip(found, weights, strict=True))
+    return [
+        attrs.evolve(decision, weight=moved.get(key, decision.weight))
+        for key, decision in zip(before, decisions, strict=True)
+    ]
 
-    def key(weight: Weight) -> tuple[Any, ...]:
+
+def _keys(weights: list[Weight]) -> list[tuple[Any, ...]]:
+    """What tells weights apart: the place of the first constant, and its number where it repeats.
+
+    Blocks of one function may have constants of equal names; raising keeps their order.
+    """
+    seen: Counter[tuple[Any, ...]] = Counter()
+    keys = []
+    for weight in weights:
         first = weight.constants[0]
-        return id(weight.program), first.function, first.name, first.parameter, first.index
-
-    found = {key(weight): weight for weight in weights}
-    return [attrs.evolve(d, weight=found.get(key(d.weight), d.weight)) for d in decisions]
+        place = id(weight.program), first.function, first.name, first.parameter, first.index
+        keys.append((*place, seen[place]))
+        seen[place] += 1
+    return keys
 
 
 def _replace(

@@ -35,6 +35,8 @@ class WeightRow:
     ----------
     name
         The name of the constant.
+    model
+        The model of a pipeline that it belongs to, "" without a pipeline.
     functions
         The functions that use it, in program order.
     shape, dtype
@@ -73,6 +75,7 @@ class WeightRow:
     bits_per_weight: float
     bytes_before: int
     bytes_after: int
+    model: str = ""
     functions: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
     category: str = attrs.field(default=attrs.Factory(lambda self: self.reason, takes_self=True))
@@ -95,6 +98,11 @@ class WeightRow:
     def is_lossless(self) -> bool:
         """Whether what is stored equals the weight that came in."""
         return not self.is_palettized or self.snr_db == math.inf
+
+    @property
+    def full_name(self) -> str:
+        """The name, after that of the model in a pipeline: ``"first/conv_weight"``."""
+        return f"{self.model}/{self.name}" if self.model else self.name
 
     @property
     def form(self) -> str:
@@ -221,7 +229,8 @@ class Report:
     def summary(self) -> str:
         """The account in a few lines: sizes, what was kept and why, the target, unused rules."""
         if not self.rows:
-            return "\n".join(["The model has no weights.", *self._closing_lines()])
+            lines = ["The model has no weights.", *self._closing_lines()]
+            return "\n".join(map(printable, lines))
         lines = [
             f"Palettized {_count(len(self.palettized), 'weight')} of {len(self.rows)}: "
             f"{human_bytes(self.bytes_before)} -> {human_bytes(self.bytes_after)}, "
@@ -241,10 +250,10 @@ class Report:
             largest = sorted(self.kept, key=lambda row: -row.bytes_before)[:3]
             largest = [row for row in largest if row.bytes_before >= noteworthy]
             named = "; ".join(
-                f"{row.name}, {human_bytes(row.bytes_before)}: {row.reason}" for row in largest
+                f"{row.full_name}, {human_bytes(row.bytes_before)}: {row.reason}" for row in largest
             )
             lines.append(f"Largest kept: {named}.")
-        return "\n".join(lines + self._closing_lines())
+        return "\n".join(map(printable, lines + self._closing_lines()))
 
     def _closing_lines(self) -> list[str]:
         """The target, rules without use, notes."""
@@ -261,7 +270,7 @@ class Report:
     def to_table(self, width: int = 120) -> str:
         """A plain text table of the rows, `width` columns wide at most; long names are elided."""
         columns = [
-            [middle_elided(_used_by(row.consumers), 14) for row in self.rows],
+            [middle_elided(printable(_used_by(row.consumers)), 14) for row in self.rows],
             [middle_elided("x".join(map(str, row.shape)) or "scalar", 14) for row in self.rows],
             [f"{row.bits_per_weight:.2f}" for row in self.rows],
             [human_bytes(row.bytes_before) for row in self.rows],
@@ -285,7 +294,8 @@ class Report:
             result = row.form if row.is_palettized else f"kept: {row.reason}"
             if row.note:
                 result += f" ({row.note})"
-            texts = (middle_elided(row.name, name_width), *cells, result)
+            name = middle_elided(printable(row.full_name), name_width)
+            texts = (name, *cells, printable(result))
             # As Text: a string would be searched for markup such as "[0]".
             table.add_row(*(Text(text) for text in texts))
         out = StringIO()
@@ -322,6 +332,13 @@ class Report:
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text without NaN or infinities."""
         return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for what would move the cursor or colour a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def middle_elided(text: str, width: int) -> str:

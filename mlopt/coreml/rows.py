@@ -17,7 +17,7 @@ def kept_row(decision: Decision, keep: Keep) -> WeightRow:
         outcome="kept",
         reason=keep.reason,
         category=keep.category,
-        note=decision.note,
+        note="; ".join(filter(None, (decision.note, _other_names(decision.weight)))) or None,
         **_of_weight(decision.weight, decision.weight.nbytes),
     )
 
@@ -38,7 +38,7 @@ def palettized_row(
     """
     weight, spec, config = decision.weight, decision.outcome, decision.config
     assert isinstance(spec, PaletteSpec) and config is not None
-    notes = [decision.note, note]
+    notes = [decision.note, _other_names(weight), note]
     if spec.lut_dtype is not None and lut_dtype is None:
         notes.append(float_table_note(spec.lut_dtype, weight.dtype))
     if lut_dtype is not None:
@@ -84,10 +84,23 @@ def _table_nbytes(weight: Weight, spec: PaletteSpec, nbits: int, lut_dtype: str 
     return numbers + itemsize + (lut_dtype == "uint8")
 
 
+_MOST_NAMES = 8
+
+
+def _other_names(weight: Weight) -> str | None:
+    """A note where other constants share what is stored, for whoever looks for one of those."""
+    others = [repr(name) for name in weight.names[1:]]
+    if not others:
+        return None
+    more = f" and {len(others) - _MOST_NAMES} more" if len(others) > _MOST_NAMES else ""
+    return f"also named {', '.join(others[:_MOST_NAMES])}{more}"
+
+
 def _of_weight(weight: Weight, nbytes: int) -> dict[str, Any]:
     """What any row says of its weight, of which ``nbytes`` are stored afterwards."""
     return {
         "name": weight.name,
+        "model": weight.program.label,
         "shape": weight.shape,
         "dtype": weight.dtype,
         "functions": weight.functions,
