@@ -21,6 +21,7 @@ from mlopt.coreml.constexpr import (
     describe,
     is_constexpr,
     is_part,
+    parameter_names,
 )
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.mil.dtypes import dtype_named
@@ -200,10 +201,8 @@ def _const(weight: CompressedWeight, value: Value) -> Any:
     const.CopyFrom(weight.node.op)
     const.type = "const"
     const.ClearField("inputs")
-    # All but the name are parameters.
-    for name in list(const.attributes):
-        if name != "name":
-            del const.attributes[name]
+    for name in parameter_names(weight.node) & set(const.attributes):
+        del const.attributes[name]
     if len(const.outputs) > 1:
         output = next(item for item in weight.node.op.outputs if item.name == weight.variable.name)
         const.ClearField("outputs")

@@ -159,7 +159,7 @@ def inspect_weights(
     source
         The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram``.
     patterns
-        Globs; a weight is listed if one of them matches its name, or the name or the type of an
+        Globs; a weight is listed if one of them matches a name of it, or the name or the type of an
         operation that reads it. None given: all.
     min_size
         Only weights of at least this many elements.
@@ -197,7 +197,7 @@ def package_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def _matches(weight: LogicalWeight, patterns: Iterable[str]) -> bool:
-    names = {weight.name}
+    names = set(weight.names)
     for user in weight.consumers:
         names |= {user.op_name, user.op_type}
     patterns = tuple(patterns)

@@ -52,6 +52,11 @@ class LogicalWeight:
         return self.first.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All its names, each once, in program order."""
+        return tuple(dict.fromkeys(item.name for item in self.parts))
+
+    @property
     def functions(self) -> tuple[str, ...]:
         """The functions that have it, in program order."""
         return tuple(dict.fromkeys(item.function for item in self.parts))

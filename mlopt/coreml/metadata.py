@@ -331,7 +331,10 @@ def _listed(program: Program, weight_threshold: int, contents: ContentKeys) -> I
                 yield _Listed(
                     name=name,
                     qualifier=qualifier,
-                    content=constant.message,
+                    # One file may be spelled in two ways.
+                    content=(constant.storage, constant.dtype, constant.shape)
+                    if constant.storage
+                    else constant.message.SerializeToString(deterministic=True),
                     bound=constant,
                     readers=tuple(
                         use.node for use in constant.consumers if not is_constexpr(use.node)

@@ -509,6 +509,22 @@ def test_chains_share_what_is_stored_alike(tmp_path):
     assert stored["a"] == stored["b"] != stored["c"]
 
 
+@pytest.mark.parametrize("name", ["lut, old form", "lut in groups", "table of int8"])
+def test_a_remark_on_an_operation_stays(name, tmp_path):
+    """An attribute that is no parameter, as some tool may leave it."""
+    target, ops, wanted = EXAMPLES[name]
+    ops = [type(op).FromString(op.SerializeToString()) for op in ops]
+    for op in ops:
+        op.attributes["remark"].CopyFrom(value(np.arange(20), "fp16"))
+    source = foreign.handmade(tmp_path / "source.mlpackage", target, ops, ["w"])
+    node = nodes_of(decompress(source, tmp_path / "dense.mlpackage").path)["w"]
+    assert set(node.op.attributes) == {"name", "val", "remark"}
+    np.testing.assert_array_equal(node.outputs[0].constant.value(), wanted)
+    (weight,) = get_weights_metadata(source, weight_threshold=1).values()
+    (plain,) = get_weights_metadata(package_of_example(name, tmp_path / "2"), 1).values()
+    assert weight.compression == plain.compression
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

@@ -2,6 +2,7 @@
 
 from mlopt.coreml.constexpr.description import CompressedForm, describe
 from mlopt.coreml.constexpr.evaluation import evaluate
+from mlopt.coreml.constexpr.operations import parameter_names
 from mlopt.coreml.constexpr.palettes import palette_of
 from mlopt.coreml.constexpr.parameters import is_constexpr, unpacked
 from mlopt.coreml.constexpr.weights import (
@@ -21,5 +22,6 @@ __all__ = [
     "is_constexpr",
     "is_part",
     "palette_of",
+    "parameter_names",
     "unpacked",
 ]

@@ -107,6 +107,12 @@ def checked(node: Node, computed: Callable[[Variable], Array]) -> Checked:
     return Checked(node, form, parameters)
 
 
+def parameter_names(node: Node) -> frozenset[str]:
+    """The parameters that the definition of a constexpr operation gives it; none if unknown."""
+    forms = _OLD_FORMS if is_old_form(node) else _FORMS
+    return frozenset(forms[node.op_type].signature) if node.op_type in forms else frozenset()
+
+
 def is_old_form(node: Node) -> bool:
     """Whether an operation of two forms is in that of iOS16 and iOS17."""
     return node.op_type in _OLD_FORMS and "shape" in node.inputs

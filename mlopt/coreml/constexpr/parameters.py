@@ -117,9 +117,10 @@ def read_parameters(
     Raises
     ------
     ModelFormatError
-        A parameter is missing, unknown, computed by other than constants, or of another type.
+        A parameter is missing, unknown, computed by other than constants, or of another type. An
+        attribute that is no parameter is a remark that some tool left, and is none of these.
     """
-    unknown = sorted(set(node.inputs) - set(signature))
+    unknown = sorted(set(node.op.inputs) - set(signature))
     if unknown:
         raise refusal(node, f"unknown parameter {unknown[0]!r}; it has {', '.join(signature)}")
     operands = {}

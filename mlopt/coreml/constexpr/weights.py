@@ -8,6 +8,7 @@ import attrs
 
 from mlopt.coreml.constexpr.chains import chain_of
 from mlopt.coreml.constexpr.evaluation import output_index, value_of
+from mlopt.coreml.constexpr.operations import parameter_names
 from mlopt.coreml.constexpr.parameters import Array, is_constexpr
 from mlopt.mil.program import Constant, Consumer, Node, Variable
 from mlopt.mil.values import tensor_type_of
@@ -141,8 +142,8 @@ class ContentKeys:
 
     def _content(self, node: Node) -> object:
         parameters = tuple(
-            (name, tuple(self._bound(value) for value in bindings))
-            for name, bindings in sorted(node.inputs.items())
+            (name, tuple(self._bound(value) for value in node.inputs.get(name, ())))
+            for name in sorted(parameter_names(node))
         )
         return node.op_type, parameters
 
@@ -161,10 +162,10 @@ class ContentKeys:
 def _stored(chain: Iterable[Node]) -> Iterator[Constant]:
     seen: set[object] = set()
     for node in chain:
-        for parameter, bindings in node.inputs.items():
-            for bound in bindings:
+        for parameter in sorted(parameter_names(node) - _DESCRIPTIVE):
+            for bound in node.inputs.get(parameter, ()):
                 constant = bound.constant if isinstance(bound, Variable) else bound
-                if constant is None or parameter in _DESCRIPTIVE:
+                if constant is None:
                     continue
                 key = (constant.storage or id(constant.message), constant.dtype, constant.shape)
                 if key not in seen:
