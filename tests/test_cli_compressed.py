@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mlopt.cli import app
+from mlopt.mil.messages import Model
+from mlopt.mil.values import string_value
 from tests import foreign, models
 
 
@@ -44,6 +47,22 @@ def test_inspect_shows_how_weights_are_stored(quantized):
 
 def test_inspect_of_a_plain_model_has_no_such_column(digits):
     assert "stored as" not in invoke("inspect", digits).stdout
+
+
+def test_names_reach_the_terminal_printable(quantized, tmp_path):
+    """A name with a new line would break its row, and one with an escape colour the terminal."""
+    path = Path(shutil.copytree(quantized, tmp_path / "odd.mlpackage"))
+    file = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = Model.FromString(file.read_bytes())
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    for op in block.operations:
+        if op.outputs[0].name == "conv_w_quantized":
+            op.attributes["name"].CopyFrom(string_value("odd\n\x1b[31mname"))
+    file.write_bytes(spec.SerializeToString())
+    result = invoke("inspect", path)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    assert any(line.startswith("odd\\n\\x1b[31mname") for line in result.stdout.splitlines())
 
 
 def test_decompress_tells_what_it_did(quantized, tmp_path):

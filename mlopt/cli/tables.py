@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlopt.coreml.inspection import Inventory, StoredWeight
-from mlopt.coreml.report import human_bytes, middle_elided
+from mlopt.coreml.report import human_bytes, middle_elided, printable
 
 # Plain ASCII, so that the table can go to any terminal, log or file.
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
@@ -22,7 +22,8 @@ _FORM = 34  # characters of a form, at most
 def inventory_table(inventory: Inventory, width: int) -> str:
     """The rows as plain text, ``width`` columns wide at most; long names are elided."""
     rows = inventory.rows
-    names, users = [row.name for row in rows], [_users(row) for row in rows]
+    names = [printable(row.name) for row in rows]
+    users = [printable(_users(row)) for row in rows]
     columns = {
         "shape": ["x".join(map(str, row.shape)) or "scalar" for row in rows],
         "dtype": [row.dtype for row in rows],
