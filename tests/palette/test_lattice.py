@@ -121,6 +121,17 @@ def test_values_outside_of_the_points():
         assert table.tolist() == [0, 2]
 
 
+def test_points_and_values_at_the_ends_of_float64():
+    values = np.array([-1.7e308, -1e300, 3.0, 1.7e308])
+    points = np.array([-1.7e308, 0.0, 1.7e308])
+    parts = [(values, np.ones(4))]
+    with np.errstate(over="ignore"):
+        # squares are beyond float64, so all that is asked for is an answer
+        assert np.isin(choose_table_of_parts(lambda: iter(parts), points, 2), points).all()
+    for table in both_ways(values[2:3], np.ones(1), points, 2):
+        assert table.tolist() == [0, 0]
+
+
 def test_nothing_of_importance():
     values, points = np.ones(3, np.float32), np.arange(4.0)
     assert choose_table_of_parts(lambda: iter([(values, np.zeros(3))]), points, 2) is None
