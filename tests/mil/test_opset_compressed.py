@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mlopt.mil.package import Package, open_package
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from tests.judges import decompressed_constants, load_program, package_bytes
+from tests.mil.memory import peak_memory
 from tests.mil.test_opset_upgrade import raised
 
 RANDOM = np.random.default_rng(3)
@@ -193,6 +195,39 @@ def test_shared_blobs_stay_shared(
         }
         assert len(offsets) == 2
     assert package_bytes(output) < package_bytes(source) + 500
+
+
+def test_memory_follows_one_weight(build: Callable[..., Any], mb: Any, tmp_path: Path) -> None:
+    size = 4 << 20
+
+    def make(mb: Any) -> Any:
+        return mb.constexpr_lut_to_dense(
+            indices=RANDOM.integers(0, 256, size).astype(np.uint8),
+            lut=np.float16(np.arange(4)),
+            shape=np.uint32([4, size]),
+        )
+
+    model = program_of(build, mb, {f"w{index}": make for index in range(6)}, "iOS16")
+    model.save(str(tmp_path / "in.mlpackage"))
+    assert package_bytes(tmp_path / "in.mlpackage") > 6 * size
+    imports = """
+        from mlopt.mil.opset_upgrade import raise_opset
+        from mlopt.mil.package import open_package
+        from mlopt.mil.targets import Target
+        from mlopt.mil.writer import PackageWriter
+    """
+    code = """
+        package = open_package(sys.argv[1])
+        with PackageWriter(package, sys.argv[2]) as writer:
+            raise_opset(package.programs[0], Target.iOS18, writer)
+            writer.finish()
+    """
+    taken = peak_memory(
+        textwrap.dedent(imports), textwrap.dedent(code), tmp_path / "in.mlpackage", tmp_path / "out"
+    )
+    load = open_package(tmp_path / "out.mlpackage").programs[0].constants()
+    assert sum(constant.dtype == "uint2" for constant in load) == 6
+    assert taken < 2 * size
 
 
 def test_spare_bits_are_cleared(build: Callable[..., Any], mb: Any, tmp_path: Path) -> None:

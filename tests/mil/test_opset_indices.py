@@ -68,6 +68,24 @@ def _scatter(data: Any, indices: Any, updates: Any, axis: Any, mode: Any, **_: A
     return np.moveaxis(result, 0, int(axis))
 
 
+def _scatter_along_axis(
+    data: Any, indices: Any, updates: Any, axis: Any, mode: Any, **_: Any
+) -> Any:
+    assert mode == "update"
+    result = data.copy()
+    indices = _checked(indices, data.shape[axis]).astype(np.int64)
+    np.put_along_axis(result, indices, updates, int(axis))
+    return result
+
+
+def _scatter_nd(data: Any, indices: Any, updates: Any, mode: Any, **_: Any) -> Any:
+    assert mode == "update"
+    result = data.copy()
+    indices = _checked(indices, np.array(data.shape[: indices.shape[-1]]))
+    result[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return result
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "cast": lambda x, dtype: x.astype({"int32": np.int32, "fp32": np.float32}[str(dtype)]),
     "identity": lambda x: x,
@@ -85,6 +103,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "gather_nd": _gather_nd,
     "scatter": _scatter,
+    "scatter_along_axis": _scatter_along_axis,
+    "scatter_nd": _scatter_nd,
 }
 
 
@@ -115,6 +135,12 @@ def indices_below(*limits: int, shape: tuple[int, ...] = ()) -> np.ndarray:
     """Return int32 indices [*shape] or [*shape, axes], each within its limit, both signs."""
     rows = [RANDOM.integers(-limit, limit, shape) for limit in limits]
     return np.int32(rows[0] if len(rows) == 1 else np.stack(rows, axis=-1))
+
+
+def _written(write: Callable[[np.ndarray], None]) -> np.ndarray:
+    result = X.copy()
+    write(result)
+    return result
 
 
 CASES: dict[str, tuple[Callable[..., Any], np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
@@ -149,6 +175,20 @@ CASES: dict[str, tuple[Callable[..., Any], np.ndarray, Callable[[np.ndarray], np
         ),
         np.int32([-1, 2]),
         lambda i: np.concatenate([X[:, :2], -X[:, 1:2], X[:, 3:5], -X[:, :1]], axis=1),
+    ),
+    "scatter_along_axis": (
+        lambda mb, x, i: mb.scatter_along_axis(
+            data=x, indices=i, updates=-X[:, :1], axis=1, mode="update", name="y"
+        ),
+        indices_below(6, shape=(4, 1, 5)),
+        lambda i: _written(lambda y: np.put_along_axis(y, i.astype(np.int64), -X[:, :1], 1)),
+    ),
+    "scatter_nd": (
+        lambda mb, x, i: mb.scatter_nd(
+            data=x, indices=i, updates=-X[0, :2], mode="update", name="y"
+        ),
+        np.int32([[-1, 0], [2, -6]]),
+        lambda i: _written(lambda y: y.__setitem__((i[:, 0], i[:, 1]), -X[0, :2])),
     ),
 }
 
