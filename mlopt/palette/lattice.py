@@ -75,7 +75,7 @@ def choose_table_of_parts(
     ends = np.append(np.unique(middles), np.inf)
     origin = float(points[points.size // 2])
     cells = np.zeros((3, ends.size))
-    low, width = float(ends[0]), float(points[-1] - points[0])
+    low, width = float(ends[0]), float(points[-1]) - float(points[0])
     per_width = _BUCKETS / width if width > 0.0 and np.isfinite(_BUCKETS / width) else 0.0
     starts = np.empty(_BUCKETS + 1, np.int64)
     _fill_starts(ends, low, per_width, starts)
