@@ -14,6 +14,7 @@ import pytest
 
 from mlopt.coreml import decompress, get_weights_metadata
 from mlopt.coreml.constexpr import compressed_weights, describe, evaluate
+from mlopt.coreml.inspection import inspect_weights
 from mlopt.mil.package import open_package
 from tests import foreign, judges
 from tests.foreign import constant, constexpr, value
@@ -459,6 +460,8 @@ def test_a_mask_that_two_weights_share(tmp_path):
     metadata = get_weights_metadata(source, weight_threshold=1)
     assert list(metadata) == ["a", "b"]
     assert [weight.compression.nbytes for weight in metadata.values()] == [2 + 8, 2 + 8]
+    inventory = inspect_weights(source)
+    assert (inventory.nbytes, inventory.bytes_in_all) == (2 * (2 + 8), 2 + 8 + 8)
     dense = decompress(source, tmp_path / "dense.mlpackage").path
     values = judges.decompressed_constants(dense)
     assert "mask" not in values
