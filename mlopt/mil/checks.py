@@ -31,8 +31,10 @@ _Parts = dict[tuple[PurePosixPath, int], tuple[int, int]]
 """Weight file and offset of the metadata -> first byte of a blob's data and the one behind it."""
 
 
-def check_package(package: Package) -> None:
+def check_package(package: Package) -> tuple[str, ...]:
     """Check versions, opsets and every value of every program, and the blobs they refer to.
+
+    Returns the names of the weight files as the programs spell them, sorted.
 
     Raises
     ------
@@ -40,6 +42,7 @@ def check_package(package: Package) -> None:
         Something is damaged, or newer than this version of mlopt knows.
     """
     blobs: _Parts = {}
+    names: set[str] = set()
     for program in package.programs:
         where = f"{package.path / package.model_path}"
         Target.of_specification(program.specification_version, where)
@@ -48,10 +51,12 @@ def check_package(package: Package) -> None:
             kind = placed.value.WhichOneof("value")
             if kind == "blobFileValue":
                 _check_stored(package, placed, blobs)
+                names.add(placed.value.blobFileValue.fileName)
             elif kind == "immediateValue":
                 _check_immediate(placed, where)
     package.release()
     _check_apart(package, blobs)
+    return tuple(sorted(names))
 
 
 def _check_opsets(program: Program, where: str) -> None:

@@ -75,8 +75,9 @@ class Package:
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
                 f"handled. {_CONVERT}"
             )
-        #: The weight files that the source has, whatever becomes of the references in ``spec``.
-        self.source_weight_files = tuple(self.weight_files)
+        #: The names of the weight files that the source has, sorted, whatever becomes of the
+        #: references in ``spec``. Known once the package has been checked.
+        self.source_weight_files: tuple[str, ...] = ()
         #: Set by a writer: the references in ``spec`` then belong to what was written.
         self.written = False
 
@@ -200,7 +201,7 @@ def open_package(source: Any) -> Package:
                 f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
             )
         package = Package(path, model_path, spec, states)
-        check_package(package)
+        package.source_weight_files = check_package(package)
     except RecursionError:
         raise ModelFormatError(
             f"{source}: values, types or blocks of the model are nested too deep to be read; it "

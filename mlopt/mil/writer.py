@@ -236,9 +236,10 @@ class PackageWriter:
         """
         for name in self.package.source_weight_files:
             self._blobs(name)  # also where nothing is left in it: the old one is not copied then
-        for value in self.package.file_values():
+        values = list(self.package.file_values())
+        for value in values:
             self.keep(value)
-        for value in self.package.file_values():
+        for value in values:
             value.blobFileValue.offset -= MOVED
         with self._writing():
             for file, blobs in self._files.values():
