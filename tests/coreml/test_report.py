@@ -166,6 +166,36 @@ def test_table_fits_and_is_plain(width):
     assert "ettized" in table
 
 
+def test_names_stay_on_their_line_and_colour_nothing():
+    strange = "a\nb\x1b[31m\u2028c"
+    rows = [
+        palettized(strange, consumers=("linear\n(l)",), note="also named 'x\ry'"),
+        kept(strange, reason=f"left alone by op_name_configs['{strange}']"),
+    ]
+    report = Report(rows=rows, notes=[f"of {strange}"])
+    table = report.to_table(160)
+    assert len(table.splitlines()) == 4
+    assert table.count(r"a\nb\x1b[31m\u2028c") == 3
+    assert r"'x\ry'" in table
+    for text in (table, report.summary()):
+        assert all(c.isprintable() or c == "\n" for c in text)
+    assert report[strange].name == strange
+    assert json.loads(report.to_json())["rows"][0]["name"] == strange
+
+
+def test_rows_of_a_pipeline_name_their_model():
+    rows = [palettized("w", model="first"), kept("w", model="second/inner"), kept("w")]
+    report = Report(rows=rows)
+    lines = [line.split()[0] for line in report.to_table(140).splitlines()[2:]]
+    assert lines == ["first/w", "second/inner/w", "w"]
+    assert "second/inner/w" in report.summary()
+    assert [row["model"] for row in json.loads(report.to_json())["rows"]] == [
+        "first",
+        "second/inner",
+        "",
+    ]
+
+
 def test_print_ends_with_the_summary():
     report = Report(rows=[palettized(), kept()])
     assert str(report) == f"{report.to_table()}\n\n{report.summary()}"

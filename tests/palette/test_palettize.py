@@ -521,12 +521,15 @@ for dtype, place, nbits, weighted in CASES:
     digest = hashlib.sha256(palettized.table.tobytes() + palettized.indices.tobytes())
     if palettized.scale is not None:
         digest.update(palettized.scale.tobytes())
+    if palettized.quantized is not None:
+        digest.update(palettized.quantized.scale.tobytes())
     print(digest.hexdigest(), distortion.noise.hex())
 """
 
 GROUPS = {"channel_axis": 0, "group_size": 2}
 SCALED_GROUPS = {"channel_axis": 1, "group_size": 4, "scale_axis": 0}
 VECTORS = {"channel_axis": 0, "cluster_dim": 2}
+INTEGERS = {"lut_dtype": "int8"}
 
 
 def digests(shape, cases, **environment):
@@ -556,6 +559,8 @@ def test_the_same_bytes_without_compilation():
         for nbits, weighted in ((1, False), (3, True), (3, False))
     ]
     cases.append(("float32", VECTORS, 2, True))
+    cases.append(("float16", GROUPS | INTEGERS, 2, True))
+    cases.append(("float32", VECTORS | {"lut_dtype": "uint8"}, 2, True))
     shape = (8, 24)
     assert digests(shape, cases, NUMBA_DISABLE_JIT="1") == digests(shape, cases)
 
@@ -568,6 +573,8 @@ def test_the_same_bytes_without_vector_instructions():
         ("float16", {}, 4, True),
         ("float16", GROUPS, 3, True),
         ("float32", {}, 4, True),
+        ("float16", GROUPS | INTEGERS, 4, False),
+        ("float32", VECTORS | INTEGERS, 3, True),
     ]
     shape = (16, 60)
     plain = digests(
