@@ -64,8 +64,8 @@ class Change:
     op_type
         Its new type; None: the old one.
     values
-        All values of a constexpr operation, which become its inputs in place of whatever it had;
-        None for other operations.
+        The values of a constexpr operation, which become inputs; attributes that are no parameters
+        stay. None for other operations.
     """
 
     node: Node
@@ -134,13 +134,13 @@ class Change:
             op.type = self.op_type
         if self.values is not None:
             values = {key: storage.value_of(value) for key, value in self.values.items()}
-            op.ClearField("inputs")
-            for key in [key for key in op.attributes if key != "name"]:
-                del op.attributes[key]
+            for key in self.removed | set(values):
+                op.attributes.pop(key, None)
+                op.inputs.pop(key, None)
             for key, value in values.items():
                 op.inputs[key].arguments.add().value.CopyFrom(value)
-        for parameter in self.removed & set(op.inputs):
-            del op.inputs[parameter]
+        for parameter in self.removed:
+            op.inputs.pop(parameter, None)
         for parameter, name in self.bindings.items():
             del op.inputs[parameter].arguments[:]
             op.inputs[parameter].arguments.add().name = name

@@ -40,6 +40,7 @@ def lut_to_dense(change: Change) -> None:
         )
     nbits = lut.size.bit_length() - 1
     _check_bits(node, indices, shape, nbits)
+    change.removed = {"shape"}
     change.values = {
         "indices": SameBytes(indices, _INDEX_TYPES[lut.size], shape),
         "lut": SameBytes(lut, None, (*(1 for _ in shape), lut.size, 1)),
@@ -59,6 +60,7 @@ def sparse_to_dense(change: Change) -> None:
         raise _damaged(
             mask, f"its mask marks {marked} elements, but nonzero_data holds {data.size}"
         )
+    change.removed = {"shape"}
     change.values = {"mask": SameBytes(mask, "uint1", shape), "nonzero_data": SameBytes(data)}
 
 
@@ -98,6 +100,7 @@ def affine_dequantize(change: Change) -> None:
     size = data.shape[axis] if per_channel else 1
     shape = tuple(size if i == axis else 1 for i in range(rank))
     change.op_type = "constexpr_blockwise_shift_scale"
+    change.removed = {"quantized_data", "zero_point", "axis"}
     change.values = {"data": SameBytes(data)}
     if scale.size == math.prod(shape):
         change.values["scale"] = SameBytes(scale, None, shape)

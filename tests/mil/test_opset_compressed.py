@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from mlopt.errors import ModelFormatError, TargetError
-from mlopt.mil.opset_upgrade import plan_opset_raise
+from mlopt.mil.opset_upgrade import plan_opset_raise, raise_opset
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
+from mlopt.mil.values import string_value
+from mlopt.mil.writer import PackageWriter
 from tests.judges import decompressed_constants, load_program, package_bytes
 from tests.mil.memory import peak_memory
 from tests.mil.test_opset_upgrade import raised
@@ -243,6 +245,27 @@ def test_spare_bits_are_cleared(build: Callable[..., Any], mb: Any, tmp_path: Pa
     )
     assert constant.value().tolist() == [255] * 11 + [7]
     assert (weights(output)["w"] == 2).all()
+
+
+def test_attributes_that_are_no_parameters_stay(sound: Any, tmp_path: Path) -> None:
+    package = open_package(sound)
+    for node in package.programs[0].nodes():
+        if node.op_type.startswith("constexpr_"):
+            node.op.attributes["remark"].CopyFrom(string_value(f"of {node.op_type}"))
+    with PackageWriter(package, tmp_path / "out") as writer:
+        raise_opset(package.programs[0], Target.iOS18, writer)
+        output = writer.finish()
+    remarks = {}
+    for node in open_package(output).programs[0].nodes():
+        if node.op_type.startswith("constexpr_"):
+            assert sorted(node.op.attributes) == ["name", "remark"]
+            remarks[node.op_type] = node.scalar("remark")
+    assert remarks == {
+        "constexpr_lut_to_dense": "of constexpr_lut_to_dense",
+        "constexpr_sparse_to_dense": "of constexpr_sparse_to_dense",
+        "constexpr_blockwise_shift_scale": "of constexpr_affine_dequantize",
+        "constexpr_cast": "of constexpr_cast",
+    }
 
 
 # Zero points that the newer form cannot hold.
