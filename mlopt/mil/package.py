@@ -64,6 +64,7 @@ class Package:
         self.spec = spec
         self._readers: dict[PurePosixPath, BlobReader] = {}
         self._weight_paths: dict[str, PurePosixPath] = {}
+        self._canonical_names: dict[str, str] = {}
         self._states = dict(states or {})
         self.programs = [
             Program(model, self, enclosing=enclosing, label=label)
@@ -119,9 +120,15 @@ class Package:
             raise refused
         return path
 
+    def canonical_name(self, file_name: str) -> str:
+        """Return the one spelling of a weight file's name; a model may spell it in many ways."""
+        if file_name not in self._canonical_names:
+            inner = self.weight_path(file_name).relative_to(self.model_path.parent)
+            self._canonical_names[file_name] = f"{_MODEL_PATH}{inner}"
+        return self._canonical_names[file_name]
+
     def reader(self, file_name: str) -> BlobReader:
         """Return the mapped weight file of that name in the model; it is opened once."""
-        # A model may spell the name of one file in many ways.
         return self.reader_at(self.weight_path(file_name))
 
     def reader_at(self, inner: PurePosixPath) -> BlobReader:

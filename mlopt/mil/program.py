@@ -268,11 +268,13 @@ class Constant:
     def storage(self) -> tuple[str, int] | None:
         """Weight file name and offset of its blob; None for a value that is in the message itself.
 
-        Constants with equal keys share their blob.
+        Constants share their blob if and only if their keys are equal: the name is the canonical
+        one, however the message spells it.
         """
         if self.message.WhichOneof("value") != "blobFileValue":
             return None
-        return self.message.blobFileValue.fileName, self.message.blobFileValue.offset
+        reference = self.message.blobFileValue
+        return self.package.canonical_name(reference.fileName), reference.offset
 
     def value(self) -> Any:
         """Return what it holds, read-only; a tensor in a weight file as a view of the mapped file.

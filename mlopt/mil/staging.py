@@ -49,7 +49,6 @@ class Staging:
 
     def begin(self) -> None:
         """Remove what killed runs left, and make the folder."""
-        restore(self.destination)
         for path in _leftovers(self.destination):
             _remove_leftover(path, self.destination)
         for _ in range(_ATTEMPTS):

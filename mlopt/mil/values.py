@@ -216,7 +216,7 @@ def read_immediate(value: Any, where: str = "model") -> Any:
 
 
 def check_immediate(value: Any, where: str = "model") -> None:
-    """Check that an immediate tensor has the elements of its type, without reading them.
+    """Check that an immediate value is what its type says; elements are counted, not read.
 
     Raises
     ------
@@ -231,7 +231,10 @@ def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] 
 
     None where it is no tensor of known shape.
     """
-    if value.immediateValue.WhichOneof("value") != "tensor":
+    kind, of_type = value.immediateValue.WhichOneof("value"), value.type.WhichOneof("type")
+    if kind is not None and of_type is not None and of_type != f"{kind}Type":
+        raise ModelFormatError(f"{where}: a {kind} stands where the type is {of_type}")
+    if kind != "tensor":
         return None
     typed = tensor_type_of(value.type, where)
     if typed is None:

@@ -296,6 +296,10 @@ MODELS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: damage_immediate(m, lambda v: setattr(v.type.tensorType, "dataType", 77)),
         "const 'hurt' of function 'main': unknown element type 77",
     ),
+    "list in a tensor": (
+        lambda m: damage_immediate(m, lambda v: v.immediateValue.list.SetInParent()),
+        "a list stands where the type is tensorType",
+    ),
     "wrong field": (
         lambda m: damage_immediate(m, lambda v: set_type(v, "string", (2, 2))),
         "floats cannot hold string elements",
