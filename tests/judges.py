@@ -148,19 +148,28 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
 
 
 def _materialised(op: Any) -> Any:
-    """What coremltools makes of a constexpr op, also where its table is the output of another.
+    """What coremltools makes of a constexpr op, also where others make up what it reads.
 
-    Its own inference of ``constexpr_lut_to_dense`` wants the table as a constant, which its pass
-    that decompresses models sees to by replacing one op after the other.
+    Its own inference wants most parameters as constants, which its pass that decompresses models
+    sees to by replacing one op after the other.
     """
+    axis = getattr(op, "vector_axis", None)
+    axis = None if axis is None else axis.val
     if op.op_type == "constexpr_lut_to_dense" and op.lut.val is None:
-        axis = None if op.vector_axis is None else op.vector_axis.val
         return op.decompress(op.indices.val, _materialised(op.lut.op), axis)
-    if op.op_type == "constexpr_blockwise_shift_scale" and op.data.val is None:
-        feeding = op.data.op
-        if feeding.op_type == "constexpr_lut_to_dense" and op.scale.val is not None:
-            offset = None if op.offset is None else op.offset.val
-            return op.decompress(_materialised(feeding), op.scale.val, offset)
+    if op.op_type == "constexpr_lut_to_sparse" and op.lut.val is None:
+        table = _materialised(op.lut.op)
+        return op.decompress(op.indices_mask.val, op.indices_nonzero_data.val, table, axis)
+    if op.op_type == "constexpr_sparse_to_dense" and op.nonzero_data.val is None:
+        mask, nonzero = _materialised(op.nonzero_data.op)
+        return op.decompress(nonzero, mask)
+    if (
+        op.op_type == "constexpr_blockwise_shift_scale"
+        and op.data.val is None
+        and op.scale.val is not None
+    ):
+        offset = None if op.offset is None else op.offset.val
+        return op.decompress(_materialised(op.data.op), op.scale.val, offset)
     return op.materialized_val_inference()
 
 

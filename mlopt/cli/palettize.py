@@ -163,6 +163,14 @@ def palettize_model(
             "the model's own, or iOS16 if that is older.",
         ),
     ] = None,
+    joint: Annotated[
+        bool,
+        typer.Option(
+            "--joint",
+            help="Palettize the nonzero values of sparse weights and the integers of quantized "
+            "ones too; needs iOS18.",
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="A rule that matches no weight is an error.")
     ] = False,
@@ -223,6 +231,7 @@ def palettize_model(
                 optimization,
                 minimum_deployment_target=minimum_deployment_target,
                 strict=strict,
+                joint_compression=joint,
             )
             closing = "Dry run: nothing was clustered, and nothing was written."
         else:
@@ -234,6 +243,7 @@ def palettize_model(
                     output=destination,
                     minimum_deployment_target=minimum_deployment_target,
                     strict=strict,
+                    joint_compression=joint,
                     workers=workers,
                     progress=progress,
                 )

@@ -6,18 +6,20 @@ that can express it. What no target in reach can express is collected and refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.joint import JointWeight, palettize_joint, with_joint_weights
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
 from mlopt.errors import ConfigError, TargetError
 from mlopt.mil.opset_upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.package import Package
+from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from mlopt.palette.palettize import (
     NoPaletteError,
@@ -49,7 +51,7 @@ class Decision:
     express it.
     """
 
-    weight: Weight
+    weight: Weight | JointWeight
     outcome: PaletteSpec | Keep
     rule: str
     note: str | None = None
@@ -80,11 +82,14 @@ def decide(
     *,
     minimum_deployment_target: Any = None,
     strict: bool = False,
+    joint_compression: bool = False,
 ) -> Plan:
     """Decide about every weight of a package.
 
     Parameters
     ----------
+    joint_compression
+        Sparse and quantized weights count as weights whose data can be palettized.
     minimum_deployment_target
         The newest target that the result may have. None: the model's own, or iOS16 if that is
         older, which is what coremltools does too.
@@ -98,16 +103,19 @@ def decide(
     TargetError
         Requests that need a newer target than allowed; all are listed.
     """
-    weights, nodes_of_programs = weights_of(package)
+    weights, nodes_of_programs = subjects_of(package, joint_compression=joint_compression)
     users = [(w.name, [(user.op_name, user.op_type) for user in w.consumers]) for w in weights]
     nodes = [node for nodes in nodes_of_programs for node in nodes]
     unmatched = unmatched_rules(
         config,
         # all constants, so that a rule for a small one counts as matched
         [
-            (c.name, [(u.op_name, u.op_type) for u in c.consumers])
-            for program, ns in zip(package.programs, nodes_of_programs, strict=True)
-            for c in program.constants(ns)
+            *users,
+            *(
+                (c.name, [(u.op_name, u.op_type) for u in c.consumers])
+                for program, ns in zip(package.programs, nodes_of_programs, strict=True)
+                for c in program.constants(ns)
+            ),
         ],
         op_names=[node.name for node in nodes],
         op_types=[node.op_type for node in nodes],
@@ -147,6 +155,16 @@ def decide(
     return _with_targets(package, tuple(decisions), unmatched)
 
 
+def subjects_of(
+    package: Package, *, joint_compression: bool
+) -> tuple[Sequence[Weight | JointWeight], list[list[Node]]]:
+    """What decisions are made about, in program order, and the nodes of each program."""
+    weights, nodes_of_programs = weights_of(package)
+    if not joint_compression:
+        return weights, nodes_of_programs
+    return with_joint_weights(package, weights, nodes_of_programs), nodes_of_programs
+
+
 def _limit(current: Target, minimum_deployment_target: Any) -> Target:
     """The newest target that the result may have."""
     if minimum_deployment_target is None:
@@ -154,7 +172,7 @@ def _limit(current: Target, minimum_deployment_target: Any) -> Target:
     return max(current, Target.parse(minimum_deployment_target))
 
 
-def _decide(weight: Weight, resolution: Resolution, current: Target) -> Decision:
+def _decide(weight: Weight | JointWeight, resolution: Resolution, current: Target) -> Decision:
     config, rule = resolution.config, resolution.rule
 
     def kept(reason: str, category: str | None = None) -> Decision:
@@ -173,13 +191,13 @@ def _decide(weight: Weight, resolution: Resolution, current: Target) -> Decision
     value = weight.value()
     if not is_finite(value):
         return kept("it holds an infinity or a NaN", "infinity or NaN")
-    if is_mask(weight, value):
+    if isinstance(weight, Weight) and is_mask(weight, value):
         return kept("it looks like an attention mask", "attention mask")
     weight.release()
     return _palettized(weight, config, resolution, current, kept)
 
 
-def _untouchable(weight: Weight) -> tuple[str, str] | None:
+def _untouchable(weight: Weight | JointWeight) -> tuple[str, str] | None:
     """Why a weight has to stay as it is whatever the configuration says: reason and category."""
     for user in weight.consumers:
         if user.op_type.startswith("constexpr_"):
@@ -203,13 +221,16 @@ def _untouchable(weight: Weight) -> tuple[str, str] | None:
 
 
 def _palettized(
-    weight: Weight,
+    weight: Weight | JointWeight,
     config: OpPalettizerConfig,
     resolution: Resolution,
     current: Target,
     kept: Callable[..., Decision],
 ) -> Decision:
     rank, note = len(weight.shape), resolution.note
+    if isinstance(weight, JointWeight) and not weight.is_sparse:
+        config, change = _without_scales(config)
+        note = "; ".join(filter(None, (note, change))) or None
     outputs = output_axes(weight.consumers, rank)
     channel_axis: int | None = None
     grouped = config.is_grouped
@@ -268,19 +289,32 @@ def _palettized(
         note = "; ".join(filter(None, (note, float_table_note(spec.lut_dtype, weight.dtype))))
         spec = attrs.evolve(spec, lut_dtype=None)
         weight.release()
-    needs = _needed_target(spec)
+    needs = Target.iOS18 if isinstance(weight, JointWeight) else _needed_target(spec)
     if max(needs, _opset_target(weight, current)) < Target.iOS18:
         # What the model may be raised to is not what it will be: unique and custom raise nothing
         spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
     if spec.mode == "unique":
         # known now, so that a target is not raised for a weight that is kept in the end
         try:
-            palettize(weight.value(), spec)
+            if isinstance(weight, JointWeight):
+                palettize_joint(weight, spec)
+            else:
+                palettize(weight.value(), spec)
         except NoPaletteError as reason:
             return kept(str(reason))
         finally:
             weight.release()
     return Decision(weight, spec, resolution.rule, note, config, group_size, needs)
+
+
+def _without_scales(config: OpPalettizerConfig) -> tuple[OpPalettizerConfig, str | None]:
+    """What of a request a quantized weight has already, and a note about it."""
+    if not config.enable_per_channel_scale and config.lut_dtype is None:
+        return config, None
+    return (
+        attrs.evolve(config, enable_per_channel_scale=False, lut_dtype=None),
+        "its tables hold the integers that it has, with its own scales",
+    )
 
 
 def _fallback(config: OpPalettizerConfig, channels: int) -> tuple[int | None, str | None]:
@@ -297,7 +331,7 @@ def _fallback(config: OpPalettizerConfig, channels: int) -> tuple[int | None, st
     return None, None
 
 
-def _disagreement(weight: Weight, axes: set[int]) -> str:
+def _disagreement(weight: Weight | JointWeight, axes: set[int]) -> str:
     users = ", ".join(shown_consumers(weight.consumers))
     return f"its users want different output channel axes ({sorted(axes)}): {users}"
 
@@ -339,6 +373,8 @@ def _violation(
         fixes.append("nbits=4")
     if isinstance(decision.outcome, PaletteSpec) and decision.outcome.lut_dtype is not None:
         fixes.append("lut_dtype=None")
+    if isinstance(decision.weight, JointWeight):
+        fixes.append("joint_compression=False")
     if limit < Target.iOS16:
         allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"
         if decision.needs > Target.iOS16:
@@ -411,7 +447,7 @@ def _raised_together(needing: list[Decision], decisions: tuple[Decision, ...]) -
     return functions
 
 
-def _opset_target(weight: Weight, current: Target) -> Target:
+def _opset_target(weight: Weight | JointWeight, current: Target) -> Target:
     """The target whose opset the functions of a weight have, the oldest of them."""
     opsets = {f.name: f.opset for f in weight.program.functions}
     names = {target.opset: target for target in Target}

@@ -4,7 +4,8 @@ Up to CoreML7 (iOS17) ``constexpr_lut_to_dense`` holds a flat packed ``indices``
 the ``shape`` in its attributes. From CoreML8 (iOS18) it holds typed ``indices`` of the weight's
 shape and a ``lut`` of rank K + 2 in its inputs, and a per-channel scale follows as
 ``constexpr_blockwise_shift_scale``. A table in 8 bits is the data of another one of these, whose
-output is the ``lut``.
+output is the ``lut``. The nonzero values of a sparse weight are a ``constexpr_lut_to_sparse`` that
+``constexpr_sparse_to_dense`` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.mil.messages import Operation, Value
-from mlopt.mil.program import Constant
+from mlopt.mil.program import operation_name
 from mlopt.mil.targets import Target
 from mlopt.mil.values import int32_value, string_value, tensor_type
 from mlopt.mil.writer import PackageWriter
@@ -36,6 +37,10 @@ class PackedPalette:
     packed: uint8[ceil(indices * nbits / 8)]; indices_shape: of the unpacked indices; table, scale,
     vector_axis, quantized: as in ``Palettized``; shape: of the weight; nbytes: of all that is
     stored.
+
+    Of a sparse weight there are indices for the nonzero values (or vectors) alone, indices_shape
+    is [D], and mask, bool, says where they are; it has the weight's shape with the vector axis
+    divided. None: every element has an index.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -47,6 +52,7 @@ class PackedPalette:
     shape: tuple[int, ...]
     nbytes: int
     quantized: QuantizedTable | None = None
+    mask: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, palettized: Palettized) -> PackedPalette:
@@ -93,9 +99,15 @@ class PaletteOperations:
 
         self._table: dict[str, Value] | None = None
         if self._is_new_form:
-            self._values = {
-                "indices": stored(palette.packed, f"uint{palette.nbits}", palette.indices_shape),
-            }
+            indices = stored(palette.packed, f"uint{palette.nbits}", palette.indices_shape)
+            if palette.mask is None:
+                self._values = {"indices": indices}
+            else:
+                bits = pack_bits(palette.mask.view(np.uint8), 1)
+                self._values = {
+                    "indices_nonzero_data": indices,
+                    "indices_mask": stored(bits, "uint1", palette.mask.shape),
+                }
             if palette.quantized is None:
                 self._values["lut"] = stored_array(palette.table)
             else:
@@ -118,31 +130,58 @@ class PaletteOperations:
             }
         self._scale = None if palette.scale is None else stored_array(palette.scale)
 
-    def replacing(self, constant: Constant, unique_name: Callable[[str], str]) -> list[Any]:
-        """The operations that take the constant's place; the last has its name, output and type.
+    def replacing(self, op: Any, unique_name: Callable[[str], str]) -> list[Any]:
+        """The operations that take the place of ``op``; the last has its name, output and type.
 
-        ``unique_name`` gives a name that the function does not use yet.
+        Parameters
+        ----------
+        op
+            The const operation of a plain weight, or the constexpr operation of a compressed one.
+        unique_name
+            Gives a name that the function does not use yet.
         """
+        name = operation_name(op)
         last = Operation()
-        last.CopyFrom(constant.op)
-        del last.attributes["val"]
+        last.CopyFrom(op)
+        last.ClearField("inputs")
+        if "val" in last.attributes:
+            del last.attributes["val"]
         made = []
         lut_name = None
         if self._table is not None:
-            lut_name = unique_name(f"{constant.name}_lut")
+            lut_name = unique_name(f"{name}_lut")
             made.append(self._named(lut_name, self._palette.table.shape))
             made[-1].type = _SHIFT_SCALE
             _add_values(made[-1], self._table)
-        if self._scale is None:
-            self._make_lut(last, lut_name)
-            return [*made, last]
-        name = unique_name(f"{constant.name}_palettized")
-        made.append(self._named(name, self._palette.shape))
-        self._make_lut(made[-1], lut_name)
-        last.type = _SHIFT_SCALE
-        last.inputs["data"].arguments.add().name = name
-        _add_values(last, {"scale": self._scale})
-        return [*made, last]
+        unscaled = last
+        if self._scale is not None:
+            unscaled = self._named(unique_name(f"{name}_palettized"), self._palette.shape)
+        if self._palette.mask is None:
+            self._make_lut(unscaled, lut_name)
+        else:
+            made.append(self._sparse(unique_name(f"{name}_nonzero"), lut_name))
+            _make_dense(unscaled, made[-1])
+        made.append(unscaled)
+        if self._scale is not None:
+            last.type = _SHIFT_SCALE
+            last.inputs["data"].arguments.add().name = unscaled.outputs[0].name
+            _add_values(last, {"scale": self._scale})
+            made.append(last)
+        return made
+
+    def _sparse(self, name: str, lut_name: str | None) -> Any:
+        """The operation that looks up the nonzero values; its outputs are a mask and the values."""
+        op = Operation(type="constexpr_lut_to_sparse")
+        op.attributes["name"].CopyFrom(string_value(name))
+        table, (stored,) = self._palette.table, self._palette.indices_shape
+        op.outputs.add(name=f"{name}_mask", type=tensor_type("uint1", self._palette.shape))
+        op.outputs.add(
+            name=name, type=tensor_type(_TYPES[table.dtype.name], [stored * table.shape[-1]])
+        )
+        _add_values(op, self._values)
+        if lut_name is not None:
+            op.inputs["lut"].arguments.add().name = lut_name
+        return op
 
     def _named(self, name: str, shape: tuple[int, ...]) -> Any:
         """A new operation with one output, of the table's dtype."""
@@ -168,3 +207,10 @@ def _add_values(op: Any, values: dict[str, Value]) -> None:
     """Give an operation constant inputs."""
     for key, value in values.items():
         op.inputs[key].arguments.add().value.CopyFrom(value)
+
+
+def _make_dense(op: Any, sparse: Any) -> None:
+    """Let ``op`` spread the outputs of a sparse operation."""
+    op.type = "constexpr_sparse_to_dense"
+    op.inputs["mask"].arguments.add().name = sparse.outputs[0].name
+    op.inputs["nonzero_data"].arguments.add().name = sparse.outputs[1].name

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mlopt.coreml.decisions import Decision, Keep, float_table_note
+from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.report import WeightRow
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.palette.bits import packed_nbytes
@@ -41,12 +44,16 @@ def palettized_row(
     notes = [decision.note, _other_names(weight), note]
     if spec.lut_dtype is not None and lut_dtype is None:
         notes.append(float_table_note(spec.lut_dtype, weight.dtype))
-    if lut_dtype is not None:
+    if lut_dtype is not None and isinstance(weight, Weight):
         here, plain = (_table_nbytes(weight, spec, nbits, each) for each in (lut_dtype, None))
         if here > plain:
             notes.append(f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}")
     if nbytes > weight.nbytes:
-        notes.append("the palette is larger than the weight")
+        notes.append(
+            "the palette is larger than the weight"
+            if isinstance(weight, Weight)
+            else "larger than what was there"
+        )
     return WeightRow(
         outcome="palettized",
         reason=decision.rule,
@@ -68,7 +75,7 @@ def exact_nbytes(weight: Weight, spec: PaletteSpec, nbits: int) -> int:
     size = packed_nbytes(weight.size // spec.cluster_dim, nbits=nbits)
     size += _table_nbytes(weight, spec, nbits, spec.lut_dtype)
     if spec.scale_axis is not None:
-        size += weight.shape[spec.scale_axis] * (weight.nbytes // weight.size)
+        size += weight.shape[spec.scale_axis] * np.dtype(weight.dtype).itemsize
     return size
 
 
@@ -78,7 +85,7 @@ def _table_nbytes(weight: Weight, spec: PaletteSpec, nbits: int, lut_dtype: str 
     if spec.group_size is not None and spec.channel_axis is not None:
         groups = weight.shape[spec.channel_axis] // spec.group_size
     numbers = groups * (1 << nbits) * spec.cluster_dim
-    itemsize = weight.nbytes // weight.size
+    itemsize = np.dtype(weight.dtype).itemsize
     if lut_dtype is None:
         return numbers * itemsize
     return numbers + itemsize + (lut_dtype == "uint8")
@@ -87,7 +94,17 @@ def _table_nbytes(weight: Weight, spec: PaletteSpec, nbits: int, lut_dtype: str 
 _MOST_NAMES = 8
 
 
-def _other_names(weight: Weight) -> str | None:
+def joint_note(nbytes: int, plain_nbytes: int) -> str | None:
+    """A warning where a compressed weight would be smaller if only palettized."""
+    if nbytes <= plain_nbytes:
+        return None
+    return (
+        f"takes {nbytes} bytes so, and {plain_nbytes} if the plain weight is palettized: "
+        "decompress it first"
+    )
+
+
+def _other_names(weight: Weight | JointWeight) -> str | None:
     """A note where other constants share what is stored, for whoever looks for one of those."""
     others = [repr(name) for name in weight.names[1:]]
     if not others:
@@ -96,7 +113,7 @@ def _other_names(weight: Weight) -> str | None:
     return f"also named {', '.join(others[:_MOST_NAMES])}{more}"
 
 
-def _of_weight(weight: Weight, nbytes: int) -> dict[str, Any]:
+def _of_weight(weight: Weight | JointWeight, nbytes: int) -> dict[str, Any]:
     """What any row says of its weight, of which ``nbytes`` are stored afterwards."""
     return {
         "name": weight.name,

@@ -34,6 +34,11 @@ class Weight:
         return self.constants[0].name
 
     @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operations that its constants stand in: const operations, unless it is inline."""
+        return tuple(constant.node for constant in self.constants)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all its constants, each once, in program order."""
         return tuple(dict.fromkeys(constant.name for constant in self.constants))
@@ -42,6 +47,18 @@ class Weight:
     def functions(self) -> tuple[str, ...]:
         """The functions that have it, in program order."""
         return tuple(dict.fromkeys(constant.function for constant in self.constants))
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Where its first constant is. Blocks of a function may have constants of equal names."""
+        first = self.constants[0]
+        return id(self.program), first.function, first.name, first.parameter, first.index
+
+    @property
+    def file_name(self) -> str | None:
+        """The weight file that it lies in; None where it is in the message."""
+        storage = self.constants[0].storage
+        return storage[0] if storage is not None else None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -368,12 +368,6 @@ def test_arguments_of_palettize_weights_by_name_and_place(source):
         palettize(source, config, "output.mlpackage")
 
 
-def test_joint_compression_is_refused(source):
-    model = quietly(ct.models.MLModel, str(source), skip_model_load=True)
-    with pytest.raises(ConfigError, match=r"joint_compression=True is not available yet.*False"):
-        palettize_weights(model, global_config(), joint_compression=True)
-
-
 @pytest.mark.parametrize("config", [None, {}, OpPalettizerConfig(nbits=4), {"global_config": None}])
 def test_a_config_of_another_kind_is_refused(config, source, tmp_path):
     for run in (palettize, preview, palettize_weights):

@@ -1,0 +1,237 @@
+"""Carrying out a plan: weight by weight, clustered ahead in threads and replaced in order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import attrs
+
+from mlopt.coreml.decisions import Decision, Keep, Plan, subjects_of
+from mlopt.coreml.emission import PackedPalette, PaletteOperations
+from mlopt.coreml.joint import JointWeight, palettize_joint
+from mlopt.coreml.report import WeightRow
+from mlopt.coreml.rows import joint_note, kept_row, palettized_row
+from mlopt.coreml.weights import Weight
+from mlopt.mil.edits import Edits
+from mlopt.mil.names import UniqueNames
+from mlopt.mil.package import Package, open_package
+from mlopt.mil.program import Constant, Node, Program, Variable
+from mlopt.mil.targets import Target
+from mlopt.mil.writer import PackageWriter
+from mlopt.palette.distortion import Distortion
+from mlopt.palette.palettize import NoPaletteError
+from mlopt.palette.palettize import palettize as palettize_weight
+from mlopt.palette.spec import PaletteSpec
+
+Progress = Callable[[int, int, str], None]
+"""Called after each weight: elements done, elements in all, the weight's name."""
+
+
+@attrs.frozen(eq=False)
+class Computed:
+    """What clustering a weight gave, with a note for its row."""
+
+    palette: PackedPalette
+    distortion: Distortion
+    note: str | None = None
+
+
+Outcome = Computed | NoPaletteError
+
+
+def compute(weight: Weight | JointWeight, spec: PaletteSpec, workers: int = 1) -> Outcome:
+    """Cluster one weight; what no table can hold comes back as the error that says so."""
+    try:
+        if isinstance(weight, JointWeight):
+            palette, distortion, plain_nbytes = palettize_joint(weight, spec, workers)
+            return Computed(palette, distortion, joint_note(palette.nbytes, plain_nbytes))
+        palettized, distortion = palettize_weight(weight.value(), spec, workers=workers)
+    except NoPaletteError as reason:
+        return reason
+    finally:
+        weight.release()
+    return Computed(PackedPalette.of(palettized), distortion)
+
+
+def readable_weights(plan: Plan, source: Any) -> Sequence[Weight | JointWeight] | None:
+    """The weights of the plan's decisions in another reading of ``source``; None: not needed.
+
+    Raising a program stores parts of compressed weights anew, and what is being written cannot be
+    read.
+    """
+    if not plan.raises or not _has_joint(plan.decisions):
+        return None
+    return subjects_of(open_package(source), joint_compression=True)[0]
+
+
+def _has_joint(decisions: Iterable[Decision]) -> bool:
+    return any(isinstance(decision.weight, JointWeight) for decision in decisions)
+
+
+def carry_out(
+    plan: Plan,
+    package: Package,
+    writer: PackageWriter,
+    *,
+    readable: Sequence[Weight | JointWeight] | None,
+    workers: int,
+    progress: Progress | None,
+) -> list[WeightRow]:
+    """Raise programs, cluster, and replace the constants; returns the rows in program order.
+
+    ``readable``: what ``readable_weights`` gives.
+    """
+    if plan.raises:
+        for each in plan.raises:
+            each.apply(writer)
+        # Raising makes new messages: the weights are the same ones, looked up again.
+        joint = _has_joint(plan.decisions)
+        weights, _ = subjects_of(package, joint_compression=joint)
+        decisions = _moved(plan.decisions, weights)
+    else:
+        decisions = list(plan.decisions)
+    if readable is None:
+        readable = [decision.weight for decision in decisions]
+    names = _Names()
+    edits = Edits()
+    rows = []
+    total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
+    done = 0
+    with contextlib.closing(_computed(decisions, readable, workers)) as results:
+        for decision, computed in results:
+            if computed is None:
+                assert isinstance(decision.outcome, Keep)
+                rows.append(kept_row(decision, decision.outcome))
+                continue
+            if not isinstance(computed, NoPaletteError):
+                _replace(decision.weight, computed.palette, writer, edits, names)
+            rows.append(row_of(decision, computed))
+            done += decision.weight.size
+            if progress is not None:
+                progress(done, total, decision.weight.name)
+    edits.apply()
+    return rows
+
+
+def _computed(
+    decisions: list[Decision], readable: Sequence[Weight | JointWeight], workers: int
+) -> Generator[tuple[Decision, Outcome | None], None, None]:
+    """The decisions in order, each with its result; a few weights ahead are worked on meanwhile.
+
+    Few, because what is worked on is held in memory. A weight that is much larger than the rest
+    gets all threads for its groups.
+    """
+    waiting: deque[tuple[Decision, Future[Outcome] | None]] = deque()
+    ahead = 0
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for decision, weight in zip(decisions, readable, strict=True):
+            future = None
+            if isinstance(decision.outcome, PaletteSpec):
+                share = workers if weight.size >= 1 << 22 else 1
+                future = pool.submit(compute, weight, decision.outcome, share)
+                ahead += 1
+            waiting.append((decision, future))
+            while ahead > workers + 1:
+                first, computing = waiting.popleft()
+                ahead -= computing is not None
+                yield first, None if computing is None else computing.result()
+        while waiting:
+            first, computing = waiting.popleft()
+            yield first, None if computing is None else computing.result()
+    finally:
+        # not waited for: after an interrupt, a large weight may take long and nobody wants it
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _moved(
+    decisions: tuple[Decision, ...], weights: Sequence[Weight | JointWeight]
+) -> list[Decision]:
+    """The decisions about the weights of a raised program; its new constants concern none."""
+    before, found = _keys([d.weight for d in decisions]), _keys(weights)
+    moved = dict(zip(found, weights, strict=True))
+    return [
+        attrs.evolve(decision, weight=moved.get(key, decision.weight))
+        for key, decision in zip(before, decisions, strict=True)
+    ]
+
+
+def _keys(weights: Sequence[Weight | JointWeight]) -> list[tuple[Any, ...]]:
+    """What tells weights apart: their places, numbered where they repeat, as raising keeps them."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    keys = []
+    for weight in weights:
+        keys.append((*weight.place, seen[weight.place]))
+        seen[weight.place] += 1
+    return keys
+
+
+def _replace(
+    weight: Weight | JointWeight,
+    palette: PackedPalette,
+    writer: PackageWriter,
+    edits: Edits,
+    names: _Names,
+) -> None:
+    """Store a palette once, and let each operation that holds the weight become some on it."""
+    opsets = {function.name: function.opset for function in weight.program.functions}
+    operations: dict[Target, PaletteOperations] = {}
+    for node in weight.nodes:
+        target = next(t for t in Target if t.opset == opsets[node.function])
+        if target not in operations:
+            operations[target] = PaletteOperations(
+                palette, writer, target=target, file_name=weight.file_name
+            )
+        unique_name = names.of_function(weight.program, node.function)
+        edits.replace(node.block, node.op, operations[target].replacing(node.op, unique_name))
+        for constant in _own_constants(node):
+            edits.replace(constant.block, constant.op, [])
+
+
+def _own_constants(node: Node) -> Iterator[Constant]:
+    """The const operations that only serve a constexpr operation that is replaced."""
+    for bindings in node.inputs.values():
+        for bound in bindings:
+            if (
+                isinstance(bound, Variable)
+                and bound.constant is not None
+                and len(bound.consumers) == 1
+            ):
+                yield bound.constant
+
+
+class _Names:
+    """Names that are not in use yet, by function; a program is read when one is first wanted."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, str], UniqueNames] = {}
+
+    def of_function(self, program: Program, name: str) -> Callable[[str], str]:
+        def unique(wanted: str) -> str:
+            key = id(program), name
+            if key not in self._names:
+                function = next(f for f in program.functions if f.name == name)
+                self._names[key] = UniqueNames(program.nodes(), function)
+            return self._names[key](wanted)
+
+        return unique
+
+
+def row_of(decision: Decision, computed: Outcome) -> WeightRow:
+    """The row of a weight that was to be palettized."""
+    if isinstance(computed, NoPaletteError):
+        return kept_row(decision, Keep(str(computed), str(computed)))
+    palette = computed.palette
+    codes = None if palette.quantized is None else palette.quantized.codes
+    return palettized_row(
+        decision,
+        palette.nbits,
+        palette.nbytes,
+        lut_dtype=None if codes is None else codes.dtype.name,
+        snr_db=computed.distortion.snr_db,
+        note=computed.note,
+    )
