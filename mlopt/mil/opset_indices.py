@@ -87,6 +87,8 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
         raise Unraisable("its indices are bound to nothing")
     constant = node.constant_input("indices")
     if constant is not None:
+        if not constant.dtype.startswith(("int", "uint")):
+            raise Unraisable(f"its indices are {constant.dtype}, and only integers can be indices")
         indices = np.asarray(constant.value())
         constant.release()
         if (indices >= 0).all():

@@ -211,19 +211,9 @@ def contents(package: Path) -> dict[Path, bytes]:
 
 
 CASES = [(name, form) for name in KINDS for form in FORMS]
-SPELLINGS = "two spellings of one weight file count as two files"
 
 
-def marks(reason: str | None) -> list[Any]:
-    """The mark of a test that fails for a known reason; none for None."""
-    return [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-
-
-def each_kind(**failing: str) -> Any:
-    """Parametrize a test by name; ``failing``: kind to the known defect."""
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=marks(failing.get(name))) for name in KINDS]
-    )
+each_kind = pytest.mark.parametrize("name", list(KINDS))
 
 
 def loaded(name: str, form: str) -> bool:
@@ -234,25 +224,17 @@ def loaded(name: str, form: str) -> bool:
     return KINDS[name].loads and (name, form) != ("mixed_opsets", "per tensor")
 
 
-def each_output(*, judged: bool = False, **failing: str) -> Any:
-    """Parametrize a test by name and form.
-
-    ``judged``: only those that coremltools can judge; ``failing``: kind (and form) to its defect.
-    """
-    cases = []
-    for name, form in CASES:
-        if judged and not loaded(name, form):
-            continue
-        reason = failing.get(f"{name}_{form.replace(' ', '_')}", failing.get(name))
-        cases.append(pytest.param(name, form, marks=marks(reason)))
-    return pytest.mark.parametrize(("name", "form"), cases)
+each_output = pytest.mark.parametrize(("name", "form"), CASES)
+each_judged_output = pytest.mark.parametrize(
+    ("name", "form"), [case for case in CASES if loaded(*case)]
+)
 
 
 def test_every_kind_is_expected_to_give_something():
     assert set(PALETTIZED) == set(KINDS)
 
 
-@each_output(two_spellings=SPELLINGS)
+@each_output
 def test_the_report_has_one_row_for_each_stored_weight(name, form, output_of):
     output = output_of(name, form)
     palettized = Counter(
@@ -273,7 +255,7 @@ def test_the_report_has_one_row_for_each_stored_weight(name, form, output_of):
     assert len(output.report.rows) == len(groups)
 
 
-@each_output()
+@each_output
 def test_what_is_kept_is_explained(name, form, output_of):
     report = output_of(name, form).report
     large = {
@@ -288,7 +270,7 @@ def test_what_is_kept_is_explained(name, form, output_of):
     assert len(report.to_table(width=3000).splitlines()) == len(report.rows) + 2
 
 
-@each_output()
+@each_output
 def test_nothing_else_differs(name, form, output_of):
     output = output_of(name, form)
     differences = judges.messages_equal_except(
@@ -297,7 +279,7 @@ def test_nothing_else_differs(name, form, output_of):
     assert differences == []
 
 
-@each_output()
+@each_output
 def test_the_numbers_are_those_of_a_good_clustering(name, form, output_of):
     output = output_of(name, form)
     before, after = dense_weights(output.source), dense_weights(output.path)
@@ -320,7 +302,7 @@ def test_the_numbers_are_those_of_a_good_clustering(name, form, output_of):
         assert sorted(measured[key]) == pytest.approx(sorted(found), abs=2e-3)
 
 
-@each_output(judged=True)
+@each_judged_output
 def test_coremltools_reads_the_same_numbers(name, form, output_of):
     output = output_of(name, form)
     theirs = judges.decompressed_constants(output.path)
@@ -334,7 +316,7 @@ def test_coremltools_reads_the_same_numbers(name, form, output_of):
         np.testing.assert_array_equal(theirs[f"{prefix}{weight}{again}"], value)
 
 
-@each_output()
+@each_output
 def test_versions_rise_only_where_they_must(name, form, output_of):
     output = output_of(name, form)
     (before, _), (after, _) = (judges.spec_and_weights(p) for p in (output.source, output.path))
@@ -358,7 +340,7 @@ def test_versions_rise_only_where_they_must(name, form, output_of):
     assert (report.target_before != report.target_after) == rises
 
 
-@each_output()
+@each_output
 def test_what_is_shared_stays_shared(name, form, output_of):
     output = output_of(name, form)
 
@@ -373,7 +355,7 @@ def test_what_is_shared_stays_shared(name, form, output_of):
     assert all(len(now) == 1 for now in moved.values())
 
 
-@each_output()
+@each_output
 def test_decompression_gives_what_was_stored(name, form, output_of, tmp_path):
     output = output_of(name, form)
     path = decompress(output.path, tmp_path / "dense.mlpackage")
@@ -395,7 +377,7 @@ def test_decompression_gives_what_was_stored(name, form, output_of, tmp_path):
                 np.testing.assert_array_equal(theirs[key], value)
 
 
-@each_output()
+@each_output
 def test_a_preview_says_what_palettize_does(name, form, output_of):
     output = output_of(name, form)
     options, target = FORMS[form]
@@ -411,7 +393,7 @@ def test_a_preview_says_what_palettize_does(name, form, output_of):
     )
 
 
-@each_kind(two_spellings=SPELLINGS)
+@each_kind
 def test_metadata_has_each_large_constant_with_its_values(name, package):
     source = package(name)
     _, folder = judges.spec_and_weights(source)
@@ -435,7 +417,7 @@ def test_metadata_has_each_large_constant_with_its_values(name, package):
     assert all(value.child_ops is not None for value in metadata.values())
 
 
-@each_output()
+@each_output
 def test_inspection_lists_each_stored_weight_before_and_after(name, form, output_of):
     output = output_of(name, form)
     for path, report in ((output.source, output.report), (output.path, None)):
@@ -450,7 +432,7 @@ def test_inspection_lists_each_stored_weight_before_and_after(name, form, output
         assert inventory.to_json()
 
 
-@each_output()
+@each_output
 def test_a_second_run_changes_nothing(name, form, output_of, tmp_path):
     output = output_of(name, form)
     again = palettize(output.path, global_config(nbits=2), output=tmp_path / "again.mlpackage")
@@ -458,7 +440,7 @@ def test_a_second_run_changes_nothing(name, form, output_of, tmp_path):
     assert judges.messages_equal_except(output.path, again.path) == []
 
 
-@each_kind(two_spellings=SPELLINGS)
+@each_kind
 def test_vectors_in_groups_with_scales(name, package, tmp_path):
     """The form with the most parts: what else there is stays, and it decompresses to the same."""
     source = package(name)
@@ -496,7 +478,7 @@ def newest(package: Path) -> str:
     return TARGETS[max(9, spec.specificationVersion)]
 
 
-@each_kind()
+@each_kind
 def test_raising_keeps_everything_but_versions(name, package, tmp_path):
     source = package(name)
     path = raise_target(source, tmp_path / "raised.mlpackage", newest(source))
@@ -510,7 +492,7 @@ def test_raising_keeps_everything_but_versions(name, package, tmp_path):
         assert judges.load_programs(path)
 
 
-@each_kind()
+@each_kind
 def test_raising_a_palettized_model_keeps_its_numbers(name, output_of, tmp_path):
     output = output_of(name, "per tensor")
     path = raise_target(output.path, tmp_path / "raised.mlpackage", newest(output.path))
@@ -525,7 +507,7 @@ def test_raising_a_palettized_model_keeps_its_numbers(name, output_of, tmp_path)
         )
 
 
-@each_output()
+@each_output
 def test_the_lint_reads_it(name, form, output_of):
     output = output_of(name, form)
     for path in (output.source, output.path):
