@@ -13,7 +13,7 @@ import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
-from mlopt.coreml.joint import JointWeight, palettize_joint, with_joint_weights
+from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint, with_joint_weights
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
 from mlopt.errors import ConfigError, TargetError
@@ -293,17 +293,18 @@ def _palettized(
     if max(needs, _opset_target(weight, current)) < Target.iOS18:
         # What the model may be raised to is not what it will be: unique and custom raise nothing
         spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
-    if spec.mode == "unique":
-        # known now, so that a target is not raised for a weight that is kept in the end
-        try:
-            if isinstance(weight, JointWeight):
+    # known now, so that a target is not raised for a weight that is kept in the end
+    try:
+        if isinstance(weight, JointWeight):
+            check_joint(weight, spec)
+            if spec.mode == "unique":
                 palettize_joint(weight, spec)
-            else:
-                palettize(weight.value(), spec)
-        except NoPaletteError as reason:
-            return kept(str(reason))
-        finally:
-            weight.release()
+        elif spec.mode == "unique":
+            palettize(weight.value(), spec)
+    except NoPaletteError as reason:
+        return kept(str(reason))
+    finally:
+        weight.release()
     return Decision(weight, spec, resolution.rule, note, config, group_size, needs)
 
 

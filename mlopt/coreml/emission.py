@@ -17,8 +17,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.coreml.constexpr.operations import parameter_names
 from mlopt.mil.messages import Operation, Value
-from mlopt.mil.program import operation_name
+from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from mlopt.mil.values import int32_value, string_value, tensor_type
 from mlopt.mil.writer import PackageWriter
@@ -130,22 +131,23 @@ class PaletteOperations:
             }
         self._scale = None if palette.scale is None else stored_array(palette.scale)
 
-    def replacing(self, op: Any, unique_name: Callable[[str], str]) -> list[Any]:
-        """The operations that take the place of ``op``; the last has its name, output and type.
+    def replacing(self, node: Node, unique_name: Callable[[str], str]) -> list[Any]:
+        """The operations that take the place of ``node``; the last has its name, output and type.
 
         Parameters
         ----------
-        op
+        node
             The const operation of a plain weight, or the constexpr operation of a compressed one.
         unique_name
             Gives a name that the function does not use yet.
         """
-        name = operation_name(op)
+        name = node.name
         last = Operation()
-        last.CopyFrom(op)
+        last.CopyFrom(node.op)
         last.ClearField("inputs")
-        if "val" in last.attributes:
-            del last.attributes["val"]
+        # Other attributes are remarks, which stay.
+        for parameter in {"val", *parameter_names(node)} & set(last.attributes):
+            del last.attributes[parameter]
         made = []
         lut_name = None
         if self._table is not None:
@@ -159,7 +161,8 @@ class PaletteOperations:
         if self._palette.mask is None:
             self._make_lut(unscaled, lut_name)
         else:
-            made.append(self._sparse(unique_name(f"{name}_nonzero"), lut_name))
+            values_name = unique_name(f"{name}_nonzero")
+            made.append(self._sparse(values_name, unique_name(f"{values_name}_mask"), lut_name))
             _make_dense(unscaled, made[-1])
         made.append(unscaled)
         if self._scale is not None:
@@ -169,12 +172,12 @@ class PaletteOperations:
             made.append(last)
         return made
 
-    def _sparse(self, name: str, lut_name: str | None) -> Any:
+    def _sparse(self, name: str, mask_name: str, lut_name: str | None) -> Any:
         """The operation that looks up the nonzero values; its outputs are a mask and the values."""
         op = Operation(type="constexpr_lut_to_sparse")
         op.attributes["name"].CopyFrom(string_value(name))
         table, (stored,) = self._palette.table, self._palette.indices_shape
-        op.outputs.add(name=f"{name}_mask", type=tensor_type("uint1", self._palette.shape))
+        op.outputs.add(name=mask_name, type=tensor_type("uint1", self._palette.shape))
         op.outputs.add(
             name=name, type=tensor_type(_TYPES[table.dtype.name], [stored * table.shape[-1]])
         )

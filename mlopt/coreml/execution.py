@@ -61,15 +61,15 @@ def readable_weights(plan: Plan, source: Any) -> Sequence[Weight | JointWeight] 
     """The weights of the plan's decisions in another reading of ``source``; None: not needed.
 
     Raising a program stores parts of compressed weights anew, and what is being written cannot be
-    read.
+    read. It also makes them others than those that the report is about.
     """
-    if not plan.raises or not _has_joint(plan.decisions):
+    if not plan.raises:
         return None
-    return subjects_of(open_package(source), joint_compression=True)[0]
+    return subjects_of(open_package(source), joint_compression=_has_joint(plan))[0]
 
 
-def _has_joint(decisions: Iterable[Decision]) -> bool:
-    return any(isinstance(decision.weight, JointWeight) for decision in decisions)
+def _has_joint(plan: Plan) -> bool:
+    return any(isinstance(decision.weight, JointWeight) for decision in plan.decisions)
 
 
 def carry_out(
@@ -85,30 +85,33 @@ def carry_out(
 
     ``readable``: what ``readable_weights`` gives.
     """
+    decisions = plan.decisions
+    replaced: Sequence[Weight | JointWeight] = [decision.weight for decision in decisions]
     if plan.raises:
         for each in plan.raises:
             each.apply(writer)
         # Raising makes new messages: the weights are the same ones, looked up again.
-        joint = _has_joint(plan.decisions)
-        weights, _ = subjects_of(package, joint_compression=joint)
-        decisions = _moved(plan.decisions, weights)
-    else:
-        decisions = list(plan.decisions)
-    if readable is None:
-        readable = [decision.weight for decision in decisions]
+        weights, _ = subjects_of(package, joint_compression=_has_joint(plan))
+        replaced = _moved(decisions, weights)
+    if readable is not None:
+        decisions = tuple(
+            attrs.evolve(decision, weight=weight)
+            for decision, weight in zip(decisions, readable, strict=True)
+        )
     names = _Names()
     edits = Edits()
+    uses: Counter[int] = Counter()
     rows = []
     total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
     done = 0
-    with contextlib.closing(_computed(decisions, readable, workers)) as results:
-        for decision, computed in results:
+    with contextlib.closing(_computed(decisions, workers)) as results:
+        for weight, (decision, computed) in zip(replaced, results, strict=True):
             if computed is None:
                 assert isinstance(decision.outcome, Keep)
                 rows.append(kept_row(decision, decision.outcome))
                 continue
             if not isinstance(computed, NoPaletteError):
-                _replace(decision.weight, computed.palette, writer, edits, names)
+                _replace(weight, computed.palette, writer, edits, names, uses)
             rows.append(row_of(decision, computed))
             done += decision.weight.size
             if progress is not None:
@@ -118,7 +121,7 @@ def carry_out(
 
 
 def _computed(
-    decisions: list[Decision], readable: Sequence[Weight | JointWeight], workers: int
+    decisions: Sequence[Decision], workers: int
 ) -> Generator[tuple[Decision, Outcome | None], None, None]:
     """The decisions in order, each with its result; a few weights ahead are worked on meanwhile.
 
@@ -129,8 +132,8 @@ def _computed(
     ahead = 0
     pool = ThreadPoolExecutor(workers)
     try:
-        for decision, weight in zip(decisions, readable, strict=True):
-            future = None
+        for decision in decisions:
+            future, weight = None, decision.weight
             if isinstance(decision.outcome, PaletteSpec):
                 share = workers if weight.size >= 1 << 22 else 1
                 future = pool.submit(compute, weight, decision.outcome, share)
@@ -149,18 +152,37 @@ def _computed(
 
 
 def _moved(
-    decisions: tuple[Decision, ...], weights: Sequence[Weight | JointWeight]
-) -> list[Decision]:
-    """The decisions about the weights of a raised program; its new constants concern none."""
-    before, found = _keys([d.weight for d in decisions]), _keys(weights)
-    moved = dict(zip(found, weights, strict=True))
-    return [
-        attrs.evolve(decision, weight=moved.get(key, decision.weight))
-        for key, decision in zip(before, decisions, strict=True)
-    ]
+    decisions: Sequence[Decision], weights: Sequence[Weight | JointWeight]
+) -> list[Weight | JointWeight]:
+    """The weights of decisions in a raised program; its new constants concern none.
+
+    Weights that are kept may have no counterpart there, and stay what they were.
+    """
+    plain = [weight for weight in weights if isinstance(weight, Weight)]
+    plain_at = dict(zip(_keys(plain), plain, strict=True))
+    keys = iter(_keys([d.weight for d in decisions if isinstance(d.weight, Weight)]))
+    joint_at = {
+        place: weight
+        for joint in weights
+        if isinstance(joint, JointWeight)
+        for place, weight in zip(joint.places, joint.weights, strict=True)
+    }
+    moved: list[Weight | JointWeight] = []
+    for decision in decisions:
+        weight, is_kept = decision.weight, isinstance(decision.outcome, Keep)
+        if isinstance(weight, Weight):
+            key = next(keys)
+            moved.append(plain_at.get(key, weight) if is_kept else plain_at[key])
+        elif is_kept:
+            moved.append(weight)
+        else:
+            # One by one: raising may have made weights equal that have different decisions.
+            found = tuple(joint_at[place] for place in weight.places)
+            moved.append(attrs.evolve(weight, weights=found))
+    return moved
 
 
-def _keys(weights: Sequence[Weight | JointWeight]) -> list[tuple[Any, ...]]:
+def _keys(weights: Iterable[Weight]) -> list[tuple[Any, ...]]:
     """What tells weights apart: their places, numbered where they repeat, as raising keeps them."""
     seen: Counter[tuple[Any, ...]] = Counter()
     keys = []
@@ -176,8 +198,12 @@ def _replace(
     writer: PackageWriter,
     edits: Edits,
     names: _Names,
+    uses: Counter[int],
 ) -> None:
-    """Store a palette once, and let each operation that holds the weight become some on it."""
+    """Store a palette once, and let each operation that holds the weight become some on it.
+
+    ``uses``: how often operations that are replaced read a variable, by its id.
+    """
     opsets = {function.name: function.opset for function in weight.program.functions}
     operations: dict[Target, PaletteOperations] = {}
     for node in weight.nodes:
@@ -187,20 +213,19 @@ def _replace(
                 palette, writer, target=target, file_name=weight.file_name
             )
         unique_name = names.of_function(weight.program, node.function)
-        edits.replace(node.block, node.op, operations[target].replacing(node.op, unique_name))
-        for constant in _own_constants(node):
+        edits.replace(node.block, node.op, operations[target].replacing(node, unique_name))
+        for constant in _unread_constants(node, uses):
             edits.replace(constant.block, constant.op, [])
 
 
-def _own_constants(node: Node) -> Iterator[Constant]:
-    """The const operations that only serve a constexpr operation that is replaced."""
+def _unread_constants(node: Node, uses: Counter[int]) -> Iterator[Constant]:
+    """The const operations that nothing reads when ``node``, too, is replaced."""
     for bindings in node.inputs.values():
         for bound in bindings:
-            if (
-                isinstance(bound, Variable)
-                and bound.constant is not None
-                and len(bound.consumers) == 1
-            ):
+            if not isinstance(bound, Variable) or bound.constant is None:
+                continue
+            uses[id(bound)] += 1
+            if uses[id(bound)] == len(bound.consumers) and not bound.is_block_output:
                 yield bound.constant
 
 

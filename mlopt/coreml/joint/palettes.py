@@ -52,6 +52,21 @@ def palettize_joint(
     return of_kind(weight, spec, workers)
 
 
+def check_joint(weight: JointWeight, spec: PaletteSpec) -> None:
+    """Find out, without clustering, that :func:`palettize_joint` has what it needs.
+
+    Raises
+    ------
+    NoPaletteError
+        It has not; the message is the reason.
+    """
+    if weight.is_sparse:
+        _mask_of_indices(mask_of(weight), spec)
+        return
+    scale, _ = _blocks_of(weight)
+    _check_vectors(weight.shape, scale.shape, spec)
+
+
 def mask_of(weight: JointWeight) -> Mask:
     """Where a sparse weight has values, of its shape."""
     constant = weight.node.constant_input("mask")
@@ -65,12 +80,7 @@ def _palettize_sparse(
     weight: JointWeight, spec: PaletteSpec, workers: int
 ) -> tuple[PackedPalette, Distortion, int]:
     value, mask = weight.value(), mask_of(weight)
-    if not mask.any():
-        raise NoPaletteError("all of it is zero")
-    stored = mask
-    if spec.cluster_dim > 1:
-        assert spec.channel_axis is not None
-        stored = _mask_of_vectors(mask, spec.channel_axis % mask.ndim, spec.cluster_dim)
+    stored = _mask_of_indices(mask, spec)
     palettized, _ = palettize(value, spec, importance=mask, workers=workers)
     distortion = measure_distortion(value, palettized, counted=mask)
 
@@ -85,6 +95,16 @@ def _palettize_sparse(
         mask=stored,
     )
     return palette, distortion, plain_nbytes
+
+
+def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:
+    """Where an index is stored, of the indices' shape."""
+    if not mask.any():
+        raise NoPaletteError("all of it is zero")
+    if spec.cluster_dim == 1:
+        return mask
+    assert spec.channel_axis is not None
+    return _mask_of_vectors(mask, spec.channel_axis % mask.ndim, spec.cluster_dim)
 
 
 def _mask_of_vectors(mask: Mask, axis: int, d: int) -> Mask:
@@ -109,12 +129,16 @@ def _palettize_quantized(
     table = _scaled_table(palettized, scale, offset)
     joint = Palettized(table.decode(), palettized.indices, palettized.vector_axis, quantized=table)
     distortion = measure_distortion(weight.value(), joint)
+    if not math.isfinite(distortion.noise):
+        raise NoPaletteError(
+            "its scales would take entries of the table out of the range of floats"
+        )
     entries = palettized.table.size * scale.dtype.itemsize
     return PackedPalette.of(joint), distortion, joint.indices_nbytes + entries
 
 
 def _blocks_of(weight: JointWeight) -> tuple[Array, Array | None]:
-    """Scale and offset of a quantized weight's blocks, of its rank.
+    """Scale and offset of a quantized weight's blocks, of its rank; the offset as its integers.
 
     ``constexpr_affine_dequantize`` gives them as scalars or for the channels of an axis.
     """
@@ -132,7 +156,17 @@ def _blocks_of(weight: JointWeight) -> tuple[Array, Array | None]:
         return scale, None
     if scale.ndim < rank:
         scale, offset = np.broadcast_arrays(scale.reshape(shape), offset.reshape(shape))
-    return scale, offset
+    return scale, _as_codes(offset, unsigned=weight.data.dtype.startswith("u"))
+
+
+def _as_codes(offset: Array, *, unsigned: bool) -> Array:
+    """An offset, which may be of another type, in that of the codes: a table wants them alike."""
+    bounds = np.iinfo(np.uint8 if unsigned else np.int8)
+    # NaN compares false
+    fits = (offset >= bounds.min) & (offset <= bounds.max) & (offset == np.rint(offset))
+    if not fits.all():
+        raise NoPaletteError(f"an offset of its integers is no {bounds.dtype}")
+    return offset.astype(bounds.dtype)
 
 
 def _check_vectors(shape: tuple[int, ...], blocks: tuple[int, ...], spec: PaletteSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import attrs
 
 from mlopt.coreml.constexpr import is_constexpr
 from mlopt.coreml.constexpr.weights import CompressedWeight, ContentKeys, compressed_weights
-from mlopt.coreml.weights import NUMPY_NAMES, Weight
+from mlopt.coreml.weights import NUMPY_NAMES, SMALLEST, Weight
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Consumer, Node, Program
 
@@ -25,18 +26,25 @@ _DATA = {
 }
 
 
+Place = tuple[Any, ...]
+
+
 @attrs.frozen(eq=False)
 class JointWeight:
-    """A compressed weight, and everything in the package that is equal to it.
+    """A compressed weight, and everything in the program that is equal to it.
 
     Its nonzero values (``constexpr_sparse_to_dense``) or its integers
     (``constexpr_blockwise_shift_scale``, ``constexpr_affine_dequantize``) are constants that a
     palette can take the place of. It is described as the plain weight is: name, shape, type and
     users are those of the operation's output.
+
+    places: where each of the equal weights is. They are the same after raising the program, which
+    may rename parameters, and may make weights equal that were not.
     """
 
     program: Program
     weights: tuple[CompressedWeight, ...]
+    places: tuple[Place, ...]
 
     @property
     def node(self) -> Node:
@@ -111,11 +119,6 @@ class JointWeight:
         return tuple(user for weight in self.weights for user in weight.consumers)
 
     @property
-    def place(self) -> tuple[Any, ...]:
-        """Where the first of the equal weights is: also where a new opset renames parameters."""
-        return id(self.program), self.node.function, self.name
-
-    @property
     def inline(self) -> bool:
         """No: what is written into its operation is a part of it."""
         return False
@@ -140,11 +143,13 @@ def with_joint_weights(
     """The weights of a package, with joint weights where their parts stood, in program order.
 
     Joint weights are single operations: a chain of several is compressed twice already. Nothing
-    else may read what a palette takes the place of, for then that would have to stay as well.
+    else may read what a palette takes the place of, for then that would have to stay as well. Those
+    of which no part is large enough to be a weight by itself come last.
     """
+    joints = list(_joint_weights(package, nodes_of_programs))
     joint_of = {
         (id(node.op), parameter): joint
-        for joint in _joint_weights(package, nodes_of_programs)
+        for joint in joints
         for node in joint.nodes
         for parameter in node.inputs
     }
@@ -153,8 +158,9 @@ def with_joint_weights(
         places = [(id(user.op), user.parameter) for user in weight.consumers]
         joint = [joint_of[place] for place in places if place in joint_of]
         found |= {id(each): each for each in joint}
-        if not joint or len(joint) < len(places):
+        if not joint or len(joint) < len(places) or weight.is_block_output:
             found[id(weight)] = weight
+    found |= {id(joint): joint for joint in joints if joint.size >= SMALLEST}
     return list(found.values())
 
 
@@ -164,12 +170,17 @@ def _joint_weights(
     """Equal ones as one."""
     for program, nodes in zip(package.programs, nodes_of_programs, strict=True):
         keys = ContentKeys()
-        groups: dict[object, list[CompressedWeight]] = {}
+        groups: dict[object, list[tuple[CompressedWeight, Place]]] = {}
+        # Blocks of a function may have weights of equal names.
+        seen: Counter[Place] = Counter()
         for weight in compressed_weights(nodes):
+            named = (id(program), weight.function, weight.name)
             if _is_candidate(weight):
-                groups.setdefault(keys(weight), []).append(weight)
+                groups.setdefault(keys(weight), []).append((weight, (*named, seen[named])))
+            seen[named] += 1
         for group in groups.values():
-            yield JointWeight(program, tuple(group))
+            weights, places = zip(*group, strict=True)
+            yield JointWeight(program, weights, places)
 
 
 def _is_candidate(weight: CompressedWeight) -> bool:
@@ -179,9 +190,6 @@ def _is_candidate(weight: CompressedWeight) -> bool:
     parameter, dtypes = _DATA[node.op_type]
     data = node.constant_input(parameter)
     if data is None or data.dtype not in dtypes:
-        return False
-    shift = node.constant_input("offset") or node.constant_input("zero_point")
-    if shift is not None and shift.dtype not in _INTEGERS:
         return False
     # Another chain may go on from here, and reads what this gives.
     if any(is_constexpr(user.node) for user in weight.variable.consumers):
