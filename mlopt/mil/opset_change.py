@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
+from mlopt.mil.dtypes import DType, dtype_of_proto
 from mlopt.mil.messages import Operation
 from mlopt.mil.program import Constant, Node
 from mlopt.mil.values import immediate_value, string_value
 
 if TYPE_CHECKING:
     from mlopt.mil.opset_storage import Storage
+
+
+#: Names of the element types that real numbers have before CoreML8.
+FLOATS = ("fp16", "fp32")
 
 
 class Unraisable(Exception):
@@ -155,6 +160,34 @@ class Change:
 
 
 Rule = Callable[[Change], None]
+
+
+def constant_scalar(node: Node, parameter: str, default: Any, kind: type, why: str) -> Any:
+    """Return the constant scalar bound to a parameter; ``default`` where it is absent.
+
+    Raises
+    ------
+    Unraisable
+        It is computed, no scalar, or not of the Python type ``kind``. ``why`` says what depends on
+        it: "half_pixel_centers follows from it".
+    """
+    if parameter not in node.inputs:
+        return default
+    try:
+        value = node.scalar(parameter)
+    except ValueError:
+        raise Unraisable(f"its {parameter} is no constant scalar, and {why}") from None
+    # Not isinstance: a bool is an int, and no axis.
+    if type(value) is not kind:
+        raise Unraisable(f"its {parameter} is {value!r}, no {kind.__name__}, and {why}")
+    return value
+
+
+def dtype_of(value_type: Any | None) -> DType | None:
+    """Return the element type of a tensor; None: the type is no tensor's."""
+    if value_type is None or value_type.WhichOneof("type") != "tensorType":
+        return None
+    return dtype_of_proto(value_type.tensorType.dataType)
 
 
 def type_of(node: Node, parameter: str) -> Any | None:

@@ -8,7 +8,15 @@ import attrs
 import numpy as np
 
 from mlopt.mil.dtypes import BY_NAME
-from mlopt.mil.opset_change import Change, Rule, Unraisable, sizes_of, type_of
+from mlopt.mil.opset_change import (
+    Change,
+    Rule,
+    Unraisable,
+    constant_scalar,
+    dtype_of,
+    sizes_of,
+    type_of,
+)
 from mlopt.mil.program import Node, Variable
 from mlopt.mil.values import immediate_value, string_value, tensor_type
 
@@ -87,8 +95,7 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
         raise Unraisable("its indices are bound to nothing")
     constant = node.constant_input("indices")
     if constant is not None:
-        if not constant.dtype.startswith(("int", "uint")):
-            raise Unraisable(f"its indices are {constant.dtype}, and only integers can be indices")
+        _check_index_type(constant.dtype)
         indices = np.asarray(constant.value())
         constant.release()
         if (indices >= 0).all():
@@ -106,15 +113,16 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
     assert isinstance(variable, Variable)
     if _is_never_negative(variable):
         return
-    tensor = variable.type.tensorType
-    if tensor.dataType not in (_INT32, _INT16, _INT8):
-        return  # unsigned
+    dtype = dtype_of(variable.type)
+    _check_index_type("no tensor" if dtype is None else dtype.name)
+    if dtype in _UNSIGNED:
+        return
     result = _retyped(variable.type, _INT32)
     index = variable.name
-    if tensor.dataType != _INT32:  # neither greater_equal nor add takes short integers
-        dtype = change.add_const(string_value("int32"), f"{node.name}_indices_dtype_0")
+    if dtype is not BY_NAME["int32"]:  # neither greater_equal nor add takes short integers
+        wanted = change.add_const(string_value("int32"), f"{node.name}_indices_dtype_0")
         index = change.add_op(
-            "cast", {"x": index, "dtype": dtype}, result, f"{node.name}_indices_int32"
+            "cast", {"x": index, "dtype": wanted}, result, f"{node.name}_indices_int32"
         )
     _bind_computed(change, index, result, extents_of(node, data))
 
@@ -167,7 +175,14 @@ def _computed_extents(change: Change, extents: _Extents, stem: str) -> str:
     )
 
 
-_INT8, _INT16, _INT32, _BOOL = (BY_NAME[n].proto for n in ("int8", "int16", "int32", "bool"))
+_INT32, _BOOL = (BY_NAME[name].proto for name in ("int32", "bool"))
+_UNSIGNED = (BY_NAME["uint8"], BY_NAME["uint16"])
+_INDEX_TYPES = ("int8", "int16", "int32", "uint8", "uint16")
+
+
+def _check_index_type(name: str) -> None:
+    if name not in _INDEX_TYPES:
+        raise Unraisable(f"its indices are {name}, and can only be {', '.join(_INDEX_TYPES)}")
 
 
 def _retyped(value_type: Any, proto_dtype: int) -> Any:
@@ -202,10 +217,7 @@ def _is_never_negative(variable: Variable) -> bool:
 
 
 def _scalar(node: Node, parameter: str) -> int:
-    try:
-        return int(node.scalar(parameter, 0))
-    except ValueError:
-        raise Unraisable(f"its indices may be negative, and its {parameter} is computed") from None
+    return int(constant_scalar(node, parameter, 0, int, "its indices may be negative"))
 
 
 def _name(node: Node, parameter: str) -> str:

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 
 from mlopt.mil import opset_compressed, opset_crop_resize
-from mlopt.mil.opset_change import Change, Rule, Unraisable
+from mlopt.mil.opset_change import (
+    FLOATS,
+    Change,
+    Rule,
+    Unraisable,
+    constant_scalar,
+    dtype_of,
+    sizes_of,
+    type_of,
+)
 from mlopt.mil.opset_indices import along_axis, into_leading_axes
 from mlopt.mil.values import immediate_value
 
@@ -47,45 +56,39 @@ def _refuse(reason: str) -> Rule:
 
 def _upsample_bilinear(change: Change) -> None:
     """Pixel centres were at halves exactly where corners were not aligned."""
-    try:
-        aligned = change.node.scalar("align_corners", True)
-    except ValueError:
-        raise Unraisable(
-            "align_corners is computed, and half_pixel_centers follows from it"
-        ) from None
+    aligned = constant_scalar(
+        change.node, "align_corners", True, bool, "half_pixel_centers follows from it"
+    )
     change.set_default("half_pixel_centers", immediate_value(np.bool_(not aligned)))
 
 
 def _topk(change: Change) -> None:
     """The type of the indices is named, and only where there are indices."""
-    try:
-        has_indices = change.node.scalar("return_indices", True)
-    except ValueError:
-        raise Unraisable(
-            "return_indices is computed, and decides whether output_indices_dtype may be given"
-        ) from None
-    if has_indices:
+    why = "it decides whether output_indices_dtype may be given"
+    if constant_scalar(change.node, "return_indices", True, bool, why):
         change.set_default("output_indices_dtype", immediate_value("int32"))
 
 
 def _clip(change: Change) -> None:
     """Equal or swapped bounds are rejected since CoreML7."""
-    try:
-        low, high = change.node.scalar("alpha"), change.node.scalar("beta")
-    except ValueError:
-        return
+    why = "alpha has to be less than beta"
+    low = constant_scalar(change.node, "alpha", None, float, why)
+    high = constant_scalar(change.node, "beta", None, float, why)
     if low is not None and high is not None and not low < high:
-        raise Unraisable(f"it clips to [{low}, {high}], and alpha has to be less than beta")
+        raise Unraisable(f"it clips to [{low}, {high}], and {why}")
 
 
 def _gru(change: Change) -> None:
     """The reset gate came before the product, and there was one bias."""
+    # The type is enough: the weight itself may be compressed.
+    weight = type_of(change.node, "weight_hh")
+    sizes, dtype = sizes_of(weight), dtype_of(weight)
+    if sizes is None or len(sizes) != 2 or sizes[0] is None:
+        raise Unraisable("input_bias takes the rows of weight_hh, which is no matrix of fixed size")
+    if dtype is None or dtype.name not in FLOATS:
+        raise Unraisable(f"input_bias takes the type of weight_hh, which is none of {FLOATS}")
     change.set_default("reset_after", immediate_value(np.bool_(False)))
-    weight = change.node.constant_input("weight_hh")
-    if weight is None:
-        raise Unraisable("weight_hh, from which the shape of input_bias follows, is computed")
-    zeros = np.zeros(weight.shape[:1], np.float32)
-    change.set_default("input_bias", immediate_value(zeros, weight.dtype))
+    change.set_default("input_bias", immediate_value(np.zeros(sizes[0], np.float32), dtype))
 
 
 _VALIDATE = _defaults(validate_indices=np.bool_(False))

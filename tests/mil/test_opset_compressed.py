@@ -359,3 +359,22 @@ def test_weights_that_contradict_themselves(sound: Any, damage: str) -> None:
     with pytest.raises(ModelFormatError, match=message) as caught:
         plan_opset_raise(program, Target.iOS18)
     assert f"{node.op_type} {node.name!r} in function 'main'" in str(caught.value)
+
+
+def test_a_gru_of_compressed_weights(build: Callable[..., Any], mb: Any, tmp_path: Path) -> None:
+    """Its new bias takes only the type of a weight that no constant holds any more."""
+
+    def body(x: Any) -> Any:
+        return mb.gru(
+            x=x,
+            initial_h=np.zeros((1, 3), np.float32),
+            weight_ih=palette(mb, (9, 4), 4, np.float32),
+            weight_hh=palette(mb, (9, 3), 4, np.float32),
+        )[0]
+
+    _, output = raised(build(body, (2, 1, 4), "iOS16"), "iOS18", tmp_path / "out")
+    load_program(output)
+    (gru,) = (n for n in open_package(output).programs[0].nodes() if n.op_type == "gru")
+    bias = gru.constant_input("input_bias")
+    assert bias is not None
+    assert (bias.dtype, bias.value().tolist()) == ("fp32", [0] * 9)

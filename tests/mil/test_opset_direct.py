@@ -91,12 +91,14 @@ BODIES: dict[str, Callable[[Any, Any], Any]] = {
         roi=computed_roi(mb, x, 5),
         target_height=4,
         target_width=4,
+        sampling_mode="ALIGN_CORNERS",
     ),
     "crop_resize_without_number": lambda mb, x: mb.crop_resize(
         x=mb.slice_by_size(x=x, begin=[0, 0, 0, 0], size=[1, 6, 8, 8]),
         roi=computed_roi(mb, x, 4),
         target_height=4,
         target_width=4,
+        sampling_mode="ALIGN_CORNERS",
     ),
     "reduce_argmax": lambda mb, x: mb.reduce_argmax(x=x, axis=1),
     "scatter": lambda mb, x: mb.scatter(
@@ -179,10 +181,20 @@ REDEFINED: dict[str, Callable[[Any, Any], Any]] = {
         sampling_mode="ALIGN_CORNERS",
     ),
     "crop_resize_computed": lambda mb, x: newer_crop_resize(
-        mb, x, computed_boxes(mb, x, 5), target_height=4, target_width=4
+        mb,
+        x,
+        computed_boxes(mb, x, 5),
+        target_height=4,
+        target_width=4,
+        sampling_mode="ALIGN_CORNERS",
     ),
     "crop_resize_without_number": lambda mb, x: newer_crop_resize(
-        mb, x, computed_boxes(mb, x, 4), target_height=4, target_width=4
+        mb,
+        x,
+        computed_boxes(mb, x, 4),
+        target_height=4,
+        target_width=4,
+        sampling_mode="ALIGN_CORNERS",
     ),
 }
 

@@ -206,7 +206,7 @@ def test_refusals_name_every_operation_and_change_nothing(
 ) -> None:
     def body(x: Any) -> Any:
         roi = np.float32([0, 0, 0, 1, 1]).reshape(1, 1, 5, 1, 1)
-        crop = mb.crop_resize(x=x, roi=roi, target_height=4, target_width=4, name="crop")
+        crop = mb.crop_resize(x=x, roi=roi, sampling_mode="ALIGN_CORNERS", name="crop")
         return crop, mb.clip(x=x, alpha=np.float32(1), beta=np.float32(1), name="flat")
 
     package = open_package(build(body, DATA.shape, "iOS15"))
