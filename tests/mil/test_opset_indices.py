@@ -57,7 +57,10 @@ def _gather_nd(x: Any, indices: Any, batch_dims: Any, **_: Any) -> Any:
 
 
 def _gather(x: Any, indices: Any, axis: Any, batch_dims: Any = 0, **_: Any) -> Any:
-    assert not batch_dims
+    if batch_dims:
+        inner = axis - 1 if axis > 0 else axis
+        pairs = zip(x, indices, strict=True)
+        return np.stack([_gather(a, b, inner, batch_dims - 1) for a, b in pairs])
     return np.take(x, _checked(indices, x.shape[axis]), axis)
 
 
@@ -153,6 +156,16 @@ CASES: dict[str, tuple[Callable[..., Any], np.ndarray, Callable[[np.ndarray], np
         lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1, name="y"),
         indices_below(5, shape=(9,)),
         lambda i: np.take(X, i, -1),
+    ),
+    "gather, batches": (
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=2, batch_dims=1, name="y"),
+        indices_below(5, shape=(4, 3)),
+        lambda i: np.stack([np.take(X[b], i[b], 1) for b in range(4)]),
+    ),
+    "gather, batches, last axis": (
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1, batch_dims=2, name="y"),
+        indices_below(5, shape=(4, 6, 2)),
+        lambda i: np.take_along_axis(X, i, 2),
     ),
     "gather_along_axis": (
         lambda mb, x, i: mb.gather_along_axis(x=x, indices=i, axis=-2, name="y"),
@@ -288,6 +301,26 @@ def test_a_scalar_index_into_an_axis_that_is_not_fixed(ct: Any, mb: Any, tmp_pat
     load_program(output)
     (squeeze,) = (n for n in open_package(output).programs[0].nodes() if n.op_type == "squeeze")
     assert [use.op_type for use in squeeze.outputs[0].consumers] == ["add"]
+
+
+def test_indices_in_both_branches_of_a_condition(ct: Any, mb: Any, tmp_path: Path) -> None:
+    """What makes them non-negative stands in the block that uses it, under names of its own."""
+
+    def body(x: Any, i: Any) -> Any:
+        def last() -> Any:
+            return mb.gather(x=x, indices=mb.identity(x=i), axis=1, name="deep")
+
+        pred = mb.greater(x=mb.reduce_sum(x=x, keep_dims=False), y=np.float32(0))
+        return mb.cond(pred=pred, _true_fn=last, _false_fn=last, name="y")
+
+    model = model_of(ct, mb, body, (X.shape, "fp32"), ((2,), "int32"))
+    _, output = raised(model, "iOS17", tmp_path / "out")
+    load_program(output)
+    nodes = open_package(output).programs[0].nodes()
+    selects = [node for node in nodes if node.op_type == "select"]
+    assert [node.depth for node in selects] == [1, 1]
+    assert selects[0].block is not selects[1].block
+    assert len({name for node in selects for name in (node.name, node.outputs[0].name)}) == 2
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(30000, "int16"), (40000, "int32")])
