@@ -13,6 +13,7 @@ import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.constexpr.weights import is_part
 from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint, with_joint_weights
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
@@ -108,13 +109,20 @@ def decide(
     nodes = [node for nodes in nodes_of_programs for node in nodes]
     unmatched = unmatched_rules(
         config,
-        # all constants, so that a rule for a small one counts as matched
         [
-            *users,
+            *(
+                (name, used_by)
+                for weight, (_, used_by) in zip(weights, users, strict=True)
+                if isinstance(weight, JointWeight)
+                for name in weight.names
+            ),
+            # all constants, so that a rule for a small one counts as matched; but no rule reaches
+            # the parts of a compressed weight
             *(
                 (c.name, [(u.op_name, u.op_type) for u in c.consumers])
                 for program, ns in zip(package.programs, nodes_of_programs, strict=True)
                 for c in program.constants(ns)
+                if not is_part(c)
             ),
         ],
         op_names=[node.name for node in nodes],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, Report, palettize, preview
-from mlopt.errors import TargetError
+from mlopt.errors import ConfigError, TargetError
 from tests import foreign, judges
 from tests.foreign import constant, constexpr, value
 
@@ -206,6 +206,22 @@ def test_weights_with_few_values_have_rows(tmp_path: Path) -> None:
     package = foreign.handmade(tmp_path / "a.mlpackage", "iOS16", [few], ["w"])
     report, _ = palettized(package, nbits=2)
     assert [(row.name, row.is_lossless) for row in report.palettized] == [("w", True)]
+
+
+def test_rules_reach_weights_by_each_name_and_never_their_parts(tmp_path: Path) -> None:
+    ops = [blockwise(name, codes("int8"), [[1]]) for name in "ab"]
+    package = foreign.handmade(tmp_path / "a.mlpackage", "iOS18", ops, "ab")
+    for key in ("b", "b_read"):
+        config = OptimizationConfig(op_name_configs={key: rules(nbits=2)})
+        result = palettize(package, config, joint_compression=True, strict=True)
+        assert result.report["a"].is_palettized
+    for config in (
+        OptimizationConfig(op_name_configs={"b.data": rules(nbits=2)}),
+        OptimizationConfig(op_type_configs={"constexpr_*": rules(nbits=2)}),
+    ):
+        for joint in (False, True):
+            with pytest.raises(ConfigError, match="apply to no weight"):
+                palettize(package, config, joint_compression=joint, strict=True)
 
 
 @pytest.mark.parametrize("scale", [0.0, np.nan, np.inf, -0.25, 6e-8])
