@@ -6,9 +6,6 @@ makes one; the models are shared by the whole session, so a test must not change
 ``FORMS`` does not hold what coremltools 9.0 fails to make: vectors of an already sparse weight
 (IndexError), the table of a grouped palette quantized per channel (NotImplementedError).
 ``handmade`` makes packages from operations that are written by hand.
-
-``materialised`` is coremltools' own decompression of an operation, also for chains on which its
-``materialized_val_inference`` fails: those whose table is quantized.
 """
 
 from __future__ import annotations
@@ -237,21 +234,6 @@ def build(name: str, target: str, precision: str = "float16") -> MLModel:
     return model
 
 
-def materialised(op: Any) -> tuple[np.ndarray, ...]:
-    """Return the outputs of a constexpr operation of pymil, by coremltools' own formulas."""
-    values = dict.fromkeys(op.input_spec.input_types)
-    for name, var in op.inputs.items():
-        values[name] = var.val
-        if var.val is None:
-            values[name] = materialised(var.op)[var.op.outputs.index(var)]
-    if op.op_type == "constexpr_cast":
-        result = np.float32(values["source_val"])
-    else:
-        result = type(op).decompress(**values)
-    outputs = result if isinstance(result, tuple) else (result,)
-    return tuple(np.asarray(output) for output in outputs)
-
-
 def materialised_constants(source: Any, function: str = "main") -> dict[str, np.ndarray]:
     """Return what every constexpr operation of a function gives, by the names of its outputs."""
     (program,) = judges.load_programs(source)
@@ -259,7 +241,7 @@ def materialised_constants(source: Any, function: str = "main") -> dict[str, np.
         var.name: value
         for op in judges.pymil_operations(program.functions[function])
         if op.op_type.startswith("constexpr_")
-        for var, value in zip(op.outputs, materialised(op), strict=True)
+        for var, value in zip(op.outputs, judges.materialised(op), strict=True)
     }
 
 

@@ -122,7 +122,7 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
     names are ``function/name``; in a pipeline of several models ``0/name``, ``1/name``. Constants
     in nested blocks are included; of equal names, which separate blocks may have, the second is
     ``name#2``. A constexpr op that only feeds another constexpr op has its own
-    entry as well.
+    entry as well, one for each output.
     """
     programs = load_programs(source)
     values = {}
@@ -136,9 +136,11 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
             for op in pymil_operations(body):
                 if not _holds_constant(op):
                     continue
-                var = op.outputs[0]
-                value = var.val if op.op_type == "const" else _materialised(op)
-                if isinstance(value, np.ndarray | np.generic):
+                is_const = op.op_type == "const"
+                found = (op.outputs[0].val,) if is_const else materialised(op)
+                for var, value in zip(op.outputs, found, strict=True):
+                    if not isinstance(value, np.ndarray | np.generic):
+                        continue
                     key, number = prefix + var.name, 1
                     while key in values:
                         number += 1
@@ -147,30 +149,23 @@ def decompressed_constants(source: Source, function: str | None = None) -> dict[
     return values
 
 
-def _materialised(op: Any) -> Any:
-    """What coremltools makes of a constexpr op, also where others make up what it reads.
+def materialised(op: Any) -> tuple[np.ndarray, ...]:
+    """Return the outputs of a constexpr operation of pymil, by coremltools' own formulas.
 
-    Its own inference wants most parameters as constants, which its pass that decompresses models
-    sees to by replacing one op after the other.
+    Also for chains on which its ``materialized_val_inference`` fails: it wants most parameters as
+    constants, which its pass that decompresses models sees to by replacing one after the other.
     """
-    axis = getattr(op, "vector_axis", None)
-    axis = None if axis is None else axis.val
-    if op.op_type == "constexpr_lut_to_dense" and op.lut.val is None:
-        return op.decompress(op.indices.val, _materialised(op.lut.op), axis)
-    if op.op_type == "constexpr_lut_to_sparse" and op.lut.val is None:
-        table = _materialised(op.lut.op)
-        return op.decompress(op.indices_mask.val, op.indices_nonzero_data.val, table, axis)
-    if op.op_type == "constexpr_sparse_to_dense" and op.nonzero_data.val is None:
-        mask, nonzero = _materialised(op.nonzero_data.op)
-        return op.decompress(nonzero, mask)
-    if (
-        op.op_type == "constexpr_blockwise_shift_scale"
-        and op.data.val is None
-        and op.scale.val is not None
-    ):
-        offset = None if op.offset is None else op.offset.val
-        return op.decompress(_materialised(op.data.op), op.scale.val, offset)
-    return op.materialized_val_inference()
+    values = dict.fromkeys(op.input_spec.input_types)
+    for name, var in op.inputs.items():
+        values[name] = var.val
+        if var.val is None:
+            values[name] = materialised(var.op)[var.op.outputs.index(var)]
+    if op.op_type == "constexpr_cast":
+        result = np.float32(values["source_val"])
+    else:
+        result = type(op).decompress(**values)
+    outputs = result if isinstance(result, tuple) else (result,)
+    return tuple(np.asarray(output) for output in outputs)
 
 
 def pymil_operations(block: Any) -> Iterator[Any]:
