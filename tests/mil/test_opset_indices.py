@@ -99,6 +99,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "slice_by_size": lambda x, begin, size: x[
         tuple(slice(b, b + s if s != -1 else None) for b, s in zip(begin, size, strict=True))
     ],
+    "reshape": lambda x, shape: x.reshape(shape),
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes)),
     "gather": _gather,
     "gather_along_axis": lambda x, indices, axis, **_: np.take_along_axis(
@@ -148,79 +149,107 @@ def _written(write: Callable[[np.ndarray], None]) -> np.ndarray:
 
 CASES: dict[str, tuple[Callable[..., Any], np.ndarray, Callable[[np.ndarray], np.ndarray]]] = {
     "gather": (
-        lambda mb, x, i: mb.gather(x=x, indices=i, axis=1, name="y"),
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=1),
         indices_below(6, shape=(3, 7)),
         lambda i: np.take(X, i, 1),
     ),
     "gather, last axis": (
-        lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1, name="y"),
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1),
         indices_below(5, shape=(9,)),
         lambda i: np.take(X, i, -1),
     ),
     "gather, batches": (
-        lambda mb, x, i: mb.gather(x=x, indices=i, axis=2, batch_dims=1, name="y"),
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=2, batch_dims=1),
         indices_below(5, shape=(4, 3)),
         lambda i: np.stack([np.take(X[b], i[b], 1) for b in range(4)]),
     ),
     "gather, batches, last axis": (
-        lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1, batch_dims=2, name="y"),
+        lambda mb, x, i: mb.gather(x=x, indices=i, axis=-1, batch_dims=2),
         indices_below(5, shape=(4, 6, 2)),
         lambda i: np.take_along_axis(X, i, 2),
     ),
     "gather_along_axis": (
-        lambda mb, x, i: mb.gather_along_axis(x=x, indices=i, axis=-2, name="y"),
+        lambda mb, x, i: mb.gather_along_axis(x=x, indices=i, axis=-2),
         indices_below(6, shape=(4, 3, 5)),
         lambda i: np.take_along_axis(X, i, -2),
     ),
     "gather_nd": (
-        lambda mb, x, i: mb.gather_nd(x=x, indices=i, name="y"),
+        lambda mb, x, i: mb.gather_nd(x=x, indices=i),
         indices_below(4, 6, shape=(8,)),
         lambda i: X[i[:, 0], i[:, 1]],
     ),
     "gather_nd, batches": (
-        lambda mb, x, i: mb.gather_nd(x=x, indices=i, batch_dims=1, name="y"),
+        lambda mb, x, i: mb.gather_nd(x=x, indices=i, batch_dims=1),
         indices_below(6, 5, shape=(4, 3)),
         lambda i: np.stack([X[b, i[b, :, 0], i[b, :, 1]] for b in range(4)]),
     ),
     "scatter": (
-        lambda mb, x, i: mb.scatter(
-            data=x, indices=i, updates=-X[:, :2], axis=1, mode="update", name="y"
-        ),
+        lambda mb, x, i: mb.scatter(data=x, indices=i, updates=-X[:, :2], axis=1, mode="update"),
         np.int32([-1, 2]),
         lambda i: np.concatenate([X[:, :2], -X[:, 1:2], X[:, 3:5], -X[:, :1]], axis=1),
     ),
     "scatter_along_axis": (
         lambda mb, x, i: mb.scatter_along_axis(
-            data=x, indices=i, updates=-X[:, :1], axis=1, mode="update", name="y"
+            data=x, indices=i, updates=-X[:, :1], axis=1, mode="update"
         ),
         indices_below(6, shape=(4, 1, 5)),
         lambda i: _written(lambda y: np.put_along_axis(y, i.astype(np.int64), -X[:, :1], 1)),
     ),
     "scatter_nd": (
-        lambda mb, x, i: mb.scatter_nd(
-            data=x, indices=i, updates=-X[0, :2], mode="update", name="y"
-        ),
+        lambda mb, x, i: mb.scatter_nd(data=x, indices=i, updates=-X[0, :2], mode="update"),
         np.int32([[-1, 0], [2, -6]]),
         lambda i: _written(lambda y: y.__setitem__((i[:, 0], i[:, 1]), -X[0, :2])),
     ),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_computed_and_constant_indices(ct: Any, mb: Any, tmp_path: Path, name: str) -> None:
-    body, indices, wanted = CASES[name]
-    computed = model_of(
-        ct, mb, lambda x, i: body(mb, x, i), (X.shape, "fp32"), (indices.shape, "int32")
-    )
-    _, output = raised(computed, "iOS17", tmp_path / "computed")
-    load_program(output)
-    found = evaluate(output, {"x": X, "i": indices})["y"]
-    np.testing.assert_array_equal(found, wanted(indices))
+@pytest.fixture(scope="module")
+def results(
+    ct: Any, mb: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return what each case gives when raised: with computed indices, and with constant ones.
 
-    constant = model_of(ct, mb, lambda x: body(mb, x, indices), (X.shape, "fp32"))
-    _, output = raised(constant, "iOS18", tmp_path / "constant")
-    load_program(output)
-    np.testing.assert_array_equal(evaluate(output, {"x": X})["y"], wanted(indices))
+    All cases stand in one program, because a conversion takes longer than everything else here.
+    """
+    folder = tmp_path_factory.mktemp("indices")
+    everything = [indices for _, indices, _ in CASES.values()]
+    together = np.concatenate([indices.reshape(-1) for indices in everything])
+
+    def outputs(x: Any, given: list[Any]) -> tuple[Any, ...]:
+        return tuple(
+            mb.identity(x=body(mb, x, i), name=f"y{number}")
+            for number, ((body, _, _), i) in enumerate(zip(CASES.values(), given, strict=True))
+        )
+
+    def computed(x: Any, i: Any) -> tuple[Any, ...]:
+        ends = np.cumsum([indices.size for indices in everything])
+        parts = [
+            mb.slice_by_size(x=i, begin=[end - indices.size], size=[indices.size])
+            for end, indices in zip(ends, everything, strict=True)
+        ]
+        pairs = zip(parts, everything, strict=True)
+        return outputs(x, [mb.reshape(x=part, shape=indices.shape) for part, indices in pairs])
+
+    models = {
+        "iOS17": model_of(ct, mb, computed, (X.shape, "fp32"), (together.shape, "int32")),
+        "iOS18": model_of(ct, mb, lambda x: outputs(x, everything), (X.shape, "fp32")),
+    }
+    found = []
+    for target, model in models.items():
+        _, output = raised(model, target, folder / target)
+        load_program(output)
+        found.append(evaluate(output, {"x": X, "i": together}))
+    return {
+        name: (found[0][f"y{number}"], found[1][f"y{number}"]) for number, name in enumerate(CASES)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_computed_and_constant_indices(results: Any, name: str) -> None:
+    _, indices, wanted = CASES[name]
+    computed, constant = results[name]
+    np.testing.assert_array_equal(computed, wanted(indices))
+    np.testing.assert_array_equal(constant, wanted(indices))
 
 
 @pytest.mark.parametrize("fixed", ["indices", "nothing"])
