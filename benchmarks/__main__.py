@@ -8,7 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import compression_ratios, coreml_jobs, exact_kmeans, large_package
+from benchmarks import (
+    compressed_packages,
+    compression_ratios,
+    coreml_jobs,
+    exact_kmeans,
+    large_package,
+)
 from benchmarks.lib.environment import environment
 
 
@@ -24,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
         for script, extra in (
             (coreml_jobs, common),
+            (compressed_packages, common),
             (exact_kmeans, common),
             (compression_ratios, common),
             (large_package, []),

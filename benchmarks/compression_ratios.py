@@ -27,7 +27,7 @@ from benchmarks.lib.output import MEGABYTE, print_table, write_json
 from benchmarks.lib.packages import package
 from benchmarks.lib.perform import import_tool, open_source, perform
 from benchmarks.lib.progress import say
-from benchmarks.lib.rows import PROJECT, REFERENCE, Row, Variant
+from benchmarks.lib.row import PROJECT, REFERENCE, Row, Variant
 from benchmarks.lib.sizes import package_bytes
 
 SUBJECT = "compression ratios"

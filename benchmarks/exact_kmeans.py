@@ -24,7 +24,7 @@ from benchmarks.lib.options import add_common, choose
 from benchmarks.lib.output import number, print_table, seconds, write_json
 from benchmarks.lib.progress import say
 from benchmarks.lib.quiet import import_coremltools
-from benchmarks.lib.rows import PROJECT, REFERENCE
+from benchmarks.lib.row import PROJECT, REFERENCE
 from benchmarks.lib.timing import Timing
 
 SUBJECT = "scalar k-means on arrays"

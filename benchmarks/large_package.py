@@ -25,7 +25,7 @@ from benchmarks.lib.packages import package
 from benchmarks.lib.perform import import_tool, open_source, perform
 from benchmarks.lib.progress import say
 from benchmarks.lib.reader import read_package
-from benchmarks.lib.rows import PROJECT, REFERENCE, Row, Variant
+from benchmarks.lib.row import PROJECT, REFERENCE, Row, Variant
 from benchmarks.lib.sizes import package_bytes
 from benchmarks.lib.timing import Timing
 

@@ -40,3 +40,11 @@ def choose(available: Mapping[str, T], names: list[str] | None) -> list[T]:
     if unknown:
         raise SystemExit(f"no row {', '.join(unknown)}; there are: {', '.join(available)}")
     return [available[name] for name in names]
+
+
+def job_options(name: str, description: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """The options of a script whose rows ``measured_row`` measures."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    add_common(parser, repeats=5)
+    parser.add_argument("--skip-memory", action="store_true", help="leave out the memory runs")
+    return parser.parse_args(argv)

@@ -14,7 +14,7 @@ from benchmarks.models.minilm_weights import model_folder
 
 BUILDERS = {
     "minilm": "benchmarks.models.minilm:build",
-    "minilm-8bit": "benchmarks.models.palettized:build_minilm",
+    "minilm-ios16": "benchmarks.models.minilm:build_ios16",
     "resnet50": "benchmarks.models.resnet:build_resnet50",
     "mobilenet-v2": "benchmarks.models.mobilenet_v2:build",
     "mobilenet-v3-small": "benchmarks.models.mobilenet_v3:build",
@@ -22,7 +22,25 @@ BUILDERS = {
     "gpt2": "benchmarks.models.decoder:build_gpt2",
     "large": "benchmarks.models.decoder:build_large",
     "warmup": "benchmarks.models.decoder:build_warmup",
-    "warmup-8bit": "benchmarks.models.palettized:build_warmup",
+    "warmup-ios16": "benchmarks.models.decoder:build_warmup_ios16",
+}
+
+# Made of another package: its name, and a form of benchmarks.models.compressed.
+COMPRESSED = {
+    "minilm-lut8": ("minilm", "lut8"),
+    "minilm-int8": ("minilm", "int8"),
+    "minilm-int4-block32": ("minilm", "int4-block32"),
+    "minilm-sparse": ("minilm", "sparse"),
+    "minilm-sparse-lut4": ("minilm-sparse", "joint-lut4"),
+    "minilm-ios16-lut8": ("minilm-ios16", "lut8"),
+    "gpt2-lut4": ("gpt2", "lut4"),
+    "warmup-lut8": ("warmup", "lut8"),
+    "warmup-int8": ("warmup", "int8"),
+    "warmup-int4-block32": ("warmup", "int4-block32"),
+    "warmup-lut4": ("warmup", "lut4"),
+    "warmup-sparse": ("warmup", "sparse"),
+    "warmup-sparse-lut4": ("warmup-sparse", "joint-lut4"),
+    "warmup-ios16-lut8": ("warmup-ios16", "lut8"),
 }
 
 
@@ -47,9 +65,19 @@ def package(name: str) -> Path:
 
 def build_here(name: str) -> str:
     """Build and cache ``name`` in this process; its path."""
+    return str(build_once(_versioned(name), lambda path: _build(name, path)))
+
+
+def _build(name: str, path: Path) -> None:
+    if name in COMPRESSED:
+        source, form = COMPRESSED[name]
+        # Here, since it needs coremltools, which the parent process does without.
+        from benchmarks.models.compressed import compress
+
+        compress(build_here(source), form, path)
+        return
     module, _, function = BUILDERS[name].partition(":")
-    build = getattr(importlib.import_module(module), function)
-    return str(build_once(_versioned(name), build))
+    getattr(importlib.import_module(module), function)(path)
 
 
 def _versioned(name: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.quiet import import_coremltools
-from benchmarks.lib.rows import REFERENCE, Row, Variant
+from benchmarks.lib.row import PROJECT, REFERENCE, Row, Variant
 
 
 def import_tool(variant: Variant) -> Any:
@@ -32,29 +33,41 @@ def open_source(variant: Variant, source: Path) -> Any:
 
 
 def perform(row: Row, variant: Variant, api: Any, source: Any, output: Path) -> dict[str, Any]:
-    """Do the job and save its result at ``output`` (metadata saves nothing).
+    """Do the job and save its result at ``output`` (metadata and lint save nothing).
 
     Returns what the tool itself reports, for the JSON: ``report`` of a streaming call, ``weights``
-    counted by metadata.
+    counted by metadata, ``findings`` of each severity counted by lint.
     """
-    if row.action.startswith("metadata"):
-        found = api.get_weights_metadata(source, weight_threshold=2048)
-        if row.action == "metadata-statistics":
-            for weight in found.values():
-                _ = weight.val, weight.sparsity, weight.unique_values
-        return {"weights": len(found)}
-    if row.action == "decompress":
-        api.decompress_weights(source).save(str(output))
-        return {}
-    config = _config(row, variant, api)
-    if variant.streaming:
-        return {"report": _report(api.palettize(source, config, output=output))}
-    api.palettize_weights(source, config).save(str(output))
+    match row.action:
+        case "metadata" | "metadata-statistics":
+            return _metadata(api, source, statistics=row.action == "metadata-statistics")
+        case "lint":
+            return {"findings": Counter(finding.severity for finding in api.lint(source).findings)}
+        case "decompress" if variant.streaming:
+            api.decompress(source, output)
+        case "decompress":
+            api.decompress_weights(source).save(str(output))
+        case "raise" if variant.streaming:
+            api.raise_target(source, output, row.settings["target"])
+        case "raise" if variant.tool == PROJECT:
+            api.set_deployment_target(source, row.settings["target"]).save(str(output))
+        case _ if variant.streaming:
+            config = _config(row, variant, api)
+            return {"report": _report(api.palettize(source, config, output=output))}
+        case _:
+            api.palettize_weights(source, _config(row, variant, api)).save(str(output))
     return {}
 
 
+def _metadata(api: Any, source: Any, statistics: bool) -> dict[str, Any]:
+    found = api.get_weights_metadata(source, weight_threshold=2048)
+    for weight in found.values() if statistics else ():
+        _ = weight.val, weight.sparsity, weight.unique_values
+    return {"weights": len(found)}
+
+
 def _config(row: Row, variant: Variant, api: Any) -> Any:
-    if row.action == "unchanged":
+    if row.action in ("unchanged", "raise"):
         return api.OptimizationConfig()
     return api.OptimizationConfig(
         global_config=api.OpPalettizerConfig(**row.settings, **variant.extra)

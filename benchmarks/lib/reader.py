@@ -36,6 +36,13 @@ def read_package(package: Path) -> dict[str, StoredWeight]:
     return {weight.key: weight for weight in _Reader(package).weights()}
 
 
+def original_name(name: str) -> str:
+    """The name of the constant that became the compressed weight ``name``."""
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
 def expand(indices: np.ndarray, table: np.ndarray, vector_axis: int | None = None) -> np.ndarray:
     """Dense array of ``indices`` [n_0, .., n_v // d, ..] in ``table`` [g_0, .., g_K-1, 2**b, d].
 
@@ -106,10 +113,7 @@ class _Reader:
 
     @staticmethod
     def _key(op: Any) -> str:
-        name: str = op.attributes["name"].immediateValue.tensor.strings.values[0]
-        for suffix in _SUFFIXES:
-            name = name.removesuffix(suffix)
-        return name
+        return original_name(op.attributes["name"].immediateValue.tensor.strings.values[0])
 
     @staticmethod
     def _shape(kind: Any) -> tuple[int, ...]:

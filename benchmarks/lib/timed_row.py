@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.lib.perform import import_tool, open_source, perform
 from benchmarks.lib.progress import say
-from benchmarks.lib.rows import BY_NAME, REFERENCE, Row, Variant
+from benchmarks.lib.row import REFERENCE, Row, Variant
+from benchmarks.lib.rows import BY_NAME
 from benchmarks.lib.sizes import package_bytes
 from benchmarks.lib.timing import Timing
 

@@ -83,8 +83,8 @@ class _Layers:
         return self.linear(wide, shape.hidden, shape.width)
 
 
-def build(path: Path, shape: Shape, seed: int) -> None:
-    """A decoder of ``shape`` as an iOS18 fp16 package: ids and positions [1, tokens] to logits."""
+def build(path: Path, shape: Shape, seed: int, target: str = "iOS18") -> None:
+    """A decoder of ``shape`` as an fp16 package: ids and positions [1, tokens] to logits."""
     ct = import_coremltools()
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
@@ -92,7 +92,7 @@ def build(path: Path, shape: Shape, seed: int) -> None:
     layers = _Layers(mb, seed)
     inputs = [mb.TensorSpec(shape=(1, shape.tokens), dtype=types.int32) for _ in range(2)]
 
-    @mb.program(input_specs=inputs, opset_version=ct.target.iOS18)
+    @mb.program(input_specs=inputs, opset_version=getattr(ct.target, target))
     def program(input_ids: Any, position_ids: Any) -> Any:
         vocabulary = layers.matrix(shape.vocabulary, shape.width)
         words = mb.gather(x=vocabulary, indices=input_ids, axis=0)
@@ -110,7 +110,7 @@ def build(path: Path, shape: Shape, seed: int) -> None:
     model = ct.convert(
         program,
         convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS18,
+        minimum_deployment_target=getattr(ct.target, target),
         compute_precision=ct.precision.FLOAT16,
         pass_pipeline=ct.PassPipeline.EMPTY,
         skip_model_load=True,
@@ -131,3 +131,8 @@ def build_large(path: Path) -> None:
 def build_warmup(path: Path) -> None:
     """The small model of the warm-up calls."""
     build(path, WARMUP, seed=1)
+
+
+def build_warmup_ios16(path: Path) -> None:
+    """The same for iOS16."""
+    build(path, WARMUP, seed=1, target="iOS16")

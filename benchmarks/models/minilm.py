@@ -81,12 +81,17 @@ def similarities(encoder: SentenceEncoder, folder: Path) -> tuple[float, float]:
     return cosines[0][1], max(cosines[0][2], cosines[1][2])
 
 
-def build(path: Path) -> None:
-    """Convert for iOS18 in fp16; RuntimeError where the encoder does not tell meanings apart."""
+def build(path: Path, target: str = "iOS18") -> None:
+    """Convert in fp16; RuntimeError where the encoder does not tell meanings apart."""
     folder = model_folder()
     encoder = load_encoder(folder)
     alike, unrelated = similarities(encoder, folder)
     if not alike > 0.6 > 0.3 > unrelated:
         raise RuntimeError(f"the encoder is wrong: cosines alike {alike}, unrelated {unrelated}")
     ids = torch.ones(1, TOKENS, dtype=torch.int32)
-    convert(encoder, {"input_ids": ids, "attention_mask": ids.clone()}, path, target="iOS18")
+    convert(encoder, {"input_ids": ids, "attention_mask": ids.clone()}, path, target=target)
+
+
+def build_ios16(path: Path) -> None:
+    """Convert for iOS16."""
+    build(path, target="iOS16")

@@ -1,0 +1,96 @@
+"""Everything about a row: timed in one process, checked, and the memory of each line in its own."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.lib import child
+from benchmarks.lib.output import write_json
+from benchmarks.lib.packages import missing, package
+from benchmarks.lib.progress import say
+from benchmarks.lib.row import PROJECT, REFERENCE, Row
+from benchmarks.lib.sizes import package_bytes
+
+Lines = dict[str, dict[str, Any]]
+"""What was measured, by the name of the variant; ``error`` where it failed."""
+
+Check = Callable[[Row, str, Lines], None]
+"""Looks at the outputs in the lines, given the path of the source, and puts in what it finds."""
+
+
+def measure_rows(
+    rows: Iterable[Row], options: argparse.Namespace, subject: str, check: Check
+) -> list[dict[str, Any]]:
+    """The result of each row, written to ``options.json`` after each: ``variants`` has the lines.
+
+    A row has ``skipped`` or ``error`` instead where it could not be measured at all.
+    """
+    results: list[dict[str, Any]] = []
+    for row in rows:
+        results.append(_attempt(row, options, check))
+        write_json(options.json, subject, results)
+    return results
+
+
+def _attempt(row: Row, options: argparse.Namespace, check: Check) -> dict[str, Any]:
+    named = {"name": row.name, "title": row.title, "goal": row.goal, "quoted": row.quoted}
+    lacking = missing(row.model)
+    if lacking is not None:
+        return named | {"skipped": lacking}
+    variants = [
+        variant.name
+        for variant in row.variants
+        if not (options.skip_reference and variant.tool == REFERENCE)
+        and not (options.only_reference and variant.tool == PROJECT)
+    ]
+    try:
+        return named | _measure(row, variants, options, check)
+    except (child.ChildError, OSError) as error:
+        return named | {"error": str(error)}
+
+
+def _measure(
+    row: Row, variants: list[str], options: argparse.Namespace, check: Check
+) -> dict[str, Any]:
+    source = str(package(row.model))
+    warmup = str(package(row.warmup_model))
+    with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
+        lines = child.call(
+            "benchmarks.lib.timed_row:time_row",
+            name=row.name,
+            variants=variants,
+            source=source,
+            warmup=warmup,
+            folder=folder,
+            repeats=options.repeats,
+        )
+        check(row, source, lines)
+    for name in [] if options.skip_memory else variants:
+        if "error" not in lines[name]:
+            say(f"{row.name}: {name}, memory")
+            _add_memory(row, name, source, lines[name])
+    _add_speedups(lines)
+    return {"source_bytes": package_bytes(source), "variants": lines}
+
+
+def _add_memory(row: Row, variant: str, source: str, line: dict[str, Any]) -> None:
+    """Put the peak memory of ``variant``, measured in a fresh process, into ``line``."""
+    try:
+        line["memory"] = child.call(
+            "benchmarks.lib.memory_row:peak_of", name=row.name, variant=variant, source=source
+        )
+    except child.ChildError as error:
+        line["error"] = str(error)
+
+
+def _add_speedups(lines: Lines) -> None:
+    """Median wall (and processor) time of coremltools over that of every other variant."""
+    reference = lines.get(REFERENCE, {})
+    for name, line in lines.items():
+        if name != REFERENCE and "median_wall_s" in line and "median_wall_s" in reference:
+            line["times_faster"] = reference["median_wall_s"] / line["median_wall_s"]
+            if line["median_cpu_s"] and reference["median_cpu_s"]:
+                line["times_less_cpu"] = reference["median_cpu_s"] / line["median_cpu_s"]
