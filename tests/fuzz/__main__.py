@@ -36,6 +36,8 @@ def main() -> int:
         print(f"{damage}\nin {folder}")
         print(trial.run(files, folder, rng))
         return 0
+    with tempfile.TemporaryDirectory() as folder:
+        trial.warm_up(packages, Path(folder))
     failures = options.failures or Path(tempfile.mkdtemp(prefix="mlopt-fuzz-failures-"))
     summary = driver.run(
         packages,

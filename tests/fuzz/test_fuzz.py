@@ -18,8 +18,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials run in f
 
 
 @pytest.fixture(scope="module")
-def packages() -> dict[str, Files]:
-    return seeds.build()
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
+    built = seeds.build()
+    trial.warm_up(built, tmp_path_factory.mktemp("warm"))
+    return built
 
 
 def test_nothing_but_documented_errors_and_correct_results(packages: dict[str, Files]) -> None:

@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tests.fuzz.seeds import Files
 
 #: Seconds for one step of one package; they take a few milliseconds.
 PATIENCE = 20.0
-_RULES: tuple[dict[str, Any], ...] = (
+RULES: tuple[dict[str, Any], ...] = (
     {"nbits": 1},
     {"nbits": 4},
     {"nbits": 2, "mode": "uniform"},
@@ -92,7 +92,7 @@ def run(files: Files, folder: Path, rng: random.Random) -> dict[str, str]:
     shown = rng.random() < 0.1  # drawing tables takes longer than what they show
     _step(ends, "lint", only_format, lambda: (str if shown else id)(lint(source)))
     requests = (ModelFormatError, TargetError, ConfigError)
-    rule = OpPalettizerConfig(weight_threshold=100, on_indivisible="divisor", **rng.choice(_RULES))
+    rule = OpPalettizerConfig(weight_threshold=100, on_indivisible="divisor", **rng.choice(RULES))
     _step(
         ends, "palettize", requests, lambda: _check_palettize(source, folder, rule, before, shown)
     )
@@ -104,6 +104,20 @@ def run(files: Files, folder: Path, rng: random.Random) -> dict[str, str]:
     if any(name.startswith(".") for name in names):
         raise Wrong(f"leftovers: {sorted(names)}")
     return ends
+
+
+def warm_up(packages: dict[str, Files], folder: Path) -> None:
+    """Let every kernel be compiled, which takes memory once, before memory is measured."""
+    for name, files in packages.items():
+        run(files, folder / "run", random.Random(name))
+    for precision in ("iOS18", "float32"):
+        source = folder / f"{precision}.mlpackage"
+        write(packages[f"plain {precision}"], source)
+        for options in RULES:
+            rule = OpPalettizerConfig(weight_threshold=100, on_indivisible="divisor", **options)
+            config = OptimizationConfig(global_config=rule)
+            with suppress(TargetError):  # what the older one cannot have
+                palettize(source, config, output=folder / "out.mlpackage", workers=1)
 
 
 def _step(
