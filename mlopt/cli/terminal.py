@@ -104,11 +104,8 @@ def checked_output(output: Path, *, overwrite: bool) -> Path:
 def sizes_line(before: int, output: Path) -> str:
     """What became of the package's size: ``before`` in bytes, and the package that was written."""
     from mlopt.coreml.inspection import package_bytes
-    from mlopt.coreml.report import human_bytes
+    from mlopt.coreml.report import human_bytes, size_change
 
     after = package_bytes(output)
-    factor = max(before, after) / min(before, after)
-    change = f"{factor:.2f} times {'smaller' if after < before else 'larger'}"
-    if factor < 1.005:
-        change = "as large as before"
+    change = size_change(before, after)
     return f"Package: {human_bytes(before)} -> {human_bytes(after)}, {change}: {output}"

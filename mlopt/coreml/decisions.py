@@ -6,7 +6,7 @@ that can express it. What no target in reach can express is collected and refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -31,6 +31,10 @@ from mlopt.palette.palettize import (
 from mlopt.palette.spec import PaletteSpec
 
 _FLOATS = ("float16", "float32")
+COMPRESSED = "compressed already"
+"""The category of weights that stay because joint compression does not reach them."""
+
+_PART = "part of something compressed already"
 _NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
 _NBITS = (1, 2, 3, 4, 6, 8)
 
@@ -66,7 +70,7 @@ class Plan:
     """All decisions of a run, in program order, and the targets they lead to.
 
     ``target`` is the newest target before, ``raises`` what has to be done to the programs that have
-    to be raised, ``target_reason`` why.
+    to be raised, ``target_reason`` why; ``joint_compression`` as it was asked for.
     """
 
     decisions: tuple[Decision, ...]
@@ -75,6 +79,7 @@ class Plan:
     target_reason: str | None
     raises: tuple[OpsetRaise, ...]
     unmatched_rules: tuple[UnmatchedRule, ...]
+    joint_compression: bool
 
 
 def decide(
@@ -104,7 +109,7 @@ def decide(
     TargetError
         Requests that need a newer target than allowed; all are listed.
     """
-    weights, nodes_of_programs = subjects_of(package, joint_compression=joint_compression)
+    weights, nodes_of_programs = subjects_of(package)
     users = [(w.name, [(user.op_name, user.op_type) for user in w.consumers]) for w in weights]
     nodes = [node for nodes in nodes_of_programs for node in nodes]
     unmatched = unmatched_rules(
@@ -143,7 +148,7 @@ def decide(
         try:
             aliases = weight.names[1:]
             resolution = resolve(config, name, consumers, aliases=aliases)
-            decision = _decide(weight, resolution, current)
+            decision = _decide(weight, resolution, current, joint_compression)
         except ConfigError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -160,16 +165,12 @@ def decide(
             f"{len(violations)} requests cannot be expressed for the deployment target:\n"
             + "\n".join(f"- {violation}" for violation in violations)
         )
-    return _with_targets(package, tuple(decisions), unmatched)
+    return _with_targets(package, tuple(decisions), unmatched, joint_compression)
 
 
-def subjects_of(
-    package: Package, *, joint_compression: bool
-) -> tuple[Sequence[Weight | JointWeight], list[list[Node]]]:
+def subjects_of(package: Package) -> tuple[list[Weight | JointWeight], list[list[Node]]]:
     """What decisions are made about, in program order, and the nodes of each program."""
     weights, nodes_of_programs = weights_of(package)
-    if not joint_compression:
-        return weights, nodes_of_programs
     return with_joint_weights(package, weights, nodes_of_programs), nodes_of_programs
 
 
@@ -180,7 +181,9 @@ def _limit(current: Target, minimum_deployment_target: Any) -> Target:
     return max(current, Target.parse(minimum_deployment_target))
 
 
-def _decide(weight: Weight | JointWeight, resolution: Resolution, current: Target) -> Decision:
+def _decide(
+    weight: Weight | JointWeight, resolution: Resolution, current: Target, joint_compression: bool
+) -> Decision:
     config, rule = resolution.config, resolution.rule
 
     def kept(reason: str, category: str | None = None) -> Decision:
@@ -189,6 +192,8 @@ def _decide(weight: Weight | JointWeight, resolution: Resolution, current: Targe
     reason = _untouchable(weight)
     if reason is not None:
         return kept(*reason)
+    if isinstance(weight, JointWeight) and not (joint_compression and weight.can_be_palettized):
+        return kept(COMPRESSED)
     if config is None:
         return kept("no rule applies" if rule == "no rule" else f"left alone by {rule}")
     if weight.size <= config.weight_threshold:
@@ -209,7 +214,7 @@ def _untouchable(weight: Weight | JointWeight) -> tuple[str, str] | None:
     """Why a weight has to stay as it is whatever the configuration says: reason and category."""
     for user in weight.consumers:
         if user.op_type.startswith("constexpr_"):
-            return "part of a compressed form already", "part of a compressed form already"
+            return _PART, _PART
         if user.op_type == "custom_layer":
             return (
                 "a custom layer reads it, and its code gets it as it is stored",
@@ -406,7 +411,10 @@ def _violation(
 
 
 def _with_targets(
-    package: Package, decisions: tuple[Decision, ...], unmatched: tuple[UnmatchedRule, ...]
+    package: Package,
+    decisions: tuple[Decision, ...],
+    unmatched: tuple[UnmatchedRule, ...],
+    joint_compression: bool,
 ) -> Plan:
     """Find out which programs have to be raised, and that they can be."""
     before = [Target.of_specification(p.specification_version) for p in package.programs]
@@ -435,7 +443,15 @@ def _with_targets(
     if refusals:
         raise TargetError("\n".join(refusals))
     after = max([*before, *(each.target for each in raises)])
-    return Plan(decisions, max(before), after, "; ".join(reasons) or None, tuple(raises), unmatched)
+    return Plan(
+        decisions,
+        max(before),
+        after,
+        "; ".join(reasons) or None,
+        tuple(raises),
+        unmatched,
+        joint_compression,
+    )
 
 
 def _raised_together(needing: list[Decision], decisions: tuple[Decision, ...]) -> set[str]:

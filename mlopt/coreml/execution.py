@@ -65,11 +65,7 @@ def readable_weights(plan: Plan, source: Any) -> Sequence[Weight | JointWeight] 
     """
     if not plan.raises:
         return None
-    return subjects_of(open_package(source), joint_compression=_has_joint(plan))[0]
-
-
-def _has_joint(plan: Plan) -> bool:
-    return any(isinstance(decision.weight, JointWeight) for decision in plan.decisions)
+    return subjects_of(open_package(source))[0]
 
 
 def carry_out(
@@ -91,7 +87,7 @@ def carry_out(
         for each in plan.raises:
             each.apply(writer)
         # Raising makes new messages: the weights are the same ones, looked up again.
-        weights, _ = subjects_of(package, joint_compression=_has_joint(plan))
+        weights, _ = subjects_of(package)
         replaced = _moved(decisions, weights)
     if readable is not None:
         decisions = tuple(

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from mlopt.coreml.config import OptimizationConfig
-from mlopt.coreml.decisions import Keep, Plan, decide
+from mlopt.coreml.decisions import COMPRESSED, Keep, Plan, decide
 from mlopt.coreml.execution import Progress, carry_out, compute, readable_weights, row_of
 from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.models import as_mlmodel, temporary_package
@@ -216,4 +216,20 @@ def _report(plan: Plan, rows: list[WeightRow]) -> Report:
         target_after=str(plan.target_after),
         target_reason=plan.target_reason,
         unmatched_rules=plan.unmatched_rules,
+        notes=_notes(plan),
+    )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    compressed = [
+        decision.weight
+        for decision in plan.decisions
+        if isinstance(decision.outcome, Keep) and decision.outcome.category == COMPRESSED
+    ]
+    possible = sum(isinstance(w, JointWeight) and w.can_be_palettized for w in compressed)
+    if not possible or plan.joint_compression:
+        return ()
+    return (
+        f"{possible} of the weights that are compressed already can be palettized as well with "
+        "joint_compression (--joint); decompressed, all of them can.",
     )

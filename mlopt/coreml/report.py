@@ -234,7 +234,7 @@ class Report:
         lines = [
             f"Palettized {_count(len(self.palettized), 'weight')} of {len(self.rows)}: "
             f"{human_bytes(self.bytes_before)} -> {human_bytes(self.bytes_after)}, "
-            f"{self.ratio:.2f} times smaller."
+            f"{size_change(self.bytes_before, self.bytes_after)}."
         ]
         if self.kept:
             reasons = ", ".join(
@@ -252,7 +252,16 @@ class Report:
             named = "; ".join(
                 f"{row.full_name}, {human_bytes(row.bytes_before)}: {row.reason}" for row in largest
             )
-            lines.append(f"Largest kept: {named}.")
+            lines += [f"Largest kept: {named}."] if named else []
+        grown = [row for row in self.palettized if row.bytes_after > row.bytes_before]
+        if grown:
+            before, after = (
+                sum(getattr(row, f"bytes_{when}") for row in grown) for when in ("before", "after")
+            )
+            lines.append(
+                f"Larger than before: {_count(len(grown), 'palettized weight')}, "
+                f"{human_bytes(before)} -> {human_bytes(after)}."
+            )
         return "\n".join(map(printable, lines + self._closing_lines()))
 
     def _closing_lines(self) -> list[str]:
@@ -359,6 +368,14 @@ def human_bytes(count: int) -> str:
         if size < 999.95 or unit == "TB":
             break
     return f"{size:.1f} {unit}"
+
+
+def size_change(before: int, after: int) -> str:
+    """How ``after`` bytes compare with ``before``: ``"3.64 times smaller"``."""
+    factor = max(before, after) / min(before, after) if before and after else 1.0
+    if factor < 1.005:
+        return "as large as before"
+    return f"{factor:.2f} times {'smaller' if after < before else 'larger'}"
 
 
 def _used_by(consumers: tuple[str, ...]) -> str:

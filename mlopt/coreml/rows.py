@@ -8,7 +8,7 @@ import numpy as np
 
 from mlopt.coreml.decisions import Decision, Keep, float_table_note
 from mlopt.coreml.joint import JointWeight
-from mlopt.coreml.report import WeightRow
+from mlopt.coreml.report import WeightRow, human_bytes
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.palette.bits import packed_nbytes
 from mlopt.palette.spec import PaletteSpec
@@ -99,8 +99,8 @@ def joint_note(nbytes: int, plain_nbytes: int) -> str | None:
     if nbytes <= plain_nbytes:
         return None
     return (
-        f"takes {nbytes} bytes so, and {plain_nbytes} if the plain weight is palettized: "
-        "decompress it first"
+        f"takes {human_bytes(nbytes)} so, {human_bytes(plain_nbytes)} if the plain weight is "
+        "palettized: decompress it first"
     )
 
 

@@ -19,6 +19,7 @@ from mlopt.coreml import (
     palettize_weights,
     preview,
 )
+from mlopt.coreml.report import human_bytes
 from mlopt.errors import TargetError
 from mlopt.mil.package import open_package
 from tests import foreign, judges
@@ -210,7 +211,8 @@ def test_a_sparse_palette_larger_than_a_plain_one_is_warned_of(tmp_path: Path) -
     plain = decompress(source, tmp_path / "plain.mlpackage")
     alone = row_of(palettize(plain.path, request(nbits=1)).report, "conv_w")
     assert row.bytes_after > alone.bytes_after
-    assert f"{row.bytes_after} bytes so, and {alone.bytes_after}" in row.note
+    sizes = f"{human_bytes(row.bytes_after)} so, {human_bytes(alone.bytes_after)} if"
+    assert sizes in row.note
 
     thin = palettize(
         foreign.build("sparse magnitude", "iOS18"), request(nbits=8), joint_compression=True
@@ -223,20 +225,40 @@ def test_vectors_that_reach_over_zeros_are_kept() -> None:
     result = palettize(source, request(nbits=2, cluster_dim=2), joint_compression=True)
     assert not result.report.palettized
     assert "reach over zeros" in row_of(result.report, "conv_w").reason
-    judges.messages_equal_except(source, result.path)
+    assert judges.messages_equal_except(source, result.path) == []
 
 
 def test_without_joint_compression_nothing_of_it_changes() -> None:
     source = foreign.build("sparse threshold", "iOS18")
     result = palettize(source, request(nbits=2))
-    reasons = {row.category for row in result.report.rows}
-    assert reasons == {"part of a compressed form already", "rank 0 or 1"}
+    assert row_of(result.report, "conv_w").reason == "compressed already"
+    assert not result.report.palettized
+    # mask and values are no rows of their own, and the way on is told
+    assert {row.category for row in result.report.rows} == {"compressed already", "rank 0 or 1"}
+    assert not [row.name for row in result.report.rows if "." in row.name]
+    (note,) = result.report.notes
+    assert note.startswith("4 of the weights that are compressed already can be palettized as well")
+    jointly = palettize(source, request(nbits=2), joint_compression=True)
+    assert jointly.report.notes == ()
 
 
-def test_chains_are_left_alone() -> None:
-    source = foreign.build("sparse, quantized", "iOS18")
+@pytest.mark.parametrize("form", ["sparse, quantized", "lut grouped", "palettized, quantized"])
+def test_chains_and_palettes_are_left_alone(form: str) -> None:
+    source = foreign.build(form, "iOS18")
     result = palettize(source, request(nbits=2), joint_compression=True)
     assert not result.report.palettized
+    assert [row_of(result.report, weight).reason for weight in WEIGHTS] == 4 * [
+        "compressed already"
+    ]
+    assert judges.messages_equal_except(source, result.path) == []
+
+
+def test_a_result_that_is_larger_is_called_so() -> None:
+    source = foreign.build("quantized int4 per block", "iOS18")
+    report = palettize(source, request(mode="unique"), joint_compression=True).report
+    assert report.bytes_after > report.bytes_before
+    assert "times larger." in report.summary()
+    assert "Larger than before: 4 palettized weights, " in report.summary()
 
 
 def test_rules_by_type_and_name_reach_compressed_weights() -> None:

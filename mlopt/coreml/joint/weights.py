@@ -1,4 +1,4 @@
-"""Weights that are sparse or quantized already, and of which the data can be palettized."""
+"""Weights that are compressed already, and which of them can be palettized as well."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ Place = tuple[Any, ...]
 class JointWeight:
     """A compressed weight, and everything in the program that is equal to it.
 
-    Its nonzero values (``constexpr_sparse_to_dense``) or its integers
-    (``constexpr_blockwise_shift_scale``, ``constexpr_affine_dequantize``) are constants that a
-    palette can take the place of. It is described as the plain weight is: name, shape, type and
-    users are those of the operation's output.
+    It is described as the plain weight is: name, shape, type and users are those of the output of
+    its last operation.
+
+    can_be_palettized: whether its nonzero values (``constexpr_sparse_to_dense``) or its integers
+    (``constexpr_blockwise_shift_scale``, ``constexpr_affine_dequantize``) are a constant that a
+    palette can take the place of. That holds for single operations, since a chain of several is
+    compressed twice already, and where nothing else reads the constant, for it would have to stay.
 
     places: where each of the equal weights is. They are the same after raising the program, which
     may rename parameters, and may make weights equal that were not.
@@ -45,6 +48,7 @@ class JointWeight:
     program: Program
     weights: tuple[CompressedWeight, ...]
     places: tuple[Place, ...]
+    can_be_palettized: bool
 
     @property
     def node(self) -> Node:
@@ -58,7 +62,7 @@ class JointWeight:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether its nonzero values can be palettized; else it is its integers."""
+        """Whether it is nonzero values that can be palettized, not integers."""
         return self.node.op_type == SPARSE
 
     @property
@@ -68,7 +72,7 @@ class JointWeight:
 
     @property
     def data(self) -> Constant:
-        """The constant that a palette can take the place of."""
+        """The constant that a palette can take the place of, if there is one."""
         constant = self.node.constant_input(_DATA[self.node.op_type][0])
         assert constant is not None
         return constant
@@ -140,17 +144,16 @@ class JointWeight:
 def with_joint_weights(
     package: Package, weights: Iterable[Weight], nodes_of_programs: Sequence[Iterable[Node]]
 ) -> list[Weight | JointWeight]:
-    """The weights of a package, with joint weights where their parts stood, in program order.
+    """The weights of a package, compressed ones where their parts stood, in program order.
 
-    Joint weights are single operations: a chain of several is compressed twice already. Nothing
-    else may read what a palette takes the place of, for then that would have to stay as well. Those
-    of which no part is large enough to be a weight by itself come last.
+    Those of which no part is large enough to be a weight by itself come last.
     """
     joints = list(_joint_weights(package, nodes_of_programs))
     joint_of = {
         (id(node.op), parameter): joint
         for joint in joints
-        for node in joint.nodes
+        for each in joint.weights
+        for node in each.chain
         for parameter in node.inputs
     }
     found: dict[int, Weight | JointWeight] = {}
@@ -170,20 +173,20 @@ def _joint_weights(
     """Equal ones as one."""
     for program, nodes in zip(package.programs, nodes_of_programs, strict=True):
         keys = ContentKeys()
-        groups: dict[object, list[tuple[CompressedWeight, Place]]] = {}
+        groups: dict[tuple[object, bool], list[tuple[CompressedWeight, Place]]] = {}
         # Blocks of a function may have weights of equal names.
         seen: Counter[Place] = Counter()
         for weight in compressed_weights(nodes):
             named = (id(program), weight.function, weight.name)
-            if _is_candidate(weight):
-                groups.setdefault(keys(weight), []).append((weight, (*named, seen[named])))
+            key = keys(weight), _can_be_palettized(weight)
+            groups.setdefault(key, []).append((weight, (*named, seen[named])))
             seen[named] += 1
-        for group in groups.values():
+        for (_, can_be_palettized), group in groups.items():
             weights, places = zip(*group, strict=True)
-            yield JointWeight(program, weights, places)
+            yield JointWeight(program, weights, places, can_be_palettized)
 
 
-def _is_candidate(weight: CompressedWeight) -> bool:
+def _can_be_palettized(weight: CompressedWeight) -> bool:
     node = weight.node
     if len(weight.chain) > 1 or node.op_type not in _DATA:
         return False

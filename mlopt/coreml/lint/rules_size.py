@@ -44,11 +44,12 @@ def compressed_larger_than_plain(subject: Subject) -> Iterator[Found]:
     """A compressed weight that takes as many bytes as the plain one, or more.
 
     Tables, scales and masks count too: for a small weight, or with many tables, they outweigh what
-    the indices save.
+    the indices save. Sparse weights have a rule of their own.
     """
     for weight in subject.compressed:
         stored, plain = weight.stored_bytes, weight.plain_bytes
-        if weight.size and stored >= plain:
+        is_sparse = any(_sparse_sizes(node, weight.size) is not None for node in weight.nodes)
+        if weight.size and stored >= plain and not is_sparse:
             yield Found(
                 f"{human_bytes(stored)} compressed, {human_bytes(plain)} plain", weight.place
             )
