@@ -122,7 +122,8 @@ def _of_weight(weight: Weight | JointWeight, nbytes: int) -> dict[str, Any]:
         "dtype": weight.dtype,
         "functions": weight.functions,
         "consumers": shown_consumers(weight.consumers),
-        "bits_per_weight": 8 * nbytes / weight.size,
+        # a damaged model may declare a compressed weight without elements
+        "bits_per_weight": 8 * nbytes / weight.size if weight.size else 0.0,
         "bytes_before": weight.nbytes,
         "bytes_after": nbytes,
     }

@@ -232,3 +232,24 @@ def test_odd_scales(scale: float, tmp_path: Path) -> None:
     package = foreign.handmade(tmp_path / "a.mlpackage", "iOS18", ops, ["w"])
     report, _ = palettized(package, nbits=2)
     assert report["w"].is_palettized == np.isfinite(scale)
+
+
+def test_a_compressed_weight_without_elements_has_a_row(tmp_path: Path) -> None:
+    # damaged: the values are there, but the declared result has no elements
+    data = np.ones(SHAPE, np.int8)
+    package = foreign.handmade(
+        tmp_path / "source.mlpackage",
+        "iOS18",
+        [
+            constexpr(
+                "blockwise_shift_scale",
+                {"w": ("fp16", (0, 8))},
+                data=value(data, "int8"),
+                scale=value(np.ones((1, 1), np.float16), "fp16"),
+            )
+        ],
+        reads=["w"],
+    )
+    report = palettize(package, OptimizationConfig(rules(nbits=2))).report
+    row = report["w"]
+    assert (row.reason, row.bits_per_weight, row.bytes_after) == ("compressed already", 0.0, 130)

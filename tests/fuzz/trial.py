@@ -24,6 +24,7 @@ from mlopt.coreml import (
     palettize,
     raise_target,
 )
+from mlopt.coreml.constexpr import compressed_weights
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.errors import ConfigError, ModelFormatError, TargetError
 from mlopt.mil.package import Package, open_package
@@ -100,6 +101,8 @@ def run(files: Files, folder: Path, rng: random.Random) -> dict[str, str]:
     target = rng.choice(("iOS16", "iOS17", "iOS18", "iOS26"))
     requests = (ModelFormatError, TargetError)
     _step(ends, "raise", requests, lambda: _check_raise(source, folder, target, before))
+    requests = (ModelFormatError, TargetError, ConfigError)
+    _step(ends, "joint", requests, lambda: _check_joint(source, folder, rule))
     names = set(os.listdir(folder)) - {"source.mlpackage"}
     if any(name.startswith(".") for name in names):
         raise Wrong(f"leftovers: {sorted(names)}")
@@ -228,6 +231,26 @@ def _check_palettize(
     gone = {row.name for row in result.report.palettized}
     raised = result.report.target_before != result.report.target_after
     _check_kept(before, after, gone, floats_only=raised)
+
+
+def _check_joint(source: Path, folder: Path, rule: OpPalettizerConfig) -> None:
+    """Compressed weights are palettized too: what they become can be read and decompressed."""
+    result = palettize(
+        source,
+        OptimizationConfig(global_config=rule),
+        output=folder / "joint.mlpackage",
+        minimum_deployment_target="iOS18",
+        joint_compression=True,
+        workers=1,
+    )
+    result.report.summary()
+    nodes = [node for program in open_package(result.path).programs for node in program.nodes()]
+    made = {row.name for row in result.report.palettized}
+    weights = compressed_weights(nodes)
+    names = Counter(weight.name for weight in weights)
+    for weight in weights:
+        if weight.name in made and names[weight.name] == 1:
+            assert np.isfinite(weight.value()).all(), weight.name
 
 
 def _check_decompress(source: Path, folder: Path, before: Counter[_Key] | None) -> None:
