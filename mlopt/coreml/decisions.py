@@ -36,7 +36,6 @@ COMPRESSED = "compressed already"
 
 _PART = "part of something compressed already"
 _NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
-_NBITS = (1, 2, 3, 4, 6, 8)
 
 
 @attrs.frozen

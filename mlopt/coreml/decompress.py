@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from mlopt.coreml.constexpr import (
     is_part,
     parameter_names,
 )
-from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.models import rewritten_mlmodel
+from mlopt.coreml.progress import Progress
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation, Value
@@ -32,9 +32,6 @@ from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.bits import pack_bits
-
-Progress = Callable[[int, int, str], None]
-"""Called after each weight: elements done, elements in all, the weight's name."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,10 +97,7 @@ def decompress_weights(mlmodel: Any) -> Any:
     ModelFormatError
         The model is damaged.
     """
-    with contextlib.ExitStack() as cleanup:
-        path = decompress(mlmodel, temporary_package(cleanup)).path
-        cleanup.pop_all()
-    return as_mlmodel(path, like=mlmodel, is_temporary=True)
+    return rewritten_mlmodel(lambda path: decompress(mlmodel, path).path, like=mlmodel)
 
 
 def decompress(

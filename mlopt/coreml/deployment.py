@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
-from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.models import rewritten_mlmodel
 from mlopt.errors import TargetError
 from mlopt.mil.opset_upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.package import Package, open_package
@@ -44,11 +43,8 @@ def set_deployment_target(model: Any, target: Any) -> Any:
     ModelFormatError
         The model is damaged or no ML program.
     """
-    with contextlib.ExitStack() as cleanup:
-        path = raise_target(model, temporary_package(cleanup), target)
-        cleanup.pop_all()
     like = model if hasattr(model, "get_spec") else None
-    return as_mlmodel(path, like=like, is_temporary=True)
+    return rewritten_mlmodel(lambda path: raise_target(model, path, target), like=like)
 
 
 def raise_target(source: Any, output: str | os.PathLike[str], target: Any) -> Path:

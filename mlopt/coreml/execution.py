@@ -13,6 +13,7 @@ import attrs
 from mlopt.coreml.decisions import Decision, Keep, Plan, subjects_of
 from mlopt.coreml.emission import PackedPalette, PaletteOperations
 from mlopt.coreml.joint import JointWeight, palettize_joint
+from mlopt.coreml.progress import Progress
 from mlopt.coreml.report import WeightRow
 from mlopt.coreml.rows import joint_note, kept_row, palettized_row
 from mlopt.coreml.weights import Weight
@@ -26,9 +27,6 @@ from mlopt.palette.distortion import Distortion
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.palettize import palettize as palettize_weight
 from mlopt.palette.spec import PaletteSpec
-
-Progress = Callable[[int, int, str], None]
-"""Called after each weight: elements done, elements in all, the weight's name."""
 
 
 @attrs.frozen(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,11 @@ import attrs
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.logical import LogicalWeight, bytes_once, logical_weights
 from mlopt.coreml.metadata import CoreMLWeightMetaData
+from mlopt.coreml.progress import Progress
 from mlopt.coreml.weights import shown_consumers
 from mlopt.errors import ConfigError
 from mlopt.mil.package import open_package
 from mlopt.mil.targets import Target
-
-Progress = Callable[[int, int, str], None]
-"""Called after each weight: elements done, elements in all, the weight's name."""
 
 STATISTICS = ("distinct", "sparsity")
 SORT_KEYS = ("order", "name", "size", "bytes", *STATISTICS)

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,14 @@ def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> A
         options["optimization_hints"] = like.optimization_hints
         options["skip_model_load"] = like.__proxy__ is None
     return MLModel(str(path), **options)
+
+
+def rewritten_mlmodel(write: Callable[[Path], Path], *, like: Any) -> Any:
+    """The ``MLModel`` of a temporary package; see ``as_mlmodel`` for ``like``.
+
+    ``write`` is called with where to write it, and returns where it is.
+    """
+    with contextlib.ExitStack() as cleanup:
+        path = write(temporary_package(cleanup))
+        cleanup.pop_all()
+    return as_mlmodel(path, like=like, is_temporary=True)

@@ -12,9 +12,10 @@ import attrs
 
 from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.decisions import COMPRESSED, Keep, Plan, decide
-from mlopt.coreml.execution import Progress, carry_out, compute, readable_weights, row_of
+from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
 from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.progress import Progress
 from mlopt.coreml.report import Report, WeightRow
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
 from mlopt.errors import ConfigError

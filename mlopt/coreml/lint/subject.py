@@ -23,7 +23,6 @@ from mlopt.mil.values import tensor_type_of
 LUT_TO_DENSE = "constexpr_lut_to_dense"
 LUT_TO_SPARSE = "constexpr_lut_to_sparse"
 SHIFT_SCALE = "constexpr_blockwise_shift_scale"
-SPARSE_TO_DENSE = "constexpr_sparse_to_dense"
 
 # Parameters that say how a weight is laid out, and hold none of it.
 _LAYOUT = frozenset({"axis", "output_dtype", "shape", "vector_axis"})
