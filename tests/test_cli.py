@@ -18,6 +18,7 @@ from mlopt.cli.palettize import Granularity, LutDtype, Mode, OnIndivisible
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, config, palettize
 from mlopt.coreml.inspection import package_bytes
 from mlopt.mil.messages import Model_pb2
+from mlopt.palette import quantized
 
 ROOT = Path(mlopt.__file__).parents[1]
 GROUPED = ("--granularity", "per_grouped_channel")
@@ -225,7 +226,7 @@ def test_choices_are_those_of_the_library():
     assert {mode.value for mode in Mode} | {"custom"} == set(config.MODES)
     assert [str(member) for member in config.Granularity] == [g.value for g in Granularity]
     assert [choice.value for choice in OnIndivisible] == list(config.ON_INDIVISIBLE)
-    assert [choice.value for choice in LutDtype] == list(config.LUT_DTYPES)
+    assert [choice.value for choice in LutDtype] == list(quantized.LUT_DTYPES)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

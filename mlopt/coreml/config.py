@@ -7,20 +7,27 @@ owner's back, and a key that means nothing is refused instead of being carried a
 
 from __future__ import annotations
 
-import difflib
-import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
 import attrs
-import numpy as np
 import yaml
 
+from mlopt.coreml.checked import (
+    check_keys,
+    flag,
+    index_bits,
+    integer,
+    listed,
+    lut_dtype_name,
+    shown,
+    word,
+)
+from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
-from mlopt.palette.quantized import LUT_DTYPES
 from mlopt.palette.spec import MODES, NBITS
 
 ON_INDIVISIBLE = ("skip", "divisor", "per_tensor")
@@ -57,59 +64,14 @@ class Granularity(str, Enum):
         remedy = ""
         if isinstance(name, str) and name.lower() == "per_channel":
             remedy = "; for one table a channel use per_grouped_channel with group_size=1"
-        raise ConfigError(f"granularity must be {_listed(cls)}, got {_shown(value)}{remedy}")
+        raise ConfigError(f"granularity must be {listed(cls)}, got {shown(value)}{remedy}")
 
 
 CompressionGranularity = Granularity  # the name that coremltools gives to it
 
 
-def _listed(allowed: Iterable[object]) -> str:
-    return "one of " + ", ".join(str(value) for value in allowed)
-
-
-def _shown(value: object) -> str:
-    """`value` for a message, with its type where that is likely to be what is wrong."""
-    if value is None or isinstance(value, str):
-        return repr(value)
-    return f"{value!r} ({type(value).__name__})"
-
-
-def _near(key: object, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(key), list(allowed), n=3)
-    return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-
-
-def _integer(value: Any, name: str, minimum: int | None = None) -> int:
-    """`value` as an int; takes numpy's integers and refuses booleans, floats and text."""
-    allowed = "an integer" if minimum is None else f"an integer of at least {minimum}"
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise ConfigError(f"{name} must be {allowed}, got {_shown(value)}") from None
-    if minimum is not None and number < minimum:
-        raise ConfigError(f"{name} must be {allowed}, got {number}")
-    return number
-
-
-def _word(value: Any, name: str, allowed: tuple[str, ...]) -> str:
-    if isinstance(value, str) and value.lower() in allowed:
-        return value.lower()
-    raise ConfigError(
-        f"{name} must be {_listed(allowed)}, got {_shown(value)}{_near(value, allowed)}"
-    )
-
-
-def _flag(value: Any, name: str) -> bool:
-    # The truth of anything else is a trap: bool("false") is True.
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise ConfigError(f"{name} must be True or False, got {_shown(value)}")
-
-
 def _mode(value: Any) -> str:
-    return _word(value, "mode", MODES)
+    return word(value, "mode", MODES)
 
 
 def _granularity(value: Any) -> Granularity:
@@ -117,56 +79,37 @@ def _granularity(value: Any) -> Granularity:
 
 
 def _group_size(value: Any) -> int:
-    return _integer(value, "group_size", minimum=1)
+    return integer(value, "group_size", minimum=1)
 
 
 def _cluster_dim(value: Any) -> int:
-    return _integer(value, "cluster_dim", minimum=1)
+    return integer(value, "cluster_dim", minimum=1)
 
 
 def _per_channel_scale(value: Any) -> bool:
-    return _flag(value, "enable_per_channel_scale")
+    return flag(value, "enable_per_channel_scale")
 
 
 def _workers(value: Any) -> int:
-    return _integer(value, "num_kmeans_workers", minimum=1)
+    return integer(value, "num_kmeans_workers", minimum=1)
 
 
 def _on_indivisible(value: Any) -> str:
-    return _word(value, "on_indivisible", ON_INDIVISIBLE)
+    return word(value, "on_indivisible", ON_INDIVISIBLE)
 
 
 def _nbits(value: Any) -> int | None:
-    if value is None:
-        return None
-    nbits = _integer(value, "nbits")
-    if nbits not in NBITS:
-        raise ConfigError(f"nbits must be {_listed(NBITS)}, got {nbits}")
-    return nbits
+    return None if value is None else index_bits(value, "nbits")
 
 
 def _channel_axis(value: Any) -> int | None:
-    return None if value is None else _integer(value, "channel_axis")
+    return None if value is None else integer(value, "channel_axis")
 
 
 def _threshold(value: Any) -> int:
     if value is None:
         return DEFAULT_WEIGHT_THRESHOLD
-    return _integer(value, "weight_threshold", minimum=0)
-
-
-def _lut_dtype(value: Any) -> str | None:
-    """The name of a table dtype given as a string, or as numpy's or torch's type."""
-    if value is None:
-        return None
-    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
-    name = name.lower().removeprefix("torch.")
-    if name not in LUT_DTYPES:
-        raise ConfigError(
-            f"lut_dtype must be None (the dtype of the weight) or {_listed(LUT_DTYPES)}, "
-            f"got {_shown(value)}"
-        )
-    return str(name)
+    return integer(value, "weight_threshold", minimum=0)
 
 
 @attrs.frozen
@@ -227,14 +170,14 @@ class OpPalettizerConfig:
     enable_per_channel_scale: bool = attrs.field(default=False, converter=_per_channel_scale)
     num_kmeans_workers: int = attrs.field(default=1, converter=_workers)
     weight_threshold: int = attrs.field(default=DEFAULT_WEIGHT_THRESHOLD, converter=_threshold)
-    lut_dtype: str | None = attrs.field(default=None, converter=_lut_dtype)
+    lut_dtype: str | None = attrs.field(default=None, converter=lut_dtype_name)
     on_indivisible: str = attrs.field(default="skip", converter=_on_indivisible)
 
     def __attrs_post_init__(self) -> None:
         chooses_nbits = self.mode in ("unique", "custom")
         if self.nbits is None and not chooses_nbits:
             raise ConfigError(
-                f"nbits is required by mode {self.mode!r}, got None; allowed: {_listed(NBITS)}"
+                f"nbits is required by mode {self.mode!r}, got None; allowed: {listed(NBITS)}"
             )
         if self.nbits is not None and chooses_nbits:
             raise ConfigError(
@@ -249,7 +192,7 @@ class OpPalettizerConfig:
                 "set mode='custom' or leave lut_function out"
             )
         if self.lut_function is not None and not callable(self.lut_function):
-            raise ConfigError(f"lut_function must be callable, got {_shown(self.lut_function)}")
+            raise ConfigError(f"lut_function must be callable, got {shown(self.lut_function)}")
         if self.lut_dtype is not None and self.mode == "unique":
             raise ConfigError(
                 f"mode 'unique' stores the distinct values exactly, which a table of "
@@ -275,15 +218,13 @@ class OpPalettizerConfig:
     @property
     def summary(self) -> str:
         """The request in a few words: ``"4-bit kmeans, groups of 32, vectors of 2"``."""
-        parts = [self.mode if self.nbits is None else f"{self.nbits}-bit {self.mode}"]
-        parts.append(f"groups of {self.group_size}" if self.is_grouped else "per tensor")
-        if self.cluster_dim > 1:
-            parts.append(f"vectors of {self.cluster_dim}")
-        if self.enable_per_channel_scale:
-            parts.append("per-channel scale")
-        if self.lut_dtype is not None:
-            parts.append(f"{self.lut_dtype} table")
-        return ", ".join(parts)
+        return summary_of(
+            self.mode if self.nbits is None else f"{self.nbits}-bit {self.mode}",
+            group_size=self.group_size if self.is_grouped else None,
+            vector_length=self.cluster_dim,
+            has_scale=self.enable_per_channel_scale,
+            lut_dtype=self.lut_dtype,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The parameters as plain values that :meth:`from_dict` reads back to an equal config.
@@ -321,28 +262,39 @@ class OpPalettizerConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
-                f"the parameters of a rule must be a mapping, got {_shown(values)}; "
+                f"the parameters of a rule must be a mapping, got {shown(values)}; "
                 "None (null) leaves the weights alone"
             )
         _check_config_type(values.get("config_type"))
         allowed = [f.name for f in attrs.fields(OpPalettizerConfig)]
-        _check_keys(values, [*allowed, "config_type"])
+        check_keys(values, [*allowed, "config_type"])
         if values.get("lut_function") is not None:
             raise ConfigError(
                 "lut_function cannot come from a dictionary or a file, got "
-                f"{_shown(values['lut_function'])}; construct "
+                f"{shown(values['lut_function'])}; construct "
                 "OpPalettizerConfig(mode='custom', lut_function=...) and set it with set_global, "
                 "set_op_type or set_op_name"
             )
         return cls(**{name: value for name, value in values.items() if name != "config_type"})
 
 
-def _check_keys(values: Mapping[str, Any], allowed: list[str]) -> None:
-    for key in values:
-        if key not in allowed:
-            raise ConfigError(
-                f"unknown key {key!r}; allowed: {', '.join(allowed)}{_near(key, allowed)}"
-            )
+def summary_of(
+    method: str,
+    *,
+    group_size: int | None,
+    vector_length: int,
+    has_scale: bool,
+    lut_dtype: str | None,
+) -> str:
+    """A request in a few words, `method` first; what is None, 1 or False goes without saying."""
+    parts = [method, "per tensor" if group_size is None else f"groups of {group_size}"]
+    if vector_length > 1:
+        parts.append(f"vectors of {vector_length}")
+    if has_scale:
+        parts.append("per-channel scale")
+    if lut_dtype is not None:
+        parts.append(f"{lut_dtype} table")
+    return ", ".join(parts)
 
 
 def _check_config_type(config_type: object) -> None:
@@ -351,7 +303,7 @@ def _check_config_type(config_type: object) -> None:
     remedy = ""
     if config_type in _OTHER_CONFIG_TYPES:
         remedy = "; this library palettizes only, quantize and prune with coremltools"
-    raise ConfigError(f"config_type must be {CONFIG_TYPE!r}, got {_shown(config_type)}{remedy}")
+    raise ConfigError(f"config_type must be {CONFIG_TYPE!r}, got {shown(config_type)}{remedy}")
 
 
 def _check_op_config(config: object, rule: str) -> OpPalettizerConfig | None:
@@ -371,7 +323,7 @@ def _check_op_config(config: object, rule: str) -> OpPalettizerConfig | None:
 def _check_key(key: object, kind: str) -> str:
     if not isinstance(key, str) or not key:
         remedy = "; in YAML put it in quotes" if key is not None else ""
-        raise ConfigError(f"a key of {kind} must be a name, got {_shown(key)}{remedy}")
+        raise ConfigError(f"a key of {kind} must be a name, got {shown(key)}{remedy}")
     if kind == "op_type_configs" and key == "const":
         raise ConfigError(
             "op_type_configs cannot have the key 'const': a constant takes the rule of the "
@@ -385,7 +337,7 @@ def _rules(rules: Any, kind: str) -> dict[str, OpPalettizerConfig | None]:
     if rules is None:
         return {}
     if not isinstance(rules, Mapping):
-        raise ConfigError(f"{kind} must be a mapping from names to configs, got {_shown(rules)}")
+        raise ConfigError(f"{kind} must be a mapping from names to configs, got {shown(rules)}")
     return {
         _check_key(key, kind): _check_op_config(config, f"{kind}[{key!r}]")
         for key, config in rules.items()
@@ -465,7 +417,7 @@ class OptimizationConfig:
         """
         if not isinstance(config_dict, Mapping):
             raise ConfigError(
-                f"a configuration must be a mapping, got {_shown(config_dict)}; its keys are "
+                f"a configuration must be a mapping, got {shown(config_dict)}; its keys are "
                 "global_config, op_type_configs and op_name_configs"
             )
         _check_config_type(config_dict.get("config_type"))
@@ -476,12 +428,12 @@ class OptimizationConfig:
                 "put it under 'global_config'"
             )
         kinds = ("op_type_configs", "op_name_configs")
-        _check_keys(config_dict, ["config_type", "global_config", *kinds])
+        check_keys(config_dict, ["config_type", "global_config", *kinds])
         rules: dict[str, dict[str, OpPalettizerConfig | None]] = {}
         for kind in kinds:
             given = config_dict.get(kind)
             if given is not None and not isinstance(given, Mapping):
-                raise ConfigError(f"{kind} must be a mapping from names, got {_shown(given)}")
+                raise ConfigError(f"{kind} must be a mapping from names, got {shown(given)}")
             # Keys are checked with the values in hand, where the configuration is constructed.
             rules[kind] = {
                 key: _read_rule(values, f"{kind}[{key!r}]") for key, values in (given or {}).items()
@@ -506,22 +458,7 @@ class OptimizationConfig:
         OSError
             The file cannot be read.
         """
-        if isinstance(yml, (str, os.PathLike)):
-            # As bytes, so that the YAML reader finds the encoding out.
-            with open(yml, "rb") as file:
-                return cls._from_stream(file, os.fspath(yml))
-        return cls._from_stream(yml, str(getattr(yml, "name", "the YAML stream")))
-
-    @classmethod
-    def _from_stream(cls, stream: IO[Any], name: str) -> OptimizationConfig:
-        try:
-            text = stream.read()
-            _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-            return cls.from_dict(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name} is not readable as YAML: {error}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+        return read_yaml(yml, cls.from_dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values that :meth:`from_dict` reads back to an equal configuration.
@@ -570,22 +507,3 @@ def _written_rule(config: OpPalettizerConfig | None, rule: str) -> dict[str, Any
         return None if config is None else config.as_dict()
     except ConfigError as error:
         raise ConfigError(f"{rule}: {error}") from error
-
-
-def _refuse_repeated_keys(node: yaml.Node | None) -> None:
-    """Of a key that is written twice, YAML readers keep the last and say nothing."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item)
-    elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            # "<<" merges another mapping in, and may do so repeatedly.
-            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise ConfigError(
-                        f"the key {key.value!r} is written twice, again in line {line}"
-                    )
-                seen.add(key.value)
-            _refuse_repeated_keys(value)

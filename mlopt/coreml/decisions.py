@@ -181,7 +181,10 @@ def _limit(current: Target, minimum_deployment_target: Any) -> Target:
 
 
 def _decide(
-    weight: Weight | JointWeight, resolution: Resolution, current: Target, joint_compression: bool
+    weight: Weight | JointWeight,
+    resolution: Resolution[OpPalettizerConfig],
+    current: Target,
+    joint_compression: bool,
 ) -> Decision:
     config, rule = resolution.config, resolution.rule
 
@@ -235,7 +238,7 @@ def _untouchable(weight: Weight | JointWeight) -> tuple[str, str] | None:
 def _palettized(
     weight: Weight | JointWeight,
     config: OpPalettizerConfig,
-    resolution: Resolution,
+    resolution: Resolution[OpPalettizerConfig],
     current: Target,
     kept: Callable[..., Decision],
 ) -> Decision:

@@ -31,6 +31,17 @@ _TYPES = {"float16": "fp16", "float32": "fp32", "int8": "int8", "uint8": "uint8"
 _SHIFT_SCALE = "constexpr_blockwise_shift_scale"
 
 
+def needed_target(palettized: Palettized) -> Target:
+    """The oldest target that can express a palette."""
+    newer = (
+        palettized.table.size != 1 << palettized.nbits  # groups or vectors
+        or palettized.nbits == 3
+        or palettized.scale is not None
+        or palettized.quantized is not None
+    )
+    return Target.iOS18 if newer else Target.iOS16
+
+
 @attrs.frozen(eq=False)
 class PackedPalette:
     """A palette ready to be written: the indices are packed, so they take their final size.

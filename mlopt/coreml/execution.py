@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 
+from mlopt.coreml.ahead import done_ahead, share_of
 from mlopt.coreml.decisions import Decision, Keep, Plan, subjects_of
-from mlopt.coreml.emission import PackedPalette, PaletteOperations
+from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.joint import JointWeight, palettize_joint
 from mlopt.coreml.progress import Progress
+from mlopt.coreml.replacement import Replacements
 from mlopt.coreml.report import WeightRow
 from mlopt.coreml.rows import joint_note, kept_row, palettized_row
 from mlopt.coreml.weights import Weight
-from mlopt.mil.edits import Edits
-from mlopt.mil.names import UniqueNames
 from mlopt.mil.package import Package, open_package
-from mlopt.mil.program import Constant, Node, Program, Variable
-from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.distortion import Distortion
 from mlopt.palette.palettize import NoPaletteError
@@ -92,57 +90,35 @@ def carry_out(
             attrs.evolve(decision, weight=weight)
             for decision, weight in zip(decisions, readable, strict=True)
         )
-    names = _Names()
-    edits = Edits()
-    uses: Counter[int] = Counter()
+    replacements = Replacements(writer)
     rows = []
     total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
     done = 0
-    with contextlib.closing(_computed(decisions, workers)) as results:
-        for weight, (decision, computed) in zip(replaced, results, strict=True):
+    jobs = (_job(decision, workers) for decision in decisions)
+    with contextlib.closing(done_ahead(jobs, workers)) as results:
+        for weight, decision, computed in zip(replaced, decisions, results, strict=True):
             if computed is None:
                 assert isinstance(decision.outcome, Keep)
                 rows.append(kept_row(decision, decision.outcome))
                 continue
             if not isinstance(computed, NoPaletteError):
-                _replace(weight, computed.palette, writer, edits, names, uses)
+                replacements.replace(
+                    weight.program, weight.nodes, computed.palette, file_name=weight.file_name
+                )
             rows.append(row_of(decision, computed))
             done += decision.weight.size
             if progress is not None:
                 progress(done, total, decision.weight.name)
-    edits.apply()
+    replacements.apply()
     return rows
 
 
-def _computed(
-    decisions: Sequence[Decision], workers: int
-) -> Generator[tuple[Decision, Outcome | None], None, None]:
-    """The decisions in order, each with its result; a few weights ahead are worked on meanwhile.
-
-    Few, because what is worked on is held in memory. A weight that is much larger than the rest
-    gets all threads for its groups.
-    """
-    waiting: deque[tuple[Decision, Future[Outcome] | None]] = deque()
-    ahead = 0
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for decision in decisions:
-            future, weight = None, decision.weight
-            if isinstance(decision.outcome, PaletteSpec):
-                share = workers if weight.size >= 1 << 22 else 1
-                future = pool.submit(compute, weight, decision.outcome, share)
-                ahead += 1
-            waiting.append((decision, future))
-            while ahead > workers + 1:
-                first, computing = waiting.popleft()
-                ahead -= computing is not None
-                yield first, None if computing is None else computing.result()
-        while waiting:
-            first, computing = waiting.popleft()
-            yield first, None if computing is None else computing.result()
-    finally:
-        # not waited for: after an interrupt, a large weight may take long and nobody wants it
-        pool.shutdown(wait=False, cancel_futures=True)
+def _job(decision: Decision, workers: int) -> Callable[[], Outcome] | None:
+    """The clustering of a weight; None where it is kept."""
+    if not isinstance(decision.outcome, PaletteSpec):
+        return None
+    weight = decision.weight
+    return partial(compute, weight, decision.outcome, share_of(weight.size, workers))
 
 
 def _moved(
@@ -184,60 +160,6 @@ def _keys(weights: Iterable[Weight]) -> list[tuple[Any, ...]]:
         keys.append((*weight.place, seen[weight.place]))
         seen[weight.place] += 1
     return keys
-
-
-def _replace(
-    weight: Weight | JointWeight,
-    palette: PackedPalette,
-    writer: PackageWriter,
-    edits: Edits,
-    names: _Names,
-    uses: Counter[int],
-) -> None:
-    """Store a palette once, and let each operation that holds the weight become some on it.
-
-    ``uses``: how often operations that are replaced read a variable, by its id.
-    """
-    opsets = {function.name: function.opset for function in weight.program.functions}
-    operations: dict[Target, PaletteOperations] = {}
-    for node in weight.nodes:
-        target = next(t for t in Target if t.opset == opsets[node.function])
-        if target not in operations:
-            operations[target] = PaletteOperations(
-                palette, writer, target=target, file_name=weight.file_name
-            )
-        unique_name = names.of_function(weight.program, node.function)
-        edits.replace(node.block, node.op, operations[target].replacing(node, unique_name))
-        for constant in _unread_constants(node, uses):
-            edits.replace(constant.block, constant.op, [])
-
-
-def _unread_constants(node: Node, uses: Counter[int]) -> Iterator[Constant]:
-    """The const operations that nothing reads when ``node``, too, is replaced."""
-    for bindings in node.inputs.values():
-        for bound in bindings:
-            if not isinstance(bound, Variable) or bound.constant is None:
-                continue
-            uses[id(bound)] += 1
-            if uses[id(bound)] == len(bound.consumers) and not bound.is_block_output:
-                yield bound.constant
-
-
-class _Names:
-    """Names that are not in use yet, by function; a program is read when one is first wanted."""
-
-    def __init__(self) -> None:
-        self._names: dict[tuple[int, str], UniqueNames] = {}
-
-    def of_function(self, program: Program, name: str) -> Callable[[str], str]:
-        def unique(wanted: str) -> str:
-            key = id(program), name
-            if key not in self._names:
-                function = next(f for f in program.functions if f.name == name)
-                self._names[key] = UniqueNames(program.nodes(), function)
-            return self._names[key](wanted)
-
-        return unique
 
 
 def row_of(decision: Decision, computed: Outcome) -> WeightRow:

@@ -22,7 +22,13 @@ def temporary_package(cleanup: contextlib.ExitStack) -> Path:
     return path
 
 
-def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> Any:
+def as_mlmodel(
+    path: Path,
+    *,
+    like: Any = None,
+    is_temporary: bool = False,
+    skip_model_load: bool | None = None,
+) -> Any:
     """Load a package as an ``MLModel``.
 
     Parameters
@@ -32,6 +38,8 @@ def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> A
         model that was not loaded into Core ML is not loaded now. None: defaults.
     is_temporary
         Remove the package when the interpreter ends.
+    skip_model_load
+        Whether Core ML, where there is one, does not load it. None: as ``like``.
     """
     # coremltools takes seconds to import, and files can be palettized without it
     from coremltools.models import MLModel
@@ -42,6 +50,8 @@ def as_mlmodel(path: Path, *, like: Any = None, is_temporary: bool = False) -> A
         options["function_name"] = like.function_name
         options["optimization_hints"] = like.optimization_hints
         options["skip_model_load"] = like.__proxy__ is None
+    if skip_model_load is not None:
+        options["skip_model_load"] = skip_model_load
     return MLModel(str(path), **options)
 
 

@@ -10,31 +10,28 @@ For one operation that reads the weight, the first of these that there is decide
 5. the first key of `op_type_configs`, as written, that is a glob over the type,
 6. `global_config`.
 
-A weight that several operations read gets one decision. Where they agree, that is it. Else the most
-specific rule decides (name before type before global), and among equally specific ones the more
-careful: to leave the weight alone before everything, then more bits a weight.
+A weight that several operations read gets one decision, the one of ``mlopt.coreml.agreement``; the
+more careful of two equally specific rules is the one with more bits a weight.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Generic
 
 import attrs
 
+from mlopt.coreml.agreement import RequestT, RuleKind, Wish, agree
+from mlopt.coreml.checked import did_you_mean, near_matches
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 
 Consumer = tuple[str, str]
 """The name and the type of an operation that reads a weight."""
 
-RuleKind = Literal["op_name_configs", "op_type_configs", "global_config"]
-_SPECIFICITY = {"global_config": 0, "op_type_configs": 1, "op_name_configs": 2}
-
 
 @attrs.frozen
-class Resolution:
+class Resolution(Generic[RequestT]):
     """What a configuration says about one weight.
 
     Parameters
@@ -45,11 +42,11 @@ class Resolution:
         The rule that decided, ``"op_name_configs['conv1']"``, ``"global_config"``, or
         ``"no rule"``.
     note
-        Which operations that read the weight have another rule, and why this one won. None where
-        they agree.
+        Which users of the weight (operations or modules) ask for something else, and why this rule
+        won. None where they agree.
     """
 
-    config: OpPalettizerConfig | None
+    config: RequestT | None
     rule: str
     note: str | None = None
 
@@ -61,7 +58,8 @@ class UnmatchedRule:
     Parameters
     ----------
     kind
-        ``"op_name_configs"`` or ``"op_type_configs"``.
+        ``"op_name_configs"``, ``"op_type_configs"``, ``"module_name_configs"`` or
+        ``"module_type_configs"``.
     key
         The key as written.
     near_matches
@@ -76,9 +74,7 @@ class UnmatchedRule:
     reason: str = "nothing matches it"
 
     def __str__(self) -> str:
-        near = " or ".join(repr(name) for name in self.near_matches)
-        meant = f"; did you mean {near}?" if near else ""
-        return f"{self.kind}[{self.key!r}]: {self.reason}{meant}"
+        return f"{self.kind}[{self.key!r}]: {self.reason}{did_you_mean(self.near_matches)}"
 
     def as_dict(self) -> dict[str, Any]:
         """The rule as values that JSON has."""
@@ -90,34 +86,13 @@ class UnmatchedRule:
         }
 
 
-@attrs.frozen
-class _Decision:
-    """What one operation that reads the weight asks for."""
-
-    consumer: Consumer | None
-    kind: RuleKind
-    key: str | None
-    config: OpPalettizerConfig | None
-
-    @property
-    def rule(self) -> str:
-        if self.key is not None:
-            return f"{self.kind}[{self.key!r}]"
-        return "no rule" if self.config is None else self.kind
-
-    def __str__(self) -> str:
-        name, op_type = self.consumer or (self.key, "constant")
-        wish = "to be left alone" if self.config is None else self.config.summary
-        return f"{op_type} {name!r} {wish} ({self.rule})"
-
-
 def resolve(
     config: OptimizationConfig,
     weight_name: str,
     consumers: Sequence[Consumer],
     *,
     aliases: Sequence[str] = (),
-) -> Resolution:
+) -> Resolution[OpPalettizerConfig]:
     """The one decision of `config` for a weight.
 
     Parameters
@@ -132,39 +107,33 @@ def resolve(
         Further names of the weight: those of other constants that share what is stored.
     """
     names = (weight_name, *aliases)
-    decisions = [
-        _Decision(None, "op_name_configs", name, config.op_name_configs[name])
+    wishes = [
+        Wish(f"constant {name!r}", "op_name_configs", name, config.op_name_configs[name])
         for name in names
         if name in config.op_name_configs
     ]
-    if not decisions:
-        decisions = [_decide(config, names, consumer) for consumer in dict.fromkeys(consumers)]
-    if not decisions:
-        decisions = [_decide(config, names, None)]
-    winner = max(decisions, key=_precedence)
-    losers = [decision for decision in decisions if decision.config != winner.config]
-    if not losers:
-        return Resolution(winner.config, winner.rule)
-    equally_specific = any(loser.kind == winner.kind for loser in losers)
-    law = "the more careful one" if equally_specific else "the more specific one"
-    asked = "; ".join(str(decision) for decision in (winner, *losers))
-    return Resolution(
-        winner.config, winner.rule, f"its users ask for different things, {law} wins: {asked}"
-    )
+    if not wishes:
+        wishes = [_wish(config, names, consumer) for consumer in dict.fromkeys(consumers)]
+    if not wishes:
+        wishes = [_wish(config, names, None)]
+    granted, note = agree(wishes, carefulness=_carefulness)
+    return Resolution(granted.config, granted.rule, note)
 
 
-def _decide(
+def _wish(
     config: OptimizationConfig, weight_names: Sequence[str], consumer: Consumer | None
-) -> _Decision:
+) -> Wish[OpPalettizerConfig]:
     names = [*weight_names] if consumer is None else [*weight_names, consumer[0]]
+    # Without consumers there is one wish, so that nobody reads whose it is.
+    user = "constant" if consumer is None else f"{consumer[1]} {consumer[0]!r}"
     key = _matching_key(config.op_name_configs, names)
     if key is not None:
-        return _Decision(consumer, "op_name_configs", key, config.op_name_configs[key])
+        return Wish(user, "op_name_configs", key, config.op_name_configs[key])
     if consumer is not None:
         key = _matching_key(config.op_type_configs, [consumer[1]])
         if key is not None:
-            return _Decision(consumer, "op_type_configs", key, config.op_type_configs[key])
-    return _Decision(consumer, "global_config", None, config.global_config)
+            return Wish(user, "op_type_configs", key, config.op_type_configs[key])
+    return Wish(user, "global_config", None, config.global_config)
 
 
 def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | None:
@@ -175,16 +144,11 @@ def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | No
     return next((key for key in rules if any(fnmatchcase(name, key) for name in names)), None)
 
 
-def _precedence(decision: _Decision) -> tuple[int, int, float, bool, int]:
-    """Ascending: more specific, then more careful. Ties go to the operation that comes first."""
-    specificity = _SPECIFICITY[decision.kind]
-    config = decision.config
-    if config is None:
-        return (specificity, 3, 0.0, False, 0)
+def _carefulness(config: OpPalettizerConfig) -> tuple[int, float, bool, int]:
     # Lossless before a number of bits; a function of the user's is not known to be either.
     care = {"unique": 2, "custom": 1}.get(config.mode, 0)
     bits = (config.nbits or 0) / config.cluster_dim
-    return (specificity, care, bits, config.is_grouped, -config.group_size)
+    return (care, bits, config.is_grouped, -config.group_size)
 
 
 def unmatched_rules(
@@ -236,8 +200,7 @@ def unmatched_rules(
 
 
 def _unmatched(kind: RuleKind, key: str, reason: str, weighted: set[str]) -> UnmatchedRule:
-    near = difflib.get_close_matches(key, sorted(weighted), n=3)
-    return UnmatchedRule(kind, key, tuple(near), reason)
+    return UnmatchedRule(kind, key, near_matches(key, sorted(weighted)), reason)
 
 
 def _matches(key: str, names: set[str]) -> bool:

@@ -13,7 +13,7 @@ from numba import njit
 from mlopt.errors import ConfigError
 from mlopt.palette.bits import NBITS, packed_nbytes
 from mlopt.palette.product import product
-from mlopt.palette.quantized import QuantizedTable
+from mlopt.palette.quantized import QuantizedTable, smallest_normal
 
 TABLE_DTYPES = ("float16", "float32", "float64", "bfloat16")
 """By name: bfloat16 comes from a package that this one does not import."""
@@ -176,6 +176,38 @@ class Palettized:
             _scale_in_place(weight, scale)
         return weight
 
+    def astype(self, dtype: npt.DTypeLike) -> Palettized:
+        """The palette for a weight of another float format, such as a model converted to float16.
+
+        Entries and scale are rounded to the format, each on its own; codes of a table in 8 bits
+        stay, unless their scale would be subnormal: the table is stored in floats then. The indices
+        are shared.
+
+        Raises
+        ------
+        ConfigError
+            An entry or the scale is beyond the format's largest number.
+        """
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        quantized, scale = self.quantized, self.scale
+        if quantized is not None:
+            rounded = _rounded(quantized.scale, dtype)
+            # every byte but 0 stands for that much at least
+            is_normal = np.abs(rounded.astype(np.float64)).min() >= smallest_normal(dtype)
+            quantized = attrs.evolve(quantized, scale=rounded) if is_normal else None
+        table = _rounded(self.table, dtype) if quantized is None else quantized.decode()
+        if not np.isfinite(table.astype(np.float64)).all():
+            raise _too_large(dtype)
+        return Palettized(
+            table=table,
+            indices=self.indices,
+            vector_axis=self.vector_axis,
+            scale=None if scale is None else _rounded(scale, dtype),
+            quantized=quantized,
+        )
+
     @property
     def _scale_axis(self) -> int:
         """Axis of the scale's channels."""
@@ -196,6 +228,22 @@ class Palettized:
         d = self.cluster_dim if axis == self.vector_axis else 1
         shape = [n if i == axis else 1 for i in range(len(self.shape))]
         return product(table, scale.reshape(*shape, 1, d))
+
+
+def _rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Finite values in another float format; ConfigError where they are too large for it."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype)
+    if not np.isfinite(rounded.astype(np.float64)).all():
+        raise _too_large(dtype)
+    return rounded
+
+
+def _too_large(dtype: np.dtype[Any]) -> ConfigError:
+    return ConfigError(
+        f"a palette has to fit the format it is stored in, got numbers beyond those of {dtype}; "
+        "keep the wider format (compute_precision=FLOAT32 when converting), or scale the weight"
+    )
 
 
 def _check_table(table: npt.NDArray[Any], indices: npt.NDArray[np.uint8]) -> None:

@@ -1,0 +1,42 @@
+"""Doing jobs in threads, a few ahead of where their results are used."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def done_ahead(
+    jobs: Iterable[Callable[[], Result] | None], workers: int
+) -> Generator[Result | None, None, None]:
+    """The results of jobs in their order; None for those that are None.
+
+    Only a few more than ``workers`` are worked on at a time, because what is worked on is held in
+    memory. Close the generator to give up what is unfinished.
+    """
+    waiting: deque[Future[Result] | None] = deque()
+    ahead = 0
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for job in jobs:
+            waiting.append(None if job is None else pool.submit(job))
+            ahead += job is not None
+            while ahead > workers + 1:
+                first = waiting.popleft()
+                ahead -= first is not None
+                yield None if first is None else first.result()
+        while waiting:
+            first = waiting.popleft()
+            yield None if first is None else first.result()
+    finally:
+        # not waited for: after an interrupt, a large weight may take long and nobody wants it
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def share_of(size: int, workers: int) -> int:
+    """Threads for one weight of so many elements: one that is much larger than most gets all."""
+    return workers if size >= 1 << 22 else 1

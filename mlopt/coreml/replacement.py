@@ -1,0 +1,87 @@
+"""Letting operations of a package hold palettes, whatever they were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from mlopt.coreml.emission import PackedPalette, PaletteOperations
+from mlopt.mil.edits import Edits
+from mlopt.mil.names import UniqueNames
+from mlopt.mil.program import Constant, Node, Program, Variable
+from mlopt.mil.targets import Target
+from mlopt.mil.writer import PackageWriter
+
+
+class Replacements:
+    """Replacements of operations by palettes: collected, then made together by ``apply``."""
+
+    def __init__(self, writer: PackageWriter) -> None:
+        self._writer = writer
+        self._edits = Edits()
+        self._names = _Names()
+        # how often operations that are replaced read a variable, by its id
+        self._uses: Counter[int] = Counter()
+
+    def replace(
+        self,
+        program: Program,
+        nodes: Sequence[Node],
+        palette: PackedPalette,
+        *,
+        file_name: str | None,
+    ) -> None:
+        """Store a palette once, and let each of the nodes become operations on it.
+
+        Parameters
+        ----------
+        nodes
+            Operations of ``program`` that give the same weight: the const of a plain one, or the
+            constexpr operation of a compressed one. Name, output and type stay.
+        file_name
+            The weight file for the palette as the model names it; None for the default one.
+        """
+        opsets = {function.name: function.opset for function in program.functions}
+        operations: dict[Target, PaletteOperations] = {}
+        for node in nodes:
+            target = next(t for t in Target if t.opset == opsets[node.function])
+            if target not in operations:
+                operations[target] = PaletteOperations(
+                    palette, self._writer, target=target, file_name=file_name
+                )
+            unique_name = self._names.of_function(program, node.function)
+            made = operations[target].replacing(node, unique_name)
+            self._edits.replace(node.block, node.op, made)
+            for constant in self._unread_constants(node):
+                self._edits.replace(constant.block, constant.op, [])
+
+    def apply(self) -> None:
+        """Make all replacements."""
+        self._edits.apply()
+
+    def _unread_constants(self, node: Node) -> Iterator[Constant]:
+        """The const operations that nothing reads when ``node``, too, is replaced."""
+        for bindings in node.inputs.values():
+            for bound in bindings:
+                if not isinstance(bound, Variable) or bound.constant is None:
+                    continue
+                self._uses[id(bound)] += 1
+                if self._uses[id(bound)] == len(bound.consumers) and not bound.is_block_output:
+                    yield bound.constant
+
+
+class _Names:
+    """Names that are not in use yet, by function; a program is read when one is first wanted."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, str], UniqueNames] = {}
+
+    def of_function(self, program: Program, name: str) -> Callable[[str], str]:
+        def unique(wanted: str) -> str:
+            key = id(program), name
+            if key not in self._names:
+                function = next(f for f in program.functions if f.name == name)
+                self._names[key] = UniqueNames(program.nodes(), function)
+            return self._names[key](wanted)
+
+        return unique
