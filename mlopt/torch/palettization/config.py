@@ -1,0 +1,276 @@
+"""Which modules of a model are palettized, and how: one class for each palettizer.
+
+The names and the documented behaviour are coremltools'; as in ``mlopt.coreml.config``, values are
+checked when they are given, arguments are copied, and a key that means nothing is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+import attrs
+
+from mlopt.coreml.checked import check_keys, integer, shown
+from mlopt.coreml.yaml_files import read_yaml
+from mlopt.errors import ConfigError
+from mlopt.torch.palettization.module_configs import (
+    ModuleOptimizationConfig,
+    ModulePostTrainingPalettizerConfig,
+    ModuleSKMPalettizerConfig,
+)
+from mlopt.torch.palettization.module_types import TypeKey, checked_type_key, key_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ModuleConfigT = TypeVar("ModuleConfigT", bound=ModuleOptimizationConfig)
+
+
+def _name_key(key: Any) -> str:
+    # The empty name is that of the model itself.
+    if isinstance(key, str):
+        return key
+    raise ConfigError(
+        f"a key of module_name_configs must be the name of a module or a regular expression, got "
+        f"{shown(key)}" + ("" if key is None else "; in YAML put it in quotes")
+    )
+
+
+def _rules(rules: Any, kind: str) -> Mapping[Any, Any]:
+    if rules is None:
+        return {}
+    if not isinstance(rules, Mapping):
+        raise ConfigError(f"{kind} must be a mapping from keys to configs, got {shown(rules)}")
+    return rules
+
+
+def _type_rules(rules: Any) -> dict[TypeKey, Any]:
+    checked: dict[TypeKey, Any] = {}
+    for given, config in _rules(rules, "module_type_configs").items():
+        key = checked_type_key(given)
+        if key in checked:
+            raise ConfigError(
+                f"module_type_configs has two keys for the same class, got {given!r} beside "
+                f"{key!r}; keep one"
+            )
+        checked[key] = config
+    return checked
+
+
+def _name_rules(rules: Any) -> dict[str, Any]:
+    return {_name_key(key): config for key, config in _rules(rules, "module_name_configs").items()}
+
+
+def _nsamples(value: Any) -> int:
+    return integer(value, "calibration_nsamples", minimum=1)
+
+
+def _read_global(instance: Any, attribute: Any, value: Any) -> Any:
+    return instance._read(value, "global_config")
+
+
+def _read_rules(instance: Any, attribute: Any, rules: Any) -> Any:
+    return {
+        key: instance._read(config, rule_text(attribute.name, key)) for key, config in rules.items()
+    }
+
+
+_reads_rules = attrs.setters.pipe(attrs.setters.convert, _read_rules)
+
+
+@attrs.define
+class OptimizationConfig(Generic[ModuleConfigT]):
+    """What the configurations of all palettizers have in common.
+
+    A rule is a config of the class in `module_config`, a mapping of its parameters, or None to
+    leave the modules alone; ``mlopt.torch.palettization.rules`` says which rule wins.
+
+    Parameters
+    ----------
+    global_config
+        For every module that no other rule covers. None: leave those alone, except that a
+        configuration for which nothing at all is given has the defaults here.
+    module_type_configs
+        Class of modules to rule. A key is the class, its qualified name (``"torch.nn.Linear"``) or
+        its bare name (``"Linear"``), and covers derived classes too. A qualified name of a class
+        that is loaded is kept as that class.
+    module_name_configs
+        Name of a module, as ``get_submodule`` takes it, to rule. A key may be a regular expression
+        that matches the whole name; one that is no valid expression is only a name. The name of
+        the model itself is ``""``.
+
+    The mappings are copied.
+
+    Raises
+    ------
+    ConfigError
+        A rule or a key is not allowed; the message names the rule.
+    """
+
+    module_config: ClassVar[type[ModuleOptimizationConfig]] = ModuleOptimizationConfig
+
+    global_config: ModuleConfigT | None = attrs.field(default=None, on_setattr=_read_global)
+    module_type_configs: dict[TypeKey, ModuleConfigT | None] = attrs.field(
+        default=None, converter=_type_rules, on_setattr=_reads_rules
+    )
+    module_name_configs: dict[str, ModuleConfigT | None] = attrs.field(
+        default=None, converter=_name_rules, on_setattr=_reads_rules
+    )
+
+    def __attrs_post_init__(self) -> None:
+        given = (self.global_config, self.module_type_configs, self.module_name_configs)
+        # Set once more, because only setting reads rules that are plain values.
+        self.global_config, self.module_type_configs, self.module_name_configs = given
+        if self.global_config is None and not any(given):
+            self.global_config = self._read({}, "global_config")
+
+    def set_global(self, global_config: ModuleConfigT | Mapping[str, Any] | None) -> Self:
+        """Set the rule for every module that no other rule covers."""
+        self.global_config = self._read(global_config, "global_config")
+        return self
+
+    def set_module_type(
+        self, object_type: TypeKey, opt_config: ModuleConfigT | Mapping[str, Any] | None
+    ) -> Self:
+        """Set the rule for a class of modules, replacing an earlier one."""
+        key = checked_type_key(object_type)
+        rule = rule_text("module_type_configs", key)
+        self.module_type_configs[key] = self._read(opt_config, rule)
+        return self
+
+    def set_module_name(
+        self, module_name: str, opt_config: ModuleConfigT | Mapping[str, Any] | None
+    ) -> Self:
+        """Set the rule for a module by its name or an expression, replacing an earlier one."""
+        key = _name_key(module_name)
+        rule = rule_text("module_name_configs", key)
+        self.module_name_configs[key] = self._read(opt_config, rule)
+        return self
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
+        """The configuration that nested values describe; they are only read.
+
+        The keys are the parameters of the class, all optional. A `global_config` that is written as
+        None stays None, also where there are no other rules.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown or a value not allowed; the message names the rule.
+        """
+        parameters = [field.name for field in attrs.fields(cls)]
+        if not isinstance(config_dict, Mapping):
+            raise ConfigError(
+                f"a configuration must be a mapping, got {shown(config_dict)}; its keys are "
+                f"{', '.join(parameters)}"
+            )
+        misplaced = [f.name for f in attrs.fields(cls.module_config) if f.name in config_dict]
+        if misplaced:
+            raise ConfigError(
+                f"{misplaced[0]!r} is a parameter of a rule, got it beside the rules; "
+                "put it under 'global_config'"
+            )
+        check_keys(config_dict, parameters)
+        config = cls(**config_dict)
+        if "global_config" in config_dict and config_dict["global_config"] is None:
+            config.global_config = None
+        return config
+
+    @classmethod
+    def from_yaml(cls, yml: str | os.PathLike[str] | IO[Any]) -> Self:
+        """The configuration in a YAML file, in the form of :meth:`from_dict`.
+
+        Parameters
+        ----------
+        yml
+            The path of a file, or an open stream. An empty file has the defaults.
+
+        Raises
+        ------
+        ConfigError
+            It is not YAML, repeats a key, or is not a configuration; the message names the file.
+        OSError
+            The file cannot be read.
+        """
+        return read_yaml(yml, lambda values: cls.from_dict({} if values is None else values))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values that :meth:`from_dict` reads back to what decides the same.
+
+        Classes are written by their qualified names.
+        """
+        values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
+        return values | {
+            "global_config": _written(self.global_config),
+            "module_type_configs": {
+                key_text(key): _written(config) for key, config in self.module_type_configs.items()
+            },
+            "module_name_configs": {
+                key: _written(config) for key, config in self.module_name_configs.items()
+            },
+        }
+
+    @classmethod
+    def _read(cls, config: Any, rule: str) -> ModuleConfigT | None:
+        if config is None or isinstance(config, cls.module_config):
+            return cast("ModuleConfigT | None", config)
+        wanted = cls.module_config.__name__
+        if isinstance(config, Mapping):
+            try:
+                return cast("ModuleConfigT", cls.module_config.from_dict(config))
+            except ConfigError as error:
+                raise ConfigError(f"{rule}: {error}") from error
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        remedy = ""
+        if type(config).__name__ == wanted:
+            remedy = "; import it from mlopt.torch.palettization"
+        raise ConfigError(
+            f"{rule} must be a {wanted}, a mapping of its parameters, or None (leave alone), got "
+            f"a {kind}{remedy}"
+        )
+
+
+@attrs.define
+class PostTrainingPalettizerConfig(OptimizationConfig[ModulePostTrainingPalettizerConfig]):
+    """Which modules ``PostTrainingPalettizer`` palettizes, and how.
+
+    The parameters are those of :class:`OptimizationConfig`, the rules
+    ModulePostTrainingPalettizerConfig objects, mappings of their parameters, or None.
+    """
+
+    module_config = ModulePostTrainingPalettizerConfig
+
+
+@attrs.define
+class SKMPalettizerConfig(OptimizationConfig[ModuleSKMPalettizerConfig]):
+    """Which modules ``SKMPalettizer`` palettizes, and how.
+
+    Parameters
+    ----------
+    global_config, module_type_configs, module_name_configs
+        As for :class:`OptimizationConfig`; the rules are ModuleSKMPalettizerConfig objects,
+        mappings of their parameters, or None.
+    calibration_nsamples
+        How many samples, at least 1, sensitivities are computed from.
+
+    Raises
+    ------
+    ConfigError
+        A rule, a key or the number is not allowed.
+    """
+
+    module_config = ModuleSKMPalettizerConfig
+
+    calibration_nsamples: int = attrs.field(default=128, converter=_nsamples)
+
+
+def rule_text(kind: str, key: TypeKey) -> str:
+    """A rule for a message: ``"module_type_configs['torch.nn.Linear']"``."""
+    return f"{kind}[{key_text(key)!r}]"
+
+
+def _written(config: ModuleOptimizationConfig | None) -> dict[str, Any] | None:
+    return None if config is None else config.as_dict()

@@ -1,0 +1,30 @@
+"""How much of a parameter shares one lookup table, under the names of the torch side."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mlopt.coreml.config import Granularity
+
+
+class PalettizationGranularity(str, Enum):
+    """:class:`mlopt.coreml.Granularity` with members in lower case; like-named members are equal.
+
+    Calling it accepts what ``Granularity.parse`` does: a string in any case, and a like-named
+    member of any enum, ``mlopt.coreml``'s and coremltools' among them.
+
+    Raises
+    ------
+    ConfigError
+        There is no such granularity.
+    """
+
+    per_tensor = Granularity.PER_TENSOR.value
+    per_grouped_channel = Granularity.PER_GROUPED_CHANNEL.value
+
+    def __str__(self) -> str:
+        return self.value
+
+    @classmethod
+    def _missing_(cls, value: object) -> PalettizationGranularity:
+        return cls(Granularity.parse(value).value)

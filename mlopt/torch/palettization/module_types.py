@@ -1,0 +1,93 @@
+"""How a key of a configuration names a class of modules.
+
+A key is the class itself, a qualified name (``"torch.nn.Linear"``), or the bare name of a class
+(``"Linear"``), whatever package that is in. It stands for the class and for those derived from it,
+so that a rule for ``Linear`` reaches a parametrized one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from mlopt.coreml.checked import shown
+from mlopt.errors import ConfigError
+
+TypeKey: TypeAlias = "type[nn.Module] | str"
+
+
+def checked_type_key(key: Any) -> TypeKey:
+    """`key`, if it is one: of a class that is loaded, the class in place of its qualified name.
+
+    Raises
+    ------
+    ConfigError
+        It is neither a class of modules nor a name.
+    """
+    if isinstance(key, str) and key:
+        return loaded_class(key) or key
+    if isinstance(key, type) and issubclass(key, nn.Module):
+        return key
+    remedy = ""
+    if isinstance(key, nn.Module):
+        remedy = "; give its class, or name it in module_name_configs"
+    raise ConfigError(
+        "a key of module_type_configs must be a class of torch.nn.Module or the name of one, got "
+        f"{shown(key)}{remedy}"
+    )
+
+
+def key_text(key: TypeKey) -> str:
+    """A key as a string: a class by its qualified name."""
+    return key if isinstance(key, str) else type_name(key)
+
+
+def type_name(cls: type) -> str:
+    """The shortest qualified name under which `cls` is found: ``"torch.nn.Linear"``.
+
+    Where its module does not offer it (a class that was defined in a function), the name that it
+    gives itself, which no other class should have.
+    """
+    packages = cls.__module__.split(".")
+    names = (".".join([*packages[:n], cls.__qualname__]) for n in range(1, len(packages) + 1))
+    return next((name for name in names if loaded_class(name) is cls), _own_name(cls))
+
+
+def loaded_class(name: str) -> type[nn.Module] | None:
+    """The class of modules with a qualified name, if its package is imported; imports nothing."""
+    parts = name.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        found: object = sys.modules.get(".".join(parts[:n]))
+        if found is None:
+            continue
+        for part in parts[n:]:
+            # Not getattr, which may import or warn.
+            found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
+        return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    return None
+
+
+def matching_type_key(keys: Collection[TypeKey], cls: type[nn.Module]) -> TypeKey | None:
+    """The key that stands for `cls`, of several the most specific; None where there is none.
+
+    That is the one for the most derived class and, among those for one class, the class before a
+    qualified name before the bare name.
+    """
+    qualified = {key: loaded_class(key) for key in keys if isinstance(key, str) and "." in key}
+    for base in cls.__mro__:
+        if base in keys:
+            return base
+        for key, found in qualified.items():
+            if found is base or key == _own_name(base):
+                return key
+        if base.__name__ in keys:
+            return base.__name__
+    return None
+
+
+def _own_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

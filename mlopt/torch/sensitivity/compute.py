@@ -1,0 +1,256 @@
+"""The sensitivities of a model's parameters, wherever they are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlopt.errors import ConfigError
+from mlopt.torch.sensitivity.choice import Choice, choose
+from mlopt.torch.sensitivity.ranks import current_ranks
+from mlopt.torch.sensitivity.replicas import RandomState, add_on_replicas, is_autocasting
+from mlopt.torch.sensitivity.replicated import add_over_ranks
+from mlopt.torch.sensitivity.restore import left_as_it_was
+from mlopt.torch.sensitivity.sensitivities import Sensitivities
+from mlopt.torch.sensitivity.sharded import ShardedSums, is_sharded, named_whole
+from mlopt.torch.sensitivity.squares import LossFunction, SquareSums
+
+
+def compute_sensitivities(
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    loss_fn: LossFunction,
+    *,
+    nsamples: int = 128,
+    names: Iterable[str] | None = None,
+    workers: int = 1,
+    samples_are_sharded: bool = False,
+    rank0_only: bool = False,
+) -> Sensitivities:
+    """Compute how much the loss of a model depends on each weight: the diagonal Fisher information.
+
+    It is the mean over samples of the squared gradient of each sample's loss (SqueezeLLM,
+    arXiv 2306.07629), accumulated in float32 whatever the parameter's dtype.
+
+    Parameters
+    ----------
+    model
+        Runs as it is: in training or evaluation mode, on its device, under the caller's autocast.
+        Afterwards all is as before, also where ``loss_fn`` raises: see ``left_as_it_was``.
+    dataloader
+        Yields samples: anything that ``loss_fn`` understands. A batch counts as one sample, and
+        its mean gradient is squared. At most ``nsamples`` are drawn.
+    loss_fn
+        Called with the model and a sample; returns the loss, a tensor of one element. Of a
+        ``DistributedDataParallel`` model it gets the module inside.
+    nsamples
+        How many samples to take, at least 1. Fewer are fine; the result tells.
+    names
+        The parameters wanted, as in ``model.named_parameters()``; any name of a tied one. None for
+        all of floating point, each under its first name. A frozen parameter has a sensitivity
+        like any other: freezing says how a model is trained, not what its loss depends on.
+        Names inside ``DistributedDataParallel`` and ``FullyShardedDataParallel`` are those of the
+        model before it was wrapped; for the former ``module.`` may precede them.
+    workers
+        Samples to work on at a time, each on a thread with a replica of the model: on the CPU or
+        one CUDA device with the same memory for the weights, else spread over the CUDA devices.
+        The result is that of one worker, bit for bit, if the loss of a sample does not depend on
+        buffers that samples before it changed. To keep it so, one worker goes on alone under the
+        caller's autocast, and with a model that draws random numbers for the first sample (dropout
+        in training mode). Where ``loss_fn`` autocasts itself, weights that are used several times
+        may differ in their last bits. Under ``torch.distributed`` the ranks are the workers, and
+        this has no effect.
+    samples_are_sharded
+        Under ``torch.distributed``: False means that every rank has the same loader. Rank r of W
+        takes samples r, r + W, ... of the first ``nsamples``; a sharded model takes all of rank
+        0's. True means that each has samples of its own, as with a ``DistributedSampler``, and
+        takes its part of ``nsamples`` of them.
+    rank0_only
+        Under ``torch.distributed``: on other ranks ``values`` and ``without_gradient`` are empty.
+
+    Returns
+    -------
+    The values and what has none, on every rank the same.
+
+    Raises
+    ------
+    ConfigError
+        An argument is not as described, there is no sample, the loss is no scalar or depends on no
+        parameter, or a gradient is not finite. The message names the parameter and the sample.
+    MlOptError
+        Another rank failed. Exceptions inside a sharded model's own communication cannot be
+        passed on: the other ranks then wait for the process group's timeout.
+
+    Notes
+    -----
+    Memory beside the model: one float32 per wanted weight, what a forward and backward pass needs,
+    and one gradient at a time, since each is squared and freed inside the backward pass. Each
+    worker after the first adds one float32 per wanted weight and a pass of its own, and its weights
+    where they are on another device.
+
+    Ranks of a plain or ``DistributedDataParallel`` model share the samples out. For parameters
+    sharded by ``FullyShardedDataParallel``, ``fully_shard`` or as other ``DTensor``s, all ranks
+    work on the same sample at the same time, because these average gradients before a square
+    could be taken: they make room, not speed. Samples travel between ranks as pickles. Each rank
+    has the gradients and sums of its shards; at the end the values are gathered for the CPU, one
+    parameter at a time, of ``FullyShardedDataParallel`` one wrapped unit at a time.
+    """
+    _check(model, dataloader, loss_fn, nsamples, workers)
+    prefix = ""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model, prefix = model.module, "module."
+    ranks = current_ranks()
+    sharded = is_sharded(model)
+    if sharded and ranks is None:
+        raise ConfigError(
+            "the model's parameters are sharded, and torch.distributed is not initialised: compute "
+            "the sensitivities in the job that shards the model"
+        )
+    choice = choose(named_whole(model), names, prefix=prefix)
+    if not choice.parameters:
+        return _result(choice, iter(()), 0, nsamples)
+    is_kept = not rank0_only or ranks is None or ranks.rank == 0
+    found: Iterator[tuple[str, Tensor, float]]
+    with torch.inference_mode(False), torch.enable_grad():
+        if ranks is None or (ranks.size == 1 and not sharded):
+            sums = SquareSums(choice.parameters)
+            with left_as_it_was(model, choice.parameters.values()), sums.hooked():
+                count = _add_here(sums, model, dataloader, loss_fn, nsamples, workers)
+            found = _popped(sums)
+        elif not sharded:
+            sums = SquareSums(choice.parameters)
+            with left_as_it_was(model, choice.parameters.values()), sums.hooked():
+                count = add_over_ranks(
+                    sums,
+                    model,
+                    dataloader,
+                    loss_fn,
+                    ranks=ranks,
+                    nsamples=nsamples,
+                    are_sharded=samples_are_sharded,
+                )
+            found = _popped(sums)
+        else:
+            parts = ShardedSums(model, choice.parameters)
+            with left_as_it_was(model, parts.parameters.values()):
+                count = parts.add_samples(
+                    dataloader,
+                    loss_fn,
+                    ranks=ranks,
+                    nsamples=nsamples,
+                    are_sharded=samples_are_sharded,
+                )
+            found = parts.whole(is_kept=is_kept, rank0_only=rank0_only)
+        _check_count(count)
+        result = _result(choice, found, count, nsamples)
+    return result if is_kept else Sensitivities({}, count, nsamples, {}, choice.aliases)
+
+
+def _add_here(
+    sums: SquareSums,
+    model: nn.Module,
+    dataloader: Iterable[Any],
+    loss_fn: LossFunction,
+    nsamples: int,
+    workers: int,
+) -> int:
+    """Add all samples in this process; returns how many there were."""
+    samples = enumerate(islice(dataloader, nsamples))
+    count = 0
+    for index, sample in islice(samples, 1):
+        before = RandomState(model)
+        sums.add_sample(model, sample, loss_fn, index)
+        count += 1
+        if not RandomState(model).is_as_in(before):
+            workers = 1  # the order of the draws is part of the result
+    if workers > 1 and not is_autocasting():
+        second = list(islice(samples, 1))  # no replicas for one sample
+        if second:
+            rest = chain(second, samples)
+            count += add_on_replicas(sums, model, rest, loss_fn, workers=workers)
+        return count
+    for index, sample in samples:
+        sums.add_sample(model, sample, loss_fn, index)
+        count += 1
+    return count
+
+
+def _result(
+    choice: Choice,
+    found: Iterator[tuple[str, Tensor, float]],
+    count: int,
+    nsamples: int,
+) -> Sensitivities:
+    """Return the means of sums (name, sum of squares, largest magnitude)."""
+    values: dict[str, Tensor] = {}
+    reasons = dict(choice.impossible)
+    for name in choice.parameters:
+        reasons[name] = "no gradient: the loss does not depend on it"
+    for name, total, peak in list(found):  # collective: to the end before anything is raised
+        if name not in choice.parameters:
+            continue
+        mean = total.div_(count).contiguous()
+        largest = float(mean.max())
+        if not math.isfinite(largest):
+            raise ConfigError(
+                f"the sum of the squared gradients of {name!r} does not fit float32: scale the "
+                f"loss down"
+            )
+        if largest > 0:
+            values[name] = mean
+            del reasons[name]
+        elif peak > 0:
+            reasons[name] = (
+                f"its gradient, at most {peak:.3g}, is so small that float32 does not hold the "
+                f"square: scale the loss up"
+            )
+        else:
+            reasons[name] = "its gradient is zero everywhere"
+    reported = choice.reported
+    return Sensitivities(
+        values={name: values[t] for t in reported if t in values for name in reported[t]},
+        samples=count,
+        requested=nsamples,
+        without_gradient={
+            name: reasons[t] for t in reported if t in reasons for name in reported[t]
+        },
+        aliases=choice.aliases,
+    )
+
+
+def _popped(sums: SquareSums) -> Iterator[tuple[str, Tensor, float]]:
+    """Yield what had a gradient, on the CPU, freeing the sums on the way."""
+    for name in list(sums.sums):
+        total = sums.sums.pop(name)
+        if name in sums.largest:
+            yield name, total.cpu(), sums.largest[name]
+
+
+def _check(model: Any, dataloader: Any, loss_fn: Any, nsamples: Any, workers: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model has to be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(dataloader, Iterable) and not hasattr(dataloader, "__getitem__"):
+        raise ConfigError(
+            f"dataloader has to yield samples, and got {type(dataloader).__name__}, which cannot "
+            f"be iterated over: give a DataLoader or a list"
+        )
+    if not callable(loss_fn):
+        raise ConfigError(
+            f"loss_fn has to be a function of the model and a sample, got {type(loss_fn).__name__}"
+        )
+    for name, number in (("nsamples", nsamples), ("workers", workers)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigError(f"{name} has to be an integer of at least 1, got {number!r}")
+
+
+def _check_count(count: int) -> None:
+    if not count:
+        raise ConfigError(
+            "the dataloader yields no sample, and sensitivities need at least one: check that it "
+            "is not a generator that has been used up"
+        )
