@@ -1,4 +1,4 @@
-"""Palettization of Core ML models.
+"""Palettization of Core ML and PyTorch models.
 
 ``import mlopt as cto`` stands where ``import coremltools.optimize as cto`` stood. The rooms of the
 library (``cto.coreml`` and the others) are loaded when first used, so that importing mlopt itself
@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlopt import coreml, errors, mil, palette
+    from mlopt import coreml, errors, mil, palette, torch
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "coreml", "errors", "mil", "palette"]
+__all__ = ["__version__", "coreml", "errors", "mil", "palette", "torch"]
 
-_ROOMS = frozenset({"coreml", "errors", "mil", "palette"})
+_ROOMS = frozenset({"coreml", "errors", "mil", "palette", "torch"})
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -35,10 +35,10 @@ def folder(tmp_path, monkeypatch, digits):
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_python_blocks_run_in_order(folder, capsys):
     sources = blocks("python")
-    assert len(sources) == 6
+    assert len(sources) == 7
     for index, source in enumerate(sources):
         exec(compile(source, f"README, python block {index}", "exec"), {"__name__": "readme"})
-    assert packages(folder) == {"digits", "digits-4bit", "digits-mixed"}
+    assert packages(folder) == {"digits", "digits-4bit", "digits-mixed", "network"}
     printed = capsys.readouterr().out
     assert "groups of 16 instead" in printed
     assert "Use nbits=4, or minimum_deployment_target=iOS18" in printed

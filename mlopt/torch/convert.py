@@ -1,0 +1,226 @@
+"""From a palettized PyTorch model to a Core ML model with the same tables and indices."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlopt.coreml.emission import PackedPalette, needed_target
+from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.replacement import Replacements
+from mlopt.errors import ConfigError, TargetError
+from mlopt.mil.package import open_package
+from mlopt.mil.program import Node
+from mlopt.mil.targets import Target
+from mlopt.mil.values import tensor_type_of
+from mlopt.mil.writer import PackageWriter
+from mlopt.palette.palettized import Palettized
+from mlopt.torch.carried import CarriedPalette, carried_palettes
+from mlopt.torch.stand_ins import MOST, stand_ins, state_with
+from mlopt.torch.tracing import described_as, input_types, state_of, traced
+
+_NUMPY_NAMES = {"fp16": "float16", "fp32": "float32"}
+
+
+def convert(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    inputs: Any = None,
+    minimum_deployment_target: Any = None,
+    **convert_kwargs: Any,
+) -> Any:
+    """Convert a model with coremltools, and store its palettes exactly as they are.
+
+    coremltools converts everything but the palettized weights, in whose places the operations for
+    their palettes come then: the very tables, scales and indices that the modules carry, with no
+    search for them and with no more memory than the weights take. ``coremltools.convert`` itself
+    finds nearly always the same, but tries every entry of a table for every weight.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, in any float dtype and on any device: it is converted as in ``eval``
+        mode and in float32, and stays as it is. Or what ``torch.jit.trace``, ``torch.jit.script``
+        or ``torch.export.export`` made of one.
+    example_inputs
+        For a module only: a tensor, a tuple of tensors, or a dictionary of tensors by the names
+        of the arguments, to trace it with.
+    inputs
+        As for ``coremltools.convert``. None: the shapes and dtypes of ``example_inputs``, with the
+        names of the arguments of ``forward``.
+    minimum_deployment_target
+        The target of the result, such as ``"iOS18"`` or a member of ``coremltools.target``. None:
+        what the palettes need, iOS16 or iOS18; without any palettes, coremltools' default.
+    convert_kwargs
+        Further arguments of ``coremltools.convert``: ``outputs``, ``compute_precision``,
+        ``states``, ``pass_pipeline``, ``package_dir``, ...
+
+    Returns
+    -------
+    A ``coremltools.models.MLModel``. In the program's float16 or float32, tables and scales
+    are those of the modules, each number rounded once.
+
+    Warns
+    -----
+    UserWarning
+        A palettized weight is in no operation of the program: the program does not use it.
+
+    Raises
+    ------
+    TargetError
+        Palettes need a newer target than ``minimum_deployment_target``; all are listed.
+    ConfigError
+        A weight was changed after it was palettized, a table is beyond the range of float16, or
+        the arguments do not fit together.
+    """
+    if convert_kwargs.get("convert_to") not in (None, "mlprogram"):
+        raise ConfigError(
+            "only ML programs can hold palettes, got convert_to="
+            f"{convert_kwargs['convert_to']!r}; leave it out, or use coremltools.convert"
+        )
+    asked = None if minimum_deployment_target is None else Target.parse(minimum_deployment_target)
+    import coremltools
+
+    source = traced(model, example_inputs)
+    if inputs is None and example_inputs is not None:
+        inputs = input_types(model, example_inputs)
+    # not the palettes of the traced copy: they may have been widened for coremltools
+    palettes = _numbered(carried_palettes(state_of(model)))
+    target = _target(palettes, asked)
+    options = dict(convert_kwargs, inputs=inputs)
+    if target is not None:
+        options["minimum_deployment_target"] = getattr(coremltools.target, target.ios)
+    if not palettes:
+        return coremltools.convert(source, **options)
+
+    destination = options.pop("package_dir", None)
+    # the stand-ins are no model to load
+    converted = coremltools.convert(
+        described_as(source, state_with(state_of(source), palettes)),
+        **{**options, "skip_model_load": True},
+    )
+    with contextlib.ExitStack() as cleanup:
+        path = Path(destination) if destination is not None else temporary_package(cleanup)
+        path = _with_palettes(converted, palettes, path)
+        cleanup.pop_all()
+    return as_mlmodel(
+        path,
+        like=converted,
+        is_temporary=destination is None,
+        skip_model_load=bool(convert_kwargs.get("skip_model_load", False)),
+    )
+
+
+def _numbered(palettes: Iterator[CarriedPalette]) -> dict[int, list[CarriedPalette]]:
+    """Palettes by number; tied weights have one, which stands for all their names."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    found: dict[int, list[CarriedPalette]] = {}
+    for palette in palettes:
+        weight = palette.weight
+        place = weight.device, weight.data_ptr(), tuple(weight.shape), weight.stride()
+        number = numbers.setdefault(place, len(numbers))
+        found.setdefault(number, []).append(palette)
+    if len(found) > MOST:
+        raise ConfigError(f"at most {MOST} palettized weights can be converted, got {len(found)}")
+    return found
+
+
+def _target(palettes: Mapping[int, list[CarriedPalette]], asked: Target | None) -> Target | None:
+    """The target to convert for; None for coremltools' default.
+
+    Every palette is read for it, so that what is wrong with one is said before the conversion.
+
+    Raises
+    ------
+    TargetError
+        What was asked for is too old for some palettes.
+    """
+    newest = asked
+    violations = []
+    for sharing in palettes.values():
+        palettized = sharing[0].palettized()
+        need = needed_target(palettized)
+        if asked is not None and need > asked:
+            violations.append(f"- {sharing[0].name}: {_form(palettized)} needs {need.ios}")
+        newest = need if newest is None else max(newest, need)
+    if violations:
+        assert asked is not None and newest is not None
+        raise TargetError(
+            f"{len(violations)} palettes cannot be expressed for minimum_deployment_target="
+            f"{asked.ios}:\n" + "\n".join(violations) + f"\nUse {newest.ios} ({newest.macos}), or "
+            "palettize again with what iOS16 allows: one scalar table of floats for a weight, at "
+            "1, 2, 4, 6 or 8 bits, without scale."
+        )
+    return newest
+
+
+def _form(palettized: Palettized) -> str:
+    """A palette in a few words."""
+    tables = math.prod(palettized.table_shape)
+    parts = [f"{palettized.nbits}-bit"]
+    parts.append("one table" if tables == 1 else f"{tables} tables")
+    if palettized.cluster_dim > 1:
+        parts.append(f"vectors of {palettized.cluster_dim}")
+    if palettized.scale is not None:
+        parts.append("per-channel scale")
+    if palettized.quantized is not None:
+        parts.append(f"{palettized.quantized.codes.dtype} table")
+    return ", ".join(parts)
+
+
+def _with_palettes(
+    converted: Any, palettes: Mapping[int, list[CarriedPalette]], destination: Path
+) -> Path:
+    """Write a converted model with palettes in the places of their stand-ins."""
+    package = open_package(converted)
+    with PackageWriter(package, destination) as writer:
+        replacements = Replacements(writer)
+        missing = dict(palettes)
+        for program in package.programs:
+            places: dict[tuple[int, str], list[Node]] = {}
+            for number, node in stand_ins(program):
+                dtype, _ = _result_type(node)
+                places.setdefault((number, dtype), []).append(node)
+            for (number, dtype), nodes in places.items():
+                palette = palettes[number][0]
+                palettized = _rounded(palette, dtype)
+                for node in nodes:
+                    _, shape = _result_type(node)
+                    if shape != palettized.shape:
+                        raise ConfigError(
+                            f"{palette.name}: coremltools made a weight of shape {list(shape)} of "
+                            f"the palettized one of {list(palettized.shape)}; leave it alone in "
+                            "the configuration, and palettize it after the conversion"
+                        )
+                packed = PackedPalette.of(palettized)
+                replacements.replace(program, nodes, packed, file_name=None)
+                missing.pop(number, None)
+        replacements.apply()
+        path = writer.finish()
+    if missing:
+        names = ", ".join(sharing[0].name for sharing in missing.values())
+        warnings.warn(
+            f"palettized weights that the converted model does not have: {names}; no operation "
+            "of the program reads them",
+            stacklevel=3,
+        )
+    return path
+
+
+def _result_type(node: Node) -> tuple[str, tuple[int, ...]]:
+    """Element type by numpy's name, and shape, of what a stand-in stands for."""
+    declared = tensor_type_of(node.outputs[0].type)
+    assert declared is not None
+    return _NUMPY_NAMES[declared[0].name], declared[1]
+
+
+def _rounded(palette: CarriedPalette, dtype: str) -> Palettized:
+    try:
+        return palette.palettized().astype(dtype)
+    except ConfigError as error:
+        raise ConfigError(f"{palette.name}: {error}") from error

@@ -1,0 +1,142 @@
+"""The parameters of a model: what they are to the modules that own them, and which have adapters.
+
+An adapter says which parameters of a kind of module can be palettized, and which of their axes are
+output and input channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import torch
+from torch import nn
+
+from mlopt.errors import ConfigError
+
+
+def _channels(module: nn.Module, length: int, axis: int) -> int:
+    return length
+
+
+def _convolution_channels(module: nn.Module, length: int, axis: int) -> int:
+    # on axis 0 of its weight, a convolution in groups keeps their channels apart
+    return length // int(module.groups) if axis == 0 else length  # type: ignore[arg-type]
+
+
+@attrs.frozen
+class Adapter:
+    """How the weights of a kind of module are palettized.
+
+    types: its classes, subclasses included; parameters: names of the weights, those that a module
+    lacks are passed over; output_axis, input_axis: of these weights; together: the number of
+    consecutive channels, of so many on an axis, that a vector may reach across.
+    """
+
+    types: tuple[type[nn.Module], ...]
+    parameters: tuple[str, ...] = ("weight",)
+    output_axis: int = 0
+    input_axis: int = 1
+    together: Callable[[nn.Module, int, int], int] = _channels
+
+
+ADAPTERS = (
+    Adapter((nn.Linear,)),
+    Adapter((nn.Conv1d, nn.Conv2d, nn.Conv3d), together=_convolution_channels),
+    Adapter(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        output_axis=1,
+        input_axis=0,
+        together=_convolution_channels,
+    ),
+    Adapter((nn.Embedding,)),
+    Adapter((nn.LayerNorm,)),
+    Adapter(
+        (nn.MultiheadAttention,),
+        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    ),
+)
+
+
+def adapter_of(module: nn.Module) -> Adapter | None:
+    """The adapter for a module; None where there is none for its class."""
+    return next((adapter for adapter in ADAPTERS if isinstance(module, adapter.types)), None)
+
+
+@attrs.frozen(eq=False)
+class Owner:
+    """A module that has a parameter: its qualified name, itself, and the parameter's name in it."""
+
+    module_name: str
+    module: nn.Module
+    parameter_name: str
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the parameter."""
+        return f"{self.module_name}.{self.parameter_name}".removeprefix(".")
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that palettizes this parameter; None where there is none."""
+        adapter = adapter_of(self.module)
+        if adapter is None or self.parameter_name not in adapter.parameters:
+            return None
+        return adapter
+
+
+@attrs.frozen(eq=False)
+class ModelParameter:
+    """One parameter and the modules (at least one) that have it; several where it is tied."""
+
+    tensor: torch.Tensor
+    owners: tuple[Owner, ...]
+
+    @property
+    def name(self) -> str:
+        """The qualified name that it has first."""
+        return self.owners[0].name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its qualified names, in the order of the modules."""
+        return tuple(owner.name for owner in self.owners)
+
+    @property
+    def adapted(self) -> tuple[Owner, ...]:
+        """The owners with an adapter for it."""
+        return tuple(owner for owner in self.owners if owner.adapter is not None)
+
+    def channels_together(self, axis: int) -> int:
+        """The most consecutive channels on an axis that a vector may reach across, to any owner."""
+        length = int(self.tensor.shape[axis])
+        return min(
+            (o.adapter.together(o.module, length, axis) for o in self.owners if o.adapter),
+            default=length,
+        )
+
+
+def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
+    """The parameters of a model in the order of its modules, each once.
+
+    Raises
+    ------
+    ConfigError
+        Some have no values yet (lazy modules, the meta device), or lie on several processes.
+    """
+    found: dict[int, tuple[torch.Tensor, list[Owner]]] = {}
+    without_values = []
+    for module_name, module in model.named_modules():
+        for parameter_name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            owner = Owner(module_name, module, parameter_name)
+            if nn.parameter.is_lazy(parameter) or parameter.is_meta:
+                without_values.append(owner.name)
+            found.setdefault(id(parameter), (parameter, []))[1].append(owner)
+    if without_values:
+        raise ConfigError(
+            f"parameters without values cannot be palettized, got {', '.join(without_values)} (a "
+            "lazy module before its first call, or the meta device); materialize the model first"
+        )
+    return tuple(ModelParameter(tensor, tuple(owners)) for tensor, owners in found.values())

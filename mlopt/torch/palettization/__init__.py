@@ -1,0 +1,20 @@
+"""Palettizing PyTorch models: with the names and parameters of coremltools.optimize.torch."""
+
+from mlopt.torch.palettization.config import PostTrainingPalettizerConfig, SKMPalettizerConfig
+from mlopt.torch.palettization.granularity import PalettizationGranularity
+from mlopt.torch.palettization.module_configs import (
+    ModulePostTrainingPalettizerConfig,
+    ModuleSKMPalettizerConfig,
+)
+from mlopt.torch.palettization.post_training import PostTrainingPalettizer
+from mlopt.torch.palettization.sensitive import SKMPalettizer
+
+__all__ = [
+    "ModulePostTrainingPalettizerConfig",
+    "ModuleSKMPalettizerConfig",
+    "PalettizationGranularity",
+    "PostTrainingPalettizer",
+    "PostTrainingPalettizerConfig",
+    "SKMPalettizer",
+    "SKMPalettizerConfig",
+]

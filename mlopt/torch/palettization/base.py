@@ -1,0 +1,45 @@
+"""What the palettizers of models have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import nn
+
+from mlopt.coreml.report import Report
+from mlopt.errors import ConfigError
+from mlopt.torch.palettization.config import OptimizationConfig
+
+ConfigT = TypeVar("ConfigT", bound=OptimizationConfig[Any])
+
+
+class Palettizer(Generic[ConfigT]):
+    """A model, how it is to be palettized, and the account of what was done.
+
+    ``config_class``, of a subclass: the class of its configurations.
+    """
+
+    config_class: ClassVar[type[Any]]
+
+    def __init__(self, model: nn.Module, config: ConfigT | None = None) -> None:
+        config = self.config_class() if config is None else config
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"config has to be an mlopt.torch.palettization.{self.config_class.__name__}, got "
+                f"{type(config).__name__}; a dictionary goes through its from_dict"
+            )
+        self._model = model
+        self._config: ConfigT = config
+        self._report: Report | None = None
+
+    def report(self) -> Report:
+        """The account of the last ``compress``: a row for each parameter of the model.
+
+        Raises
+        ------
+        ConfigError
+            Nothing has been compressed yet.
+        """
+        if self._report is None:
+            raise ConfigError("there is nothing to report yet; call compress first")
+        return self._report

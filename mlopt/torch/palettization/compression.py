@@ -1,0 +1,131 @@
+"""Carrying out decisions: parameters are clustered, and the model takes their palettes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import nn
+
+from mlopt.coreml.ahead import done_ahead, share_of
+from mlopt.coreml.report import Report
+from mlopt.errors import ConfigError
+from mlopt.palette.palettize import palettize
+from mlopt.palette.palettized import Palettized
+from mlopt.palette.spec import PaletteSpec
+from mlopt.torch.carried import attach, mark
+from mlopt.torch.modules import ModelParameter
+from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
+from mlopt.torch.palettization.decisions import Decision, decide
+from mlopt.torch.palettization.rows import Computed, row_of
+from mlopt.torch.tensors import as_array, as_tensor
+
+Importance = Callable[[ModelParameter], tuple[torch.Tensor | None, str | None]]
+"""The importance of a parameter's elements (of its shape; None: all alike), and a note about it."""
+
+
+def compress(
+    model: nn.Module,
+    config: OptimizationConfig[ModuleConfigT],
+    *,
+    importance: Importance | None,
+    workers: int,
+    inplace: bool,
+) -> tuple[nn.Module, Report]:
+    """Palettize the parameters of a model as a configuration says.
+
+    Parameters
+    ----------
+    importance
+        For each parameter, by what its squared errors are weighted. None: all alike.
+    workers
+        Threads. The result does not depend on it.
+    inplace
+        Change the model itself, once all parameters are clustered: an error leaves it as it was.
+        False: change a copy.
+
+    Returns
+    -------
+    The palettized model, and the account of every parameter. Weights hold what their palettes stand
+    for, in their own dtype and on their device; modules carry the palettes in buffers.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"the model has to be a torch.nn.Module, got {type(model).__name__}; a traced or "
+            "exported model has to be palettized before it is traced"
+        )
+    decisions, unmatched = decide(model, config)
+    jobs = (_job(decision, importance, workers) for decision in decisions)
+    with contextlib.closing(done_ahead(jobs, workers)) as results:
+        outcomes = list(results) if inplace else results
+        taker = _Taker(model, decisions, inplace=inplace)
+        rows = []
+        for decision, computed in zip(decisions, outcomes, strict=True):
+            if computed is not None:
+                taker.take(decision.parameter, computed.palettized)
+            rows.append(row_of(decision, computed))
+    if any(row.is_palettized for row in rows):
+        mark(taker.model)
+    return taker.model, Report(rows=rows, unmatched_rules=unmatched)
+
+
+def _job(
+    decision: Decision, importance: Importance | None, workers: int
+) -> Callable[[], Computed] | None:
+    """The clustering of a parameter; None where it is kept."""
+    if not isinstance(decision.outcome, PaletteSpec):
+        return None
+    share = share_of(decision.parameter.tensor.numel(), workers)
+    return partial(_compute, decision.parameter, decision.outcome, importance, share)
+
+
+def _compute(
+    parameter: ModelParameter, spec: PaletteSpec, importance: Importance | None, workers: int
+) -> Computed:
+    weights, note = (None, None) if importance is None else importance(parameter)
+    palettized, distortion = palettize(
+        as_array(parameter.tensor),
+        spec,
+        importance=None if weights is None else as_array(weights),
+        workers=workers,
+    )
+    return Computed(palettized, distortion, (note,) if note else ())
+
+
+class _Taker:
+    """The model that takes the palettes: the one given, or a copy.
+
+    Parameters that will be palettized are not copied, since they get new values anyway.
+    """
+
+    def __init__(self, model: nn.Module, decisions: Iterable[Decision], *, inplace: bool) -> None:
+        self._new: dict[int, torch.Tensor] = {}
+        if inplace:
+            self.model = model
+            return
+        memo: dict[int, object] = {}
+        for decision in decisions:
+            old = decision.parameter.tensor
+            if isinstance(decision.outcome, PaletteSpec) and type(old) is nn.Parameter:
+                new = nn.Parameter(torch.empty_like(old.detach()), old.requires_grad)
+                new.__dict__.update(old.__dict__)
+                memo[id(old)] = new
+        self.model = copy.deepcopy(model, memo)
+
+    def take(self, parameter: ModelParameter, palettized: Palettized) -> None:
+        """Let a parameter have the values of a palette, and its modules carry the palette."""
+        owners = [
+            (self.model.get_submodule(owner.module_name), owner.parameter_name)
+            for owner in parameter.owners
+        ]
+        module, name = owners[0]
+        taking = module._parameters[name]
+        assert taking is not None
+        values = as_tensor(palettized.dequantize())
+        with torch.inference_mode() if taking.is_inference() else torch.no_grad():
+            taking.copy_(values)
+        for module, name in owners:
+            attach(module, name, palettized)

@@ -1,0 +1,69 @@
+"""Palettizing a PyTorch model by k-means on its weights alone."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mlopt.torch.palettization.base import Palettizer
+from mlopt.torch.palettization.compression import compress
+from mlopt.torch.palettization.config import PostTrainingPalettizerConfig
+
+
+class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
+    """Palettizes the weights of a model without data: the clusters of least squared error.
+
+    The weights of convolutions, transposed convolutions, linear layers, embeddings, attention
+    (``MultiheadAttention``) and layer norms are palettized, subclasses included. A weight that
+    several modules share is palettized once and stays shared.
+
+    Parameters
+    ----------
+    model
+        Any module; its floating point weights may be float16, bfloat16, float32 or float64, on any
+        device.
+    config
+        Which modules, and how. None: every module at 4 bits, one table a weight.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from mlopt.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
+    >>> model = nn.Sequential(nn.Conv2d(1, 20, 3), nn.ReLU(), nn.Conv2d(20, 20, 3))
+    >>> config = PostTrainingPalettizerConfig.from_dict({"global_config": {"n_bits": 2}})
+    >>> palettized = PostTrainingPalettizer(model, config).compress()
+    >>> palettized[2].weight.unique().numel()
+    4
+    """
+
+    config_class = PostTrainingPalettizerConfig
+
+    def compress(self, num_kmeans_workers: int = 1, inplace: bool = False) -> nn.Module:
+        """Palettize the model.
+
+        Parameters
+        ----------
+        num_kmeans_workers
+            Threads that cluster at the same time. The result does not depend on it.
+        inplace
+            Change the model itself; an error leaves it as it was. False: it stays as it is, and a
+            copy is palettized and returned.
+
+        Returns
+        -------
+        The palettized model: its weights are dense and hold what their palettes stand for; the
+        palettes are in buffers of their modules, for ``coremltools.convert`` and
+        ``mlopt.torch.convert``. :meth:`report` says what happened to every parameter.
+
+        Raises
+        ------
+        ConfigError
+            The model has parameters without values, or that are distributed over processes.
+        """
+        model, self._report = compress(
+            self._model,
+            self._config,
+            importance=None,
+            workers=num_kmeans_workers,
+            inplace=inplace,
+        )
+        return model

@@ -1,0 +1,225 @@
+"""Palettizing a PyTorch model by k-means that heeds how much its loss depends on each weight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlopt.errors import ConfigError
+from mlopt.torch.modules import ModelParameter, parameters_of
+from mlopt.torch.palettization.base import Palettizer
+from mlopt.torch.palettization.compression import compress
+from mlopt.torch.palettization.config import SKMPalettizerConfig
+from mlopt.torch.sensitivity import (
+    check_sensitivities,
+    compute_sensitivities,
+    load_sensitivities,
+    save_sensitivities,
+)
+from mlopt.torch.sensitivity.sharded import is_sharded
+
+_LEAST = 1e-12
+"""The least importance beside the largest of a weight: what no sample touched counts that much, so
+that it pulls no centre away from what matters, but is stored as the nearest one all the same."""
+
+LossFunction = Callable[[nn.Module, Any], torch.Tensor]
+
+
+class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
+    """Palettizes the weights of a model by sensitive k-means (SqueezeLLM, arXiv 2306.07629).
+
+    Each weight counts by its sensitivity: the mean, over calibration samples, of the squared
+    gradient of the loss. The clusters are those of least weighted squared error. The modules that
+    are palettized are those of :class:`PostTrainingPalettizer`.
+
+    Parameters
+    ----------
+    model
+        As for :class:`PostTrainingPalettizer`. It is run as it is: call ``eval()`` before if
+        the loss is to be that of inference. Weights that are frozen get a sensitivity all the same.
+    config
+        Which modules, and how, and the number of calibration samples. None: every module at 4
+        bits, one table a weight, 128 samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from mlopt.torch.palettization import SKMPalettizer, SKMPalettizerConfig
+    >>> model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+    >>> config = SKMPalettizerConfig.from_dict(
+    ...     {"global_config": {"n_bits": 3}, "calibration_nsamples": 16}
+    ... )
+    >>> data = [(torch.randn(8, 20), torch.randint(10, (8,))) for _ in range(16)]
+    >>> loss_fn = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    >>> palettized = SKMPalettizer(model, config).compress(dataloader=data, loss_fn=loss_fn)
+    >>> palettized[0].weight.unique().numel()
+    8
+    """
+
+    config_class = SKMPalettizerConfig
+
+    def compute_sensitivity(
+        self,
+        dataloader: Iterable[Any],
+        loss_fn: LossFunction,
+        sensitivity_path: str | os.PathLike[str] | None = None,
+        num_sensitivity_workers: int = 1,
+    ) -> dict[str, torch.Tensor]:
+        """The sensitivities of the weights that can be palettized.
+
+        The model is afterwards what it was: weights, gradients, flags and statistics; also where
+        ``loss_fn`` raises.
+
+        Under ``torch.distributed`` (a process group that torchrun's processes have joined), the
+        samples are shared out over the processes, each of which returns the same result. The
+        model may be wrapped in ``DistributedDataParallel``, or sharded by FSDP: that is how those
+        of a model that is too large for one process are computed. See
+        ``mlopt.torch.sensitivity.compute_sensitivities``.
+
+        Parameters
+        ----------
+        dataloader
+            Gives samples, each what ``loss_fn`` takes. A batch counts as one: its gradient is
+            squared as a whole. As many are taken as ``calibration_nsamples`` says.
+        loss_fn
+            ``(model, sample) -> loss``, a scalar with a gradient.
+        sensitivity_path
+            A file to save them to, for :meth:`compress` here or in another process.
+        num_sensitivity_workers
+            Copies of the model, spread over the GPUs, that work on samples at the same time. The
+            result does not depend on it.
+
+        Returns
+        -------
+        float32 tensors on the CPU by the qualified name of the parameter. Those without a
+        gradient, or with none but zeros, are missing: all their elements matter alike.
+
+        Raises
+        ------
+        ConfigError
+            There are no samples, or the loss is no finite scalar with a gradient.
+        """
+        values, _ = self._sensitivities(
+            dataloader, loss_fn, sensitivity_path, num_sensitivity_workers
+        )
+        return values
+
+    def compress(
+        self,
+        dataloader: Iterable[Any] | None = None,
+        loss_fn: LossFunction | None = None,
+        sensitivity_path: str | os.PathLike[str] | None = None,
+        num_kmeans_workers: int = 1,
+        num_sensitivity_workers: int = 1,
+        inplace: bool = False,
+    ) -> nn.Module:
+        """Palettize the model.
+
+        Parameters
+        ----------
+        dataloader, loss_fn
+            As for :meth:`compute_sensitivity`. Needed without ``sensitivity_path``, and not used
+            with it.
+        sensitivity_path
+            A file of sensitivities, as :meth:`compute_sensitivity` or coremltools saved it.
+        num_kmeans_workers
+            Threads that cluster at the same time. The result does not depend on it.
+        num_sensitivity_workers
+            As for :meth:`compute_sensitivity`.
+        inplace
+            Change the model itself; an error leaves it as it was. False: it stays as it is, and a
+            copy is palettized and returned.
+
+        Returns
+        -------
+        The palettized model, as :meth:`PostTrainingPalettizer.compress` returns it; the model
+        inside, where ``DistributedDataParallel`` is around it. The rows of :meth:`report` say which
+        weights had no sensitivity.
+
+        Raises
+        ------
+        ConfigError
+            Neither samples with a loss nor a file; see also :meth:`compute_sensitivity`.
+        """
+        if sensitivity_path is not None:
+            values = load_sensitivities(sensitivity_path)
+            reasons: Mapping[str, str] = {}
+        elif dataloader is None or loss_fn is None:
+            missing = "dataloader" if dataloader is None else "loss_fn"
+            raise ConfigError(
+                f"sensitive k-means needs samples and a loss, got no {missing}; give dataloader "
+                "and loss_fn, or the sensitivity_path of a file"
+            )
+        else:
+            values, reasons = self._sensitivities(
+                dataloader, loss_fn, None, num_sensitivity_workers
+            )
+        model = _unwrapped(self._model)
+        _check_names(values, model, sensitivity_path)
+
+        def importance(parameter: ModelParameter) -> tuple[torch.Tensor | None, str | None]:
+            for name in parameter.names:
+                if name in values:
+                    found = values[name].to("cpu", torch.float32)
+                    return found.clamp(min=_LEAST * float(found.max())), None
+            reason = next(
+                (reasons[name] for name in parameter.names if name in reasons), "it is in no file"
+            )
+            return None, f"all elements matter alike, without a sensitivity: {reason}"
+
+        compressed, self._report = compress(
+            model,
+            self._config,
+            importance=importance,
+            workers=num_kmeans_workers,
+            inplace=inplace,
+        )
+        return compressed
+
+    def _sensitivities(
+        self,
+        dataloader: Iterable[Any],
+        loss_fn: LossFunction,
+        path: str | os.PathLike[str] | None,
+        workers: int,
+    ) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+        """Sensitivities, saved where there is a path; and why there are none for some weights."""
+        names = None  # all; what the shards of a model belong to is not to be seen in it
+        if not is_sharded(self._model):
+            names = [p.name for p in parameters_of(_unwrapped(self._model)) if p.adapted]
+        found = compute_sensitivities(
+            self._model,
+            dataloader,
+            loss_fn,
+            nsamples=self._config.calibration_nsamples,
+            names=names,
+            workers=workers,
+        )
+        if path is not None:
+            save_sensitivities(found, path)
+        return found.values, found.without_gradient
+
+
+def _check_names(
+    values: Mapping[str, torch.Tensor], model: nn.Module, path: str | os.PathLike[str] | None
+) -> None:
+    """Check sensitivities against the weights of a model; some may be missing, but not all."""
+    wanted = {name: p.tensor for p in parameters_of(model) if p.adapted for name in p.names}
+    missing = check_sensitivities(values, wanted)
+    if path is not None and wanted and len(missing) == len(wanted):
+        raise ConfigError(
+            f"{path} has sensitivities of other parameters than the model's, got "
+            f"{', '.join(list(values)[:3]) or 'none'}, wanted {', '.join(missing[:3])}, ...; "
+            "compute them with this model"
+        )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``DistributedDataParallel``; another module itself."""
+    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.get_submodule("module") if is_wrapped else model

@@ -1,0 +1,65 @@
+"""Loading the state of a palettized model into a plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlopt.errors import ConfigError
+from mlopt.torch.carried import is_palette_field, remove_palettes
+
+
+def load_state_dict(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True
+) -> Any:
+    """Load the ``state_dict`` of a palettized model, palettes included.
+
+    A plain model has no buffers for palettes, and its own ``load_state_dict`` refuses them. Here it
+    gets them first; palettes that it carries already go.
+
+    Parameters
+    ----------
+    model
+        A model of the same modules, palettized or not. It is changed.
+    state
+        What ``state_dict`` of a palettized model gave, or ``torch.load`` of it.
+    strict
+        Refuse a state that lacks parameters or buffers of the model, or has others. False: load
+        those that both have.
+
+    Returns
+    -------
+    What ``torch.nn.Module.load_state_dict`` returns: missing and unexpected keys.
+
+    Raises
+    ------
+    ConfigError
+        Keys (``strict``) or shapes do not fit. The model is as it was then.
+    """
+    own = {k: v for k, v in model.state_dict().items() if not is_palette_field(k)}
+    plain = {k: v for k, v in state.items() if not is_palette_field(k)}
+    problems = [f"no {key!r} in the state" for key in own if key not in plain] if strict else []
+    problems += [f"no {key!r} in the model" for key in plain if key not in own] if strict else []
+    problems += [
+        f"{key!r} is {list(plain[key].shape)} in the state, {list(own[key].shape)} in the model"
+        for key in own
+        if key in plain and own[key].shape != plain[key].shape
+    ]
+    if problems:
+        raise ConfigError(
+            "the state does not fit the model:\n"
+            + "\n".join(f"- {problem}" for problem in problems)
+            + "\nBuild the model as it was when the state was saved"
+        )
+    remove_palettes(model)
+    modules = dict(model.named_modules())
+    for key, tensor in state.items():
+        module_name, _, name = key.rpartition(".")
+        if is_palette_field(key) and module_name in modules:
+            module = modules[module_name]
+            device = next((p.device for p in module.parameters()), tensor.device)
+            module.register_buffer(name, torch.empty_like(tensor, device=device))
+    return model.load_state_dict(dict(state), strict=strict)

@@ -1,0 +1,154 @@
+"""The form of a PyTorch model that coremltools converts, and the state that describes it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mlopt.errors import ConfigError
+from mlopt.torch.carried import is_palette_field
+
+_NARROW = (torch.float16, torch.bfloat16, torch.float64)
+
+
+def traced(model: Any, example_inputs: Any) -> Any:
+    """A TorchScript module or an exported program of a model: itself, if it is one already.
+
+    A module is traced in a copy that shares its weights as far as they are float32 on the CPU:
+    coremltools reads no other.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these, or what it is does not go with ``example_inputs``.
+    """
+    is_traced = isinstance(model, (torch.jit.ScriptModule, torch.export.ExportedProgram))
+    if is_traced and example_inputs is not None:
+        raise ConfigError(
+            f"example_inputs are to trace a module with, got them with a {type(model).__name__}, "
+            "which is traced already; describe its inputs with inputs=[coremltools.TensorType(...)]"
+        )
+    if is_traced:
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            "the model has to be a torch.nn.Module, a TorchScript module or an exported program, "
+            f"got {type(model).__name__}"
+        )
+    if example_inputs is None:
+        raise ConfigError(
+            "a module has to be traced, got no example_inputs; give a tensor, a tuple of tensors "
+            "or a dictionary of them, or convert torch.jit.trace(module, ...)"
+        )
+    module = _convertible(model).eval()
+    examples = _converted(example_inputs)
+    with torch.no_grad(), _plain_attention(), warnings.catch_warnings():
+        # it is what coremltools converts best, and nothing that a caller of ours can change
+        warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)
+        if isinstance(examples, dict):
+            return torch.jit.trace(module, example_kwarg_inputs=examples)  # type: ignore[no-untyped-call]
+        return torch.jit.trace(module, examples)  # type: ignore[no-untyped-call]
+
+
+def state_of(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a traced or exported model by name."""
+    state = model.state_dict
+    return dict(state() if callable(state) else state)
+
+
+def described_as(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
+    """The same traced or exported model with another state to describe it; it is not changed.
+
+    coremltools takes weights from the graph, and what is said of them from ``state_dict``.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        described = copy.copy(model)
+        described._state_dict = dict(state)
+        return described
+    # a second wrapper around the same module
+    wrapper = torch.jit._recursive.wrap_cpp_module(model._c)  # type: ignore[no-untyped-call]
+    wrapper.__dict__["state_dict"] = lambda *args, **kwargs: dict(state)
+    return wrapper
+
+
+def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
+    """``coremltools.TensorType`` for each example, named as the arguments of ``forward``.
+
+    Raises
+    ------
+    ConfigError
+        An example is no tensor.
+    """
+    import coremltools
+
+    types = []
+    for name, example in _named(module, example_inputs):
+        if not isinstance(example, torch.Tensor):
+            raise ConfigError(
+                f"example_inputs have to be tensors, got {type(example).__name__}; describe such "
+                "an input with inputs=[coremltools.TensorType(...), ...]"
+            )
+        is_number = example.is_floating_point()
+        dtype = {} if is_number else {"dtype": np.int32}
+        types.append(coremltools.TensorType(name=name, shape=tuple(example.shape), **dtype))
+    return types
+
+
+def _named(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, Any]]:
+    """The examples with the names of their arguments; None where ``forward`` gives no name."""
+    if isinstance(example_inputs, Mapping):
+        return list(example_inputs.items())
+    examples = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return list(zip([*names, *[None] * len(examples)], examples, strict=False))
+
+
+def _convertible(model: nn.Module) -> nn.Module:
+    """A copy of a module whose tensors are float32 on the CPU, and its own where they are that."""
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is None or id(tensor) in memo:
+                continue
+            # the codes of palettes are integers, and everything else in them is as wide as weights
+            dtype = torch.float32 if tensor.dtype in _NARROW else tensor.dtype
+            if tensor.dtype == dtype and tensor.device.type == "cpu":
+                memo[id(tensor)] = tensor
+                continue
+            plain = tensor.detach().to("cpu", dtype)
+            is_parameter = isinstance(tensor, nn.Parameter) and not is_palette_field(name)
+            memo[id(tensor)] = nn.Parameter(plain, requires_grad=False) if is_parameter else plain
+    return copy.deepcopy(model, memo)
+
+
+def _converted(example: Any) -> Any:
+    """Examples as ``_convertible`` wants them."""
+    if isinstance(example, torch.Tensor):
+        dtype = torch.float32 if example.dtype in _NARROW else example.dtype
+        return example.detach().to("cpu", dtype)
+    if isinstance(example, Mapping):
+        return {name: _converted(value) for name, value in example.items()}
+    if isinstance(example, (tuple, list)):
+        return type(example)(_converted(value) for value in example)
+    return example
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let attention be traced as operations that coremltools knows, not as one fused one."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
