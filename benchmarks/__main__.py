@@ -14,6 +14,8 @@ from benchmarks import (
     coreml_jobs,
     exact_kmeans,
     large_package,
+    torch_jobs,
+    torch_sensitivity,
 )
 from benchmarks.lib.environment import environment
 
@@ -31,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         for script, extra in (
             (coreml_jobs, common),
             (compressed_packages, common),
+            (torch_jobs, common),
+            (torch_sensitivity, common),
             (exact_kmeans, common),
             (compression_ratios, common),
             (large_package, []),

@@ -67,7 +67,7 @@ def palettized_bytes(source: str, tool: str, widths: list[int]) -> dict[str, int
         row = Row(f"{nbits} bits", "", "", "palettize", {"mode": mode, "nbits": nbits})
         with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
             output = Path(folder) / "output.mlpackage"
-            perform(row, variant, api, open_source(variant, Path(source)), output)
+            perform(row, variant, api, open_source(row, variant, source), output)
             sizes[str(nbits)] = package_bytes(output)
     return sizes
 

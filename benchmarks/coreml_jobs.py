@@ -15,10 +15,9 @@ from typing import Any
 from benchmarks.lib import child
 from benchmarks.lib.clustering_error import compare, largest_report_gap_db
 from benchmarks.lib.job_rows import JOB_ROWS
-from benchmarks.lib.job_table import print_jobs
+from benchmarks.lib.job_table import comparison_cells, print_jobs
 from benchmarks.lib.measured_row import Lines, measure_rows
 from benchmarks.lib.options import choose, job_options
-from benchmarks.lib.output import number
 from benchmarks.lib.progress import say
 from benchmarks.lib.row import REFERENCE, Row
 
@@ -48,15 +47,8 @@ def add_errors(row: Row, source: str, lines: Lines) -> None:
 
 
 def error_cells(line: dict[str, Any]) -> tuple[str, ...]:
-    """On how many weights our error is not larger, and the ratios of the errors."""
-    against = line.get("against_reference")
-    if not against:
-        return "-", "-"
-    keys = ("ratio_min", "ratio_median", "ratio_max")
-    ratios = " / ".join(number(against[key], 6) for key in keys)
-    ours, theirs = len(against["only_ours"]), len(against["only_theirs"])
-    ratios += (f" (+{ours})" if ours else "") + (f" (-{theirs})" if theirs else "")
-    return f"{against['compared'] - against['violations']}/{against['compared']}", ratios
+    """How our clustering errors compare with coremltools'."""
+    return comparison_cells(line.get("against_reference"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -51,7 +51,7 @@ def measure(name: str, tool: str, source: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
         output = Path(folder) / "output.mlpackage"
         memory = PeakMemory()
-        opened = open_source(variant, Path(source))
+        opened = open_source(row, variant, source)
         timing.measure(lambda: perform(row, variant, api, opened, output))
         peak = memory.above_start_bytes()
         stored = read_package(output)

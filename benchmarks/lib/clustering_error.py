@@ -67,15 +67,18 @@ def _palettized(package: Mapping[str, StoredWeight], key: str) -> bool:
     return key in package and package[key].palettized
 
 
-def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+def compare(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], metric: str = "squared_error"
+) -> dict[str, Any]:
     """How ``ours`` stands to ``theirs``, over the weights that both palettized.
 
-    ``violations`` counts weights where our error is larger, by however little; ratios are ours
-    over theirs: 1 where both are 0, ``UNBOUNDED`` where only theirs is.
+    ``metric`` is the key of the error in the rows. ``violations`` counts weights where our error is
+    larger, by however little; ratios are ours over theirs: 1 where both are 0, ``UNBOUNDED`` where
+    only theirs is.
     """
-    reference = {row["name"]: row["squared_error"] for row in theirs}
+    reference = {row["name"]: row[metric] for row in theirs}
     pairs = [
-        (row["name"], row["squared_error"], reference[row["name"]])
+        (row["name"], row[metric], reference[row["name"]])
         for row in ours
         if row["name"] in reference
     ]

@@ -42,9 +42,14 @@ def choose(available: Mapping[str, T], names: list[str] | None) -> list[T]:
     return [available[name] for name in names]
 
 
-def job_options(name: str, description: str | None, argv: list[str] | None) -> argparse.Namespace:
-    """The options of a script whose rows ``measured_row`` measures."""
-    parser = argparse.ArgumentParser(prog=name, description=description)
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a script whose rows ``measured_row`` measures."""
     add_common(parser, repeats=5)
     parser.add_argument("--skip-memory", action="store_true", help="leave out the memory runs")
+
+
+def job_options(name: str, description: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """The options of a script that has no others than those of ``add_job_options``."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    add_job_options(parser)
     return parser.parse_args(argv)

@@ -54,6 +54,11 @@ def missing(name: str) -> str | None:
     return None
 
 
+def located(name: str) -> str:
+    """The path of the package ``name``, or ``name`` itself where that is a task's."""
+    return str(package(name)) if name in BUILDERS or name in COMPRESSED else name
+
+
 def package(name: str) -> Path:
     """Path of the package ``name``, built in a process of its own where the cache lacks it."""
     cached = cache_folder() / f"{_versioned(name)}.mlpackage"

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.lib.quiet import import_coremltools
 from benchmarks.lib.row import PROJECT, REFERENCE, Row, Variant
+from benchmarks.lib.sizes import package_bytes
 
 
 def import_tool(variant: Variant) -> Any:
@@ -25,11 +26,14 @@ def import_tool(variant: Variant) -> Any:
     return mlopt.coreml
 
 
-def open_source(variant: Variant, source: Path) -> Any:
-    """What the job starts from: a freshly loaded MLModel, or the path where it streams."""
+def open_source(row: Row, variant: Variant, source: str) -> Any:
+    """What the job starts from: a freshly loaded MLModel, or the path where it streams.
+
+    Of the package ``source``, whatever the row.
+    """
     if variant.streaming:
-        return source
-    return import_coremltools().models.MLModel(str(source), skip_model_load=True)
+        return Path(source)
+    return import_coremltools().models.MLModel(source, skip_model_load=True)
 
 
 def perform(row: Row, variant: Variant, api: Any, source: Any, output: Path) -> dict[str, Any]:
@@ -57,6 +61,13 @@ def perform(row: Row, variant: Variant, api: Any, source: Any, output: Path) -> 
         case _:
             api.palettize_weights(source, _config(row, variant, api)).save(str(output))
     return {}
+
+
+def keep(row: Row, done: dict[str, Any], output: Path) -> dict[str, Any]:
+    """What ``perform`` returned, and what it wrote: the path and its bytes, where there are any."""
+    if output.exists():
+        return {**done, "output": str(output), "output_bytes": package_bytes(output)}
+    return done
 
 
 def _metadata(api: Any, source: Any, statistics: bool) -> dict[str, Any]:

@@ -20,3 +20,15 @@ def import_coremltools() -> ModuleType:
 
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     return coremltools
+
+
+def import_torch_palettization() -> ModuleType:
+    """The module ``coremltools.optimize.torch.palettization``, its logger quiet.
+
+    Importing it sets that logger to tell of every layer.
+    """
+    import_coremltools()
+    import coremltools.optimize.torch.palettization
+
+    logging.getLogger("coremltools.optimize.torch").setLevel(logging.ERROR)
+    return coremltools.optimize.torch.palettization

@@ -37,12 +37,16 @@ class Row:
 
     ``action``: palettize, unchanged, decompress, raise (the deployment target, to that in the
     settings; coremltools cannot, and does a round trip with no change), lint, metadata, or
-    metadata-statistics. ``model`` and ``warmup_model`` are names of packages.
+    metadata-statistics. On torch modules: post-training, sensitive, or convert. ``model`` and
+    ``warmup_model`` are names of packages, or of tasks (torch modules). ``how`` is the module whose
+    functions do the job: ``import_tool``, ``open_source``, ``perform``, and ``keep``.
 
     ``goal`` is how many times faster than coremltools this project wants to be (None: no goal
     stated), ``quoted`` what coremltools took when the goals were set, on another machine.
     ``reference_repeats`` bounds the repeats of coremltools. ``reference_warmup`` is False where
-    its second call in a process fails.
+    its second call in a process fails. ``reference_error`` is the exception that it is known to
+    raise, which is no failure of the benchmark. ``reference_on_request``: it takes so long that it
+    runs only when asked for. ``peak_limit_bytes`` is what our peak memory must not exceed.
     """
 
     name: str
@@ -56,3 +60,7 @@ class Row:
     reference_repeats: int = 1
     reference_warmup: bool = True
     warmup_model: str = "warmup"
+    how: str = "benchmarks.lib.perform"
+    reference_error: str = ""
+    reference_on_request: bool = False
+    peak_limit_bytes: float | None = None

@@ -2,22 +2,22 @@
 
 Order: imports; one warm-up call of each variant on a small model, with the row's own settings,
 which compiles or loads kernels and lazy imports; then rounds, each running every variant that
-still has repeats left. A sample covers the job and ``.save``; opening the MLModel is outside.
+still has repeats left. A sample covers the job and ``.save`` of a package; opening the MLModel or
+building the torch module is outside.
 """
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.perform import import_tool, open_source, perform
 from benchmarks.lib.progress import say
 from benchmarks.lib.row import REFERENCE, Row, Variant
 from benchmarks.lib.rows import BY_NAME
-from benchmarks.lib.sizes import package_bytes
 from benchmarks.lib.timing import Timing
 
 
@@ -26,15 +26,15 @@ def time_row(
 ) -> dict[str, dict[str, Any]]:
     """Result by variant name: a timing summary, ``output`` and its bytes, or ``error``.
 
-    ``variants`` names the variants to run, ``source`` and ``warmup`` are packages, ``folder``
-    receives one output package for each variant. A variant that fails does not stop the others.
+    ``variants`` names the variants to run, ``source`` and ``warmup`` are packages or tasks,
+    ``folder`` receives one output for each variant. A variant that fails does not stop the others.
     """
     row = BY_NAME[name]
     chosen = [variant for variant in row.variants if variant.name in variants]
     results: dict[str, dict[str, Any]] = {variant.name: {} for variant in chosen}
     timings = {variant.name: Timing() for variant in chosen}
     for variant in chosen:
-        _guarded(results[variant.name], lambda v=variant: _warm_up(row, v, Path(warmup)))
+        _guarded(results[variant.name], lambda v=variant: _warm_up(row, v, warmup))
     for turn in range(repeats):
         for variant in chosen:
             result = results[variant.name]
@@ -42,7 +42,7 @@ def time_row(
                 continue
             say(f"{name}: {variant.name}, {turn + 1} of {_repeats(row, variant, repeats)}")
             output = Path(folder) / f"{variant.name.replace(' ', '-').replace(',', '')}.mlpackage"
-            sample = (row, variant, Path(source), output, timings[variant.name])
+            sample = (row, variant, source, output, timings[variant.name])
             _guarded(result, lambda s=sample: _sample(*s))
     for variant in chosen:
         if timings[variant.name].wall_s:
@@ -65,23 +65,24 @@ def _guarded(result: dict[str, Any], function: Any) -> None:
         result["error"] = traceback.format_exc()
 
 
-def _warm_up(row: Row, variant: Variant, warmup: Path) -> dict[str, Any]:
-    api = import_tool(variant)
+def _warm_up(row: Row, variant: Variant, warmup: str) -> dict[str, Any]:
+    how = importlib.import_module(row.how)
+    api = how.import_tool(variant)
     if variant.tool == REFERENCE and not row.reference_warmup:
         return {}
     with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
-        opened = open_source(variant, warmup)
-        perform(row, variant, api, opened, Path(folder) / "warmup.mlpackage")
+        opened = how.open_source(row, variant, warmup)
+        how.perform(row, variant, api, opened, Path(folder) / "warmup.mlpackage")
     return {}
 
 
 def _sample(
-    row: Row, variant: Variant, source: Path, output: Path, timing: Timing
+    row: Row, variant: Variant, source: str, output: Path, timing: Timing
 ) -> dict[str, Any]:
-    api = import_tool(variant)
+    how = importlib.import_module(row.how)
+    api = how.import_tool(variant)
     shutil.rmtree(output, ignore_errors=True)
-    opened = open_source(variant, source)
-    result = timing.measure(lambda: perform(row, variant, api, opened, output))
-    if output.exists():
-        result |= {"output": str(output), "output_bytes": package_bytes(output)}
-    return result
+    opened = how.open_source(row, variant, source)
+    done = timing.measure(lambda: how.perform(row, variant, api, opened, output))
+    kept: dict[str, Any] = how.keep(row, done, output)
+    return kept
