@@ -7,7 +7,9 @@ palette is in buffers, so it goes wherever the state of the module goes: ``state
 - ``_COREML_/weight/...``: the table and its scales, where ``coremltools.convert`` looks for them
   from version 8 on. It has no field for indices, and searches for them.
 - ``_MLOPT_/weight/indices``: the packed indices, uint8[ceil(indices * nbits / 8)], so that
-  nobody who knows of them has to search; ``codes``: the table in 8 bits, where it is stored so.
+  nobody who knows of them has to search; ``codes``: the table in 8 bits, where it is stored so;
+  ``dtype``: the number of the weight's dtype when it was palettized, since ``model.half()`` and the
+  like cast weights and tables each on their own.
 
 With a table in 8 bits and a per-channel scale, coremltools has no way to say both; its
 fields then hold the table in floats, which stands for the same weight.
@@ -16,13 +18,16 @@ fields then hold the table in floats, which stands for the same weight.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
+from mlopt.mil.targets import Target
 from mlopt.palette.bits import pack_bits, unpack_bits
 from mlopt.palette.palettized import Palettized
 from mlopt.palette.quantized import QuantizedTable
@@ -78,7 +83,9 @@ class CarriedPalette:
         return f"{module_name}.{COREML}/{parameter_name}/".removeprefix(".")
 
     def palettized(self) -> Palettized:
-        """The palette, in the dtype of the weight.
+        """The palette, in the dtype that the weight had when it was palettized.
+
+        Where the model was cast to a narrower one since, tables and scales are the narrower ones.
 
         Raises
         ------
@@ -86,13 +93,14 @@ class CarriedPalette:
             Fields are missing or contradict each other, or the palette is not that of the weight.
         """
         try:
-            palettized = self._read()
-        except (KeyError, ValueError) as error:
+            first = _DTYPES[int(self.fields["dtype"])]
+            palettized = self._read(first)
+        except (IndexError, KeyError, ValueError) as error:
             raise ConfigError(
                 f"{self.name}: the palette that the model carries is damaged ({error}); palettize "
                 "the model again"
             ) from error
-        if palettized.shape != tuple(self.weight.shape) or not self._agrees(palettized):
+        if palettized.shape != tuple(self.weight.shape) or not self._agrees(palettized, first):
             raise ConfigError(
                 f"{self.name}: the weight is not the one that the model's palette stands for; it "
                 "was changed after it was palettized. Palettize the model again, or drop the "
@@ -100,9 +108,15 @@ class CarriedPalette:
             )
         return palettized
 
-    def _read(self) -> Palettized:
+    def _read(self, dtype: torch.dtype) -> Palettized:
         fields = self.fields
-        table = as_array(fields["lut"])
+
+        def floats(name: str) -> npt.NDArray[Any]:
+            tensor = fields[name]
+            # what a cast to a wider dtype has made of it is exactly the same number
+            return as_array(tensor.to(dtype) if _holds(tensor.dtype, dtype) else tensor)
+
+        table = floats("lut")
         entries, d = table.shape[-2:]
         nbits = int(entries).bit_length() - 1
         vector_axis = int(fields["vector_axis"]) if "vector_axis" in fields else None
@@ -111,24 +125,37 @@ class CarriedPalette:
         )
         packed = as_array(fields["indices"])
         indices = unpack_bits(packed, nbits, int(np.prod(shape))).reshape(shape)
-        scale = as_array(fields["palettization_scale"]) if "palettization_scale" in fields else None
+        scale = floats("palettization_scale") if "palettization_scale" in fields else None
         quantized = None
         if "codes" in fields:
             offset = as_array(fields["offset"]) if "offset" in fields else None
-            quantized = QuantizedTable(
-                as_array(fields["codes"]), as_array(fields["codes_scale"]), offset
-            )
+            quantized = QuantizedTable(as_array(fields["codes"]), floats("codes_scale"), offset)
             table = quantized.decode()
         return Palettized(table, indices, vector_axis, scale, quantized)
 
-    def _agrees(self, palettized: Palettized) -> bool:
-        """Whether palette and weight are equal but for a rounding, as ``model.half()`` leaves."""
-        weight = self.weight.detach()
-        stored = as_tensor(palettized.dequantize()).to(weight.device)
-        if torch.equal(stored, weight):
-            return True
+    def _agrees(self, palettized: Palettized, first: torch.dtype) -> bool:
+        """Whether palette and weight are equal, but for what narrowing casts have rounded."""
+        weight = self.weight.detach().cpu()
+        stored = as_tensor(palettized.dequantize())
+        if _holds(weight.dtype, first):
+            return torch.equal(stored.to(weight.dtype), weight)
+        # two factors and their product are rounded on one side, the product on the other
         limits = torch.finfo(weight.dtype)
-        return torch.allclose(stored, weight, rtol=2 * limits.eps, atol=limits.tiny)
+        return torch.allclose(
+            stored.double(),
+            weight.double(),
+            rtol=4 * max(limits.eps, torch.finfo(first).eps),
+            atol=4 * limits.smallest_normal * limits.eps,
+        )
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""By the number that stands for them in a state. Only ever append."""
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether a dtype has all numbers of another."""
+    return torch.promote_types(dtype, other) == dtype
 
 
 def carried_palettes(state: Mapping[str, torch.Tensor]) -> Iterator[CarriedPalette]:
@@ -154,11 +181,40 @@ def carried_palettes(state: Mapping[str, torch.Tensor]) -> Iterator[CarriedPalet
         yield CarriedPalette(name, state[name], fields)
 
 
+def target_of_others(state: Mapping[str, torch.Tensor]) -> Target | None:
+    """The target that weights need which coremltools' own optimizers described; None without any.
+
+    Below iOS16, its conversion passes over them.
+    """
+    suffix, found = "/compression_type", None
+    for key in state:
+        if not (is_palette_field(key) and key.endswith(suffix)):
+            continue
+        start = key.removesuffix("compression_type")
+        if start.replace(f"{COREML}/", f"{_MLOPT}/") + "indices" in state:
+            continue
+        lut = state.get(start + "lut")
+        is_old = state[key].tolist() in ([1], [2]) and start + "palettization_scale" not in state
+        is_old &= lut is None or lut.numel() == max(lut.shape[-2:])
+        found = max(found or Target.iOS16, Target.iOS16 if is_old else Target.iOS18)
+    return found
+
+
 def remove_palettes(model: nn.Module) -> None:
     """Drop the palettes that a model carries; its weights stay as they are.
 
     Afterwards it is a plain model, to be trained further, say. Palettes of coremltools go as well.
+
+    Raises
+    ------
+    ConfigError
+        It is no module, or a traced one, whose buffers cannot be removed.
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"palettes can be removed from a torch.nn.Module, got {type(model).__name__}; remove "
+            "them before the model is traced or exported"
+        )
     for module in model.modules():
         for name in [name for name in module._buffers if is_palette_field(name)]:
             del module._buffers[name]
@@ -185,8 +241,10 @@ _COREML_FIELDS = frozenset(
 def _buffers(palettized: Palettized) -> dict[str, torch.Tensor]:
     """The fields of a palette."""
     kinds = [_PALETTIZATION]
+    table = as_tensor(palettized.table)
     fields = {
-        "lut": as_tensor(palettized.table),
+        "lut": table,
+        "dtype": torch.tensor(_DTYPES.index(table.dtype)),
         "indices": as_tensor(pack_bits(palettized.indices, palettized.nbits)),
     }
     if palettized.vector_axis is not None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mlopt.coreml.emission import PackedPalette, needed_target
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.replacement import Replacements
@@ -19,8 +21,8 @@ from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.palettized import Palettized
-from mlopt.torch.carried import CarriedPalette, carried_palettes
-from mlopt.torch.stand_ins import MOST, stand_ins, state_with
+from mlopt.torch.carried import CarriedPalette, carried_palettes, target_of_others
+from mlopt.torch.stand_ins import MOST, is_untouched, stand_ins, state_with, without_folding
 from mlopt.torch.tracing import described_as, input_types, state_of, traced
 
 _NUMPY_NAMES = {"fp16": "float16", "fp32": "float32"}
@@ -51,8 +53,8 @@ def convert(
         For a module only: a tensor, a tuple of tensors, or a dictionary of tensors by the names
         of the arguments, to trace it with.
     inputs
-        As for ``coremltools.convert``. None: the shapes and dtypes of ``example_inputs``, with the
-        names of the arguments of ``forward``.
+        As for ``coremltools.convert``. None: the shapes and dtypes of ``example_inputs``, and the
+        names in a dictionary of them.
     minimum_deployment_target
         The target of the result, such as ``"iOS18"`` or a member of ``coremltools.target``. None:
         what the palettes need, iOS16 or iOS18; without any palettes, coremltools' default.
@@ -84,6 +86,7 @@ def convert(
             f"{convert_kwargs['convert_to']!r}; leave it out, or use coremltools.convert"
         )
     asked = None if minimum_deployment_target is None else Target.parse(minimum_deployment_target)
+    _check_destination(convert_kwargs.get("package_dir"))
     import coremltools
 
     source = traced(model, example_inputs)
@@ -91,7 +94,7 @@ def convert(
         inputs = input_types(model, example_inputs)
     # not the palettes of the traced copy: they may have been widened for coremltools
     palettes = _numbered(carried_palettes(state_of(model)))
-    target = _target(palettes, asked)
+    target = _target(palettes, state_of(model), asked)
     options = dict(convert_kwargs, inputs=inputs)
     if target is not None:
         options["minimum_deployment_target"] = getattr(coremltools.target, target.ios)
@@ -99,14 +102,14 @@ def convert(
         return coremltools.convert(source, **options)
 
     destination = options.pop("package_dir", None)
-    # the stand-ins are no model to load
-    converted = coremltools.convert(
-        described_as(source, state_with(state_of(source), palettes)),
-        **{**options, "skip_model_load": True},
-    )
+    # for the stand-ins, which are no model to load either
+    options["pass_pipeline"] = without_folding(options.get("pass_pipeline"))
+    options["skip_model_load"] = True
+    state = state_of(source)
+    converted = coremltools.convert(described_as(source, state_with(state, palettes)), **options)
     with contextlib.ExitStack() as cleanup:
         path = Path(destination) if destination is not None else temporary_package(cleanup)
-        path = _with_palettes(converted, palettes, path)
+        path = _with_palettes(converted, palettes, state, path)
         cleanup.pop_all()
     return as_mlmodel(
         path,
@@ -114,6 +117,19 @@ def convert(
         is_temporary=destination is None,
         skip_model_load=bool(convert_kwargs.get("skip_model_load", False)),
     )
+
+
+def _check_destination(package_dir: Any) -> None:
+    """Refuse what coremltools refuses, whether or not there are palettes."""
+    if package_dir is None:
+        return
+    path = Path(package_dir)
+    if path.suffix != ".mlpackage":
+        raise ConfigError(f"package_dir has to end in .mlpackage, got {str(package_dir)!r}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"package_dir has to be new, got {str(package_dir)!r}, which exists; remove it first"
+        )
 
 
 def _numbered(palettes: Iterator[CarriedPalette]) -> dict[int, list[CarriedPalette]]:
@@ -130,7 +146,11 @@ def _numbered(palettes: Iterator[CarriedPalette]) -> dict[int, list[CarriedPalet
     return found
 
 
-def _target(palettes: Mapping[int, list[CarriedPalette]], asked: Target | None) -> Target | None:
+def _target(
+    palettes: Mapping[int, list[CarriedPalette]],
+    state: Mapping[str, torch.Tensor],
+    asked: Target | None,
+) -> Target | None:
     """The target to convert for; None for coremltools' default.
 
     Every palette is read for it, so that what is wrong with one is said before the conversion.
@@ -140,7 +160,7 @@ def _target(palettes: Mapping[int, list[CarriedPalette]], asked: Target | None) 
     TargetError
         What was asked for is too old for some palettes.
     """
-    newest = asked
+    newest = asked or target_of_others(state)
     violations = []
     for sharing in palettes.values():
         palettized = sharing[0].palettized()
@@ -174,9 +194,15 @@ def _form(palettized: Palettized) -> str:
 
 
 def _with_palettes(
-    converted: Any, palettes: Mapping[int, list[CarriedPalette]], destination: Path
+    converted: Any,
+    palettes: Mapping[int, list[CarriedPalette]],
+    state: Mapping[str, torch.Tensor],
+    destination: Path,
 ) -> Path:
-    """Write a converted model with palettes in the places of their stand-ins."""
+    """Write a converted model with palettes in the places of their stand-ins.
+
+    ``state``: that of the model that was converted.
+    """
     package = open_package(converted)
     with PackageWriter(package, destination) as writer:
         replacements = Replacements(writer)
@@ -184,19 +210,18 @@ def _with_palettes(
         for program in package.programs:
             places: dict[tuple[int, str], list[Node]] = {}
             for number, node in stand_ins(program):
-                dtype, _ = _result_type(node)
+                dtype = _result_dtype(node)
                 places.setdefault((number, dtype), []).append(node)
             for (number, dtype), nodes in places.items():
                 palette = palettes[number][0]
                 palettized = _rounded(palette, dtype)
-                for node in nodes:
-                    _, shape = _result_type(node)
-                    if shape != palettized.shape:
-                        raise ConfigError(
-                            f"{palette.name}: coremltools made a weight of shape {list(shape)} of "
-                            f"the palettized one of {list(palettized.shape)}; leave it alone in "
-                            "the configuration, and palettize it after the conversion"
-                        )
+                if not all(is_untouched(n, state[palette.name], number) for n in nodes):
+                    raise ConfigError(
+                        f"{palette.name}: a pass of coremltools changed what the palettized weight "
+                        "was in the program, and its palette does not fit any more; leave the pass "
+                        "out of pass_pipeline, or leave the weight alone and palettize it after "
+                        "the conversion"
+                    )
                 packed = PackedPalette.of(palettized)
                 replacements.replace(program, nodes, packed, file_name=None)
                 missing.pop(number, None)
@@ -212,11 +237,11 @@ def _with_palettes(
     return path
 
 
-def _result_type(node: Node) -> tuple[str, tuple[int, ...]]:
-    """Element type by numpy's name, and shape, of what a stand-in stands for."""
+def _result_dtype(node: Node) -> str:
+    """Element type, by numpy's name, of what a stand-in stands for."""
     declared = tensor_type_of(node.outputs[0].type)
     assert declared is not None
-    return _NUMPY_NAMES[declared[0].name], declared[1]
+    return _NUMPY_NAMES[declared[0].name]
 
 
 def _rounded(palette: CarriedPalette, dtype: str) -> Palettized:

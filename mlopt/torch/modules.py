@@ -6,7 +6,7 @@ output and input channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -87,10 +87,17 @@ class Owner:
 
 @attrs.frozen(eq=False)
 class ModelParameter:
-    """One parameter and the modules (at least one) that have it; several where it is tied."""
+    """One parameter and the modules (at least one) that have it; several where it is tied.
+
+    tensor: its values; twins: further parameters that are the same view of the same memory, which
+    ties them as well; overlaps: whether other parameters have a part of its memory, or some of its
+    own elements do.
+    """
 
     tensor: torch.Tensor
     owners: tuple[Owner, ...]
+    twins: tuple[torch.Tensor, ...] = ()
+    overlaps: bool = False
 
     @property
     def name(self) -> str:
@@ -122,21 +129,65 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
     Raises
     ------
     ConfigError
-        Some have no values yet (lazy modules, the meta device), or lie on several processes.
+        Some have no values yet (lazy modules, the meta device).
     """
-    found: dict[int, tuple[torch.Tensor, list[Owner]]] = {}
+    found: dict[object, tuple[list[torch.Tensor], list[Owner]]] = {}
     without_values = []
-    for module_name, module in model.named_modules():
+    for module_name, module in model.named_modules(remove_duplicate=False):
         for parameter_name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             owner = Owner(module_name, module, parameter_name)
             if nn.parameter.is_lazy(parameter) or parameter.is_meta:
                 without_values.append(owner.name)
-            found.setdefault(id(parameter), (parameter, []))[1].append(owner)
+                continue
+            tensors, owners = found.setdefault(_place(parameter), ([], []))
+            if not any(tensor is parameter for tensor in tensors):
+                tensors.append(parameter)
+            owners.append(owner)
     if without_values:
         raise ConfigError(
             f"parameters without values cannot be palettized, got {', '.join(without_values)} (a "
             "lazy module before its first call, or the meta device); materialize the model first"
         )
-    return tuple(ModelParameter(tensor, tuple(owners)) for tensor, owners in found.values())
+    overlapping = _overlapping([tensors[0] for tensors, _ in found.values()])
+    return tuple(
+        ModelParameter(tensors[0], tuple(owners), tuple(tensors[1:]), id(tensors[0]) in overlapping)
+        for tensors, owners in found.values()
+    )
+
+
+def _place(tensor: torch.Tensor) -> object:
+    """What two parameters have in common that are the same memory seen in the same way."""
+    if not _has_memory(tensor):
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie at strides in memory of its own process."""
+    return tensor.layout is torch.strided and tensor.numel() > 0 and tensor.data_ptr() != 0
+
+
+def _overlapping(tensors: Sequence[torch.Tensor]) -> set[int]:
+    """The ids of those whose memory others have a part of, or that has one element twice."""
+    spans: dict[object, list[tuple[int, int, int]]] = {}
+    found = set()
+    for tensor in filter(_has_memory, tensors):
+        lengths = zip(tensor.shape, tensor.stride(), strict=True)
+        extent = 1 + sum((n - 1) * stride for n, stride in lengths)
+        if any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+            found.add(id(tensor))
+        start = tensor.data_ptr()
+        place = tensor.device, tensor.untyped_storage().data_ptr()
+        end = start + extent * tensor.element_size()
+        spans.setdefault(place, []).append((start, end, id(tensor)))
+    for group in spans.values():
+        group.sort()
+        reach, last = -1, 0
+        for start, end, identity in group:
+            if start < reach:
+                found |= {last, identity}
+            if end > reach:
+                reach, last = end, identity
+    return found

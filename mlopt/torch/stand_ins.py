@@ -1,26 +1,36 @@
 """Weights that hold the places of palettes while coremltools converts a model.
 
-coremltools converts a weight that its state describes as quantized into a constexpr operation, and
-from then on treats it as what it is, constant and not to be computed with: no pass folds it into
-something else. So every palettized weight goes through the conversion as an 8-bit quantized one
-whose parameters are a number that names it. No quantized weight has a scale below 0, so a stand-in
-cannot be mistaken for one. In the converted program each is found by its number, and nothing has to
-be searched or guessed.
+coremltools converts a weight that its state describes as quantized into a constexpr operation. So
+every palettized weight goes through the conversion as an 8-bit quantized one whose parameters are a
+number that names it. No quantized weight has a scale below 0, so a stand-in cannot be mistaken for
+one. In the converted program each is found by its number, and nothing has to be searched or
+guessed.
+
+One pass of coremltools computes with such weights (it folds a transpose into them, say), which it
+does not do with palettes. It is left out, and the data of every stand-in is compared with what it
+should be, so that no other pass can do the like unnoticed.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 
 from mlopt.mil.program import Node, Program
 from mlopt.torch.carried import QUANTIZATION, CarriedPalette
 
-# float16, which a conversion may round to, holds all integers to 2**11; offsets are int8.
+# float16, which a conversion may round to, holds all these multiples; offsets are int8.
 _SCALES, _OFFSETS = 1 << 11, 1 << 7
+_UNIT = 2.0**-8
 MOST = _SCALES * _OFFSETS
 """Stand-ins that one model can have."""
+
+FOLDING_PASS = "common::merge_affine_dequantize_with_consecutive_ops"
+"""The pass of coremltools that computes with quantized weights."""
 
 # by operation: its scale and its offset
 _PARAMETERS = {
@@ -32,11 +42,11 @@ _PARAMETERS = {
 def stand_in(palette: CarriedPalette, number: int) -> dict[str, torch.Tensor]:
     """Entries of a model's state that make a weight the stand-in of a number below ``MOST``."""
     one = (1,) * palette.weight.dim()
-    offset, scale = divmod(number, _SCALES)
+    scale, offset = _parameters(number)
     fields = {
         "compression_type": torch.tensor([QUANTIZATION]),
         "quantization_n_bits": torch.tensor(8),
-        "quantization_scale": torch.full(one, -1.0 - scale),
+        "quantization_scale": torch.full(one, scale),
         "zero_point": torch.full(one, offset, dtype=torch.int8),
     }
     return {palette.prefix + name: tensor for name, tensor in fields.items()}
@@ -52,7 +62,37 @@ def stand_ins(program: Program) -> Iterator[tuple[int, Node]]:
                 continue
             value = float(node.scalar(scale_name))
             if value < 0:
-                yield int(-value) - 1 + _SCALES * int(node.scalar(offset_name, 0)), node
+                multiple = round(-value / _UNIT) - 1
+                yield multiple * _OFFSETS + int(node.scalar(offset_name, 0)), node
+
+
+def is_untouched(node: Node, weight: torch.Tensor, number: int) -> bool:
+    """Whether a stand-in in a program still holds what coremltools made of ``weight`` at first."""
+    data_name = "quantized_data" if node.op_type == "constexpr_affine_dequantize" else "data"
+    constant = node.constant_input(data_name)
+    if constant is None or constant.shape != tuple(weight.shape):
+        return False
+    scale, offset = _parameters(number)
+    # the same steps, in the same format
+    dense = weight.detach().cpu().numpy()
+    codes = np.round(dense / np.full((1,) * dense.ndim, scale, np.float32)) + offset
+    low, high = (0, 255) if codes.min() >= 0 else (-128, 127)
+    return np.array_equal(np.clip(codes, low, high), constant.value())
+
+
+def without_folding(pipeline: Any) -> Any:
+    """A copy of a ``coremltools.PassPipeline`` (None: the default one) without that pass."""
+    import coremltools
+
+    found = coremltools.PassPipeline() if pipeline is None else copy.deepcopy(pipeline)
+    found.remove_passes({FOLDING_PASS})
+    return found
+
+
+def _parameters(number: int) -> tuple[float, int]:
+    """Scale and offset of the stand-in of a number."""
+    multiple, offset = divmod(number, _OFFSETS)
+    return -_UNIT * (1 + multiple), offset
 
 
 def state_with(

@@ -39,14 +39,16 @@ def load_state_dict(
     ConfigError
         Keys (``strict``) or shapes do not fit. The model is as it was then.
     """
-    own = {k: v for k, v in model.state_dict().items() if not is_palette_field(k)}
-    plain = {k: v for k, v in state.items() if not is_palette_field(k)}
+    own, plain = (
+        {k: v for k, v in each.items() if not is_palette_field(k)}
+        for each in (model.state_dict(), state)
+    )
     problems = [f"no {key!r} in the state" for key in own if key not in plain] if strict else []
     problems += [f"no {key!r} in the model" for key in plain if key not in own] if strict else []
     problems += [
-        f"{key!r} is {list(plain[key].shape)} in the state, {list(own[key].shape)} in the model"
+        f"{key!r} is {_shape(plain[key])} in the state, {_shape(own[key])} in the model"
         for key in own
-        if key in plain and own[key].shape != plain[key].shape
+        if key in plain and _shape(own[key]) != _shape(plain[key])
     ]
     if problems:
         raise ConfigError(
@@ -63,3 +65,8 @@ def load_state_dict(
             device = next((p.device for p in module.parameters()), tensor.device)
             module.register_buffer(name, torch.empty_like(tensor, device=device))
     return model.load_state_dict(dict(state), strict=strict)
+
+
+def _shape(value: Any) -> list[int] | None:
+    """The shape of a tensor; None for the extra state that a module may have."""
+    return list(value.shape) if isinstance(value, torch.Tensor) else None

@@ -15,6 +15,7 @@ from torch import nn
 
 from mlopt.errors import ConfigError
 from mlopt.torch.carried import is_palette_field
+from mlopt.torch.copies import computed_tensors
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -50,6 +51,8 @@ def traced(model: Any, example_inputs: Any) -> Any:
         )
     module = _convertible(model).eval()
     examples = _converted(example_inputs)
+    if isinstance(examples, dict):
+        examples = {name: example for name, example in _in_order(model, examples) if name}
     with torch.no_grad(), _plain_attention(), warnings.catch_warnings():
         # it is what coremltools converts best, and nothing that a caller of ours can change
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)
@@ -80,7 +83,9 @@ def described_as(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
 
 
 def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
-    """``coremltools.TensorType`` for each example, named as the arguments of ``forward``.
+    """``coremltools.TensorType`` for each example, in the order of the arguments of ``forward``.
+
+    Examples in a dictionary give the inputs their names.
 
     Raises
     ------
@@ -90,44 +95,53 @@ def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
     import coremltools
 
     types = []
-    for name, example in _named(module, example_inputs):
+    for name, example in _in_order(module, example_inputs):
         if not isinstance(example, torch.Tensor):
             raise ConfigError(
                 f"example_inputs have to be tensors, got {type(example).__name__}; describe such "
                 "an input with inputs=[coremltools.TensorType(...), ...]"
             )
-        is_number = example.is_floating_point()
-        dtype = {} if is_number else {"dtype": np.int32}
+        dtype = {} if example.is_floating_point() else {"dtype": np.int32}
         types.append(coremltools.TensorType(name=name, shape=tuple(example.shape), **dtype))
     return types
 
 
-def _named(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, Any]]:
-    """The examples with the names of their arguments; None where ``forward`` gives no name."""
-    if isinstance(example_inputs, Mapping):
-        return list(example_inputs.items())
-    examples = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+def _in_order(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, Any]]:
+    """The examples as the traced graph has them, with their names in a dictionary."""
+    if not isinstance(example_inputs, Mapping):
+        is_one = not isinstance(example_inputs, (tuple, list))
+        return [(None, each) for each in ([example_inputs] if is_one else example_inputs)]
     parameters = inspect.signature(module.forward).parameters.values()
-    names = [parameter.name for parameter in parameters if parameter.kind in kinds]
-    return list(zip([*names, *[None] * len(examples)], examples, strict=False))
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    unknown = [name for name in example_inputs if name not in names]
+    if unknown:
+        raise ConfigError(
+            "example_inputs in a dictionary have to be positional arguments of forward, got "
+            f"{unknown[0]!r}; it has {', '.join(names) or 'none'}"
+        )
+    return [(name, example_inputs[name]) for name in names if name in example_inputs]
 
 
 def _convertible(model: nn.Module) -> nn.Module:
     """A copy of a module whose tensors are float32 on the CPU, and its own where they are that."""
-    memo: dict[int, object] = {}
+    memo = computed_tensors(model)
     for module in model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None or id(tensor) in memo:
                 continue
             # the codes of palettes are integers, and everything else in them is as wide as weights
             dtype = torch.float32 if tensor.dtype in _NARROW else tensor.dtype
-            if tensor.dtype == dtype and tensor.device.type == "cpu":
-                memo[id(tensor)] = tensor
-                continue
             plain = tensor.detach().to("cpu", dtype)
-            is_parameter = isinstance(tensor, nn.Parameter) and not is_palette_field(name)
-            memo[id(tensor)] = nn.Parameter(plain, requires_grad=False) if is_parameter else plain
+            is_field = is_palette_field(name)
+            if name in module._buffers and not is_field:
+                # tracing runs the model, which may write to its state
+                plain = plain.clone() if plain.data_ptr() == tensor.data_ptr() else plain
+                memo[id(tensor)] = plain
+            elif plain.dtype == tensor.dtype and tensor.device.type == "cpu":
+                memo[id(tensor)] = tensor
+            else:
+                is_parameter = isinstance(tensor, nn.Parameter) and not is_field
+                memo[id(tensor)] = nn.Parameter(plain, False) if is_parameter else plain
     return copy.deepcopy(model, memo)
 
 

@@ -480,3 +480,221 @@ def test_nothing_is_searched(monkeypatch):
     model, _ = palettized(every_kind(), n_bits=2)
     with unsearched(monkeypatch):
         assert len(compressed_weights(converted(model))) == 19
+
+
+class Uses(nn.Module):
+    """A square weight, or a kernel, used in a way of its own."""
+
+    def __init__(self, use, is_kernel):
+        super().__init__()
+        if is_kernel:
+            self.conv = nn.Conv2d(4, 4, 3, bias=False)
+        else:
+            self.linear = nn.Linear(16, 16, bias=False)
+        self.use = use
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+USES = {
+    "x @ W": lambda m, x: x @ m.linear.weight,
+    "x @ W + b": lambda m, x: x @ m.linear.weight + 1.5,
+    "twice": lambda m, x: (x @ m.linear.weight) @ m.linear.weight,
+    "transposed": lambda m, x: torch.cat([x, m.linear.weight.t()]),
+    "permuted rows": lambda m, x: nn.functional.linear(
+        x, m.linear.weight.view(4, 4, 16).transpose(0, 1).reshape(16, 16)
+    ),
+    "as a convolution": lambda m, x: nn.functional.conv2d(
+        x.t()[None, :, :, None], m.linear.weight[:, :, None, None]
+    ),
+    "transposed kernel": lambda m, x: nn.functional.conv2d(
+        x.reshape(1, 4, -1, 16), m.conv.weight.transpose(0, 1)
+    ),
+    "turned kernel": lambda m, x: nn.functional.conv2d(
+        x.reshape(1, 4, -1, 16), m.conv.weight.permute(0, 1, 3, 2)
+    ),
+    "in a batch": lambda m, x: torch.bmm(x[None], m.linear.weight[None]),
+    "added": lambda m, x: x + m.linear.weight.t()[:1],
+    "sliced": lambda m, x: nn.functional.linear(x, m.linear.weight[3:9]),
+}
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
+@pytest.mark.parametrize("use", USES)
+def test_weights_that_the_program_transposes_or_reshapes_are_stored_as_they_are(use, target):
+    """coremltools folds such operations into quantized weights, but not into palettes."""
+    model, _ = palettized(Uses(USES[use], "kernel" in use).eval(), n_bits=4)
+    example = torch.zeros(16, 16)
+    inputs = [ct.TensorType("x", shape=example.shape)]
+    ours = quietly(convert, model, example, inputs=inputs, minimum_deployment_target=target)
+    theirs = quietly(
+        lambda: ct.convert(
+            torch.jit.trace(model, example),
+            inputs=inputs,
+            minimum_deployment_target=getattr(ct.target, target),
+        )
+    )
+    assert meaning(ours) == meaning(theirs)
+
+
+def meaning(model):
+    """What a program computes, without names: each operation with what it reads.
+
+    Constants, compressed ones as coremltools materialises them, stand as their values, and what
+    other operations give as the place of those.
+    """
+    values = decompressed_constants(model)
+    found, places = [], {}
+    for op in pymil_operations(load_program(model).functions["main"]):
+        if op.op_type == "const" or op.op_type.startswith("constexpr_"):
+            continue
+        reads = []
+        for parameter, bound in sorted(op.inputs.items()):
+            for var in bound if isinstance(bound, (list, tuple)) else [bound]:
+                if var is None or parameter == "name":
+                    continue
+                if var.name in places:
+                    reads.append((parameter, places[var.name]))
+                elif var.name in values:
+                    reads.append((parameter, values[var.name].tobytes()))
+                elif var.op is not None and var.val is not None:
+                    reads.append((parameter, np.asarray(var.val).tobytes()))
+                else:
+                    reads.append((parameter, var.name))  # an input of the model
+        for output in op.outputs:
+            places[output.name] = len(places)
+        found.append((op.op_type, *reads))
+    return found
+
+
+def test_examples_in_a_dictionary_may_stand_in_any_order():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, ids, mask):
+            return self.linear(ids) - mask
+
+    model, _ = palettized(Net(), n_bits=2)
+    example = torch.zeros(1, 8)
+    found = quietly(convert, model, {"mask": example, "ids": example})
+    assert [i.name for i in found.get_spec().description.input] == ["ids", "mask"]
+    operations = list(pymil_operations(load_program(found).functions["main"]))
+    reads = {op.op_type: op for op in operations}
+    casts = {op.outputs[0].name: op.x.name for op in operations if op.op_type == "cast"}
+    first = reads["linear"].x.name
+    assert casts.get(first, first) == "ids"
+    with pytest.raises(ConfigError, match="got 'masks'; it has ids, mask"):
+        convert(model, {"masks": example, "ids": example})
+
+
+def test_buffers_that_the_model_writes_to_stay_as_they_are():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+            self.register_buffer("count", torch.zeros(8))
+
+        def forward(self, x):
+            self.count += 1
+            return self.linear(x) + self.count
+
+    model, _ = palettized(Counting(), n_bits=2)
+    quietly(convert, model, torch.zeros(1, 8))
+    assert not model.count.any()
+
+
+def test_an_input_that_is_returned_under_its_name_is_converted():
+    model, _ = palettized(nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5)), n_bits=2)
+    assert quietly(convert, model, torch.zeros(1, 16)).get_spec().specificationVersion == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float16),
+        (torch.float32, torch.bfloat16),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["scale", "uint8 table in groups"])
+def test_models_that_are_cast_keep_their_palettes(form, first, then):
+    model = nn.Sequential(nn.Linear(16, 16)).to(first)
+    model, _ = palettized(model, **FORMS[form])
+    found = quietly(
+        convert, model.to(then), torch.zeros(1, 16), compute_precision=ct.precision.FLOAT32
+    )
+    (weight,) = (w.val for w in coreml.get_weights_metadata(found, 0).values() if w.compression)
+    expected = model[0].weight.detach().float().numpy()
+    loosest = max(torch.finfo(first).eps, torch.finfo(then).eps)
+    np.testing.assert_allclose(weight, expected, rtol=4 * loosest, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_smallest_change_of_a_half_precision_weight_is_seen(dtype):
+    model = nn.Sequential(nn.Linear(16, 16)).to(dtype)
+    with torch.no_grad():
+        model[0].weight.mul_(2.0**-14)
+    model, _ = palettized(model, n_bits=4)
+    bits = model[0].weight.detach().view(torch.int16)
+    bits[0, 0] += 1
+    with pytest.raises(ConfigError, match="changed after it was palettized"):
+        convert(model, torch.zeros(1, 16))
+
+
+def test_a_state_can_be_loaded_into_a_model_of_another_dtype():
+    model, _ = palettized(nn.Sequential(nn.Linear(16, 16)), **FORMS["int8 table, scale"])
+    half = nn.Sequential(nn.Linear(16, 16)).half()
+    load_state_dict(half, model.state_dict())
+    assert quietly(convert, half, torch.zeros(1, 16)) is not None
+
+
+def test_reparametrized_models_are_converted():
+    """Old-style pruning and weight_norm leave computed tensors behind, which cannot be copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.utils.weight_norm(nn.Linear(16, 16))
+    pruned = nn.utils.prune.l1_unstructured(nn.Linear(16, 16), "weight", 0.5)
+    model = nn.Sequential(normed, pruned, nn.Linear(16, 16))
+    compressed, report = palettized(model, n_bits=2)
+    assert "remove_weight_norm" in report["0.weight_v"].reason
+    assert "prune.remove" in report["1.weight_orig"].reason
+    assert [row.name for row in report.palettized] == ["2.weight"]
+    found = quietly(convert, compressed, torch.zeros(1, 16))
+    (kept,) = (w for w in coreml.get_weights_metadata(found, 0).values() if w.compression)
+    assert kept.val.shape == (16, 16)
+
+
+@pytest.mark.parametrize(("options", "version"), [({}, 7), ({"group_size": 4}, 9)], ids=str)
+def test_palettes_of_coremltools_get_the_target_that_they_need(options, version):
+    from coremltools.optimize.torch import palettization as reference
+
+    rule = {"n_bits": 2} | options
+    if options:
+        rule["granularity"] = "per_grouped_channel"
+    config = reference.PostTrainingPalettizerConfig.from_dict({"global_config": rule})
+    model = nn.Sequential(nn.Linear(16, 16))
+    model = quietly(reference.PostTrainingPalettizer(model, config).compress)
+    found = quietly(convert, model, torch.zeros(1, 16))
+    assert found.get_spec().specificationVersion == version
+    assert any(w.compression for w in coreml.get_weights_metadata(found, 0).values())
+
+
+def test_package_dir_is_checked_before_the_conversion(tmp_path):
+    model, _ = palettized(nn.Sequential(nn.Linear(16, 16)), n_bits=2)
+    with pytest.raises(ConfigError, match=r"end in \.mlpackage"):
+        convert(model, torch.zeros(1, 16), package_dir=str(tmp_path / "out"))
+    (tmp_path / "out.mlpackage").mkdir()
+    (tmp_path / "out.mlpackage" / "file").touch()
+    with pytest.raises(ConfigError, match="has to be new"):
+        convert(model, torch.zeros(1, 16), package_dir=str(tmp_path / "out.mlpackage"))
+
+
+def test_traced_models_cannot_lose_their_palettes():
+    with pytest.raises(ConfigError, match="before the model is traced"):
+        remove_palettes(traced(network("4 bits")[0]))

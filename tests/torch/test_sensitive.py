@@ -222,7 +222,7 @@ def test_wrong_arguments_are_refused():
         palettizer.compress(dataloader=samples())
     with pytest.raises(ConfigError, match="no sample"):
         palettizer.compress(dataloader=[], loss_fn=loss_fn)
-    with pytest.raises(ConfigError, match="SKMPalettizerConfig, got PostTraining"):
+    with pytest.raises(ConfigError, match=r"SKMPalettizerConfig, got \S+\.PostTraining"):
         SKMPalettizer(every_kind(), PostTrainingPalettizerConfig())
     with pytest.raises(ConfigError, match="call compress first"):
         palettizer.report()
@@ -236,8 +236,16 @@ def test_no_more_samples_are_drawn_than_asked_for():
             drawn.append(sample)
             yield sample
 
-    SKMPalettizer(every_kind(), config(nsamples=3, n_bits=2)).compress(stream(), loss_fn)
+    palettizer = SKMPalettizer(every_kind(), config(nsamples=3, n_bits=2))
+    palettizer.compress(stream(), loss_fn)
     assert len(drawn) == 3
+    assert not palettizer.report().notes
+
+
+def test_fewer_samples_than_asked_for_are_noted():
+    palettizer = SKMPalettizer(every_kind(), config(nsamples=100, n_bits=2))
+    palettizer.compress(samples(), loss_fn)
+    assert "fewer than the 100 of calibration_nsamples" in palettizer.report().notes[0]
 
 
 def test_the_example_of_the_reference_works(tmp_path):

@@ -24,9 +24,10 @@ class Palettizer(Generic[ConfigT]):
     def __init__(self, model: nn.Module, config: ConfigT | None = None) -> None:
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
+            got = f"{type(config).__module__}.{type(config).__name__}"
             raise ConfigError(
                 f"config has to be an mlopt.torch.palettization.{self.config_class.__name__}, got "
-                f"{type(config).__name__}; a dictionary goes through its from_dict"
+                f"{got}; a dictionary goes through its from_dict"
             )
         self._model = model
         self._config: ConfigT = config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from mlopt.palette.palettize import palettize
 from mlopt.palette.palettized import Palettized
 from mlopt.palette.spec import PaletteSpec
 from mlopt.torch.carried import attach, mark
+from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
 from mlopt.torch.palettization.decisions import Decision, decide
@@ -34,6 +35,7 @@ def compress(
     importance: Importance | None,
     workers: int,
     inplace: bool,
+    notes: Sequence[str] = (),
 ) -> tuple[nn.Module, Report]:
     """Palettize the parameters of a model as a configuration says.
 
@@ -42,21 +44,26 @@ def compress(
     importance
         For each parameter, by what its squared errors are weighted. None: all alike.
     workers
-        Threads. The result does not depend on it.
+        Threads, as many as PyTorch has at least. The result does not depend on it.
     inplace
         Change the model itself, once all parameters are clustered: an error leaves it as it was.
         False: change a copy.
+    notes
+        For the report.
 
     Returns
     -------
     The palettized model, and the account of every parameter. Weights hold what their palettes stand
     for, in their own dtype and on their device; modules carry the palettes in buffers.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
             f"the model has to be a torch.nn.Module, got {type(model).__name__}; a traced or "
             "exported model has to be palettized before it is traced"
         )
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f"num_kmeans_workers has to be an integer of at least 1, got {workers!r}")
+    workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
     jobs = (_job(decision, importance, workers) for decision in decisions)
     with contextlib.closing(done_ahead(jobs, workers)) as results:
@@ -69,7 +76,7 @@ def compress(
             rows.append(row_of(decision, computed))
     if any(row.is_palettized for row in rows):
         mark(taker.model)
-    return taker.model, Report(rows=rows, unmatched_rules=unmatched)
+    return taker.model, Report(rows=rows, unmatched_rules=unmatched, notes=notes)
 
 
 def _job(
@@ -102,17 +109,22 @@ class _Taker:
     """
 
     def __init__(self, model: nn.Module, decisions: Iterable[Decision], *, inplace: bool) -> None:
-        self._new: dict[int, torch.Tensor] = {}
         if inplace:
             self.model = model
             return
-        memo: dict[int, object] = {}
+        memo = computed_tensors(model)
         for decision in decisions:
-            old = decision.parameter.tensor
-            if isinstance(decision.outcome, PaletteSpec) and type(old) is nn.Parameter:
-                new = nn.Parameter(torch.empty_like(old.detach()), old.requires_grad)
-                new.__dict__.update(old.__dict__)
-                memo[id(old)] = new
+            parameter = decision.parameter
+            is_new = isinstance(decision.outcome, PaletteSpec)
+            if not is_new and not parameter.twins:
+                continue
+            values = parameter.tensor.detach()
+            values = torch.empty_like(values) if is_new else values.clone()
+            for old in (parameter.tensor, *parameter.twins):
+                if type(old) is nn.Parameter:
+                    new = nn.Parameter(values, old.requires_grad)
+                    new.__dict__.update(old.__dict__)
+                    memo[id(old)] = new
         self.model = copy.deepcopy(model, memo)
 
     def take(self, parameter: ModelParameter, palettized: Palettized) -> None:
@@ -127,5 +139,5 @@ class _Taker:
         values = as_tensor(palettized.dequantize())
         with torch.inference_mode() if taking.is_inference() else torch.no_grad():
             taking.copy_(values)
-        for module, name in owners:
+        for module, name in {(id(m), n): (m, n) for m, n in owners}.values():
             attach(module, name, palettized)

@@ -7,25 +7,32 @@ checked when they are given, arguments are copied, and a key that means nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, cast
 
 import attrs
+from torch import nn
+from typing_extensions import TypeVar
 
 from mlopt.coreml.checked import check_keys, integer, shown
+from mlopt.coreml.decisions import Keep
 from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
+from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.module_configs import (
     ModuleOptimizationConfig,
     ModulePostTrainingPalettizerConfig,
     ModuleSKMPalettizerConfig,
 )
 from mlopt.torch.palettization.module_types import TypeKey, checked_type_key, key_text
+from mlopt.torch.palettization.thresholds import config_by_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 ModuleConfigT = TypeVar("ModuleConfigT", bound=ModuleOptimizationConfig)
+RuleT = TypeVar("RuleT", default=Any)
+"""What a rule is kept as, where it does not leave modules alone: mostly a config for a module."""
 
 
 def _name_key(key: Any) -> str:
@@ -81,7 +88,7 @@ _reads_rules = attrs.setters.pipe(attrs.setters.convert, _read_rules)
 
 
 @attrs.define
-class OptimizationConfig(Generic[ModuleConfigT]):
+class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
     """What the configurations of all palettizers have in common.
 
     A rule is a config of the class in `module_config`, a mapping of its parameters, or None to
@@ -101,7 +108,7 @@ class OptimizationConfig(Generic[ModuleConfigT]):
         that matches the whole name; one that is no valid expression is only a name. The name of
         the model itself is ``""``.
 
-    The mappings are copied.
+    The mappings are copied. Type parameters: the configs of modules, and what rules are kept as.
 
     Raises
     ------
@@ -111,11 +118,11 @@ class OptimizationConfig(Generic[ModuleConfigT]):
 
     module_config: ClassVar[type[ModuleOptimizationConfig]] = ModuleOptimizationConfig
 
-    global_config: ModuleConfigT | None = attrs.field(default=None, on_setattr=_read_global)
-    module_type_configs: dict[TypeKey, ModuleConfigT | None] = attrs.field(
+    global_config: RuleT | None = attrs.field(default=None, on_setattr=_read_global)
+    module_type_configs: dict[TypeKey, RuleT | None] = attrs.field(
         default=None, converter=_type_rules, on_setattr=_reads_rules
     )
-    module_name_configs: dict[str, ModuleConfigT | None] = attrs.field(
+    module_name_configs: dict[str, RuleT | None] = attrs.field(
         default=None, converter=_name_rules, on_setattr=_reads_rules
     )
 
@@ -126,13 +133,13 @@ class OptimizationConfig(Generic[ModuleConfigT]):
         if self.global_config is None and not any(given):
             self.global_config = self._read({}, "global_config")
 
-    def set_global(self, global_config: ModuleConfigT | Mapping[str, Any] | None) -> Self:
+    def set_global(self, global_config: RuleT | Mapping[str, Any] | None) -> Self:
         """Set the rule for every module that no other rule covers."""
         self.global_config = self._read(global_config, "global_config")
         return self
 
     def set_module_type(
-        self, object_type: TypeKey, opt_config: ModuleConfigT | Mapping[str, Any] | None
+        self, object_type: TypeKey, opt_config: RuleT | Mapping[str, Any] | None
     ) -> Self:
         """Set the rule for a class of modules, replacing an earlier one."""
         key = checked_type_key(object_type)
@@ -141,7 +148,7 @@ class OptimizationConfig(Generic[ModuleConfigT]):
         return self
 
     def set_module_name(
-        self, module_name: str, opt_config: ModuleConfigT | Mapping[str, Any] | None
+        self, module_name: str, opt_config: RuleT | Mapping[str, Any] | None
     ) -> Self:
         """Set the rule for a module by its name or an expression, replacing an earlier one."""
         key = _name_key(module_name)
@@ -213,14 +220,26 @@ class OptimizationConfig(Generic[ModuleConfigT]):
             },
         }
 
+    def config_for(self, rule: RuleT, module: nn.Module) -> ModuleConfigT | Keep:
+        """What a rule that decides for a module asks for; Keep, if it asks for nothing after all.
+
+        Parameters
+        ----------
+        rule
+            One that is kept here and does not leave modules alone.
+        module
+            One that has weights, with its values.
+        """
+        return cast("ModuleConfigT", rule)
+
     @classmethod
-    def _read(cls, config: Any, rule: str) -> ModuleConfigT | None:
+    def _read(cls, config: Any, rule: str) -> RuleT | None:
         if config is None or isinstance(config, cls.module_config):
-            return cast("ModuleConfigT | None", config)
+            return cast("RuleT | None", config)
         wanted = cls.module_config.__name__
         if isinstance(config, Mapping):
             try:
-                return cast("ModuleConfigT", cls.module_config.from_dict(config))
+                return cast("RuleT", cls.module_config.from_dict(config))
             except ConfigError as error:
                 raise ConfigError(f"{rule}: {error}") from error
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
@@ -234,7 +253,9 @@ class OptimizationConfig(Generic[ModuleConfigT]):
 
 
 @attrs.define
-class PostTrainingPalettizerConfig(OptimizationConfig[ModulePostTrainingPalettizerConfig]):
+class PostTrainingPalettizerConfig(
+    OptimizationConfig[ModulePostTrainingPalettizerConfig, ModulePostTrainingPalettizerConfig]
+):
     """Which modules ``PostTrainingPalettizer`` palettizes, and how.
 
     The parameters are those of :class:`OptimizationConfig`, the rules
@@ -245,7 +266,7 @@ class PostTrainingPalettizerConfig(OptimizationConfig[ModulePostTrainingPalettiz
 
 
 @attrs.define
-class SKMPalettizerConfig(OptimizationConfig[ModuleSKMPalettizerConfig]):
+class SKMPalettizerConfig(OptimizationConfig[ModuleSKMPalettizerConfig, ModuleSKMPalettizerConfig]):
     """Which modules ``SKMPalettizer`` palettizes, and how.
 
     Parameters
@@ -267,10 +288,64 @@ class SKMPalettizerConfig(OptimizationConfig[ModuleSKMPalettizerConfig]):
     calibration_nsamples: int = attrs.field(default=128, converter=_nsamples)
 
 
+DKMRule: TypeAlias = ModuleDKMPalettizerConfig | Sequence[ModuleDKMPalettizerConfig]
+"""One config for a module, or several for weights of different sizes."""
+
+
+@attrs.define
+class DKMPalettizerConfig(OptimizationConfig[ModuleDKMPalettizerConfig, DKMRule]):
+    """Which modules ``DKMPalettizer`` palettizes, and how.
+
+    The parameters are those of :class:`OptimizationConfig`. A rule is a ModuleDKMPalettizerConfig,
+    a mapping of its parameters, None, or a list of several of the first two, with different
+    `weight_threshold`: a module gets the one with the largest that all its weights exceed, and is
+    left alone if they exceed none. A list is kept as a tuple, the smallest threshold first.
+
+    Raises
+    ------
+    ConfigError
+        A rule or a key is not allowed; the message names the rule.
+    """
+
+    module_config = ModuleDKMPalettizerConfig
+
+    def config_for(self, rule: DKMRule, module: nn.Module) -> ModuleDKMPalettizerConfig | Keep:
+        """The config for the weights of a module, with its `n_bits`; Keep if they are too small."""
+        return config_by_size(_candidates(rule), module)
+
+    @classmethod
+    def _read(cls, config: Any, rule: str) -> DKMRule | None:
+        if not isinstance(config, (list, tuple)):
+            return super()._read(config, rule)
+        read_one = super()._read
+        read = [read_one(item, f"{rule}[{n}]") for n, item in enumerate(config)]
+        configs = [item for item in read if isinstance(item, ModuleDKMPalettizerConfig)]
+        if not read or len(configs) < len(read):
+            raise ConfigError(
+                f"{rule}: a list must hold one config or more, got "
+                f"{'None in one' if read else 'an empty one'}; "
+                "for modules to be left alone, give None in its place"
+            )
+        thresholds = [item.weight_threshold for item in configs]
+        if len(set(thresholds)) < len(thresholds):
+            raise ConfigError(
+                f"{rule}: the configs in a list must have different weight_threshold, got "
+                f"{', '.join(map(str, thresholds))}"
+            )
+        return tuple(sorted(configs, key=lambda item: item.weight_threshold))
+
+
+def _candidates(rule: DKMRule) -> Sequence[ModuleDKMPalettizerConfig]:
+    return (rule,) if isinstance(rule, ModuleDKMPalettizerConfig) else rule
+
+
 def rule_text(kind: str, key: TypeKey) -> str:
     """A rule for a message: ``"module_type_configs['torch.nn.Linear']"``."""
     return f"{kind}[{key_text(key)!r}]"
 
 
-def _written(config: ModuleOptimizationConfig | None) -> dict[str, Any] | None:
-    return None if config is None else config.as_dict()
+def _written(rule: Any) -> Any:
+    """A rule as plain values."""
+    if isinstance(rule, tuple):
+        return [_written(config) for config in rule]
+    return None if rule is None else rule.as_dict()

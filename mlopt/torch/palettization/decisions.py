@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import attrs
+import torch
 from torch import nn
 
 from mlopt.coreml.decisions import Keep, float_table_note
@@ -52,7 +53,7 @@ def decide(
         )
     parameters = parameters_of(model)
     weighted = {owner.module_name for p in parameters for owner in p.adapted}
-    unmatched = unmatched_rules(config, list(model.named_modules()), weighted)
+    unmatched = unmatched_rules(config, list(model.named_modules(remove_duplicate=False)), weighted)
     return tuple(_decide(parameter, config) for parameter in parameters), unmatched
 
 
@@ -67,6 +68,8 @@ def _decide(parameter: ModelParameter, config: OptimizationConfig[ModuleConfigT]
     def kept(reason: str, category: str | None = None) -> Decision:
         return Decision(parameter, Keep(reason, category or reason), resolution.rule, notes)
 
+    if resolution.keep is not None:
+        return kept(resolution.keep.reason, resolution.keep.category)
     if resolution.config is None:
         rule = resolution.rule
         return kept("no rule applies" if rule == "no rule" else f"left alone by {rule}")
@@ -80,18 +83,39 @@ def _untouchable(parameter: ModelParameter) -> tuple[str, str] | None:
     tensor, first = parameter.tensor, parameter.owners[0]
     kind = type(first.module).__name__
     if tensor.dtype not in FLOATS:
-        return f"{dtype_name(tensor.dtype)}; only floats can be palettized", "not a float"
+        wanted = ", ".join(map(dtype_name, FLOATS))
+        return f"{dtype_name(tensor.dtype)}; only {wanted} can be palettized", "not such a float"
     if tensor.dim() < 2:
         return f"rank {tensor.dim()}; Core ML wants rank 2 or more", "rank 0 or 1"
     if not tensor.numel():
         return "it has no elements", "no elements"
+    if tensor.layout is not torch.strided:
+        return f"its layout is {tensor.layout}; make it dense first", "not dense"
+    if parameter.overlaps:
+        return (
+            "some of its memory is that of another parameter, or is expanded; clone it first",
+            "shares memory",
+        )
     if parameter.adapted:
         return None
     if isinstance(first.module, nn.utils.parametrize.ParametrizationList):
         return (
             "the weight is computed from it by a parametrization; make that permanent with "
             "torch.nn.utils.parametrize.remove_parametrizations first",
-            "part of a parametrization",
+            "part of a reparametrization",
+        )
+    name, _, suffix = first.parameter_name.rpartition("_")
+    if suffix == "orig" and hasattr(first.module, f"{name}_mask"):
+        return (
+            f"{name} is computed from it by pruning; make that permanent with "
+            "torch.nn.utils.prune.remove first",
+            "part of a reparametrization",
+        )
+    if suffix in ("g", "v") and hasattr(first.module, name):
+        return (
+            f"{name} is computed from it by weight_norm; make that permanent with "
+            "torch.nn.utils.remove_weight_norm first",
+            "part of a reparametrization",
         )
     return (
         f"no adapter palettizes {first.parameter_name!r} of {kind}",

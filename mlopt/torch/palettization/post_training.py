@@ -43,7 +43,8 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
         Parameters
         ----------
         num_kmeans_workers
-            Threads that cluster at the same time. The result does not depend on it.
+            Threads that cluster at the same time; PyTorch's own number of threads where that is
+            more (``torch.set_num_threads``). The result does not depend on it.
         inplace
             Change the model itself; an error leaves it as it was. False: it stays as it is, and a
             copy is palettized and returned.

@@ -8,6 +8,9 @@ The first of these that there is decides:
    it is derived from,
 4. `global_config`.
 
+A rule may ask for nothing after all, because the weights of the module are too small for it; then
+the module is left alone, and no less specific rule is asked.
+
 A parameter that several modules share gets one decision, the one of ``mlopt.coreml.agreement``; the
 more careful of two equally specific rules is the one with more bits a weight.
 """
@@ -16,12 +19,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence, Set
-from typing import Any
+from typing import Any, Generic
 
+import attrs
 from torch import nn
 
-from mlopt.coreml.agreement import Wish, agree
+from mlopt.coreml.agreement import RequestT, RuleKind, Wish, agree
 from mlopt.coreml.checked import near_matches
+from mlopt.coreml.decisions import Keep
 from mlopt.coreml.rules import Resolution, UnmatchedRule
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
@@ -36,16 +41,45 @@ NamedModule = tuple[str, nn.Module]
 """A module with its qualified name, ``""`` for the model itself."""
 
 
+@attrs.frozen
+class ModuleResolution(Resolution[RequestT]):
+    """What a configuration says about one parameter.
+
+    Parameters
+    ----------
+    config, rule, note
+        As for :class:`mlopt.coreml.rules.Resolution`.
+    keep
+        Why the parameter is left alone although the rule does not say so; None otherwise.
+    """
+
+    keep: Keep | None = None
+
+
+@attrs.frozen
+class _Unmet(Wish[RequestT], Generic[RequestT]):
+    """The wish of a module whose rule asks for nothing after all, for the reason in `keep`."""
+
+    keep: Keep
+
+    @property
+    def rule(self) -> str:
+        return self.kind if self.key is None else super().rule
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: {self.keep.reason}"
+
+
 def resolve(
     config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
-) -> Resolution[ModuleConfigT]:
+) -> ModuleResolution[ModuleConfigT]:
     """The decision of `config` for the module with a qualified name."""
     return resolve_shared(config, [(name, module)])
 
 
 def resolve_shared(
     config: OptimizationConfig[ModuleConfigT], owners: Sequence[NamedModule]
-) -> Resolution[ModuleConfigT]:
+) -> ModuleResolution[ModuleConfigT]:
     """The one decision of `config` for a parameter.
 
     Parameters
@@ -57,21 +91,33 @@ def resolve_shared(
     """
     wishes = [_wish(config, name, module) for name, module in owners]
     granted, note = agree(wishes, carefulness=_carefulness)
-    return Resolution(granted.config, granted.rule, note)
+    keep = granted.keep if isinstance(granted, _Unmet) else None
+    return ModuleResolution(granted.config, granted.rule, note, keep)
 
 
 def _wish(
     config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
 ) -> Wish[ModuleConfigT]:
     user = f"{type(module).__name__} {name!r}"
+    kind, key, rule = _rule(config, name, module)
+    wanted = None if rule is None else config.config_for(rule, module)
+    if isinstance(wanted, Keep):
+        return _Unmet(user, kind, key, None, wanted)
+    return Wish(user, kind, key, wanted)
+
+
+def _rule(
+    config: OptimizationConfig[Any], name: str, module: nn.Module
+) -> tuple[RuleKind, str | None, Any]:
+    """The rule that decides for a module: its kind, its key, and what it says."""
     by_name, by_type = config.module_name_configs, config.module_type_configs
     key = _matching_name_key(by_name, name)
     if key is not None:
-        return Wish(user, "module_name_configs", key, by_name[key])
+        return "module_name_configs", key, by_name[key]
     type_key = matching_type_key(by_type, type(module))
     if type_key is not None:
-        return Wish(user, "module_type_configs", key_text(type_key), by_type[type_key])
-    return Wish(user, "global_config", None, config.global_config)
+        return "module_type_configs", key_text(type_key), by_type[type_key]
+    return "global_config", None, config.global_config
 
 
 def _matching_name_key(keys: Collection[str], name: str) -> str | None:
@@ -95,7 +141,7 @@ def _flaw_of_expression(key: str) -> str | None:
 
 def _carefulness(config: ModuleOptimizationConfig) -> tuple[float, bool, int, bool, bool]:
     bits = config.n_bits / config.vector_length
-    has_float_table = config.lut_dtype is None
+    has_float_table = config.lut_dtype_name is None
     groups = (config.is_grouped, -(config.group_size or 0))
     return (bits, *groups, has_float_table, config.enable_per_channel_scale)
 

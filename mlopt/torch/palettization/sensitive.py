@@ -15,6 +15,7 @@ from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import compress
 from mlopt.torch.palettization.config import SKMPalettizerConfig
 from mlopt.torch.sensitivity import (
+    Sensitivities,
     check_sensitivities,
     compute_sensitivities,
     load_sensitivities,
@@ -104,10 +105,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         ConfigError
             There are no samples, or the loss is no finite scalar with a gradient.
         """
-        values, _ = self._sensitivities(
-            dataloader, loss_fn, sensitivity_path, num_sensitivity_workers
-        )
-        return values
+        found = self._sensitivities(dataloader, loss_fn, sensitivity_path, num_sensitivity_workers)
+        return found.values
 
     def compress(
         self,
@@ -128,7 +127,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         sensitivity_path
             A file of sensitivities, as :meth:`compute_sensitivity` or coremltools saved it.
         num_kmeans_workers
-            Threads that cluster at the same time. The result does not depend on it.
+            Threads that cluster at the same time; PyTorch's own number of threads where that is
+            more (``torch.set_num_threads``). The result does not depend on it.
         num_sensitivity_workers
             As for :meth:`compute_sensitivity`.
         inplace
@@ -146,9 +146,10 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         ConfigError
             Neither samples with a loss nor a file; see also :meth:`compute_sensitivity`.
         """
+        reasons: Mapping[str, str] = {}
+        notes: list[str] = []
         if sensitivity_path is not None:
             values = load_sensitivities(sensitivity_path)
-            reasons: Mapping[str, str] = {}
         elif dataloader is None or loss_fn is None:
             missing = "dataloader" if dataloader is None else "loss_fn"
             raise ConfigError(
@@ -156,17 +157,21 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
                 "and loss_fn, or the sensitivity_path of a file"
             )
         else:
-            values, reasons = self._sensitivities(
-                dataloader, loss_fn, None, num_sensitivity_workers
-            )
+            found = self._sensitivities(dataloader, loss_fn, None, num_sensitivity_workers)
+            values, reasons = found.values, found.without_gradient
+            if found.samples < found.requested:
+                notes.append(
+                    f"sensitivities of {found.samples} samples: there were fewer than the "
+                    f"{found.requested} of calibration_nsamples"
+                )
         model = _unwrapped(self._model)
         _check_names(values, model, sensitivity_path)
 
         def importance(parameter: ModelParameter) -> tuple[torch.Tensor | None, str | None]:
             for name in parameter.names:
                 if name in values:
-                    found = values[name].to("cpu", torch.float32)
-                    return found.clamp(min=_LEAST * float(found.max())), None
+                    known = values[name].to("cpu", torch.float32)
+                    return known.clamp(min=_LEAST * float(known.max())), None
             reason = next(
                 (reasons[name] for name in parameter.names if name in reasons), "it is in no file"
             )
@@ -178,6 +183,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
             importance=importance,
             workers=num_kmeans_workers,
             inplace=inplace,
+            notes=notes,
         )
         return compressed
 
@@ -187,8 +193,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         loss_fn: LossFunction,
         path: str | os.PathLike[str] | None,
         workers: int,
-    ) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-        """Sensitivities, saved where there is a path; and why there are none for some weights."""
+    ) -> Sensitivities:
+        """Sensitivities of the weights that can be palettized, saved where there is a path."""
         names = None  # all; what the shards of a model belong to is not to be seen in it
         if not is_sharded(self._model):
             names = [p.name for p in parameters_of(_unwrapped(self._model)) if p.adapted]
@@ -202,7 +208,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         )
         if path is not None:
             save_sensitivities(found, path)
-        return found.values, found.without_gradient
+        return found
 
 
 def _check_names(

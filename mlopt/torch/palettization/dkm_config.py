@@ -1,0 +1,380 @@
+"""How differentiable k-means palettizes a module.
+
+The names, the order of the parameters and the defaults are coremltools'; what each does is said
+here, because it is not always the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from mlopt.coreml.checked import flag, index_bits, integer
+from mlopt.coreml.config import summary_of
+from mlopt.coreml.decisions import Keep
+from mlopt.errors import ConfigError
+from mlopt.torch.palettization import dkm_values as checked
+from mlopt.torch.palettization.granularity import PalettizationGranularity
+from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
+
+LINEAR_N_BITS = 4
+OTHER_N_BITS = 2
+
+
+def _n_bits(value: Any) -> int | None:
+    return None if value is None else index_bits(value, "n_bits")
+
+
+def _granularity(value: Any) -> PalettizationGranularity:
+    return PalettizationGranularity(value)
+
+
+def _vector_length(cluster_dim: int | None) -> int:
+    return cluster_dim or 1
+
+
+def _flag(name: str) -> Any:
+    """A field that is False by default."""
+    return attrs.field(default=False, converter=lambda value: flag(value, name))
+
+
+def _integer(default: int, name: str, minimum: int | None = None) -> Any:
+    """A field for an integer."""
+    return attrs.field(default=default, converter=lambda value: integer(value, name, minimum))
+
+
+def _count(name: str, eq: Any = True) -> Any:
+    """A field for an integer of at least 1, or None, which is the default."""
+
+    def count(value: Any) -> int | None:
+        return None if value is None else integer(value, name, minimum=1)
+
+    return attrs.field(default=None, converter=count, eq=eq)
+
+
+def _number(
+    default: float, name: str, *, maximum: float = math.inf, exclusive: bool = False
+) -> Any:
+    """A field for a number of at least 0, or above 0 if `exclusive`."""
+
+    def bounded(value: Any) -> float:
+        return checked.number(value, name, maximum=maximum, exclusive=exclusive)
+
+    return attrs.field(default=default, converter=bounded)
+
+
+@attrs.frozen
+class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
+    """How ``DKMPalettizer`` palettizes a module. Vary one with ``attrs.evolve``.
+
+    Most uses need `n_bits`, `weight_threshold` and `milestone` only. A *group* is the weights that
+    share a table, all of a tensor unless there are groups of channels; an *entry* is one row of a
+    table, also called a centroid while it is learnt.
+
+    Parameters
+    ----------
+    n_bits
+        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**n_bits`` entries. None: 4 for linear
+        layers and 2 for all others.
+    weight_threshold
+        Only weights of more elements are palettized, and those of a module with several only if all
+        of them have more.
+    granularity
+        ``"per_tensor"`` (default) or ``"per_grouped_channel"``: a table for each `group_size`
+        channels.
+    group_size
+        Output channels that share a table. Required by per_grouped_channel, None for per_tensor.
+    channel_axis
+        0, the output channels: no others form groups and vectors. None: 0.
+    enable_per_channel_scale
+        Divide each output channel by a number of its own before clustering, and store that scale.
+    milestone
+        How often ``step`` is called before palettization begins; 0: it begins at once.
+    cluster_dim
+        Weights along the output channels that one entry stands for; above 1 the table holds
+        vectors. Not with `enable_per_channel_scale`. Divides `group_size` where there are groups.
+        None: 1.
+    quant_min, quant_max
+        The least and the greatest code of what is quantized: of activations, and of entries where
+        `lut_dtype` has 8 bits. Codes that `dtype` has.
+    dtype
+        ``torch.qint8`` or ``torch.quint8``, or the name of one, for the codes of activations. Only
+        with `quantize_activations`.
+    lut_dtype
+        How entries are stored: ``"i8"`` or ``"u8"`` in 8 bits with one scale for all tables of a
+        weight, ``"f16"`` or ``"bf16"`` rounded to that format, ``"f32"`` (default) in the dtype of
+        the weight. Other names (``"int8"``) and the types of torch and numpy are taken too.
+    quantize_activations
+        Quantize what the module puts out, as in training for quantization.
+    cluster_permute
+        The order to bring the axes of a weight into before it is divided into groups and vectors.
+        It is for weights with as many axes; others stay as they are. None: as they are.
+    palett_max_mem
+        The share of free memory, above 0 and at most 1, that palettization may use. Where that is
+        not enough the work is done in smaller parts. Below 1, see also `palett_min_tsize`.
+    kmeans_max_iter
+        Soft iterations a forward pass, at least 1.
+    prune_threshold
+        Weights of at most this magnitude count as zero.
+    kmeans_init
+        ``"auto"``, ``"opt1d"``, ``"kmeans++"`` or ``"cpu.kmeans++"``. Tables of numbers start from
+        the exact optimum whatever this says. Accepted; vectors start from k-means++ with a fixed
+        seed.
+    kmeans_opt1d_threshold
+        Changes nothing for tables of numbers. Accepted; vectors start from k-means++ with a fixed
+        seed.
+    enforce_zero
+        The entry that is nearest to zero is fixed to exactly zero, and weights that count as zero
+        stay exactly zero.
+    palett_mode
+        How weights are assigned to entries: ``"dkm"`` in the shares of a softmax over distances,
+        ``"gsm"`` of a Gumbel softmax, ``"hard"`` wholly to the nearest.
+    palett_tau
+        The temperature, above 0, in units of 1e-4: that of the softmax is ``palett_tau / 1e-4``
+        times half the mean squared error of optimal k-means on the group at the start. So it
+        follows the spread of the weights and the number of clusters.
+    palett_epsilon
+        Iterations stop early when no centroid moves further than this fraction of the root mean
+        square of the weights.
+    palett_lambda
+        How much less outliers count in the centroids: a weight w of a group with root mean square
+        r counts ``1 / (1 + palett_lambda * (w / r)**2)``. 0: all count the same.
+    add_extra_centroid
+        One entry more than ``2**n_bits``. At the end the table takes the smallest number of bits
+        that holds them.
+    palett_cluster_tol
+        The share of entries, 0 to 1, that may coincide before coinciding ones are moved to where
+        the error is largest.
+    palett_min_tsize
+        Tensors of more elements are saved for the backward pass in packed form, in 16 bits, when
+        `palett_max_mem` is below 1.
+    palett_unique
+        Weights in float32 are coded in 16 bits for the assignment, so that equal ones are assigned
+        once.
+    palett_shard
+        Index lists, the codes of weights, are divided over the ranks of ``torch.distributed``.
+    palett_batch_mode
+        Groups are computed together where memory allows. False: one after the other.
+    palett_dist
+        Sums over weights are computed in shares by the ranks of ``torch.distributed``.
+    per_channel_scaling_factor_scheme
+        What `enable_per_channel_scale` divides a channel by: ``"min_max"`` half the difference
+        between its greatest and its least weight, ``"abs"`` its largest magnitude.
+    percentage_palett_enable
+        The share of groups, above 0 and at most 1, that are assigned softly: the first ones, at
+        least one. The others are assigned hard.
+    kmeans_batch_threshold
+        With at least this many groups, and several ranks, initial clustering is divided over the
+        ranks by groups.
+    kmeans_n_init
+        At least 1. Changes nothing for tables of numbers. Accepted; vectors start from k-means++
+        with a fixed seed.
+    zero_threshold
+        The least share, 0 to 1, that an entry has in a weight: smaller ones are raised to it.
+    kmeans_error_bnd
+        Changes nothing for tables of numbers. Accepted; vectors start from k-means++ with a fixed
+        seed.
+    partition_size
+        The older way to ask for groups: how many elements of a weight share a table. Not with
+        per_grouped_channel; see :meth:`group_size_for`. None: no groups.
+    cluster_dtype
+        The older name of `lut_dtype`, whose place the value takes; that has to be the default or
+        the same. ``"oc_last"`` is kept: it stands for the `cluster_permute` that moves the output
+        channels to the last axis.
+
+    Raises
+    ------
+    ConfigError
+        A value is not allowed, or two values contradict each other.
+    """
+
+    # All fields stand here, because those of a base class come first otherwise. Two are wider than
+    # there; nbits_for and lut_dtype_name read them.
+    n_bits: int | None = attrs.field(  # type: ignore[assignment]
+        default=None, converter=_n_bits
+    )
+    weight_threshold: int = _integer(2048, "weight_threshold", minimum=0)
+    granularity: PalettizationGranularity = attrs.field(
+        default=PalettizationGranularity.per_tensor, converter=_granularity
+    )
+    group_size: int | None = _count("group_size")
+    channel_axis: int = attrs.field(default=0, converter=checked.output_axis)
+    enable_per_channel_scale: bool = _flag("enable_per_channel_scale")
+    milestone: int = _integer(0, "milestone", minimum=0)
+    cluster_dim: int | None = _count("cluster_dim", eq=_vector_length)
+    quant_min: int = _integer(-128, "quant_min")
+    quant_max: int = _integer(127, "quant_max")
+    dtype: torch.dtype = attrs.field(default=torch.qint8, converter=checked.activation_dtype)
+    lut_dtype: str = attrs.field(  # type: ignore[assignment]
+        default="f32", converter=checked.short_lut_dtype
+    )
+    quantize_activations: bool = _flag("quantize_activations")
+    cluster_permute: tuple[int, ...] | None = attrs.field(
+        default=None, converter=checked.permutation
+    )
+    palett_max_mem: float = _number(1.0, "palett_max_mem", maximum=1, exclusive=True)
+    kmeans_max_iter: int = _integer(3, "kmeans_max_iter", minimum=1)
+    prune_threshold: float = _number(1e-7, "prune_threshold")
+    kmeans_init: str = attrs.field(default="auto", converter=checked.kmeans_init)
+    kmeans_opt1d_threshold: int = _integer(1024, "kmeans_opt1d_threshold", minimum=0)
+    enforce_zero: bool = _flag("enforce_zero")
+    palett_mode: str = attrs.field(default="dkm", converter=checked.palett_mode)
+    palett_tau: float = _number(1e-4, "palett_tau", exclusive=True)
+    palett_epsilon: float = _number(1e-4, "palett_epsilon")
+    palett_lambda: float = _number(0.0, "palett_lambda")
+    add_extra_centroid: bool = _flag("add_extra_centroid")
+    palett_cluster_tol: float = _number(0.0, "palett_cluster_tol", maximum=1)
+    palett_min_tsize: int = _integer(64 * 1024, "palett_min_tsize", minimum=0)
+    palett_unique: bool = _flag("palett_unique")
+    palett_shard: bool = _flag("palett_shard")
+    palett_batch_mode: bool = _flag("palett_batch_mode")
+    palett_dist: bool = _flag("palett_dist")
+    per_channel_scaling_factor_scheme: str = attrs.field(
+        default="min_max", converter=checked.scaling_factor_scheme
+    )
+    percentage_palett_enable: float = _number(
+        1.0, "percentage_palett_enable", maximum=1, exclusive=True
+    )
+    kmeans_batch_threshold: int = _integer(4, "kmeans_batch_threshold", minimum=0)
+    kmeans_n_init: int = _integer(10, "kmeans_n_init", minimum=1)
+    zero_threshold: float = _number(1e-7, "zero_threshold", maximum=1)
+    kmeans_error_bnd: float = _number(0.0, "kmeans_error_bnd")
+    partition_size: int | None = _count("partition_size")
+    cluster_dtype: str | None = attrs.field(default=None, converter=checked.cluster_dtype)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._check_codes()
+        if self.partition_size is not None and self.is_grouped:
+            raise ConfigError(
+                f"partition_size is the older way to ask for groups, got {self.partition_size} "
+                f"beside group_size={self.group_size}; leave partition_size out"
+            )
+        if self.cluster_dtype is not None:
+            self._replace_cluster_dtype(self.cluster_dtype)
+
+    def _check_codes(self) -> None:
+        least, greatest = checked.code_range(self.dtype)
+        if not least <= self.quant_min < self.quant_max <= greatest:
+            raise ConfigError(
+                f"quant_min must be less than quant_max and both codes of {_name(self.dtype)}, "
+                f"{least} to {greatest}, got {self.quant_min} and {self.quant_max}; all its codes "
+                f"are quant_min={least}, quant_max={greatest}"
+            )
+
+    def _replace_cluster_dtype(self, given: str) -> None:
+        if given == checked.OUTPUT_CHANNELS_LAST:
+            if self.cluster_permute is not None:
+                raise ConfigError(
+                    "cluster_dtype 'oc_last' stands for a cluster_permute, got it beside "
+                    f"{self.cluster_permute}; keep one"
+                )
+            return
+        if self.lut_dtype not in ("f32", given):
+            raise ConfigError(
+                f"cluster_dtype is the older name of lut_dtype, got {given!r} beside "
+                f"lut_dtype={self.lut_dtype!r}; leave cluster_dtype out"
+            )
+        # Only so can a frozen object have one value under one name.
+        object.__setattr__(self, "lut_dtype", given)
+        object.__setattr__(self, "cluster_dtype", None)
+
+    def nbits_for(self, module: nn.Module) -> int:
+        """Bits per index in a module: `n_bits`, or the default for its class."""
+        if self.n_bits is not None:
+            return self.n_bits
+        return LINEAR_N_BITS if isinstance(module, nn.Linear) else OTHER_N_BITS
+
+    def group_size_for(self, weight_shape: Sequence[int], axis: int = 0) -> int | Keep | None:
+        """Channels of a weight that share a table; None: all.
+
+        Keep, with a reason, if the elements of a `partition_size` are no whole channels, or no
+        whole vectors of them. Whether the groups divide the channels is not asked here.
+
+        Parameters
+        ----------
+        weight_shape
+            At least one axis, none of length 0.
+        axis
+            That of the output channels.
+        """
+        size = self.partition_size
+        if size is None or size >= math.prod(weight_shape):
+            return self.group_size
+        elements = math.prod(weight_shape) // weight_shape[axis]
+        channels, rest = divmod(size, elements)
+        if rest:
+            return Keep(
+                f"partition_size {size} is no multiple of the {elements} elements of a channel",
+                "partition_size is not a number of channels",
+            )
+        if channels % self.vector_length:
+            return Keep(
+                f"cluster_dim {self.vector_length} does not divide the {channels} channels of "
+                f"partition_size {size}",
+                "cluster_dim does not divide the channels",
+            )
+        return channels
+
+    def permutation_for(self, rank: int) -> tuple[int, ...] | None:
+        """The order of the axes in which a weight with `rank` axes is divided; None: as it is."""
+        if self.cluster_dtype == checked.OUTPUT_CHANNELS_LAST:
+            return (*range(1, rank), 0)
+        order = self.cluster_permute
+        return order if order is not None and len(order) == rank else None
+
+    @property
+    def lut_dtype_name(self) -> str | None:
+        """``"int8"`` or ``"uint8"`` for tables in 8 bits, else None."""
+        return {"i8": "int8", "u8": "uint8"}.get(self.lut_dtype)
+
+    @property
+    def lut_rounding(self) -> torch.dtype | None:
+        """The type that entries are rounded to for `lut_dtype` f16 or bf16, else None."""
+        return checked.LUT_DTYPES[self.lut_dtype] if self.lut_dtype in ("f16", "bf16") else None
+
+    @property
+    def summary(self) -> str:
+        """The request in a few words, with every other value that is not the default."""
+        bits = f"{OTHER_N_BITS}- or {LINEAR_N_BITS}" if self.n_bits is None else self.n_bits
+        words = summary_of(
+            f"{bits}-bit differentiable kmeans",
+            group_size=self.group_size,
+            vector_length=self.vector_length,
+            has_scale=self.enable_per_channel_scale,
+            lut_dtype=None if self.lut_dtype == "f32" else self.lut_dtype_name or self.lut_dtype,
+        )
+        said = {field.name for field in attrs.fields(ModuleOptimizationConfig)}
+        return ", ".join(
+            [
+                words,
+                *(
+                    f"{field.name} {_plain(getattr(self, field.name))}"
+                    for field in attrs.fields(type(self))
+                    if field.name not in said and getattr(self, field.name) != field.default
+                ),
+            ]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parameters as plain values that :meth:`from_dict` reads back.
+
+        `partition_size` and `cluster_dtype` are among them only where they are not None. Without
+        them coremltools reads the dictionary too; it refuses the two as outdated.
+        """
+        values = super().as_dict() | {"lut_dtype": self.lut_dtype, "dtype": _name(self.dtype)}
+        outdated = ("partition_size", "cluster_dtype")
+        return {n: value for n, value in values.items() if value is not None or n not in outdated}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain(value: Any) -> Any:
+    return _name(value) if isinstance(value, torch.dtype) else value

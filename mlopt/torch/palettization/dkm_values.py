@@ -1,0 +1,148 @@
+"""Values that only differentiable k-means has: every check returns how a value is kept, or refuses.
+
+Each raises ConfigError, naming the parameter, what was got and what is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+
+from mlopt.coreml.checked import integer, listed, shown, word
+from mlopt.errors import ConfigError
+
+LUT_DTYPES = {
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "f32": torch.float32,
+}
+"""What a table entry may be stored in, by the short names of the configuration."""
+
+PALETT_MODES = ("dkm", "gsm", "hard")
+KMEANS_INITS = ("auto", "opt1d", "kmeans++", "cpu.kmeans++")
+SCALING_FACTOR_SCHEMES = ("min_max", "abs")
+OUTPUT_CHANNELS_LAST = "oc_last"
+
+_SHORT_NAMES = {str(dtype).removeprefix("torch."): short for short, dtype in LUT_DTYPES.items()}
+_ACTIVATION_DTYPES = {"qint8": torch.qint8, "quint8": torch.quint8}
+
+
+def number(
+    value: Any,
+    name: str,
+    *,
+    maximum: float = math.inf,
+    exclusive: bool = False,
+) -> float:
+    """`value` as a finite float from 0 to `maximum`; `exclusive`: 0 itself is refused."""
+    allowed = "a number above 0" if exclusive else "a number of at least 0"
+    if maximum < math.inf:
+        allowed += f" and at most {maximum:g}"
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ConfigError(f"{name} must be {allowed}, got {shown(value)}{_yaml_hint(value)}")
+    if not 0 <= value <= maximum or (exclusive and value == 0):
+        raise ConfigError(f"{name} must be {allowed}, got {value}")
+    return float(value)
+
+
+def output_axis(value: Any) -> int:
+    """`channel_axis`, which is 0; also for None."""
+    axis = 0 if value is None else integer(value, "channel_axis")
+    if axis != 0:
+        raise ConfigError(
+            f"channel_axis must be 0, got {axis}; only the output channel axis is supported by DKM"
+        )
+    return axis
+
+
+def short_lut_dtype(value: Any) -> str:
+    """The short name of a table dtype that is given by any of its names or as a type."""
+    if value is None:
+        return "f32"
+    return _short_name(value, "lut_dtype", LUT_DTYPES)
+
+
+def cluster_dtype(value: Any) -> str | None:
+    """A value of the parameter that `lut_dtype` replaces: that, ``"oc_last"`` or None."""
+    if value is None:
+        return None
+    if _bare_name(value) == OUTPUT_CHANNELS_LAST:
+        return OUTPUT_CHANNELS_LAST
+    return _short_name(value, "cluster_dtype", [*LUT_DTYPES, OUTPUT_CHANNELS_LAST])
+
+
+def activation_dtype(value: Any) -> torch.dtype:
+    """``torch.qint8`` or ``torch.quint8``, given as such or by name."""
+    try:
+        return _ACTIVATION_DTYPES[_bare_name(value)]
+    except KeyError:
+        raise ConfigError(
+            f"dtype must be {listed(_ACTIVATION_DTYPES)}, got {shown(value)}"
+        ) from None
+
+
+def permutation(value: Any) -> tuple[int, ...] | None:
+    """`cluster_permute`: each of 0 to n - 1 once, or None."""
+    if value is None:
+        return None
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        order = tuple(integer(axis, "an axis in cluster_permute") for axis in value)
+        if order and sorted(order) == list(range(len(order))):
+            return order
+    raise ConfigError(
+        "cluster_permute must be None or an order of the axes of a weight, such as (1, 2, 3, 0), "
+        f"got {shown(value)}"
+    )
+
+
+def palett_mode(value: Any) -> str:
+    """One of `PALETT_MODES`."""
+    return word(value, "palett_mode", PALETT_MODES)
+
+
+def kmeans_init(value: Any) -> str:
+    """One of `KMEANS_INITS`."""
+    return word(value, "kmeans_init", KMEANS_INITS)
+
+
+def scaling_factor_scheme(value: Any) -> str:
+    """One of `SCALING_FACTOR_SCHEMES`."""
+    return word(value, "per_channel_scaling_factor_scheme", SCALING_FACTOR_SCHEMES)
+
+
+def code_range(dtype: torch.dtype) -> tuple[int, int]:
+    """The least and the greatest code of a quantized dtype, 8 bits wide."""
+    return (0, 255) if dtype == torch.quint8 else (-128, 127)
+
+
+def _short_name(value: Any, name: str, allowed: Iterable[str]) -> str:
+    given = _bare_name(value)
+    short = _SHORT_NAMES.get(given, given)
+    if short not in LUT_DTYPES:
+        raise ConfigError(f"{name} must be {listed(allowed)}, got {shown(value)}")
+    return short
+
+
+def _bare_name(value: Any) -> str:
+    name = value if isinstance(value, str) else str(getattr(value, "__name__", value))
+    return name.lower().removeprefix("torch.")
+
+
+def _yaml_hint(value: Any) -> str:
+    """How to write a number that YAML took for text, as it does ``1e-4``, which has no point."""
+    try:
+        text = repr(float(value)) if isinstance(value, str) else ""
+    except ValueError:
+        return ""
+    if not text:
+        return ""
+    digits, exponent, power = text.partition("e")
+    text = text if "." in digits else f"{digits}.0{exponent}{power}"
+    return f"; that is text, in YAML write {text}"
