@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from mlopt.palette.buckets import label_floats
 from mlopt.palette.distinct import (
     NEGLIGIBLE,
     collapse_sorted,
@@ -430,23 +431,6 @@ def fill_middles(table, middles):  # type: ignore[no-untyped-def]
         middles[j] = np.inf if table[j] == table[j + 1] else 0.5 * (table[j] + table[j + 1])
     for j in range(middles.size - 2, -1, -1):
         middles[j] = min(middles[j], middles[j + 1])
-
-
-@njit(cache=True, nogil=True)
-def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
-    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
-
-    ``middles.size + 1`` is a power of two: the search has fixed depth.
-    """
-    for i in range(values.size):
-        value = np.float64(values[i])
-        label = 0
-        step = (middles.size + 1) >> 1
-        while step > 0:
-            if middles[label + step - 1] < value:
-                label += step
-            step >>= 1
-        labels[i] = label
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

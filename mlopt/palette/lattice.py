@@ -25,10 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from mlopt.palette.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
 from mlopt.palette.segments import fill_sums
-
-_BUCKETS = 1 << 13
-"""Equal parts of the range that middles lie in: most hold none, and then no search is needed."""
 
 Parts = Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float64]]]]
 """Goes over the values: (values[n], importance float64[n], or empty for 1) at a time."""
@@ -75,12 +73,13 @@ def choose_table_of_parts(
     ends = np.append(np.unique(middles), np.inf)
     origin = float(points[points.size // 2])
     cells = np.zeros((3, ends.size))
-    low, width = float(ends[0]), float(points[-1]) - float(points[0])
-    per_width = _BUCKETS / width if width > 0.0 and np.isfinite(_BUCKETS / width) else 0.0
-    starts = np.empty(_BUCKETS + 1, np.int64)
-    _fill_starts(ends, low, per_width, starts)
+    low = float(ends[0])
+    per_unit = buckets_per_unit(low, low + (float(points[-1]) - float(points[0])), MOST_BUCKETS)
+    starts = np.empty(MOST_BUCKETS + 1, np.int64)
+    # the last end is infinite
+    fill_starts(ends, ends.size - 1, low, per_unit, starts)
     for values, importance in parts():
-        _count(values, importance, ends, (low, per_width, starts), origin, cells)
+        _count(values, importance, ends, (low, per_unit, starts), origin, cells)
     if not cells[0].any():
         return None
     held = cells[0] > 0.0
@@ -101,35 +100,16 @@ def _scratch(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 @njit(cache=True, nogil=True)
-def _bucket_of(x, low, per_width):  # type: ignore[no-untyped-def]
-    """The bucket of a number; never decreases as numbers grow, however products are rounded."""
-    # not the difference first: that of float64 extremes overflows
-    place = x * per_width - low * per_width
-    return np.int64(min(max(place, 0.0), _BUCKETS - 1.0))
-
-
-@njit(cache=True, nogil=True)
-def _fill_starts(ends, low, per_width, starts):  # type: ignore[no-untyped-def]
-    """How many ends lie in buckets before each, but for the last end: int64[_BUCKETS + 1]."""
-    position = 0
-    for bucket in range(_BUCKETS):
-        while position < ends.size - 1 and _bucket_of(ends[position], low, per_width) < bucket:
-            position += 1
-        starts[bucket] = position
-    starts[_BUCKETS] = ends.size - 1
-
-
-@njit(cache=True, nogil=True)
 def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no-untyped-def]
     """Add importance and moments of values to the cells that they fall into (up to its end)."""
-    start, per_width, starts = buckets
+    start, per_unit, starts = buckets
     weighted = importance.size > 0
     for i in range(values.size):
         h = importance[i] if weighted else 1.0
         if h == 0.0:
             continue
         x = np.float64(values[i])
-        bucket = _bucket_of(x, start, per_width)
+        bucket = bucket_of(x, start, per_unit, starts.size - 1)
         low = starts[bucket]
         high = starts[bucket + 1]
         while low < high:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.palette.buckets import label_floats
 from mlopt.palette.distinct import is_coded
-from mlopt.palette.groups import fill_middles, label_floats
+from mlopt.palette.groups import fill_middles
 from mlopt.palette.lattice import choose_table_of_parts
 from mlopt.palette.stored import rounding_constants
 from mlopt.palette.zoom import table_by_zooming

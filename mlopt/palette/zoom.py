@@ -10,7 +10,9 @@ coarse problem and costs at most ``slack`` more:
     from the bound costs 4 t d more on its other side. Moving the bound to the better edge of a cell
     of width w and importance h costs at most h w d (at worst half of h is w / 2 away). And d is no
     larger than D(cell), the largest distance at which the values within d / 2 of the bound, which
-    all err by d / 2 or more, do not exceed the ceiling on their own.
+    all err by d / 2 or more, do not exceed the ceiling on their own. Nor are the d of all bounds
+    together larger than half the way from the first centre to the last, so all moves together
+    cost at most the largest h times w times half the range.
 
 So edges where the forward and backward cost of the coarse problem exceed the ceiling by more than
 the slack are not next to any bound of the optimum. Cells that are left are cut into smaller ones,
@@ -39,9 +41,11 @@ Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
 """Goes over the values once more: (values[n], importance float64[n], or empty for 1) at a time."""
 
 CELLS = 1 << 16
+FEW_CELLS = 1 << 14
+"""Of the first level: fewer where there are few values and bounds, and the programme costs most."""
 FINER = 1 << 4
 MOST_CELLS = 1 << 22
-FEW_ENOUGH = 1 << 19
+FEW_ENOUGH = 1 << 16
 """Values that are sorted in the end, unless more cells would be needed than ``MOST_CELLS``."""
 
 
@@ -64,16 +68,17 @@ def table_by_zooming(
     float64[entries], or None where cells do not separate the values well enough (too few distinct
     values, or nearly all of them beside a few huge ones): sorting is the way then.
     """
-    low, high, mass, moment = _extent(parts)
+    low, high, mass, moment, count = _extent(parts)
     if not (high > low and mass > 0.0):
         return None
     mean = moment / mass
-    # a little less than CELLS, so that the largest value does not fall out
-    per_width = CELLS * (1.0 - 2.0**-40) / (high - low)
+    # a little less than the cells, so that the largest value does not fall out
+    size = FEW_CELLS if entries <= 32 and count < 1 << 21 else CELLS
+    per_width = size * (1.0 - 2.0**-40) / (high - low)
     if not np.isfinite(per_width):
         return None
 
-    grid = _Grid(low, per_width)
+    grid = _Grid(low, per_width, size)
     cells, counts = grid.count(parts, mean)
     lower = np.concatenate([np.zeros((3, 1)), np.cumsum(cells, axis=1)], axis=1)
     total = lower[:, -1:].copy()
@@ -82,7 +87,7 @@ def table_by_zooming(
     occupied = np.flatnonzero(cells[0] > 0.0)
     if occupied.size < 8 * entries:
         return None
-    coarse, width, penalty = np.arange(CELLS), 1.0 / per_width, 0.0
+    coarse, width, penalty = np.arange(size), 1.0 / per_width, 0.0
     while True:
         lower, upper, counts = lower[:, occupied], upper[:, occupied], counts[occupied]
         coarse, held = coarse[occupied], cells[0, occupied]
@@ -99,6 +104,7 @@ def table_by_zooming(
             coarse,
             1.0 / per_width,
             width,
+            0.5 * (high - low),
         )
         if found is None:
             return None
@@ -139,13 +145,13 @@ class _Grid:
     that are exact, so cells never decrease as values grow.
     """
 
-    def __init__(self, low: float, per_width: float) -> None:
+    def __init__(self, low: float, per_width: float, size: int) -> None:
         self.low = low
         self.per_width = per_width
         # for each level but the last, the rank of each cell among those kept, or -1
         self.ranks = np.empty(0, np.int32)
         self.offsets = np.array([0])
-        self.size = CELLS
+        self.size = size
 
     def refine(self, kept: npt.NDArray[np.int64]) -> None:
         """Keep these cells (ascending) of the last level, and cut each into ``FINER``."""
@@ -173,13 +179,15 @@ class _Grid:
         return self.low, self.per_width, self.ranks, self.offsets
 
 
-def _extent(parts: Parts) -> tuple[float, float, float, float]:
-    """Smallest and largest value of any importance, summed importance, summed first moment."""
+def _extent(parts: Parts) -> tuple[float, float, float, float, int]:
+    """Smallest and largest value of any importance, sums of importance and moment; all values."""
     extent = np.array([np.inf, -np.inf, 0.0, 0.0])
+    count = 0
     for values, importance in parts():
         _extend(values, importance, extent)
+        count += values.size
     low, high, mass, moment = extent.tolist()
-    return low, high, mass, moment
+    return low, high, mass, moment, count
 
 
 @njit(cache=True, nogil=True)
@@ -302,12 +310,13 @@ def _near_bounds(
     coarse: npt.NDArray[np.int64],
     first_width: float,
     width: float,
+    reach: float,
 ) -> tuple[npt.NDArray[np.int64], float] | None:
     """The cells that a bound of the optimum can lie in, and a penalty that leads to ``k`` segments.
 
     masses: summed importance below each cell of the first level; held: importance of the cells at
     hand, and ``width`` theirs; coarse: the cells of the first level that they are parts of, of
-    ``first_width``.
+    ``first_width``; reach: half the range of the values.
     """
     sums = _with_ends(np.stack([lower, upper], axis=2).reshape(3, -1), total)
     n = sums.shape[1] - 1
@@ -322,7 +331,7 @@ def _near_bounds(
         ceiling += stored_cost(sums, mean, i, j, *constants)
     forward, backward = _both_ways(sums, n, penalty, *space)
     distance = _largest_distances(masses, coarse, first_width, ceiling)
-    slack = (k - 1) * float(np.max(held * distance)) * width
+    slack = min((k - 1) * float(np.max(held * distance)), float(np.max(held)) * reach) * width
     limit = (ceiling + slack + penalty * k) * (1.0 + 1e-12)
     through = forward + backward[::-1]
     near = through[1:n] <= limit

@@ -1,0 +1,62 @@
+"""Finding the place of a number among few ascending ones: a bucket of equal width, then a step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+MOST_BUCKETS = 1 << 13
+
+
+@njit(cache=True, nogil=True)
+def buckets_per_unit(low, high, buckets):  # type: ignore[no-untyped-def]
+    """How many of the buckets between two numbers a unit has; 0, one for all, if that overflows."""
+    width = high - low
+    per_unit = buckets / width if width > 0.0 else 0.0
+    return per_unit if np.isfinite(per_unit) and np.isfinite(low * per_unit) else 0.0
+
+
+@njit(cache=True, nogil=True)
+def bucket_of(x, low, per_unit, buckets):  # type: ignore[no-untyped-def]
+    """The bucket of a number; never decreases as numbers grow, however products are rounded."""
+    # not the difference first: that of float64 extremes overflows
+    place = x * per_unit - low * per_unit
+    return np.int64(min(max(place, 0.0), buckets - 1.0))
+
+
+@njit(cache=True, nogil=True)
+def fill_starts(ends, count, low, per_unit, starts):  # type: ignore[no-untyped-def]
+    """How many of the first ``count`` ends lie in buckets before each: int64[buckets + 1]."""
+    buckets = starts.size - 1
+    position = 0
+    for bucket in range(buckets):
+        while position < count and bucket_of(ends[position], low, per_unit, buckets) < bucket:
+            position += 1
+        starts[bucket] = position
+    starts[buckets] = count
+
+
+@njit(cache=True, nogil=True)
+def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
+    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
+
+    middles: float64, ascending, infinite ones last; labels: uint8[values.size].
+    """
+    finite = 0
+    while finite < middles.size and np.isfinite(middles[finite]):
+        finite += 1
+    if finite == 0:
+        labels[:] = 0
+        return
+    low = middles[0]
+    # more of them than values cost more than they save
+    buckets = max(1, min(MOST_BUCKETS, values.size >> 2))
+    per_unit = buckets_per_unit(low, middles[finite - 1], buckets)
+    starts = np.empty(buckets + 1, np.int64)
+    fill_starts(middles, finite, low, per_unit, starts)
+    for i in range(values.size):
+        value = np.float64(values[i])
+        label = starts[bucket_of(value, low, per_unit, buckets)]
+        while label < finite and middles[label] < value:
+            label += 1
+        labels[i] = label
