@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -34,6 +34,27 @@ def done_ahead(
             yield None if first is None else first.result()
     finally:
         # not waited for: after an interrupt, a large weight may take long and nobody wants it
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def done_together(
+    jobs: Sequence[Callable[[], Result] | None], sizes: Sequence[int], workers: int
+) -> Generator[Result | None, None, None]:
+    """The results of jobs in their order, as from ``done_ahead``, but the largest is done first.
+
+    So no thread waits for a large one at the end. All results may be held at once: this is for what
+    is in memory anyway.
+    """
+    pool = ThreadPoolExecutor(workers)
+    futures: dict[int, Future[Result]] = {}
+    try:
+        for index in sorted(range(len(jobs)), key=lambda i: -sizes[i]):
+            job = jobs[index]
+            if job is not None:
+                futures[index] = pool.submit(job)
+        for index in range(len(jobs)):
+            yield futures.pop(index).result() if index in futures else None
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 

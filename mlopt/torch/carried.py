@@ -264,4 +264,4 @@ def _buffers(palettized: Palettized) -> dict[str, torch.Tensor]:
             if quantized.offset is not None:
                 fields["zero_point"] = fields["offset"].clone()
     fields["compression_type"] = torch.tensor(kinds)
-    return {name: tensor.clone() for name, tensor in fields.items()}
+    return fields

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from mlopt.coreml.ahead import done_ahead, share_of
+from mlopt.coreml.ahead import done_together, share_of
 from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
 from mlopt.palette.palettize import palettize
@@ -65,8 +65,9 @@ def compress(
         raise ConfigError(f"num_kmeans_workers has to be an integer of at least 1, got {workers!r}")
     workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
-    jobs = (_job(decision, importance, workers) for decision in decisions)
-    with contextlib.closing(done_ahead(jobs, workers)) as results:
+    jobs = [_job(decision, importance, workers) for decision in decisions]
+    sizes = [decision.parameter.tensor.numel() for decision in decisions]
+    with contextlib.closing(done_together(jobs, sizes, workers)) as results:
         outcomes = list(results) if inplace else results
         taker = _Taker(model, decisions, inplace=inplace)
         rows = []
@@ -109,6 +110,7 @@ class _Taker:
     """
 
     def __init__(self, model: nn.Module, decisions: Iterable[Decision], *, inplace: bool) -> None:
+        self._is_copy = not inplace
         if inplace:
             self.model = model
             return
@@ -137,7 +139,11 @@ class _Taker:
         taking = module._parameters[name]
         assert taking is not None
         values = as_tensor(palettized.dequantize())
+        is_alone = self._is_copy and not parameter.twins
+        if is_alone and taking.device == values.device and taking.stride() == values.stride():
+            taking.data = values  # nothing is in the new parameter's own memory yet
         with torch.inference_mode() if taking.is_inference() else torch.no_grad():
-            taking.copy_(values)
+            if taking.data_ptr() != values.data_ptr():
+                taking.copy_(values)
         for module, name in {(id(m), n): (m, n) for m, n in owners}.values():
             attach(module, name, palettized)
