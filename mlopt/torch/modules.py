@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import attrs
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mlopt.errors import ConfigError
 
@@ -75,6 +76,12 @@ class Owner:
     def name(self) -> str:
         """The qualified name of the parameter."""
         return f"{self.module_name}.{self.parameter_name}".removeprefix(".")
+
+    @property
+    def kind(self) -> str:
+        """The name of the module's class, as it is without parametrizations."""
+        kind = type(self.module)
+        return (kind.__bases__[0] if is_parametrized(self.module) else kind).__name__
 
     @property
     def adapter(self) -> Adapter | None:

@@ -1,6 +1,13 @@
 """Palettizing PyTorch models: with the names and parameters of coremltools.optimize.torch."""
 
-from mlopt.torch.palettization.config import PostTrainingPalettizerConfig, SKMPalettizerConfig
+from mlopt.torch.palettization.config import (
+    DKMPalettizerConfig,
+    PostTrainingPalettizerConfig,
+    SKMPalettizerConfig,
+)
+from mlopt.torch.palettization.dkm import DKMPalettizer
+from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
+from mlopt.torch.palettization.fake_palettize import FakePalettize
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import (
     ModulePostTrainingPalettizerConfig,
@@ -10,6 +17,10 @@ from mlopt.torch.palettization.post_training import PostTrainingPalettizer
 from mlopt.torch.palettization.sensitive import SKMPalettizer
 
 __all__ = [
+    "DKMPalettizer",
+    "DKMPalettizerConfig",
+    "FakePalettize",
+    "ModuleDKMPalettizerConfig",
     "ModulePostTrainingPalettizerConfig",
     "ModuleSKMPalettizerConfig",
     "PalettizationGranularity",

@@ -103,6 +103,13 @@ def _compute(
     return Computed(palettized, distortion, (note,) if note else ())
 
 
+def store(parameter: torch.Tensor, palettized: Palettized) -> None:
+    """Write what a palette stands for into a parameter, which stays where and what it is."""
+    values = as_tensor(palettized.dequantize())
+    with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
+        parameter.copy_(values)
+
+
 class _Taker:
     """The model that takes the palettes: the one given, or a copy.
 
@@ -138,12 +145,11 @@ class _Taker:
         module, name = owners[0]
         taking = module._parameters[name]
         assert taking is not None
-        values = as_tensor(palettized.dequantize())
         is_alone = self._is_copy and not parameter.twins
-        if is_alone and taking.device == values.device and taking.stride() == values.stride():
-            taking.data = values  # nothing is in the new parameter's own memory yet
-        with torch.inference_mode() if taking.is_inference() else torch.no_grad():
-            if taking.data_ptr() != values.data_ptr():
-                taking.copy_(values)
+        if is_alone and taking.device.type == "cpu" and taking.is_contiguous():
+            # nothing is in the new parameter's own memory yet
+            taking.data = as_tensor(palettized.dequantize())
+        else:
+            store(taking, palettized)
         for module, name in {(id(m), n): (m, n) for m, n in owners}.values():
             attach(module, name, palettized)

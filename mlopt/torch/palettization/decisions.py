@@ -26,13 +26,15 @@ class Decision:
     """What happens to one parameter.
 
     ``outcome``: the palette that is wanted, or why it is kept; ``rule``: the rule that decided;
-    ``notes``: what a reader should know beside it.
+    ``notes``: what a reader should know beside it; ``config``: what was asked for, None for what is
+    kept.
     """
 
     parameter: ModelParameter
     outcome: PaletteSpec | Keep
     rule: str
     notes: tuple[str, ...] = ()
+    config: ModuleOptimizationConfig | None = None
 
 
 def decide(
@@ -132,7 +134,9 @@ def _palettized(
 ) -> Decision:
     tensor = parameter.tensor
     axes = {(o.adapter.output_axis, o.adapter.input_axis) for o in parameter.adapted if o.adapter}
-    needs_axis = config.is_grouped or config.vector_length > 1 or config.enable_per_channel_scale
+    shape = tuple(tensor.shape)
+    is_cut = config.group_size_for(shape) is not None or config.vector_length > 1
+    needs_axis = is_cut or config.enable_per_channel_scale
     if needs_axis and len(axes) > 1:
         return kept(
             f"its modules have their channels on different axes: {', '.join(parameter.names)}",
@@ -140,8 +144,12 @@ def _palettized(
         )
     output_axis, input_axis = next(iter(axes))
     axis = output_axis if config.channel_axis == 0 else input_axis
+    permutation = config.permutation_for(tensor.dim())
+    axis = axis if permutation is None else permutation[0]
     channels = int(tensor.shape[axis])
-    group_size = config.group_size if config.is_grouped else None
+    group_size = config.group_size_for(shape, axis)
+    if isinstance(group_size, Keep):
+        return kept(group_size.reason, group_size.category)
     if group_size is not None and channels % group_size:
         return kept(
             f"{channels} channels on axis {axis} do not divide into groups of {group_size}",
@@ -169,4 +177,4 @@ def _palettized(
     if spec.lut_dtype is not None and not can_quantize_table(as_array(tensor), spec):
         notes += (float_table_note(spec.lut_dtype, dtype_name(tensor.dtype)),)
         spec = attrs.evolve(spec, lut_dtype=None)
-    return Decision(parameter, spec, rule, notes)
+    return Decision(parameter, spec, rule, notes, config)

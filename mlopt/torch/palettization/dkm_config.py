@@ -110,13 +110,15 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         weight, ``"f16"`` or ``"bf16"`` rounded to that format, ``"f32"`` (default) in the dtype of
         the weight. Other names (``"int8"``) and the types of torch and numpy are taken too.
     quantize_activations
-        Quantize what the module puts out, as in training for quantization.
+        Quantize what the module puts out, as in training for quantization. Not supported yet:
+        ``DKMPalettizer`` refuses it.
     cluster_permute
         The order to bring the axes of a weight into before it is divided into groups and vectors.
         It is for weights with as many axes; others stay as they are. None: as they are.
     palett_max_mem
-        The share of free memory, above 0 and at most 1, that palettization may use. Where that is
-        not enough the work is done in smaller parts. Below 1, see also `palett_min_tsize`.
+        The share of the usual memory, above 0 and at most 1, that palettization takes beside a
+        weight: its points are gone through in parts that are smaller by as much. Below 1, see also
+        `palett_min_tsize`.
     kmeans_max_iter
         Soft iterations a forward pass, at least 1.
     prune_threshold
@@ -151,17 +153,19 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The share of entries, 0 to 1, that may coincide before coinciding ones are moved to where
         the error is largest.
     palett_min_tsize
-        Tensors of more elements are saved for the backward pass in packed form, in 16 bits, when
-        `palett_max_mem` is below 1.
+        When `palett_max_mem` is below 1, weights of more elements are coded in 16 bits, as with
+        `palett_unique`, and so take half the bytes until the backward pass.
     palett_unique
         Weights in float32 are coded in 16 bits for the assignment, so that equal ones are assigned
         once.
     palett_shard
-        Index lists, the codes of weights, are divided over the ranks of ``torch.distributed``.
+        Index lists, the codes of weights, are divided over the ranks of ``torch.distributed``. Not
+        supported yet: ``DKMPalettizer`` refuses it.
     palett_batch_mode
-        Groups are computed together where memory allows. False: one after the other.
+        Accepted. Groups are always computed together, in parts that bound the memory.
     palett_dist
-        Sums over weights are computed in shares by the ranks of ``torch.distributed``.
+        Sums over weights are computed in shares by the ranks of ``torch.distributed``. Not
+        supported yet: ``DKMPalettizer`` refuses it.
     per_channel_scaling_factor_scheme
         What `enable_per_channel_scale` divides a channel by: ``"min_max"`` half the difference
         between its greatest and its least weight, ``"abs"`` its largest magnitude.
@@ -169,13 +173,13 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The share of groups, above 0 and at most 1, that are assigned softly: the first ones, at
         least one. The others are assigned hard.
     kmeans_batch_threshold
-        With at least this many groups, and several ranks, initial clustering is divided over the
-        ranks by groups.
+        Accepted. Initial clustering takes milliseconds and gives the same everywhere, so each rank
+        does it by itself.
     kmeans_n_init
         At least 1. Changes nothing for tables of numbers. Accepted; vectors start from k-means++
         with a fixed seed.
     zero_threshold
-        The least share, 0 to 1, that an entry has in a weight: smaller ones are raised to it.
+        Accepted. Shares are not raised: an entry that has lost all weights keeps its place.
     kmeans_error_bnd
         Changes nothing for tables of numbers. Accepted; vectors start from k-means++ with a fixed
         seed.

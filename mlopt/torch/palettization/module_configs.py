@@ -7,7 +7,7 @@ when it is given, and a configuration cannot be changed afterwards.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import attrs
@@ -15,6 +15,7 @@ import torch
 
 from mlopt.coreml.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
 from mlopt.coreml.config import summary_of
+from mlopt.coreml.decisions import Keep
 from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
 from mlopt.torch.palettization.granularity import PalettizationGranularity
@@ -151,6 +152,14 @@ class ModuleOptimizationConfig:
     def vector_length(self) -> int:
         """Weights that one table entry stands for: `cluster_dim`, and 1 for None."""
         return _vector_length(self.cluster_dim)
+
+    def group_size_for(self, weight_shape: Sequence[int], axis: int = 0) -> int | Keep | None:
+        """Channels on an axis of a weight that share a table; None: all. Keep: there is no way."""
+        return self.group_size if self.is_grouped else None
+
+    def permutation_for(self, rank: int) -> tuple[int, ...] | None:
+        """The order of the axes in which a weight is divided; None: as it is."""
+        return None
 
     @property
     def lut_dtype_name(self) -> str | None:

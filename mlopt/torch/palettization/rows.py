@@ -36,9 +36,7 @@ def row_of(decision: Decision, computed: Computed | None) -> WeightRow:
         "name": parameter.name,
         "shape": tuple(tensor.shape),
         "dtype": dtype_name(tensor.dtype),
-        "consumers": tuple(
-            f"{type(owner.module).__name__}({owner.module_name})" for owner in parameter.owners
-        ),
+        "consumers": tuple(f"{owner.kind}({owner.module_name})" for owner in parameter.owners),
         "bytes_before": nbytes,
     }
     if computed is None:

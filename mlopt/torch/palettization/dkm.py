@@ -1,0 +1,269 @@
+"""Palettizing a PyTorch model while it is trained: differentiable k-means."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from mlopt.coreml.report import Report
+from mlopt.errors import ConfigError
+from mlopt.palette.distortion import measure_distortion
+from mlopt.palette.spec import PaletteSpec
+from mlopt.torch.carried import attach, mark
+from mlopt.torch.copies import computed_tensors
+from mlopt.torch.modules import Owner
+from mlopt.torch.palettization.base import Palettizer
+from mlopt.torch.palettization.compression import store
+from mlopt.torch.palettization.config import DKMPalettizerConfig
+from mlopt.torch.palettization.decisions import Decision, decide
+from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
+from mlopt.torch.palettization.fake_palettize import FakePalettize, FakePalettizeOptions
+from mlopt.torch.palettization.form import Grouping
+from mlopt.torch.palettization.rows import Computed, row_of
+from mlopt.torch.soft_kmeans import Mode
+from mlopt.torch.tensors import as_array
+
+
+class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
+    """Palettizes the weights of a model during training (DKM, arXiv 2108.12659).
+
+    While the model is trained, each weight is replaced by a mean of the entries of its table, and
+    the tables follow the weights; :meth:`finalize` leaves the nearest entries. The modules that are
+    palettized are those of :class:`PostTrainingPalettizer`.
+
+    Parameters
+    ----------
+    model
+        The model to be trained.
+    config
+        Which modules, and how. None: weights of more than 2048 elements, at 4 bits for linear
+        layers and 2 for all others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from mlopt.torch.palettization import DKMPalettizer, DKMPalettizerConfig
+    >>> model = nn.Sequential(nn.Linear(4, 500), nn.Sigmoid(), nn.Linear(500, 4))
+    >>> rules = {nn.Linear: {"n_bits": 2, "weight_threshold": 1000}}
+    >>> config = DKMPalettizerConfig.from_dict({"module_type_configs": rules})
+    >>> palettizer = DKMPalettizer(model, config)
+    >>> model = palettizer.prepare(inplace=True)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     model(torch.rand(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    ...     palettizer.step()
+    >>> model = palettizer.finalize(inplace=True)
+    >>> model[0].weight.unique().numel()
+    4
+    """
+
+    config_class = DKMPalettizerConfig
+
+    def prepare(self, inplace: bool = False) -> nn.Module:
+        """Let the weights be palettized from now on, or from their milestones.
+
+        Parameters
+        ----------
+        inplace
+            Change the model itself: an optimizer that has its parameters stays right. False: a copy
+            is prepared, whose parameters are others.
+
+        Returns
+        -------
+        The prepared model, in training mode. Its palettized weights are parametrized: the ones that
+        are trained are ``module.parametrizations.weight.original``.
+
+        Raises
+        ------
+        ConfigError
+            The model is prepared already, or has parameters without values.
+        """
+        if any(True for _ in _fakes(self._model)):
+            raise ConfigError("the model is prepared already; train it, or finalize it first")
+        model = self._model
+        if not inplace:
+            model = copy.deepcopy(model, computed_tensors(model))
+        decisions, unmatched = decide(model, self._config)
+        # all of them before the first change
+        fakes = {
+            decision.parameter.name: FakePalettize(_options(decision))
+            for decision in decisions
+            if isinstance(decision.outcome, PaletteSpec)
+        }
+        self._model, self._decisions, self._unmatched = model, decisions, unmatched
+        for decision in decisions:
+            if not isinstance(decision.outcome, PaletteSpec):
+                continue
+            fake = fakes[decision.parameter.name].to(decision.parameter.tensor.device)
+            assert isinstance(decision.config, ModuleDKMPalettizerConfig)
+            fake.enable(decision.config.milestone == 0)
+            for owner in _each_once(decision):
+                parametrize.register_parametrization(
+                    owner.module, owner.parameter_name, fake, unsafe=True
+                )
+        return model.train()
+
+    def step(self) -> None:
+        """Count a step, of training or an epoch; weights whose milestone is reached are palettized.
+
+        A milestone of n is reached by the n-th call.
+        """
+        for decision, fake in self._palettized():
+            assert isinstance(decision.config, ModuleDKMPalettizerConfig)
+            fake.steps += 1
+            if int(fake.steps) == decision.config.milestone:
+                fake.enable()
+
+    def enable_fake_palett(self, flag: bool) -> None:
+        """Palettize all weights from now on, whatever their milestones, or none."""
+        for _, fake in self._palettized():
+            fake.enable(flag)
+
+    def finalize(self, model: nn.Module | None = None, inplace: bool = False) -> nn.Module:
+        """Make the weights those of their tables for good.
+
+        Parameters
+        ----------
+        model
+            The model that :meth:`prepare` returned, or a copy of it, such as an average over
+            training. None: the one that it returned.
+        inplace
+            Change the model itself. False: change a copy.
+
+        Returns
+        -------
+        A plain model in evaluation mode, whose modules carry their palettes in buffers, as
+        :meth:`PostTrainingPalettizer.compress` returns it.
+        """
+        prepared = self._model if model is None else model
+        self._check_prepared(prepared)
+        if not inplace:
+            prepared = copy.deepcopy(prepared, computed_tensors(prepared))
+        rows = []
+        for decision in self._decisions:
+            if not isinstance(decision.outcome, PaletteSpec):
+                rows.append(row_of(decision, None))
+                continue
+            owners = [
+                (prepared.get_submodule(owner.module_name), owner.parameter_name)
+                for owner in _each_once(decision)
+            ]
+            module, name = owners[0]
+            fake, weight = _parametrization(module, name)
+            palettized = fake.palettized(weight)
+            distortion = measure_distortion(as_array(weight), palettized)
+            for module, name in owners:
+                _remove_parametrization(module, name)
+            store(weight, palettized)
+            for module, name in owners:
+                attach(module, name, palettized)
+            rows.append(row_of(decision, Computed(palettized, distortion, ())))
+        mark(prepared)
+        self._report = Report(rows=rows, unmatched_rules=self._unmatched)
+        return prepared.eval()
+
+    def report(self) -> Report:
+        """The account of every parameter, as :meth:`finalize` would leave it now, or has left it.
+
+        Raises
+        ------
+        ConfigError
+            The model has not been prepared yet.
+        """
+        if self._report is None:
+            self.finalize(inplace=False)
+            found, self._report = self._report, None
+            return cast(Report, found)
+        return self._report
+
+    def _check_prepared(self, model: nn.Module) -> None:
+        if not hasattr(self, "_decisions"):
+            raise ConfigError("the model is not prepared; call prepare first, and train it")
+        if not any(True for _ in _fakes(model)) and any(
+            isinstance(decision.outcome, PaletteSpec) for decision in self._decisions
+        ):
+            raise ConfigError("the model is finalized already, or no copy of the prepared one")
+
+    def _palettized(self) -> Iterator[tuple[Decision, FakePalettize]]:
+        """The decisions to palettize, each with what palettizes its weight in the prepared model.
+
+        Nothing where the model has been finalized.
+        """
+        if not hasattr(self, "_decisions"):
+            raise ConfigError("the model is not prepared; call prepare first")
+        for decision in self._decisions:
+            if isinstance(decision.outcome, PaletteSpec):
+                owner = decision.parameter.owners[0]
+                if parametrize.is_parametrized(owner.module, owner.parameter_name):
+                    yield decision, _parametrization(owner.module, owner.parameter_name)[0]
+
+
+def _fakes(model: nn.Module) -> Iterator[FakePalettize]:
+    return (module for module in model.modules() if isinstance(module, FakePalettize))
+
+
+def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch.Tensor]:
+    """What palettizes a weight of a prepared module, and the weight that is trained."""
+    found: Any = module.parametrizations
+    return found[name][0], found[name].original
+
+
+def _remove_parametrization(module: nn.Module, name: str) -> None:
+    """Give a module its parameter back; copies of the module stay parametrized.
+
+    PyTorch takes the parametrized name from the module's class, which copies of it share.
+    """
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+def _each_once(decision: Decision) -> list[Owner]:
+    """The owners of a parameter, a module of several names once."""
+    found = {(id(o.module), o.parameter_name): o for o in reversed(decision.parameter.owners)}
+    return list(reversed(found.values()))
+
+
+def _options(decision: Decision) -> FakePalettizeOptions:
+    """How a weight is to be palettized, as its decision says."""
+    config, spec = decision.config, decision.outcome
+    assert isinstance(config, ModuleDKMPalettizerConfig)
+    assert isinstance(spec, PaletteSpec)
+    assert spec.nbits is not None
+    for name in ("quantize_activations", "palett_shard", "palett_dist"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name} is not supported yet, got {name}=True for {decision.parameter.name}; "
+                "leave it False"
+            )
+    shape = tuple(decision.parameter.tensor.shape)
+    axis = spec.channel_axis or 0
+    groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
+    return FakePalettizeOptions(
+        grouping=Grouping(shape, axis, groups, spec.cluster_dim),
+        entries=(1 << spec.nbits) + config.add_extra_centroid,
+        scale_axis=spec.scale_axis,
+        scale_scheme=config.per_channel_scaling_factor_scheme,
+        lut_dtype=config.lut_dtype if config.lut_dtype_name == spec.lut_dtype else "f32",
+        mode=cast(Mode, config.palett_mode),
+        iterations=config.kmeans_max_iter,
+        epsilon=config.palett_epsilon,
+        temperature=config.palett_tau / 1e-4,
+        outlier_weight=config.palett_lambda,
+        enforce_zero=config.enforce_zero,
+        prune_threshold=config.prune_threshold,
+        duplicates_tolerance=config.palett_cluster_tol,
+        soft_groups=max(1, int(config.percentage_palett_enable * groups)),
+        coded=config.palett_unique
+        or (config.palett_max_mem < 1 and math.prod(shape) > config.palett_min_tsize),
+        memory_share=config.palett_max_mem,
+    )

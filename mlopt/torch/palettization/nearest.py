@@ -1,0 +1,59 @@
+"""The nearest centroid of each point, and centroids that are near to no point of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_DISTANCES = 1 << 20
+"""That are computed at a time."""
+
+
+def nearest_labels(points: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid of each point, int64 [G, N], the first of equally near ones.
+
+    points: [G, N, d]; centroids: [G, K, d]; distances are computed in float32, in float64 for
+    points in that.
+    """
+    wide = torch.float64 if points.dtype is torch.float64 else torch.float32
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+    step = max(1, _DISTANCES // centroids.shape[1])
+    for group, table in enumerate(centroids.to(wide)):
+        for start in range(0, points.shape[1], step):
+            part = points[group, start : start + step].to(wide)
+            distances = (part[:, None] - table).square().sum(-1)
+            labels[group, start : start + step] = distances.argmin(-1)
+    return labels
+
+
+def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid itself in the place of each point, [G, N, d]."""
+    labels = nearest_labels(points, centroids)[..., None].expand(-1, -1, points.shape[-1])
+    return centroids.gather(1, labels)
+
+
+def move_duplicates(centroids: Tensor, points: Tensor, pinned: Tensor, *, tolerance: float) -> None:
+    """Move centroids that coincide with an earlier one to where the error is largest, in place.
+
+    Groups are left alone in which the share of such centroids is not above ``tolerance``, or in
+    which every point has a centroid of its own already.
+
+    centroids: [G, K, d]; points: [G, N, d]; pinned: bool [G, K], those that stay.
+    """
+    for table, group, fixed in zip(centroids, points, pinned, strict=True):
+        _, inverse = torch.unique(table, dim=0, return_inverse=True)
+        seen: set[int] = set()
+        repeated = []
+        for index, label in enumerate(inverse.tolist()):
+            if label in seen and not fixed[index]:
+                repeated.append(index)
+            seen.add(label)
+        if not repeated or len(repeated) <= tolerance * len(table):
+            continue
+        for index in repeated:
+            found = nearest_centroids(group[None], table[None])[0]
+            error = (group - found).float().square().sum(-1)
+            worst = int(error.argmax())
+            if error[worst] == 0:
+                break
+            table[index] = group[worst].to(table.dtype)

@@ -1,0 +1,171 @@
+"""Soft k-means as one operation of autograd, which recomputes attention instead of keeping it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mlopt.torch.soft_kmeans.codes import (
+    Values,
+    line_of_points,
+    of_points,
+    rounded,
+    sums_by_code,
+    values_of,
+)
+from mlopt.torch.soft_kmeans.implicit import pull_fixed_point
+from mlopt.torch.soft_kmeans.iterations import Fixed, Reduce, Trajectory, iterate, pull_back
+from mlopt.torch.soft_kmeans.passes import Mode, passes_for
+from mlopt.torch.soft_kmeans.problem import Problem
+
+_LEAST_TEMPERATURE = {torch.float32: (2.0**-36, 2.0**-100), torch.float64: (2.0**-80, 2.0**-900)}
+
+
+@attrs.frozen
+class Options:
+    """The arguments of ``soft_kmeans`` that are not tensors, and the ``seeds`` of its noise."""
+
+    iterations: int
+    epsilon: float
+    mode: Mode
+    implicit: bool
+    coded: bool
+    chunk: int | None
+    reduce: Reduce
+    seeds: tuple[int, ...]
+
+
+class SoftKMeans(torch.autograd.Function):
+    """``soft_kmeans`` of checked arguments.
+
+    What is kept for the gradient: the points, or with ``coded`` their 16-bit codes; the values and
+    masses that codes stand for; the centroids and sizes of each iteration.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        points: Tensor,
+        centroids: Tensor,
+        temperature: Tensor,
+        importance: Tensor | None,
+        pinned: Tensor | None,
+        options: Options,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``soft`` and the centroids after the last iteration."""
+        with torch.autocast(points.device.type, enabled=False):
+            held = rounded(points) if options.coded and points.dtype == torch.float32 else points
+            is_coded = held.dtype in (torch.float16, torch.bfloat16) and options.mode != "gsm"
+            values = values_of(held, importance) if is_coded else None
+            rates = _rates(temperature, centroids)
+            problem = _problem(held, values, importance, rates, options)
+            passes = passes_for(problem, options.mode, options.seeds)
+            trajectory = iterate(
+                passes,
+                centroids,
+                iterations=options.iterations,
+                epsilon=options.epsilon,
+                pinned=pinned,
+                reduce=options.reduce,
+            )
+            last = trajectory.last
+            start, moved = trajectory.centroids[last], trajectory.centroids[last + 1]
+            soft = passes.soft(start, moved, step=last)
+            if values is not None:
+                soft = of_points(held, values, soft[..., 0], points.dtype)
+            ctx.options = options
+            ctx.dtype = points.dtype
+            ctx.save_for_backward(
+                held,
+                importance,
+                rates,
+                trajectory.centroids,
+                trajectory.sizes,
+                pinned,
+                *(() if values is None else (values.codes, values.values, values.mass)),
+            )
+            moved = moved.clone()
+            ctx.mark_non_differentiable(moved)
+            ctx.set_materialize_grads(False)
+            return soft.to(points.dtype), moved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pull: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient with respect to the points."""
+        if pull is None or not ctx.needs_input_grad[0]:
+            return (None,) * 6
+        held, importance, rates, centroids, sizes, pinned, *of_values = ctx.saved_tensors
+        values = Values(*of_values) if of_values else None
+        options: Options = ctx.options
+        with torch.autocast(pull.device.type, enabled=False):
+            pull = pull.detach()
+            problem = _problem(held, values, importance, rates, options)
+            passes = passes_for(problem, options.mode, options.seeds)
+            trajectory = Trajectory(centroids, sizes, pinned)
+            fixed: Fixed | None = None
+            if options.implicit and options.mode != "hard":
+
+                def fixed(to_moved: Tensor, to_start: Tensor) -> Tensor:
+                    return pull_fixed_point(problem, trajectory, to_moved, to_start, options.reduce)
+
+            if values is None:
+                gradient, _ = pull_back(
+                    passes,
+                    trajectory,
+                    pull,
+                    mass=None,
+                    apart=False,
+                    fixed=fixed,
+                    reduce=options.reduce,
+                )
+                return gradient.to(ctx.dtype), None, None, None, None, None
+            by_value = sums_by_code(held, pull[..., 0])[:, values.codes]
+            slopes, shares = pull_back(
+                passes,
+                trajectory,
+                None,
+                mass=by_value,
+                apart=True,
+                fixed=fixed,
+                reduce=options.reduce,
+            )
+            gradient = line_of_points(
+                held,
+                values,
+                slopes=slopes[..., 0],
+                pull=pull,
+                shares=shares[..., 0],
+                importance=importance,
+                dtype=ctx.dtype,
+            )
+            return gradient, None, None, None, None, None
+
+
+def _problem(
+    held: Tensor,
+    values: Values | None,
+    importance: Tensor | None,
+    rates: Tensor,
+    options: Options,
+) -> Problem:
+    if values is None:
+        # detached, since threads of our own would record a graph again
+        return Problem(held.detach(), importance, rates, chunk=options.chunk)
+    points = values.values[None, :, None].expand(len(held), -1, 1)
+    return Problem(points, values.mass, rates, stands_for_many=True, chunk=options.chunk)
+
+
+def _rates(temperature: Tensor, centroids: Tensor) -> Tensor:
+    """One over the temperatures, which are not taken below what the dtype tells apart.
+
+    Softmax is one-hot by then, unless two centroids are equally near; their gradients, which grow
+    with the rate, have to stay within the range of the dtype through all iterations.
+    """
+    relative, absolute = _LEAST_TEMPERATURE[centroids.dtype]
+    largest = centroids.abs().amax(dim=(1, 2)).square_().mul_(relative).clamp_(min=absolute)
+    return torch.maximum(temperature, largest).reciprocal_()
