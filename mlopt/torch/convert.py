@@ -21,6 +21,7 @@ from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.palettized import Palettized
+from mlopt.torch.activations import quantizes_activations
 from mlopt.torch.carried import CarriedPalette, carried_palettes, target_of_others
 from mlopt.torch.stand_ins import MOST, is_untouched, stand_ins, state_with, without_folding
 from mlopt.torch.tracing import described_as, input_types, state_of, traced
@@ -94,7 +95,8 @@ def convert(
         inputs = input_types(model, example_inputs)
     # not the palettes of the traced copy: they may have been widened for coremltools
     palettes = _numbered(carried_palettes(state_of(model)))
-    target = _target(palettes, state_of(model), asked)
+    is_quantized = quantizes_activations(model)
+    target = _target(palettes, state_of(model), asked, is_quantized=is_quantized)
     options = dict(convert_kwargs, inputs=inputs)
     if target is not None:
         options["minimum_deployment_target"] = getattr(coremltools.target, target.ios)
@@ -150,10 +152,13 @@ def _target(
     palettes: Mapping[int, list[CarriedPalette]],
     state: Mapping[str, torch.Tensor],
     asked: Target | None,
+    *,
+    is_quantized: bool,
 ) -> Target | None:
     """The target to convert for; None for coremltools' default.
 
     Every palette is read for it, so that what is wrong with one is said before the conversion.
+    ``is_quantized``: the model quantizes activations, which takes iOS17.
 
     Raises
     ------
@@ -162,6 +167,10 @@ def _target(
     """
     newest = asked or target_of_others(state)
     violations = []
+    if is_quantized and newest is not None and newest < Target.iOS17 and asked is not None:
+        violations.append("- activations: their quantization needs iOS17")
+    if is_quantized:
+        newest = max(newest or Target.iOS17, Target.iOS17)
     for sharing in palettes.values():
         palettized = sharing[0].palettized()
         need = needed_target(palettized)
@@ -171,7 +180,7 @@ def _target(
     if violations:
         assert asked is not None and newest is not None
         raise TargetError(
-            f"{len(violations)} palettes cannot be expressed for minimum_deployment_target="
+            f"{len(violations)} forms cannot be expressed for minimum_deployment_target="
             f"{asked.ios}:\n" + "\n".join(violations) + f"\nUse {newest.ios} ({newest.macos}), or "
             "palettize again with what iOS16 allows: one scalar table of floats for a weight, at "
             "1, 2, 4, 6 or 8 bits, without scale."

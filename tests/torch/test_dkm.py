@@ -461,7 +461,7 @@ def test_both_ways_to_core_ml_have_the_trained_tables():
         assert np.array_equal(weight.val, finalized[0].weight.detach().numpy())
 
 
-@pytest.mark.parametrize("name", ["quantize_activations", "palett_shard", "palett_dist"])
+@pytest.mark.parametrize("name", ["palett_shard", "palett_dist"])
 def test_what_is_not_supported_is_refused_before_anything_changes(name):
     model = linear()
     with pytest.raises(ConfigError, match=f"{name} is not supported yet"):

@@ -15,6 +15,13 @@ from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
 from mlopt.palette.distortion import measure_distortion
 from mlopt.palette.spec import PaletteSpec
+from mlopt.torch.activations import (
+    NAME,
+    Codes,
+    FakeQuantizedActivation,
+    attach_quantizer,
+    freeze_quantizers,
+)
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import Owner
@@ -110,6 +117,9 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 parametrize.register_parametrization(
                     owner.module, owner.parameter_name, fake, unsafe=True
                 )
+                if decision.config.quantize_activations and NAME not in owner.module._modules:
+                    quantizer = attach_quantizer(owner.module, _codes(decision.config))
+                    quantizer.to(fake.centroids.device).enable(decision.config.milestone == 0)
         return model.train()
 
     def step(self) -> None:
@@ -121,12 +131,12 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             assert isinstance(decision.config, ModuleDKMPalettizerConfig)
             fake.steps += 1
             if int(fake.steps) == decision.config.milestone:
-                fake.enable()
+                _enable(decision, fake, True)
 
     def enable_fake_palett(self, flag: bool) -> None:
         """Palettize all weights from now on, whatever their milestones, or none."""
-        for _, fake in self._palettized():
-            fake.enable(flag)
+        for decision, fake in self._palettized():
+            _enable(decision, fake, flag)
 
     def finalize(self, model: nn.Module | None = None, inplace: bool = False) -> nn.Module:
         """Make the weights those of their tables for good.
@@ -167,6 +177,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             for module, name in owners:
                 attach(module, name, palettized)
             rows.append(row_of(decision, Computed(palettized, distortion, ())))
+        freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)
         return prepared.eval()
@@ -211,6 +222,19 @@ def _fakes(model: nn.Module) -> Iterator[FakePalettize]:
     return (module for module in model.modules() if isinstance(module, FakePalettize))
 
 
+def _enable(decision: Decision, fake: FakePalettize, flag: bool) -> None:
+    """Palettize a weight, and quantize the outputs of its modules where that is wanted, or not."""
+    fake.enable(flag)
+    for owner in decision.parameter.owners:
+        quantizer = owner.module._modules.get(NAME)
+        if isinstance(quantizer, FakeQuantizedActivation):
+            quantizer.enable(flag)
+
+
+def _codes(config: ModuleDKMPalettizerConfig) -> Codes:
+    return Codes(config.quant_min, config.quant_max, config.dtype)
+
+
 def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch.Tensor]:
     """What palettizes a weight of a prepared module, and the weight that is trained."""
     found: Any = module.parametrizations
@@ -239,7 +263,7 @@ def _options(decision: Decision) -> FakePalettizeOptions:
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
     assert spec.nbits is not None
-    for name in ("quantize_activations", "palett_shard", "palett_dist"):
+    for name in ("palett_shard", "palett_dist"):
         if getattr(config, name):
             raise ConfigError(
                 f"{name} is not supported yet, got {name}=True for {decision.parameter.name}; "

@@ -110,8 +110,8 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         weight, ``"f16"`` or ``"bf16"`` rounded to that format, ``"f32"`` (default) in the dtype of
         the weight. Other names (``"int8"``) and the types of torch and numpy are taken too.
     quantize_activations
-        Quantize what the module puts out, as in training for quantization. Not supported yet:
-        ``DKMPalettizer`` refuses it.
+        Quantize what the module puts out: in training the range of its outputs is watched, and they
+        are rounded to 8-bit codes; then the range is fixed. Needs iOS17.
     cluster_permute
         The order to bring the axes of a weight into before it is divided into groups and vectors.
         It is for weights with as many axes; others stay as they are. None: as they are.

@@ -1,0 +1,148 @@
+"""Outputs of modules as they are in 8 bits: watched and imitated in training, then fixed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+NAME = "activation_quantizer"
+"""What a quantizer is called in the module whose output it takes."""
+
+_MOMENTUM = 0.01
+"""The share of a new range in the moving average of ranges."""
+
+
+@attrs.frozen
+class Codes:
+    """Codes from ``least`` to ``greatest``, stored as ``torch.qint8`` or ``torch.quint8``."""
+
+    least: int
+    greatest: int
+    dtype: torch.dtype
+
+
+class FakeQuantizedActivation(nn.Module):
+    """Gives activations as their codes will store them; the gradient passes inside the range.
+
+    The range is a moving average of the smallest and largest activations of the batches in
+    training, zero included. Codes are affine: ``(code - zero_point) * scale``.
+    """
+
+    low: Tensor
+    high: Tensor
+    enabled: Tensor
+    started: Tensor
+
+    def __init__(self, codes: Codes) -> None:
+        super().__init__()
+        self.codes = codes
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+        self.register_buffer("enabled", torch.tensor(False))
+        self.register_buffer("started", torch.tensor(False))
+
+    def enable(self, enabled: bool = True) -> None:
+        """Let it quantize from now on, or not."""
+        self.enabled.fill_(enabled)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """The activations as stored, of their own dtype."""
+        if not self.enabled or not activations.numel():
+            return activations
+        if self.training:
+            self._watch(activations.detach())
+        elif not self.started:
+            return activations
+        scale, zero_point = self.scale_and_zero_point()
+        stored = torch.fake_quantize_per_tensor_affine(
+            activations.float(), scale, zero_point, self.codes.least, self.codes.greatest
+        )
+        return stored.to(activations.dtype)
+
+    def scale_and_zero_point(self) -> tuple[float, int]:
+        """What codes are multiplied by, and the code of zero; a scale of 1 for an empty range."""
+        least, greatest = self.codes.least, self.codes.greatest
+        low, high = float(self.low), float(self.high)
+        scale = (high - low) / (greatest - least)
+        if scale < torch.finfo(torch.float16).tiny:
+            # subnormal in float16, which Core ML computes in
+            scale = float(torch.finfo(torch.float16).tiny) if high > low else 1.0
+        return scale, min(max(round(least - low / scale), least), greatest)
+
+    def frozen(self) -> QuantizedActivation:
+        """The quantizer with the range as it is now."""
+        return QuantizedActivation(self.codes, *self.scale_and_zero_point())
+
+    @torch.no_grad()
+    def _watch(self, activations: Tensor) -> None:
+        low, high = torch.aminmax(activations.float())
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        share = 1.0 if not self.started else _MOMENTUM
+        self.low.lerp_(low, share)
+        self.high.lerp_(high, share)
+        self.started.fill_(True)
+
+
+class QuantizedActivation(nn.Module):
+    """Quantizes activations and back, in operations that Core ML has (from iOS17 on)."""
+
+    def __init__(self, codes: Codes, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self.codes, self.scale, self.zero_point = codes, scale, zero_point
+        limits = torch.iinfo(torch.int8 if codes.dtype is torch.qint8 else torch.uint8)
+        self._is_narrower = (limits.min, limits.max) != (codes.least, codes.greatest)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """The activations as stored, float32."""
+        if self._is_narrower:
+            ends = (self.codes.least, self.codes.greatest)
+            low, high = ((end - self.zero_point) * self.scale for end in ends)
+            activations = activations.clamp(low, high)
+        with warnings.catch_warnings():
+            # PyTorch means to drop quantized tensors; what coremltools converts are these
+            warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+            codes = torch.quantize_per_tensor(
+                activations.float(), self.scale, self.zero_point, self.codes.dtype
+            )
+        return codes.dequantize()
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of it."""
+        return f"scale={self.scale:.6g}, zero_point={self.zero_point}, dtype={self.codes.dtype}"
+
+
+def attach_quantizer(module: nn.Module, codes: Codes) -> FakeQuantizedActivation:
+    """Quantize the output of a module, the first one where there are several."""
+    quantizer = FakeQuantizedActivation(codes)
+    module.add_module(NAME, quantizer)
+    module.register_forward_hook(_quantize_output)
+    return quantizer
+
+
+def freeze_quantizers(model: nn.Module) -> None:
+    """Fix the ranges of all quantizers of a model; one without a range becomes the identity."""
+    for module in model.modules():
+        quantizer = module._modules.get(NAME)
+        if isinstance(quantizer, FakeQuantizedActivation):
+            is_used = bool(quantizer.enabled) and bool(quantizer.started)
+            module._modules[NAME] = quantizer.frozen() if is_used else nn.Identity()
+
+
+def quantizes_activations(model: Any) -> bool:
+    """Whether a module has quantizers of activations that Core ML is to have as well."""
+    return isinstance(model, nn.Module) and any(
+        isinstance(module, QuantizedActivation) for module in model.modules()
+    )
+
+
+def _quantize_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """The forward hook; it finds the quantizer by name, so copies of the module use their own."""
+    quantizer = module._modules[NAME]
+    assert quantizer is not None
+    if isinstance(output, tuple):
+        return (quantizer(output[0]), *output[1:])
+    return quantizer(output)
