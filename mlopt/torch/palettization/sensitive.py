@@ -19,7 +19,7 @@ from mlopt.torch.sensitivity import (
     check_sensitivities,
     compute_sensitivities,
     load_sensitivities,
-    save_sensitivities,
+    save_on_first_rank,
 )
 from mlopt.torch.sensitivity.sharded import is_sharded
 
@@ -207,7 +207,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
             workers=workers,
         )
         if path is not None:
-            save_sensitivities(found, path)
+            save_on_first_rank(found, path)
         return found
 
 

@@ -8,6 +8,7 @@ from mlopt.torch.sensitivity.compute import compute_sensitivities
 from mlopt.torch.sensitivity.files import (
     check_sensitivities,
     load_sensitivities,
+    save_on_first_rank,
     save_sensitivities,
 )
 from mlopt.torch.sensitivity.sensitivities import Sensitivities
@@ -17,5 +18,6 @@ __all__ = [
     "check_sensitivities",
     "compute_sensitivities",
     "load_sensitivities",
+    "save_on_first_rank",
     "save_sensitivities",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import ConfigError
+from mlopt.torch.sensitivity.ranks import current_ranks
 from mlopt.torch.sensitivity.sensitivities import Sensitivities
 
 
@@ -45,6 +46,25 @@ def save_sensitivities(
     finally:
         with contextlib.suppress(FileNotFoundError):
             scratch.unlink()
+
+
+def save_on_first_rank(sensitivities: Sensitivities, path: str | os.PathLike[str]) -> None:
+    """As ``save_sensitivities``, but of the ranks of ``torch.distributed`` only the first writes.
+
+    All have to call it. The file is there on all of them afterwards where they share a file system;
+    an error is raised on all.
+    """
+    ranks = current_ranks()
+    error: OSError | None = None
+    if ranks is None or ranks.rank == 0:
+        try:
+            save_sensitivities(sensitivities, path)
+        except OSError as raised:
+            error = raised
+    if ranks is not None:
+        error = ranks.shared(error, 0)
+    if error is not None:
+        raise error
 
 
 def load_sensitivities(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mlopt.errors import MlOptError
+from mlopt.torch.palettization import SKMPalettizer, SKMPalettizerConfig
 from mlopt.torch.sensitivity import compute_sensitivities
 from tests.torch.sensitivity.references import Small, loss_fn, make_model, make_samples
 
@@ -165,6 +166,27 @@ def kept_training() -> dict[str, Any]:
     return {"gradient": model.module.embedding.weight.grad}
 
 
+def palettized(make: Callable[[], nn.Module], name: str) -> dict[str, Any]:
+    """Compute sensitivities with a palettizer, to a file, and palettize a plain model with it."""
+    rules = {"global_config": {"n_bits": 2}, "calibration_nsamples": COUNT}
+    config = SKMPalettizerConfig.from_dict(rules)
+    path = Path(sys.argv[1]) / f"sensitivity-{name}.pt"
+    SKMPalettizer(make(), config).compute_sensitivity(make_samples(COUNT), loss_fn, path)
+    compressed = SKMPalettizer(plain(), config).compress(sensitivity_path=path)
+    try:
+        SKMPalettizer(make(), config).compress(sensitivity_path=path)
+    except MlOptError as error:
+        message = str(error)
+    else:
+        message = "compressed"
+    missing = path.parent / "nowhere" / "file.pt"
+    try:
+        SKMPalettizer(make(), config).compute_sensitivity(make_samples(1), loss_fn, missing)
+    except OSError as error:
+        message += f"; {type(error).__name__}"
+    return {"weights": dict(compressed.named_parameters()), "message": message}
+
+
 FSDP1_FLAT = functools.partial(fsdp1, False)
 FSDP1 = functools.partial(fsdp1, True)
 
@@ -195,6 +217,8 @@ for kind, make in (
     CASES[f"{kind}-rank0"] = functools.partial(run, make, rank0_only=True)
     CASES[f"{kind}-one"] = functools.partial(run, make, nsamples=1)
     CASES[f"{kind}-failing"] = functools.partial(failing, make)
+for kind, make in (("ddp", ddp), ("fsdp2", fsdp2), ("fsdp1-flat", FSDP1_FLAT)):
+    CASES[f"{kind}-palettized"] = functools.partial(palettized, make, kind)
 CASES["ddp-names"] = functools.partial(run, ddp, names=["module.head.weight", "block.2.bias"])
 CASES["fsdp2-gradients"] = functools.partial(with_gradients, fsdp2)
 CASES["fsdp1-gradients"] = functools.partial(with_gradients, FSDP1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mlopt.torch.palettization import SKMPalettizer, SKMPalettizerConfig
 from mlopt.torch.sensitivity import compute_sensitivities
 from tests.torch.sensitivity.ranks_script import dropping
 from tests.torch.sensitivity.references import loss_fn, make_model, make_samples
@@ -88,6 +89,19 @@ def test_parameters_by_name(results: Path, kind: str) -> None:
     wanted = compute_sensitivities(make_model(), make_samples(COUNT), loss_fn, names=names)
     for found in load(results, f"{kind}-names"):
         assert_as_one_process(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp1-flat"])
+def test_palettizers_leave_one_file_for_all_ranks(results: Path, kind: str) -> None:
+    rules = {"global_config": {"n_bits": 2}, "calibration_nsamples": COUNT}
+    wanted = SKMPalettizer(make_model(), SKMPalettizerConfig.from_dict(rules))
+    expected = dict(wanted.compress(make_samples(COUNT), loss_fn).named_parameters())
+    for found in load(results, f"{kind}-palettized"):
+        for name, weight in expected.items():
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-3, atol=1e-5)
+        is_sharded = kind != "ddp"
+        assert ("sharded over processes" in found["message"]) == is_sharded
+        assert found["message"].endswith("; FileNotFoundError")
 
 
 def test_names_of_a_wrapped_model_are_understood(results: Path) -> None:
