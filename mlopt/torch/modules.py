@@ -164,6 +164,12 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
     )
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``DistributedDataParallel``; another module itself."""
+    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.get_submodule("module") if is_wrapped else model
+
+
 def _place(tensor: torch.Tensor) -> object:
     """What two parameters have in common that are the same memory seen in the same way."""
     if not _has_memory(tensor):

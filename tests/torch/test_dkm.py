@@ -462,11 +462,14 @@ def test_both_ways_to_core_ml_have_the_trained_tables():
 
 
 @pytest.mark.parametrize("name", ["palett_shard", "palett_dist"])
-def test_what_is_not_supported_is_refused_before_anything_changes(name):
-    model = linear()
-    with pytest.raises(ConfigError, match=f"{name} is not supported yet"):
-        DKMPalettizer(model, rules(n_bits=2, **{name: True})).prepare(inplace=True)
-    assert type(model[0]) is nn.Linear
+def test_nothing_is_divided_in_one_process(name):
+    weights = []
+    for options in ({}, {name: True}):
+        _, model = prepared(linear(), n_bits=2, **options)
+        (model[0].weight * torch.arange(64)).sum().backward()
+        weights.append((model[0].weight.detach(), original(model).grad))
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert torch.equal(weights[0][1], weights[1][1])
 
 
 def test_calls_in_the_wrong_order_are_refused():

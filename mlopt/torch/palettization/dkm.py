@@ -24,7 +24,7 @@ from mlopt.torch.activations import (
 )
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
-from mlopt.torch.modules import Owner
+from mlopt.torch.modules import Owner, unwrapped
 from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import store
 from mlopt.torch.palettization.config import DKMPalettizerConfig
@@ -33,6 +33,7 @@ from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.fake_palettize import FakePalettize, FakePalettizeOptions
 from mlopt.torch.palettization.form import Grouping
 from mlopt.torch.palettization.rows import Computed, row_of
+from mlopt.torch.sensitivity.sharded import is_sharded
 from mlopt.torch.soft_kmeans import Mode
 from mlopt.torch.tensors import as_array
 
@@ -92,10 +93,15 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         Raises
         ------
         ConfigError
-            The model is prepared already, or has parameters without values.
+            The model is prepared already, or has parameters that have no values or are sharded over
+            processes. A prepared model can be sharded.
         """
         if any(True for _ in _fakes(self._model)):
             raise ConfigError("the model is prepared already; train it, or finalize it first")
+        if is_sharded(self._model):
+            raise ConfigError(
+                "the model is sharded over processes; prepare it before, and shard the prepared one"
+            )
         model = self._model
         if not inplace:
             model = copy.deepcopy(model, computed_tensors(model))
@@ -153,8 +159,14 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         -------
         A plain model in evaluation mode, whose modules carry their palettes in buffers, as
         :meth:`PostTrainingPalettizer.compress` returns it.
+
+        Raises
+        ------
+        ConfigError
+            The model is not prepared, or it is sharded over processes: its full state dict has to
+            be loaded into a prepared model that is not.
         """
-        prepared = self._model if model is None else model
+        prepared = self._model if model is None else unwrapped(model)
         self._check_prepared(prepared)
         if not inplace:
             prepared = copy.deepcopy(prepared, computed_tensors(prepared))
@@ -203,6 +215,11 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             isinstance(decision.outcome, PaletteSpec) for decision in self._decisions
         ):
             raise ConfigError("the model is finalized already, or no copy of the prepared one")
+        if is_sharded(model):
+            raise ConfigError(
+                "the model is sharded over processes; load its full state dict into a prepared "
+                "model that is not, and finalize that"
+            )
 
     def _palettized(self) -> Iterator[tuple[Decision, FakePalettize]]:
         """The decisions to palettize, each with what palettizes its weight in the prepared model.
@@ -263,12 +280,6 @@ def _options(decision: Decision) -> FakePalettizeOptions:
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
     assert spec.nbits is not None
-    for name in ("palett_shard", "palett_dist"):
-        if getattr(config, name):
-            raise ConfigError(
-                f"{name} is not supported yet, got {name}=True for {decision.parameter.name}; "
-                "leave it False"
-            )
     shape = tuple(decision.parameter.tensor.shape)
     axis = spec.channel_axis or 0
     groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
@@ -290,4 +301,5 @@ def _options(decision: Decision) -> FakePalettizeOptions:
         coded=config.palett_unique
         or (config.palett_max_mem < 1 and math.prod(shape) > config.palett_min_tsize),
         memory_share=config.palett_max_mem,
+        in_shares=config.palett_shard or config.palett_dist,
     )

@@ -159,13 +159,18 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         Weights in float32 are coded in 16 bits for the assignment, so that equal ones are assigned
         once.
     palett_shard
-        Index lists, the codes of weights, are divided over the ranks of ``torch.distributed``. Not
-        supported yet: ``DKMPalettizer`` refuses it.
+        The same as `palett_dist`: the share that a rank computes is all that it keeps for the
+        backward pass, of the points or their codes.
     palett_batch_mode
         Accepted. Groups are always computed together, in parts that bound the memory.
     palett_dist
-        Sums over weights are computed in shares by the ranks of ``torch.distributed``. Not
-        supported yet: ``DKMPalettizer`` refuses it.
+        Soft assignment is computed in shares by the ranks of the default group of
+        ``torch.distributed``, which exchange sums and soft weights. All have to hold the same
+        weights, and to take the same forward and backward passes in the same order, as replicas in
+        ``DistributedDataParallel`` or ``fully_shard`` do. Each rank gets the gradient of the mean
+        of the ranks' losses, so that averaging gradients gives what it gives without shares.
+        A rank that reads a weight alone, with gradients in training mode, waits for the others.
+        Nothing is divided without a process group, in a group of one rank, and in evaluation.
     per_channel_scaling_factor_scheme
         What `enable_per_channel_scale` divides a channel by: ``"min_max"`` half the difference
         between its greatest and its least weight, ``"abs"`` its largest magnitude.

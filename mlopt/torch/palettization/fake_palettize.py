@@ -21,7 +21,9 @@ from mlopt.torch.palettization.nearest import (
     nearest_centroids,
     nearest_labels,
 )
+from mlopt.torch.palettization.shares import WHOLE, share_of_this_rank
 from mlopt.torch.soft_kmeans import Mode, soft_kmeans
+from mlopt.torch.soft_kmeans.eager import outside_graphs
 from mlopt.torch.tensors import as_array, numpy_dtype
 
 TEMPERATURE_SHARE = 0.5
@@ -39,7 +41,8 @@ class FakePalettizeOptions:
 
     entries: in a table; scale_axis, scale_scheme: of the per-channel scale, None for none;
     lut_dtype: ``"f32"``, ``"f16"``, ``"bf16"``, ``"i8"`` or ``"u8"``; soft_groups: how many of the
-    groups, the first ones, have soft assignment; temperature: a factor, 1 by default.
+    groups, the first ones, have soft assignment; temperature: a factor, 1 by default; in_shares:
+    whether the ranks of ``torch.distributed`` divide the soft assignment among them.
     """
 
     grouping: Grouping
@@ -58,6 +61,7 @@ class FakePalettizeOptions:
     soft_groups: int | None = None
     coded: bool = False
     memory_share: float = 1.0
+    in_shares: bool = False
 
 
 class FakePalettize(nn.Module):
@@ -97,23 +101,22 @@ class FakePalettize(nn.Module):
         """Let it palettize from now on, or not."""
         self.enabled.fill_(enabled)
 
+    @outside_graphs
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as stored: of the shape and dtype of ``weight``."""
         if not self.enabled:
             return weight
-        options, grouping = self.options, self.options.grouping
+        grouping = self.options.grouping
         with torch.autocast(weight.device.type, enabled=False):
             points, scale = self._points(weight)
             if not self.started:
                 self._start(points.detach(), scale)
             is_zero = self._is_zero(points)
-            kept = torch.where(is_zero, torch.zeros_like(points), points)
             if self.training and torch.is_grad_enabled():
-                stored = self._soft(kept, is_zero, scale)
+                stored = self._soft(points, is_zero, scale)
             else:
-                stored = nearest_centroids(kept.detach(), self._table()).to(points.dtype)
-            if options.enforce_zero:
-                stored = torch.where(is_zero, torch.zeros_like(stored), stored)
+                kept = points.detach().masked_fill(is_zero, 0.0)
+                stored = self._hard(kept, is_zero, self._table())
             found = grouping.weight(stored)
             return found if scale is None else (found * scale).to(weight.dtype)
 
@@ -198,28 +201,36 @@ class FakePalettize(nn.Module):
 
     def _soft(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> Tensor:
         """Soft assignment; the centroids move along for the next call."""
-        options = self.options
-        importance = self._importance(points, is_zero, scale)
-        spread = float(points.detach().float().square().mean().sqrt())
-        soft_groups = options.soft_groups or options.grouping.groups
+        options, grouping = self.options, self.options.grouping
+        share = share_of_this_rank() if options.in_shares else WHOLE
+        kept = points.detach().masked_fill(is_zero, 0.0)
+        importance = self._importance(kept, is_zero, scale)
+        # the same on all ranks, so that they end after the same iteration
+        spread = float(share.total(kept.float().square().mean().sqrt())) / share.ranks
+        soft_groups = options.soft_groups or grouping.groups
         parts = slice(0, soft_groups)
+        # masked here and not before: what is kept for the gradient is of the share alone
+        own_is_zero = share.cut(is_zero[parts])
+        own = share.own(points[parts]).masked_fill(own_is_zero, 0.0)
         soft, centroids = soft_kmeans(
-            points[parts],
+            own,
             self.centroids[parts],
             self.temperature[parts],
             iterations=options.iterations,
             mode=options.mode,
             epsilon=options.epsilon * spread,
-            importance=None if importance is None else importance[parts],
+            importance=None if importance is None else share.cut(importance[parts]),
             pinned=self.pinned[parts],
             coded=options.coded,
             chunk=None if options.memory_share == 1 else self._chunk(),
+            reduce=share.total,
+            generator=share.generator() if options.mode == "gsm" else None,
         )
         with torch.no_grad():
             self.centroids[parts] = centroids
             move_duplicates(
                 self.centroids[parts],
-                points[parts].detach(),
+                kept[parts],
                 self.pinned[parts],
                 tolerance=options.duplicates_tolerance,
             )
@@ -227,18 +238,27 @@ class FakePalettize(nn.Module):
             if options.lut_dtype != "f32":
                 # what rounding the table changes, passed by the gradient
                 rounding = table[parts] - self.centroids[parts]
-                labels = nearest_labels(points[parts].detach(), self.centroids[parts])
+                labels = nearest_labels(own.detach(), self.centroids[parts])
                 rounded = rounding.gather(1, labels[..., None].expand(-1, -1, points.shape[-1]))
             else:
                 rounded = None
         if rounded is not None:
             soft = soft + rounded.to(soft.dtype)
-        if soft_groups == options.grouping.groups:
+        if options.enforce_zero:
+            soft = soft.masked_fill(own_is_zero, 0.0)
+        soft = share.join(soft, points.shape[1])
+        if soft_groups == grouping.groups:
             return soft
-        rest = points[soft_groups:]
-        hard = nearest_centroids(rest.detach(), table[soft_groups:]).to(rest.dtype)
+        others = slice(soft_groups, None)
+        hard = self._hard(kept[others], is_zero[others], table[others])
         # their gradient goes straight to the weights
+        rest = points[others].masked_fill(is_zero[others], 0.0)
         return torch.cat([soft, hard + (rest - rest.detach())])
+
+    def _hard(self, kept: Tensor, is_zero: Tensor, table: Tensor) -> Tensor:
+        """The nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
+        found = nearest_centroids(kept, table).to(kept.dtype)
+        return found.masked_fill(is_zero, 0.0) if self.options.enforce_zero else found
 
     def _chunk(self) -> int:
         """Points that are gone through at a time where less than the usual memory may be used."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
-from mlopt.torch.modules import ModelParameter, parameters_of
+from mlopt.torch.modules import ModelParameter, parameters_of, unwrapped
 from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import compress
 from mlopt.torch.palettization.config import SKMPalettizerConfig
@@ -164,7 +164,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
                     f"sensitivities of {found.samples} samples: there were fewer than the "
                     f"{found.requested} of calibration_nsamples"
                 )
-        model = _unwrapped(self._model)
+        model = unwrapped(self._model)
         _check_names(values, model, sensitivity_path)
 
         def importance(parameter: ModelParameter) -> tuple[torch.Tensor | None, str | None]:
@@ -197,7 +197,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         """Sensitivities of the weights that can be palettized, saved where there is a path."""
         names = None  # all; what the shards of a model belong to is not to be seen in it
         if not is_sharded(self._model):
-            names = [p.name for p in parameters_of(_unwrapped(self._model)) if p.adapted]
+            names = [p.name for p in parameters_of(unwrapped(self._model)) if p.adapted]
         found = compute_sensitivities(
             self._model,
             dataloader,
@@ -223,9 +223,3 @@ def _check_names(
             f"{', '.join(list(values)[:3]) or 'none'}, wanted {', '.join(missing[:3])}, ...; "
             "compute them with this model"
         )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``DistributedDataParallel``; another module itself."""
-    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-    return model.get_submodule("module") if is_wrapped else model
