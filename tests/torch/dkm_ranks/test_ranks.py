@@ -1,8 +1,5 @@
 """Weights palettized in training on ranks that torchrun starts, against one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +8,22 @@ import torch
 
 from tests.torch.dkm_ranks import models
 from tests.torch.dkm_ranks.models import OPTIONS
+from tests.torch.ranks import run_on_ranks
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
-ROOT = Path(__file__).parents[3]
 RAGGED = {"ragged": (7, 5), "few": (5, 1), "one": (1, 1)}
-
-
-def start(folder: Path, ranks: int, *cases: str) -> Path:
-    """Run cases in one job; a case that hangs leaves the files of it and later ones out."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    process = subprocess.Popen(
-        [*launcher, f"--nproc_per_node={ranks}", str(SCRIPT), str(folder), *cases],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=90)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its workers
-        output, _ = process.communicate(timeout=40)
-    print(output)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return start(tmp_path_factory.mktemp("two"), 2)
+    return run_on_ranks(SCRIPT, tmp_path_factory.mktemp("two"), ranks=2, seconds=90)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return start(tmp_path_factory.mktemp("four"), 4, *RAGGED, "scalars-same", "ddp-shares")
+    folder = tmp_path_factory.mktemp("four")
+    cases = (*RAGGED, "scalars-same", "ddp-shares")
+    return run_on_ranks(SCRIPT, folder, *cases, ranks=4, seconds=90)
 
 
 def load(folder: Path, case: str, ranks: int = 2) -> list[dict[str, Any]]:

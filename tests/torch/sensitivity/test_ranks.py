@@ -1,8 +1,5 @@
 """Sensitivities on two ranks that torchrun starts, against those of one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +8,11 @@ import torch
 
 from mlopt.torch.palettization import SKMPalettizer, SKMPalettizerConfig
 from mlopt.torch.sensitivity import compute_sensitivities
+from tests.torch.ranks import run_on_ranks
 from tests.torch.sensitivity.ranks_script import dropping
 from tests.torch.sensitivity.references import loss_fn, make_model, make_samples
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
-ROOT = Path(__file__).parents[3]
 COUNT = 5
 KINDS = ["plain", "fsdp2", "fsdp1", "fsdp1-flat"]
 
@@ -23,23 +20,7 @@ KINDS = ["plain", "fsdp2", "fsdp1", "fsdp1-flat"]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all cases in one job; a case that hangs leaves the files of it and later ones out."""
-    folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    process = subprocess.Popen(
-        [*launcher, "--nproc_per_node=2", str(SCRIPT), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=150)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its workers
-        output, _ = process.communicate(timeout=40)
-    print(output)
-    return folder
+    return run_on_ranks(SCRIPT, tmp_path_factory.mktemp("ranks"), ranks=2, seconds=150)
 
 
 def load(results: Path, case: str) -> list[dict[str, Any]]:
