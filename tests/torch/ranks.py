@@ -1,4 +1,4 @@
-"""Starting a script on several processes of ``torch.distributed``, as a user would: with torchrun."""
+"""Starting a script on several processes of ``torch.distributed``, by torchrun as a user would."""
 
 import os
 import subprocess
