@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -115,7 +116,7 @@ class FakePalettize(nn.Module):
             if self.training and torch.is_grad_enabled():
                 stored = self._soft(points, is_zero, scale)
             else:
-                kept = points.detach().masked_fill(is_zero, 0.0)
+                kept = _zeroed(points.detach(), is_zero)
                 stored = self._hard(kept, is_zero, self._table())
             found = grouping.weight(stored)
             return found if scale is None else (found * scale).to(weight.dtype)
@@ -131,7 +132,7 @@ class FakePalettize(nn.Module):
         if not self.started:
             self._start(points, scale)
         is_zero = self._is_zero(points)
-        kept = torch.where(is_zero, torch.zeros_like(points), points)
+        kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
         _, centroids = soft_kmeans(
             kept,
@@ -181,7 +182,7 @@ class FakePalettize(nn.Module):
         """Cluster for the first time, and choose the temperature by the error that is left."""
         options = self.options
         is_zero = self._is_zero(points)
-        kept = torch.where(is_zero, torch.zeros_like(points), points)
+        kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
         centroids = initial_centroids(kept, options.entries, importance)
         if options.enforce_zero:
@@ -203,7 +204,7 @@ class FakePalettize(nn.Module):
         """Soft assignment; the centroids move along for the next call."""
         options, grouping = self.options, self.options.grouping
         share = share_of_this_rank() if options.in_shares else WHOLE
-        kept = points.detach().masked_fill(is_zero, 0.0)
+        kept = _zeroed(points.detach(), is_zero)
         importance = self._importance(kept, is_zero, scale)
         # the same on all ranks, so that they end after the same iteration
         spread = float(share.total(kept.float().square().mean().sqrt())) / share.ranks
@@ -211,7 +212,9 @@ class FakePalettize(nn.Module):
         parts = slice(0, soft_groups)
         # masked here and not before: what is kept for the gradient is of the share alone
         own_is_zero = share.cut(is_zero[parts])
-        own = share.own(points[parts]).masked_fill(own_is_zero, 0.0)
+        own = share.own(points[parts])
+        if options.enforce_zero or not self._is_threshold_negligible():
+            own = _zeroed(own, own_is_zero)
         soft, centroids = soft_kmeans(
             own,
             self.centroids[parts],
@@ -252,13 +255,21 @@ class FakePalettize(nn.Module):
         others = slice(soft_groups, None)
         hard = self._hard(kept[others], is_zero[others], table[others])
         # their gradient goes straight to the weights
-        rest = points[others].masked_fill(is_zero[others], 0.0)
+        rest = _zeroed(points[others], is_zero[others])
         return torch.cat([soft, hard + (rest - rest.detach())])
 
     def _hard(self, kept: Tensor, is_zero: Tensor, table: Tensor) -> Tensor:
         """The nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
         found = nearest_centroids(kept, table).to(kept.dtype)
         return found.masked_fill(is_zero, 0.0) if self.options.enforce_zero else found
+
+    def _is_threshold_negligible(self) -> bool:
+        """Whether zero stands for weights within the threshold as well as they do themselves.
+
+        That is so where it is a thousandth of what weights miss their entries by.
+        """
+        missed = float(self.temperature.min()) / TEMPERATURE_SHARE / self.options.temperature
+        return self.options.prune_threshold <= 1e-3 * math.sqrt(missed)
 
     def _chunk(self) -> int:
         """Points that are gone through at a time where less than the usual memory may be used."""
@@ -304,6 +315,15 @@ class FakePalettize(nn.Module):
         if scale is not None:
             palettized = attrs.evolve(palettized, scale=as_array(scale.to(weight.dtype)))
         return palettized
+
+
+def _zeroed(points: Tensor, is_zero: Tensor) -> Tensor:
+    """Points with exact zeros where they count as zero.
+
+    The points themselves where none does: a copy would be one more thing to keep for the backward
+    pass.
+    """
+    return points.masked_fill(is_zero, 0.0) if is_zero.any() else points
 
 
 _INTEGERS = {"i8": "int8", "u8": "uint8"}
