@@ -55,7 +55,7 @@ class FakeQuantizedActivation(nn.Module):
             return activations
         if self.training:
             self._watch(activations.detach())
-        elif not self.started:
+        if not self.started:
             return activations
         scale, zero_point = self.scale_and_zero_point()
         stored = torch.fake_quantize_per_tensor_affine(
@@ -80,6 +80,8 @@ class FakeQuantizedActivation(nn.Module):
     @torch.no_grad()
     def _watch(self, activations: Tensor) -> None:
         low, high = torch.aminmax(activations.float())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            return  # a batch that training will skip says nothing of the range
         low, high = low.clamp(max=0.0), high.clamp(min=0.0)
         share = 1.0 if not self.started else _MOMENTUM
         self.low.lerp_(low, share)
@@ -97,7 +99,7 @@ class QuantizedActivation(nn.Module):
         self._is_narrower = (limits.min, limits.max) != (codes.least, codes.greatest)
 
     def forward(self, activations: Tensor) -> Tensor:
-        """The activations as stored, float32."""
+        """The activations as stored, of their own dtype."""
         if self._is_narrower:
             ends = (self.codes.least, self.codes.greatest)
             low, high = ((end - self.zero_point) * self.scale for end in ends)
@@ -108,7 +110,7 @@ class QuantizedActivation(nn.Module):
             codes = torch.quantize_per_tensor(
                 activations.float(), self.scale, self.zero_point, self.codes.dtype
             )
-        return codes.dequantize()
+        return codes.dequantize().to(activations.dtype)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.optim.swa_utils import AveragedModel
 
 from mlopt.errors import ConfigError
 
@@ -165,9 +166,9 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside ``DistributedDataParallel``; another module itself."""
-    is_wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
-    return model.get_submodule("module") if is_wrapped else model
+    """The module inside a wrapper of PyTorch's that runs or averages it; another module itself."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+    return model.get_submodule("module") if isinstance(model, wrappers) else model
 
 
 def _place(tensor: torch.Tensor) -> object:

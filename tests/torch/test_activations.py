@@ -132,3 +132,19 @@ def test_core_ml_quantizes_with_the_same_ranges(options):
         for op, frozen in zip([*quantize, *dequantize], [first, second] * 2, strict=True):
             zero_point = 0 if op.zero_point is None else int(op.zero_point.val)
             assert zero_point == frozen.zero_point
+
+
+def test_batches_that_are_not_finite_say_nothing_of_the_range():
+    fake = FakeQuantizedActivation(INT8)
+    fake.enable()
+    assert torch.isinf(fake(torch.full((4,), torch.inf))).all()
+    fake(torch.tensor([-1.0, 1.0]))
+    fake(torch.tensor([torch.nan, 2.0]))
+    assert (float(fake.low), float(fake.high)) == (-1.0, 1.0)
+
+
+def test_half_precision_models_run_when_they_are_finalized():
+    palettizer, model = trained()
+    model.bfloat16()
+    finalized = palettizer.finalize()
+    assert finalized(torch.randn(4, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16

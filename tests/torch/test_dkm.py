@@ -484,3 +484,100 @@ def test_calls_in_the_wrong_order_are_refused():
     palettizer.finalize(inplace=True)
     with pytest.raises(ConfigError, match="finalized already"):
         palettizer.finalize()
+
+
+def test_weights_that_start_alike_are_trained_until_they_differ():
+    """All of one value would get one gradient, and stay of one value."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    palettizer, ready = prepared(model, n_bits=2)
+    optimizer = torch.optim.Adam(ready.parameters(), lr=0.02)
+    for _ in range(30):
+        optimizer.zero_grad()
+        x = torch.randn(64, 16)
+        (ready(x) - x).square().mean().backward()
+        optimizer.step()
+    assert original(ready).detach().unique().numel() > 100
+    assert not ready[0].parametrizations.weight[0].plain.any()
+    assert palettizer.finalize()[0].weight.unique().numel() == 4
+
+
+@pytest.mark.parametrize("factor", [0.03, 5.0])
+def test_tables_follow_weights_that_shrink_or_grow(factor):
+    palettizer, model = prepared(linear(), n_bits=4)
+    model(torch.zeros(1, 64))
+    for _ in range(40):
+        with torch.no_grad():
+            original(model).mul_(factor ** (1 / 40))
+        model(torch.zeros(1, 64))
+    weight = original(model).detach()
+    best = palettize(weight.numpy(), PaletteSpec(nbits=4))[0].dequantize()
+    error = (palettizer.finalize()[0].weight - weight).norm()
+    assert error <= 1.2 * (torch.from_numpy(best) - weight).norm()
+
+
+def test_the_threshold_of_zero_is_of_weights_and_not_of_scaled_ones():
+    model = linear()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.3, 50.0, -50.0, 20.0]).repeat(64, 16))
+    _, ready = prepared(
+        model,
+        n_bits=3,
+        enable_per_channel_scale=True,
+        enforce_zero=True,
+        prune_threshold=0.01,
+        per_channel_scaling_factor_scheme="abs",
+    )
+    assert ready[0].weight.all()
+
+
+def test_tables_of_groups_that_are_not_soft_follow_too():
+    _, model = prepared(
+        linear(),
+        n_bits=2,
+        granularity="per_grouped_channel",
+        group_size=32,
+        percentage_palett_enable=0.5,
+    )
+    model(torch.zeros(1, 64))
+    for _ in range(40):
+        with torch.no_grad():
+            original(model).mul_(1.04)
+        model(torch.zeros(1, 64))
+    model.eval()
+    weight = original(model).detach()
+    errors = ((model[0].weight - weight).square().sum(1) / weight.square().sum(1)).detach()
+    assert errors[32:].mean() <= 1.3 * errors[:32].mean()
+
+
+def test_a_weight_that_is_not_finite_leaves_the_model_prepared():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    palettizer, ready = prepared(model, n_bits=2)
+    ready(torch.zeros(1, 16))
+    with torch.no_grad():
+        original(ready, 1)[0, 0] = torch.nan
+    with pytest.raises(ConfigError, match=r"1\.weight: the trained weight has"):
+        palettizer.finalize(inplace=True)
+    with torch.no_grad():
+        original(ready, 1)[0, 0] = 0.0
+    assert palettizer.finalize(inplace=True)[0].weight.unique().numel() == 4
+
+
+def test_an_extra_centroid_beyond_the_largest_table_is_refused():
+    with pytest.raises(ConfigError, match="add_extra_centroid needs a table of more than 256"):
+        prepared(linear(), n_bits=8, add_extra_centroid=True)
+
+
+def test_a_milestone_that_was_not_reached_is_noted():
+    palettizer, _ = prepared(linear(), n_bits=2, milestone=5)
+    palettizer.finalize()
+    assert "milestone was not reached" in palettizer.report()["0.weight"].note
+
+
+def test_averaged_models_are_finalized():
+    palettizer, model = prepared(linear(), n_bits=2)
+    model(torch.zeros(1, 64))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert palettizer.finalize(model=average)[0].weight.unique().numel() == 4

@@ -37,6 +37,8 @@ from mlopt.torch.sensitivity.sharded import is_sharded
 from mlopt.torch.soft_kmeans import Mode
 from mlopt.torch.tensors import as_array
 
+_MOST_ENTRIES = 256
+
 
 class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
     """Palettizes the weights of a model during training (DKM, arXiv 2108.12659).
@@ -113,6 +115,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             if isinstance(decision.outcome, PaletteSpec)
         }
         self._model, self._decisions, self._unmatched = model, decisions, unmatched
+        self._report = None
         for decision in decisions:
             if not isinstance(decision.outcome, PaletteSpec):
                 continue
@@ -123,7 +126,9 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 parametrize.register_parametrization(
                     owner.module, owner.parameter_name, fake, unsafe=True
                 )
-                if decision.config.quantize_activations and NAME not in owner.module._modules:
+                if decision.config.quantize_activations and not isinstance(
+                    owner.module._modules.get(NAME), FakeQuantizedActivation
+                ):
                     quantizer = attach_quantizer(owner.module, _codes(decision.config))
                     quantizer.to(fake.centroids.device).enable(decision.config.milestone == 0)
         return model.train()
@@ -170,25 +175,25 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         self._check_prepared(prepared)
         if not inplace:
             prepared = copy.deepcopy(prepared, computed_tensors(prepared))
+        # all of them before the first change
+        computed = {
+            decision.parameter.name: _computed(decision, prepared)
+            for decision in self._decisions
+            if isinstance(decision.outcome, PaletteSpec)
+        }
         rows = []
         for decision in self._decisions:
-            if not isinstance(decision.outcome, PaletteSpec):
-                rows.append(row_of(decision, None))
+            found = computed.get(decision.parameter.name)
+            rows.append(row_of(decision, found))
+            if found is None:
                 continue
-            owners = [
-                (prepared.get_submodule(owner.module_name), owner.parameter_name)
-                for owner in _each_once(decision)
-            ]
-            module, name = owners[0]
-            fake, weight = _parametrization(module, name)
-            palettized = fake.palettized(weight)
-            distortion = measure_distortion(as_array(weight), palettized)
+            owners = _owners_in(prepared, decision)
+            _, weight = _parametrization(*owners[0])
             for module, name in owners:
                 _remove_parametrization(module, name)
-            store(weight, palettized)
+            store(weight, found.palettized)
             for module, name in owners:
-                attach(module, name, palettized)
-            rows.append(row_of(decision, Computed(palettized, distortion, ())))
+                attach(module, name, found.palettized)
         freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)
@@ -258,6 +263,27 @@ def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch
     return found[name][0], found[name].original
 
 
+def _computed(decision: Decision, prepared: nn.Module) -> Computed:
+    """The palette of a weight of a prepared model."""
+    fake, weight = _parametrization(*_owners_in(prepared, decision)[0])
+    name = decision.parameter.name
+    if not torch.isfinite(weight).all():
+        raise ConfigError(
+            f"{name}: the trained weight has an infinity or a NaN; go back to a state before that"
+        )
+    try:
+        palettized = fake.palettized(weight)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    notes = () if fake.enabled else ("its milestone was not reached: never trained palettized",)
+    return Computed(palettized, measure_distortion(as_array(weight), palettized), notes)
+
+
+def _owners_in(model: nn.Module, decision: Decision) -> list[tuple[nn.Module, str]]:
+    """The modules of a copy of the model that have a parameter, each once, and its name in them."""
+    return [(model.get_submodule(o.module_name), o.parameter_name) for o in _each_once(decision)]
+
+
 def _remove_parametrization(module: nn.Module, name: str) -> None:
     """Give a module its parameter back; copies of the module stay parametrized.
 
@@ -280,6 +306,11 @@ def _options(decision: Decision) -> FakePalettizeOptions:
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
     assert spec.nbits is not None
+    if config.add_extra_centroid and 1 << spec.nbits == _MOST_ENTRIES:
+        raise ConfigError(
+            f"add_extra_centroid needs a table of more than {_MOST_ENTRIES} entries with n_bits="
+            f"{spec.nbits} for {decision.parameter.name}; use fewer bits, or leave it False"
+        )
     shape = tuple(decision.parameter.tensor.shape)
     axis = spec.channel_axis or 0
     groups = 1 if spec.group_size is None else shape[axis] // spec.group_size

@@ -100,8 +100,8 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         vectors. Not with `enable_per_channel_scale`. Divides `group_size` where there are groups.
         None: 1.
     quant_min, quant_max
-        The least and the greatest code of what is quantized: of activations, and of entries where
-        `lut_dtype` has 8 bits. Codes that `dtype` has.
+        The least and the greatest code of activations, codes that `dtype` has. Entries in 8 bits
+        (`lut_dtype`) use all their codes.
     dtype
         ``torch.qint8`` or ``torch.quint8``, or the name of one, for the codes of activations. Only
         with `quantize_activations`.

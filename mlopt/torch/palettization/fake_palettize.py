@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlopt.palette.palettize import palettize
@@ -34,6 +35,10 @@ At this share the soft weight is nearer to the weight than hard clusters are, by
 normal weights at 1 to 6 bits, and its fixed point is within 1 % of the optimal clusters; from
 about twice that on, clusters of heavy-tailed weights begin to collapse.
 """
+
+
+_STALE = 1.44
+"""From so many times the squared error of the best table on, a learned one is given up."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,13 +80,17 @@ class FakePalettize(nn.Module):
     nearest entry. Disabled, it gives the weight as it is.
 
     Its state, in buffers: the centroids [G, K, d] of G groups, in units of the scale where there is
-    one; a temperature for each group; which centroids are pinned to zero; whether it is enabled and
-    has started; and how often the palettizer has stepped.
+    one; a temperature for each group, and the mean square of its points that it belongs to; which
+    centroids are pinned to zero; which groups have fewer distinct points than entries, and are
+    passed on as they are until that changes; whether it is enabled and has started; and how often
+    the palettizer has stepped.
     """
 
     centroids: Tensor
     temperature: Tensor
     pinned: Tensor
+    spread: Tensor
+    plain: Tensor
     enabled: Tensor
     started: Tensor
     steps: Tensor
@@ -94,6 +103,8 @@ class FakePalettize(nn.Module):
         self.register_buffer("centroids", torch.zeros(shape))
         self.register_buffer("temperature", torch.ones(grouping.groups))
         self.register_buffer("pinned", torch.zeros(shape[:2], dtype=torch.bool))
+        self.register_buffer("spread", torch.ones(grouping.groups))
+        self.register_buffer("plain", torch.zeros(grouping.groups, dtype=torch.bool))
         self.register_buffer("enabled", torch.tensor(False))
         self.register_buffer("started", torch.tensor(False))
         self.register_buffer("steps", torch.tensor(0))
@@ -110,9 +121,9 @@ class FakePalettize(nn.Module):
         grouping = self.options.grouping
         with torch.autocast(weight.device.type, enabled=False):
             points, scale = self._points(weight)
-            if not self.started:
-                self._start(points.detach(), scale)
-            is_zero = self._is_zero(points)
+            is_zero = self._is_zero(weight)
+            if not self.started or self.plain.any():
+                self._start(points.detach(), is_zero, scale)
             if self.training and torch.is_grad_enabled():
                 stored = self._soft(points, is_zero, scale)
             else:
@@ -129,21 +140,21 @@ class FakePalettize(nn.Module):
         """
         options, grouping = self.options, self.options.grouping
         points, scale = self._points(weight.detach())
-        if not self.started:
-            self._start(points, scale)
-        is_zero = self._is_zero(points)
+        is_zero = self._is_zero(weight)
+        if not self.started or self.plain.any():
+            self._start(points, is_zero, scale)
         kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
         _, centroids = soft_kmeans(
             kept,
             self.centroids,
-            self.temperature,
+            self._temperature(kept),
             iterations=options.iterations,
             mode="hard" if options.mode == "hard" else "dkm",
             importance=importance,
             pinned=self.pinned,
         )
-        self.centroids.copy_(centroids)
+        self.centroids.copy_(self._unless_stale(centroids, kept, importance))
         return self._palette(weight, grouping.weight(kept), scale)
 
     def _points(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -155,9 +166,10 @@ class FakePalettize(nn.Module):
         wide = weight.float() if weight.dtype.itemsize < 4 else weight
         return options.grouping.points(wide / scale), scale
 
-    def _is_zero(self, points: Tensor) -> Tensor:
+    def _is_zero(self, weight: Tensor) -> Tensor:
         """Which points count as zero, [G, N, 1]: all their weights are within the threshold."""
-        return (points.detach().abs() <= self.options.prune_threshold).all(-1, keepdim=True)
+        points = self.options.grouping.points(weight.detach())
+        return (points.abs() <= self.options.prune_threshold).all(-1, keepdim=True)
 
     def _importance(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> Tensor | None:
         """By what a point counts in the centroids, [G, N]; None for all alike."""
@@ -178,27 +190,57 @@ class FakePalettize(nn.Module):
         return found
 
     @torch.no_grad()
-    def _start(self, points: Tensor, scale: Tensor | None) -> None:
-        """Cluster for the first time, and choose the temperature by the error that is left."""
+    def _start(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> None:
+        """Cluster for the first time, and choose the temperature by the error that is left.
+
+        Later: only the groups that had fewer distinct points than entries.
+        """
         options = self.options
-        is_zero = self._is_zero(points)
+        every = torch.ones_like(self.plain)
+        chosen = (self.plain if self.started else every).nonzero()[:, 0]
         kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
+        kept = kept[chosen]
+        importance = None if importance is None else importance[chosen]
         centroids = initial_centroids(kept, options.entries, importance)
+        plain = [len(torch.unique(table, dim=0)) < options.entries for table in centroids]
         if options.enforce_zero:
             nearest = centroids.square().sum(-1).argmin(-1, keepdim=True)
-            self.pinned.zero_().scatter_(1, nearest, True)
-            centroids.masked_fill_(self.pinned[..., None], 0.0)
+            pinned = torch.zeros_like(self.pinned[chosen]).scatter_(1, nearest, True)
+            centroids.masked_fill_(pinned[..., None], 0.0)
+            self.pinned[chosen] = pinned
         error = (kept - nearest_centroids(kept, centroids)).float().square().sum(-1)
         weights = torch.ones_like(error) if importance is None else importance
         mean = (error * weights).sum(1) / weights.sum(1).clamp_min(1e-30)
         # few distinct points leave no error: so cold that each takes its own entry
-        spread = kept.float().square().sum(-1).mean(1)
+        spread = _mean_square(kept)
         least = (1e-10 * spread).clamp_min(1e-30)
         share = TEMPERATURE_SHARE * options.temperature
-        self.temperature.copy_(torch.maximum(share * mean, least))
-        self.centroids.copy_(centroids)
+        self.temperature[chosen] = torch.maximum(share * mean, least)
+        self.spread[chosen] = spread
+        self.centroids[chosen] = centroids.to(self.centroids.dtype)
+        self.plain[chosen] = torch.tensor(plain, device=self.plain.device)
         self.started.fill_(True)
+
+    def _unless_stale(self, centroids: Tensor, kept: Tensor, importance: Tensor | None) -> Tensor:
+        """The tables as they were learned, or the best ones where these do not fit any more.
+
+        That can be where weights were changed by other than small steps.
+        """
+        best = initial_centroids(kept, self.options.entries, importance).to(centroids.dtype)
+        best = torch.where(self.pinned[..., None], centroids, best)
+        weights = 1.0 if importance is None else importance[..., None]
+        learned, least = (
+            _mean_square((kept - nearest_centroids(kept, table)) * weights**0.5)
+            for table in (centroids, best)
+        )
+        is_stale = learned > _STALE * least
+        return torch.where(is_stale[:, None, None], best, centroids)
+
+    def _temperature(self, kept: Tensor) -> Tensor:
+        """The temperature of each group, [G]: it grows and shrinks with the points, squared."""
+        growth = _mean_square(kept) / self.spread.clamp_min(1e-30)
+        return torch.where(growth > 0, self.temperature * growth, self.temperature)
 
     def _soft(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> Tensor:
         """Soft assignment; the centroids move along for the next call."""
@@ -212,13 +254,15 @@ class FakePalettize(nn.Module):
         parts = slice(0, soft_groups)
         # masked here and not before: what is kept for the gradient is of the share alone
         own_is_zero = share.cut(is_zero[parts])
-        own = share.own(points[parts])
+        as_given = own = share.own(points[parts])
         if options.enforce_zero or not self._is_threshold_negligible():
             own = _zeroed(own, own_is_zero)
+        elif _may_be_freed():
+            own = own.clone()
         soft, centroids = soft_kmeans(
             own,
             self.centroids[parts],
-            self.temperature[parts],
+            self._temperature(kept)[parts],
             iterations=options.iterations,
             mode=options.mode,
             epsilon=options.epsilon * spread,
@@ -249,10 +293,25 @@ class FakePalettize(nn.Module):
             soft = soft + rounded.to(soft.dtype)
         if options.enforce_zero:
             soft = soft.masked_fill(own_is_zero, 0.0)
+        # each point is an entry already, and a mean of entries would hold equal ones together
+        plain = self.plain[parts, None, None]
+        alike = own if options.enforce_zero else as_given
+        soft = torch.where(plain, alike, soft) if plain.any() else soft
         soft = share.join(soft, points.shape[1])
         if soft_groups == grouping.groups:
             return soft
         others = slice(soft_groups, None)
+        with torch.no_grad():
+            _, self.centroids[others] = soft_kmeans(
+                kept[others],
+                self.centroids[others],
+                self.temperature[others],
+                iterations=1,
+                mode="hard",
+                importance=None if importance is None else importance[others],
+                pinned=self.pinned[others],
+            )
+            table = self._table()
         hard = self._hard(kept[others], is_zero[others], table[others])
         # their gradient goes straight to the weights
         rest = _zeroed(points[others], is_zero[others])
@@ -317,13 +376,26 @@ class FakePalettize(nn.Module):
         return palettized
 
 
+def _mean_square(points: Tensor) -> Tensor:
+    """The mean over the points [G, N, d] of a group of their squared lengths, [G]."""
+    return points.float().square().sum(-1).mean(1)
+
+
 def _zeroed(points: Tensor, is_zero: Tensor) -> Tensor:
     """Points with exact zeros where they count as zero.
 
     The points themselves where none does: a copy would be one more thing to keep for the backward
     pass.
     """
-    return points.masked_fill(is_zero, 0.0) if is_zero.any() else points
+    return points.masked_fill(is_zero, 0.0) if _may_be_freed() or is_zero.any() else points
+
+
+def _may_be_freed() -> bool:
+    """Whether weights may be views of memory that FSDP frees and takes again.
+
+    It cannot once an array has been made of them, and kernels make arrays of what they get.
+    """
+    return dist.is_available() and dist.is_initialized()
 
 
 _INTEGERS = {"i8": "int8", "u8": "uint8"}
