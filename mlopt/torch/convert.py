@@ -94,9 +94,10 @@ def convert(
     if inputs is None and example_inputs is not None:
         inputs = input_types(model, example_inputs)
     # not the palettes of the traced copy: they may have been widened for coremltools
-    palettes = _numbered(carried_palettes(state_of(model)))
+    given = state_of(model)
+    palettes = _numbered(carried_palettes(given))
     is_quantized = quantizes_activations(model)
-    target = _target(palettes, state_of(model), asked, is_quantized=is_quantized)
+    target = _target(palettes, given, asked, is_quantized=is_quantized)
     options = dict(convert_kwargs, inputs=inputs)
     if target is not None:
         options["minimum_deployment_target"] = getattr(coremltools.target, target.ios)
