@@ -1,6 +1,6 @@
 """Time the steps of training with DKM, and measure their memory (called in a fresh process).
 
-Order: imports; of mlopt a few steps of a small layer, with the row's own settings, which compiles
+Order: imports; of mlopt a few steps of another layer, with the row's own settings, which compiles
 or loads kernels and lazy imports; the steps of the plain module; those of the prepared one; one
 more of each to see what they save for the backward pass. The peak is that of everything after the
 imports but for that last step.

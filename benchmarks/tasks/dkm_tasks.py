@@ -57,7 +57,7 @@ BUILDERS: dict[str, Callable[[], Task]] = {
     "weights-1e7": partial(_linear, 2500, 4000),
     "weights-1e8": partial(_linear, 10000, 10000),
     "transformer": _transformer,
-    "warmup": partial(_linear, 128, 64),
+    "warmup": partial(_linear, 640, 512),
 }
 
 

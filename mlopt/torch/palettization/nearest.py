@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlopt.torch.soft_kmeans.nearest import scalar_labels
+
 _DISTANCES = 1 << 20
 """That are computed at a time."""
 
 
 def nearest_labels(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each point, int64 [G, N], the first of equally near ones.
+    """The nearest centroid of each point, int64 [G, N]; of equally near ones, any.
 
     points: [G, N, d]; centroids: [G, K, d]; distances are computed in float32, in float64 for
     points in that.
     """
     wide = torch.float64 if points.dtype is torch.float64 else torch.float32
+    if points.shape[-1] == 1:
+        return scalar_labels(points[..., 0].to(wide), centroids[..., 0].to(wide))
     labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     step = max(1, _DISTANCES // centroids.shape[1])
     for group, table in enumerate(centroids.to(wide)):

@@ -82,13 +82,16 @@ class NearestPasses:
         for of, span in self.problem.pieces(points_at_a_time(centroids)):
             points, _ = self.problem.piece(of, span)
             if centroids.shape[2] == 1:
-                yield of, span, _scalar_labels(points[..., 0], centroids[of, :, 0])
+                yield of, span, scalar_labels(points[..., 0], centroids[of, :, 0])
             else:
                 yield of, span, squared_distances(points, centroids[of]).argmin(2)
 
 
-def _scalar_labels(points: Tensor, centroids: Tensor) -> Tensor:
-    """Nearest of centroids [G, K] to points [G, N]; of two that are as near, the lower."""
+def scalar_labels(points: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest of centroids [G, K] to points [G, N], int64 [G, N].
+
+    Of two that are as near it is the lower one; in the dtype of both.
+    """
     ordered, order = centroids.sort(dim=1)
     middles = (ordered[:, 1:] + ordered[:, :-1]) / 2
     return order.gather(1, torch.searchsorted(middles, points.contiguous()))

@@ -17,10 +17,12 @@ from mlopt.torch.soft_kmeans.problem import Problem
 _POINTS = 1 << 16
 """Coordinates of a piece: what a thread takes at a time."""
 
-_MANY_CENTROIDS = 24
+_MANY_CENTROIDS = 8
 """From so many on, ordering the points costs less than attending to all centroids."""
 
-_ORDERED_FROM = 4096
+_ORDERED_FROM = 4 * kernels.BLOCK
+_MOST_ORDERED = 1 << 16
+"""Points of a group in a piece that can be put in order."""
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +35,7 @@ class ThreadedPasses:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._ordered: dict[int, _Piece] = {}
 
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
         """See ``Passes``."""
@@ -121,55 +124,73 @@ class ThreadedPasses:
         k_count, d = centroids.shape[1:]
         places = list(self.problem.pieces(max(1, _POINTS // d)))
 
-        def work_at(place: tuple[slice, slice]) -> Any:
-            return work(_Piece(self.problem, *place, k_count))
+        def work_at(number: int) -> Any:
+            piece = self._ordered.get(number)
+            if piece is None:
+                piece = _Piece(self.problem, *places[number])
+                if k_count >= _MANY_CENTROIDS and piece.can_be_ordered():
+                    piece.put_in_order()
+                    self._ordered[number] = piece
+            return work(piece)
 
         workers = min(torch.get_num_threads(), len(places))
         if workers <= 1:
-            return [work_at(place) for place in places]
+            return [work_at(number) for number in range(len(places))]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(work_at, places))
+            return list(pool.map(work_at, range(len(places))))
 
 
 class _Piece:
     """Some of the points as the contiguous float32 arrays that kernels take, and back.
 
-    Where there are many centroids for scalar points, the points are put in order: a block of the
-    kernels then attends to few of them.
+    Scalar points can be put in order: a block of the kernels then attends to few of the centroids.
+    Such pieces are kept from pass to pass, 6 bytes a point.
     """
 
-    def __init__(self, problem: Problem, groups: slice, span: slice, k_count: int) -> None:
+    def __init__(self, problem: Problem, groups: slice, span: slice) -> None:
         self.groups = groups
+        self._problem = problem
         self._span = span
-        self._rates = problem.rates
-        self._order: Array | None = None
-        points = self.take(problem.points)
-        if (
-            points.shape[0] == points.shape[2] == 1
-            and points.shape[1] >= _ORDERED_FROM
-            and k_count >= _MANY_CENTROIDS
-            and not problem.stands_for_many  # these ascend already
-        ):
-            self._order = kernels.bucket_order(points.reshape(-1))
-            points = points[:, self._order]
-        self.points = points
+        self._orders: Array | None = None
+        self.points = self.take(problem.points)
+
+    def can_be_ordered(self) -> bool:
+        """Whether that is possible, of use, and not too much memory."""
+        problem, (_, n, d) = self._problem, self.points.shape
+        ascends = problem.stands_for_many
+        return (
+            d == 1 and _ORDERED_FROM <= n <= _MOST_ORDERED and not ascends and problem.chunk is None
+        )
+
+    def put_in_order(self) -> None:
+        """Let the points of each group nearly ascend from now on."""
+        orders = np.empty(self.points.shape[:2], np.uint16)
+        kernels.fill_bucket_orders(self.points, orders)
+        self._orders = orders
+        self.points = self.take(self._problem.points)
 
     def take(self, tensor: Tensor) -> Array:
         """Copy, or view, this piece of [G, N, d]."""
         array = _array(tensor[self.groups, self._span])
-        return array if self._order is None else array[:, self._order]
+        if self._orders is None:
+            return array
+        taken = np.empty_like(array)
+        kernels.take_in_order(array, self._orders, taken)
+        return taken
 
     def mass(self, mass: Tensor | None) -> Array:
         """Copy, or view, this piece of a mass [G, N]; no elements for None."""
-        return np.empty((1, 0), np.float32) if mass is None else self.take(mass)
+        if mass is None:
+            return np.empty((1, 0), np.float32)
+        return self.take(mass[..., None])[..., 0]
 
     def put(self, tensor: Tensor, values: Array) -> None:
         """Write this piece of [G, N, d], float32."""
         into = tensor[self.groups, self._span].numpy()
-        if self._order is None:
+        if self._orders is None:
             into[...] = values
         else:
-            into[:, self._order] = values
+            kernels.put_in_order(values, self._orders, into)
 
     def of(self, table: Tensor) -> Array:
         """What a [G, K, d] has for the groups of the piece."""
@@ -177,7 +198,7 @@ class _Piece:
 
     def attended(self, centroids: Tensor) -> tuple[Array, Array, Array]:
         """The arguments of a kernel that say how points attend: themselves, centroids, rates."""
-        return self.points, self.of(centroids), _array(self._rates[self.groups])
+        return self.points, self.of(centroids), _array(self._problem.rates[self.groups])
 
 
 def _array(tensor: Tensor) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tests.torch.soft_kmeans.references import assert_near, problem, some_import
     [
         (1, 10_000, 40, 1, 1e-3),  # in order, a few of many centroids at a time
         (2, 700, 16, 1, 1.0),
+        (3, 2000, 5, 1, 1e-2),  # several groups of a piece, each in its order
         (3, 37, 2, 1, 1e-9),  # all but hard
         (1, 1, 1, 1, 1.0),
         (2, 300, 7, 3, 0.3),
@@ -79,14 +81,32 @@ def test_exponentials() -> None:
     assert float((got / expected - 1)[normal].abs().max()) < 1e-5
 
 
-def test_bucket_order() -> None:
-    values = torch.randn(5000, generator=torch.manual_seed(0))
-    order = kernels.bucket_order(values.numpy())
-    assert sorted(order.tolist()) == list(range(5000))
-    width = float(values.max() - values.min()) / 4095
-    drops = values[torch.from_numpy(order)].diff().clamp(max=0)
-    assert float(drops.min()) >= -1.001 * width
-    assert kernels.bucket_order(torch.ones(3).numpy()).tolist() == [0, 1, 2]
+def bucket_orders(points: Tensor) -> Tensor:
+    orders = np.empty(points.shape[:2], np.uint16)
+    kernels.fill_bucket_orders(points.numpy(), orders)
+    return torch.from_numpy(orders.astype(np.int64))
+
+
+def test_bucket_orders() -> None:
+    points = torch.randn(3, 5000, 1, generator=torch.manual_seed(0))
+    points *= torch.tensor([1, 9, 0.1])[:, None, None]
+    orders = bucket_orders(points)
+    assert bool((orders.sort(1).values == torch.arange(5000)).all())
+    width = (points.amax(1) - points.amin(1))[:, 0] / (5000 // 16 - 1)
+    drops = points[..., 0].gather(1, orders).diff(dim=1).clamp(max=0)
+    assert bool((drops >= -1.001 * width[:, None]).all())
+    assert bucket_orders(torch.ones(1, 40, 1)).tolist() == [list(range(40))]
+
+
+def test_points_that_were_ordered_get_what_is_theirs() -> None:
+    values = torch.randn(2, 65_536, 1, generator=torch.manual_seed(0))
+    orders = np.empty((2, 65_536), np.uint16)
+    kernels.fill_bucket_orders(values.numpy(), orders)
+    taken, back = np.empty((2, 65_536, 1), np.float32), torch.zeros_like(values)
+    kernels.take_in_order(values.numpy(), orders, taken)
+    assert np.array_equal(taken[1, :, 0], values[1, orders[1].astype(int), 0].numpy())
+    kernels.put_in_order(taken, orders, back.numpy())
+    assert torch.equal(back, values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
