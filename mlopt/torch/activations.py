@@ -42,8 +42,8 @@ class FakeQuantizedActivation(nn.Module):
         self.codes = codes
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
-        self.register_buffer("enabled", torch.tensor(False))
-        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("enabled", torch.tensor(0, dtype=torch.int8))
+        self.register_buffer("started", torch.tensor(0, dtype=torch.int8))
 
     def enable(self, enabled: bool = True) -> None:
         """Let it quantize from now on, or not."""
@@ -53,7 +53,7 @@ class FakeQuantizedActivation(nn.Module):
         """The activations as stored, of their own dtype."""
         if not self.enabled or not activations.numel():
             return activations
-        if self.training:
+        if self.training and not _is_in_backward():
             self._watch(activations.detach())
         if not self.started:
             return activations
@@ -86,7 +86,7 @@ class FakeQuantizedActivation(nn.Module):
         share = 1.0 if not self.started else _MOMENTUM
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
-        self.started.fill_(True)
+        self.started.fill_(1)
 
 
 class QuantizedActivation(nn.Module):
@@ -112,9 +112,24 @@ class QuantizedActivation(nn.Module):
             )
         return codes.dequantize().to(activations.dtype)
 
+    def get_extra_state(self) -> Tensor:
+        """What the state of a model has of it: its scale and its zero point, float64[2]."""
+        return torch.tensor([self.scale, self.zero_point], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the scale and the zero point of :meth:`get_extra_state`."""
+        scale, zero_point = state.tolist()
+        self.scale, self.zero_point = scale, int(zero_point)
+
     def extra_repr(self) -> str:
         """What ``print`` shows of it."""
         return f"scale={self.scale:.6g}, zero_point={self.zero_point}, dtype={self.codes.dtype}"
+
+
+def _is_in_backward() -> bool:
+    """Whether autograd is going back: activation checkpointing repeats a pass that was watched."""
+    graph_task: int = torch._C._current_graph_task_id()
+    return graph_task != -1
 
 
 def attach_quantizer(module: nn.Module, codes: Codes) -> FakeQuantizedActivation:

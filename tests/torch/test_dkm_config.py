@@ -46,11 +46,13 @@ def refusal(**values) -> str:
 def test_names_order_and_defaults_are_those_of_coremltools(reference):
     ours = inspect.signature(Module).parameters
     theirs = inspect.signature(reference.ModuleDKMPalettizerConfig).parameters
-    assert list(ours) == list(theirs) == NAMES
-    assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
+    assert list(ours) == NAMES
+    assert [name for name in NAMES if name not in OURS] == list(theirs)
+    assert not any(ours[name].default for name in OURS)
+    assert {n: ours[n].default for n in theirs} == {n: p.default for n, p in theirs.items()}
     config, their_config = Module(), reference.ModuleDKMPalettizerConfig()
     assert config.granularity.name == their_config.granularity.name
-    for name in NAMES:
+    for name in theirs:
         if name != "granularity":
             assert getattr(config, name) == getattr(their_config, name), name
 
@@ -70,7 +72,10 @@ FLAGS = [
     "palett_shard",
     "palett_batch_mode",
     "palett_dist",
+    "implicit_gradient",
 ]
+OURS = ["implicit_gradient"]
+"""What coremltools does not have."""
 INTEGERS = {
     "weight_threshold": 0,
     "milestone": 0,
@@ -357,6 +362,8 @@ def configs():
         if groups is not None:
             rest.pop("partition_size", None)
         dtype, (least, greatest) = codes
+        if rest.get("palett_mode") == "gsm":
+            rest["implicit_gradient"] = False
         if permute is not None:
             rest["cluster_permute" if isinstance(permute, tuple) else "cluster_dtype"] = permute
         return Module(
@@ -403,8 +410,9 @@ def configs():
 @given(configs())
 def test_round_trip(config):
     values = config.as_dict()
-    outdated = {n for n in ("partition_size", "cluster_dtype") if getattr(config, n) is None}
-    assert list(values) == [name for name in NAMES if name not in outdated]
+    optional = ("partition_size", "cluster_dtype", *OURS)
+    without = {name for name in optional if not getattr(config, name)}
+    assert list(values) == [name for name in NAMES if name not in without]
     assert Module.from_dict(values) == config
     assert Module.from_dict(values).as_dict() == values
     assert Module.from_yaml(io.StringIO(yaml.safe_dump(values))) == config
@@ -414,10 +422,11 @@ def test_round_trip(config):
 @given(configs())
 def test_coremltools_reads_what_is_written(config):
     reference = pytest.importorskip("coremltools.optimize.torch.palettization")
-    config = attrs.evolve(config, partition_size=None, cluster_dtype=None)
+    config = attrs.evolve(config, partition_size=None, cluster_dtype=None, implicit_gradient=False)
     theirs = reference.ModuleDKMPalettizerConfig.from_dict(config.as_dict())
-    assert {name: getattr(theirs, name) for name in NAMES if name != "granularity"} == {
-        name: getattr(config, name) for name in NAMES if name != "granularity"
+    names = [name for name in NAMES if name not in ("granularity", *OURS)]
+    assert {name: getattr(theirs, name) for name in names} == {
+        name: getattr(config, name) for name in names
     }
     assert theirs.granularity.name == config.granularity.name
     assert Module.from_dict(theirs.as_dict()) == config

@@ -98,6 +98,11 @@ def _untouchable(parameter: ModelParameter) -> tuple[str, str] | None:
             "some of its memory is that of another parameter, or is expanded; clone it first",
             "shares memory",
         )
+    if any(getattr(owner.module, "max_norm", None) is not None for owner in parameter.adapted):
+        return (
+            f"{kind} rewrites it in every pass, for max_norm; set max_norm to None first",
+            "rewritten by its module",
+        )
     if parameter.adapted:
         return None
     if isinstance(first.module, nn.utils.parametrize.ParametrizationList):

@@ -30,11 +30,13 @@ from mlopt.torch.palettization.compression import store
 from mlopt.torch.palettization.config import DKMPalettizerConfig
 from mlopt.torch.palettization.decisions import Decision, decide
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
-from mlopt.torch.palettization.fake_palettize import FakePalettize, FakePalettizeOptions
+from mlopt.torch.palettization.fake_options import FakePalettizeOptions
+from mlopt.torch.palettization.fake_palettize import FakePalettize
 from mlopt.torch.palettization.form import Grouping
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.sensitivity.sharded import is_sharded
 from mlopt.torch.soft_kmeans import Mode
+from mlopt.torch.soft_kmeans.implicit import check_implicit_size
 from mlopt.torch.tensors import as_array
 
 _MOST_ENTRIES = 256
@@ -314,6 +316,11 @@ def _options(decision: Decision) -> FakePalettizeOptions:
     shape = tuple(decision.parameter.tensor.shape)
     axis = spec.channel_axis or 0
     groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
+    if config.implicit_gradient:
+        try:
+            check_implicit_size((groups, 1 << spec.nbits, spec.cluster_dim))
+        except ConfigError as error:
+            raise ConfigError(f"{decision.parameter.name}: {error}") from error
     return FakePalettizeOptions(
         grouping=Grouping(shape, axis, groups, spec.cluster_dim),
         entries=(1 << spec.nbits) + config.add_extra_centroid,
@@ -324,7 +331,9 @@ def _options(decision: Decision) -> FakePalettizeOptions:
         iterations=config.kmeans_max_iter,
         epsilon=config.palett_epsilon,
         temperature=config.palett_tau / 1e-4,
+        implicit=config.implicit_gradient,
         outlier_weight=config.palett_lambda,
+        lost_size=config.zero_threshold,
         enforce_zero=config.enforce_zero,
         prune_threshold=config.prune_threshold,
         duplicates_tolerance=config.palett_cluster_tol,
@@ -333,4 +342,6 @@ def _options(decision: Decision) -> FakePalettizeOptions:
         or (config.palett_max_mem < 1 and math.prod(shape) > config.palett_min_tsize),
         memory_share=config.palett_max_mem,
         in_shares=config.palett_shard or config.palett_dist,
+        by_groups=config.palett_batch_mode,
+        initial_in_shares_from=config.kmeans_batch_threshold,
     )

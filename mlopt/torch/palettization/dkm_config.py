@@ -162,14 +162,18 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The same as `palett_dist`: the share that a rank computes is all that it keeps for the
         backward pass, of the points or their codes.
     palett_batch_mode
-        Accepted. Groups are always computed together, in parts that bound the memory.
+        With `palett_dist` or `palett_shard`, where there are at least as many groups as ranks: a
+        rank computes whole groups instead of a share of each. Ranks then exchange the results only,
+        and no sums in each iteration. In one process groups are always computed together, in parts
+        that bound the memory.
     palett_dist
         Soft assignment is computed in shares by the ranks of the default group of
         ``torch.distributed``, which exchange sums and soft weights. All have to hold the same
         weights, and to take the same forward and backward passes in the same order, as replicas in
         ``DistributedDataParallel`` or ``fully_shard`` do. Each rank gets the gradient of the mean
         of the ranks' losses, so that averaging gradients gives what it gives without shares.
-        A rank that reads a weight alone, with gradients in training mode, waits for the others.
+        A rank that reads a weight alone, with gradients in training mode, waits for the others;
+        in evaluation or without gradients it computes all by itself, and leaves the tables alone.
         Nothing is divided without a process group, in a group of one rank, and in evaluation.
     per_channel_scaling_factor_scheme
         What `enable_per_channel_scale` divides a channel by: ``"min_max"`` half the difference
@@ -178,13 +182,16 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The share of groups, above 0 and at most 1, that are assigned softly: the first ones, at
         least one. The others are assigned hard.
     kmeans_batch_threshold
-        Accepted. Initial clustering takes milliseconds and gives the same everywhere, so each rank
-        does it by itself.
+        With `palett_dist` or `palett_shard`: from so many groups on, and at least as many as ranks,
+        the ranks divide the initial clustering among them. Fewer groups are clustered by each rank
+        by itself, which gives the same.
     kmeans_n_init
         At least 1. Changes nothing for tables of numbers. Accepted; vectors start from k-means++
         with a fixed seed.
     zero_threshold
-        Accepted. Shares are not raised: an entry that has lost all weights keeps its place.
+        An entry that has at most this much of the weights, the shares of all of them added up, has
+        lost them: all weights then have an equal share in it, and it moves to their mean. 0: it
+        stays where it is.
     kmeans_error_bnd
         Changes nothing for tables of numbers. Accepted; vectors start from k-means++ with a fixed
         seed.
@@ -195,6 +202,11 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The older name of `lut_dtype`, whose place the value takes; that has to be the default or
         the same. ``"oc_last"`` is kept: it stands for the `cluster_permute` that moves the output
         channels to the last axis.
+    implicit_gradient
+        Not of coremltools: take the gradient of the tables as if they had settled, by the implicit
+        function theorem (IDKM, arXiv 2312.07759), instead of back through each iteration. That
+        takes one backward pass over the weights instead of `kmeans_max_iter`, and a system of
+        equations for each group. Not with `palett_mode` ``"gsm"``.
 
     Raises
     ------
@@ -255,6 +267,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     kmeans_error_bnd: float = _number(0.0, "kmeans_error_bnd")
     partition_size: int | None = _count("partition_size")
     cluster_dtype: str | None = attrs.field(default=None, converter=checked.cluster_dtype)
+    implicit_gradient: bool = _flag("implicit_gradient")
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -266,6 +279,11 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
             )
         if self.cluster_dtype is not None:
             self._replace_cluster_dtype(self.cluster_dtype)
+        if self.implicit_gradient and self.palett_mode == "gsm":
+            raise ConfigError(
+                "implicit_gradient is of tables that settle, got it with palett_mode='gsm', whose "
+                "noise keeps them moving; use 'dkm', or leave implicit_gradient out"
+            )
 
     def _check_codes(self) -> None:
         least, greatest = checked.code_range(self.dtype)
@@ -373,12 +391,13 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     def as_dict(self) -> dict[str, Any]:
         """The parameters as plain values that :meth:`from_dict` reads back.
 
-        `partition_size` and `cluster_dtype` are among them only where they are not None. Without
-        them coremltools reads the dictionary too; it refuses the two as outdated.
+        `partition_size`, `cluster_dtype` and `implicit_gradient` are among them only where they are
+        given. Without them coremltools reads the dictionary too: two it refuses as outdated, one it
+        does not know.
         """
         values = super().as_dict() | {"lut_dtype": self.lut_dtype, "dtype": _name(self.dtype)}
-        outdated = ("partition_size", "cluster_dtype")
-        return {n: value for n, value in values.items() if value is not None or n not in outdated}
+        without = ("partition_size", "cluster_dtype", "implicit_gradient")
+        return {name: value for name, value in values.items() if value or name not in without}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
-import attrs
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mlopt.palette.palettize import palettize
+from mlopt.errors import ConfigError
 from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import Lattice, is_wide_enough
-from mlopt.palette.spec import NBITS, PaletteSpec
-from mlopt.torch.palettization.form import Grouping, channel_scale
+from mlopt.torch.palettization.fake_options import FakePalettizeOptions
+from mlopt.torch.palettization.form import channel_scale
 from mlopt.torch.palettization.initial import initial_centroids
 from mlopt.torch.palettization.nearest import (
     move_duplicates,
     nearest_centroids,
     nearest_labels,
 )
-from mlopt.torch.palettization.shares import WHOLE, share_of_this_rank
-from mlopt.torch.soft_kmeans import Mode, soft_kmeans
+from mlopt.torch.palettization.shares import WHOLE, Share, share_of_this_rank
+from mlopt.torch.palettization.table_format import palette_of, rounded_table
+from mlopt.torch.soft_kmeans import soft_kmeans
 from mlopt.torch.soft_kmeans.eager import outside_graphs
-from mlopt.torch.tensors import as_array, numpy_dtype
 
 TEMPERATURE_SHARE = 0.5
 """Temperature in units of the mean squared error of optimal clusters.
@@ -36,38 +34,11 @@ normal weights at 1 to 6 bits, and its fixed point is within 1 % of the optimal 
 about twice that on, clusters of heavy-tailed weights begin to collapse.
 """
 
-
 _STALE = 1.44
 """From so many times the squared error of the best table on, a learned one is given up."""
 
-
-@attrs.frozen(kw_only=True)
-class FakePalettizeOptions:
-    """How ``FakePalettize`` clusters; see ``ModuleDKMPalettizerConfig`` for what each does.
-
-    entries: in a table; scale_axis, scale_scheme: of the per-channel scale, None for none;
-    lut_dtype: ``"f32"``, ``"f16"``, ``"bf16"``, ``"i8"`` or ``"u8"``; soft_groups: how many of the
-    groups, the first ones, have soft assignment; temperature: a factor, 1 by default; in_shares:
-    whether the ranks of ``torch.distributed`` divide the soft assignment among them.
-    """
-
-    grouping: Grouping
-    entries: int
-    scale_axis: int | None = None
-    scale_scheme: str = "min_max"
-    lut_dtype: str = "f32"
-    mode: Mode = "dkm"
-    iterations: int = 3
-    epsilon: float = 1e-4
-    temperature: float = 1.0
-    outlier_weight: float = 0.0
-    enforce_zero: bool = False
-    prune_threshold: float = 0.0
-    duplicates_tolerance: float = 0.0
-    soft_groups: int | None = None
-    coded: bool = False
-    memory_share: float = 1.0
-    in_shares: bool = False
+_USUAL = 1 << 20
+"""Distances that are computed at a time, usually."""
 
 
 class FakePalettize(nn.Module):
@@ -79,11 +50,17 @@ class FakePalettize(nn.Module):
     (ALGORITHMS, "Differentiable k-means"; arXiv 2108.12659). In evaluation each weight is the
     nearest entry. Disabled, it gives the weight as it is.
 
+    Tables move once for each change of the weights: passes over the same weights give the same, be
+    they several batches before an update, two uses of a tied weight, or a pass that activation
+    checkpointing repeats.
+
     Its state, in buffers: the centroids [G, K, d] of G groups, in units of the scale where there is
     one; a temperature for each group, and the mean square of its points that it belongs to; which
     centroids are pinned to zero; which groups have fewer distinct points than entries, and are
     passed on as they are until that changes; whether it is enabled and has started; and how often
-    the palettizer has stepped.
+    the palettizer has stepped. What is true or false is 1 or 0 in int8, of which averages can be
+    taken. Not saved: what the latest weights were (``latest``), and where the tables were before
+    and after they had moved with these.
     """
 
     centroids: Tensor
@@ -94,20 +71,28 @@ class FakePalettize(nn.Module):
     enabled: Tensor
     started: Tensor
     steps: Tensor
+    latest: Tensor
+    before: Tensor
+    after: Tensor
 
     def __init__(self, options: FakePalettizeOptions) -> None:
         super().__init__()
         self.options = options
-        grouping = options.grouping
-        shape = (grouping.groups, options.entries, grouping.d)
+        groups = options.grouping.groups
+        shape = (groups, options.entries, options.grouping.d)
         self.register_buffer("centroids", torch.zeros(shape))
-        self.register_buffer("temperature", torch.ones(grouping.groups))
-        self.register_buffer("pinned", torch.zeros(shape[:2], dtype=torch.bool))
-        self.register_buffer("spread", torch.ones(grouping.groups))
-        self.register_buffer("plain", torch.zeros(grouping.groups, dtype=torch.bool))
-        self.register_buffer("enabled", torch.tensor(False))
-        self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("temperature", torch.ones(groups))
+        self.register_buffer("pinned", torch.zeros(shape[:2], dtype=torch.int8))
+        self.register_buffer("spread", torch.ones(groups))
+        self.register_buffer("plain", torch.zeros(groups, dtype=torch.int8))
+        self.register_buffer("enabled", torch.tensor(0, dtype=torch.int8))
+        self.register_buffer("started", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("steps", torch.tensor(0))
+        # the bits of float32 numbers, so that no cast of the model changes them
+        latest = torch.full((groups, 2), -1, dtype=torch.int32)
+        self.register_buffer("latest", latest, persistent=False)
+        self.register_buffer("before", torch.zeros(shape), persistent=False)
+        self.register_buffer("after", torch.zeros(shape), persistent=False)
 
     def enable(self, enabled: bool = True) -> None:
         """Let it palettize from now on, or not."""
@@ -116,21 +101,34 @@ class FakePalettize(nn.Module):
     @outside_graphs
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as stored: of the shape and dtype of ``weight``."""
+        if torch._C._is_tracing() or _is_exporting():
+            raise ConfigError(
+                "the model is prepared for training, and was to be traced; trace the model that "
+                "finalize returns"
+            )
         if not self.enabled:
             return weight
-        grouping = self.options.grouping
-        with torch.autocast(weight.device.type, enabled=False):
+        # of one rank alone nothing may be kept, or its tables would be other than those of the rest
+        share = share_of_this_rank() if self.options.in_shares else WHOLE
+        is_alone = share.ranks > 1 and not (self.training and torch.is_grad_enabled())
+        share = WHOLE if is_alone else share
+        with (
+            torch.autocast(weight.device.type, enabled=False),
+            self._unchanged() if is_alone else contextlib.nullcontext(),
+        ):
             points, scale = self._points(weight)
             is_zero = self._is_zero(weight)
             if not self.started or self.plain.any():
-                self._start(points.detach(), is_zero, scale)
-            if self.training and torch.is_grad_enabled():
-                stored = self._soft(points, is_zero, scale)
+                self._start(points.detach(), is_zero, scale, share)
+            if self.training:
+                stored = self._soft(points, is_zero, scale, share)
             else:
                 kept = _zeroed(points.detach(), is_zero)
                 stored = self._hard(kept, is_zero, self._table())
-            found = grouping.weight(stored)
-            return found if scale is None else (found * scale).to(weight.dtype)
+            found = self.options.grouping.weight(stored)
+            found = found if scale is None else (found * scale).to(weight.dtype)
+        dense: Tensor = _DenseGradient.apply(found)  # type: ignore[no-untyped-call]
+        return dense
 
     @torch.no_grad()
     def palettized(self, weight: Tensor) -> Palettized:
@@ -142,20 +140,32 @@ class FakePalettize(nn.Module):
         points, scale = self._points(weight.detach())
         is_zero = self._is_zero(weight)
         if not self.started or self.plain.any():
-            self._start(points, is_zero, scale)
+            self._start(points, is_zero, scale, WHOLE)
         kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
         _, centroids = soft_kmeans(
             kept,
             self.centroids,
-            self._temperature(kept),
+            self._temperature(_mean_square(kept)),
             iterations=options.iterations,
             mode="hard" if options.mode == "hard" else "dkm",
             importance=importance,
-            pinned=self.pinned,
+            pinned=self.pinned.bool(),
+            lost_size=options.lost_size,
         )
         self.centroids.copy_(self._unless_stale(centroids, kept, importance))
-        return self._palette(weight, grouping.weight(kept), scale)
+        unscaled = grouping.weight(kept).to(weight.dtype)
+        return palette_of(unscaled, self._table(), scale, options)
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Leave every buffer as it is."""
+        state = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        try:
+            yield
+        finally:
+            for name, buffer in self.named_buffers():
+                buffer.copy_(state[name])
 
     def _points(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """Points [G, N, d], in units of the scale where there is one, and that."""
@@ -190,7 +200,7 @@ class FakePalettize(nn.Module):
         return found
 
     @torch.no_grad()
-    def _start(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> None:
+    def _start(self, points: Tensor, is_zero: Tensor, scale: Tensor | None, share: Share) -> None:
         """Cluster for the first time, and choose the temperature by the error that is left.
 
         Later: only the groups that had fewer distinct points than entries.
@@ -202,12 +212,12 @@ class FakePalettize(nn.Module):
         importance = self._importance(kept, is_zero, scale)
         kept = kept[chosen]
         importance = None if importance is None else importance[chosen]
-        centroids = initial_centroids(kept, options.entries, importance)
+        centroids = self._initial_centroids(kept, importance, share)
         plain = [len(torch.unique(table, dim=0)) < options.entries for table in centroids]
         if options.enforce_zero:
             nearest = centroids.square().sum(-1).argmin(-1, keepdim=True)
-            pinned = torch.zeros_like(self.pinned[chosen]).scatter_(1, nearest, True)
-            centroids.masked_fill_(pinned[..., None], 0.0)
+            pinned = torch.zeros_like(self.pinned[chosen]).scatter_(1, nearest, 1)
+            centroids.masked_fill_(pinned[..., None].bool(), 0.0)
             self.pinned[chosen] = pinned
         error = (kept - nearest_centroids(kept, centroids)).float().square().sum(-1)
         weights = torch.ones_like(error) if importance is None else importance
@@ -215,12 +225,21 @@ class FakePalettize(nn.Module):
         # few distinct points leave no error: so cold that each takes its own entry
         spread = _mean_square(kept)
         least = (1e-10 * spread).clamp_min(1e-30)
-        share = TEMPERATURE_SHARE * options.temperature
-        self.temperature[chosen] = torch.maximum(share * mean, least)
-        self.spread[chosen] = spread
+        temperature = torch.maximum(TEMPERATURE_SHARE * options.temperature * mean, least)
+        self.temperature[chosen] = temperature.to(self.temperature.dtype)
+        self.spread[chosen] = spread.to(self.spread.dtype)
         self.centroids[chosen] = centroids.to(self.centroids.dtype)
-        self.plain[chosen] = torch.tensor(plain, device=self.plain.device)
-        self.started.fill_(True)
+        self.plain[chosen] = torch.tensor(plain, dtype=torch.int8, device=self.plain.device)
+        self.started.fill_(1)
+
+    def _initial_centroids(self, kept: Tensor, importance: Tensor | None, share: Share) -> Tensor:
+        """The best tables of groups [g, N, d]; of many groups each rank clusters some."""
+        entries, groups = self.options.entries, len(kept)
+        if share.ranks == 1 or groups < max(share.ranks, self.options.initial_in_shares_from):
+            return initial_centroids(kept, entries, importance)
+        by_groups = share.of_groups()
+        some = None if importance is None else by_groups.cut(importance)
+        return by_groups.gathered(initial_centroids(by_groups.cut(kept), entries, some), groups)
 
     def _unless_stale(self, centroids: Tensor, kept: Tensor, importance: Tensor | None) -> Tensor:
         """The tables as they were learned, or the best ones where these do not fit any more.
@@ -228,7 +247,7 @@ class FakePalettize(nn.Module):
         That can be where weights were changed by other than small steps.
         """
         best = initial_centroids(kept, self.options.entries, importance).to(centroids.dtype)
-        best = torch.where(self.pinned[..., None], centroids, best)
+        best = torch.where(self.pinned[..., None].bool(), centroids, best)
         weights = 1.0 if importance is None else importance[..., None]
         learned, least = (
             _mean_square((kept - nearest_centroids(kept, table)) * weights**0.5)
@@ -237,21 +256,63 @@ class FakePalettize(nn.Module):
         is_stale = learned > _STALE * least
         return torch.where(is_stale[:, None, None], best, centroids)
 
-    def _temperature(self, kept: Tensor) -> Tensor:
-        """The temperature of each group, [G]: it grows and shrinks with the points, squared."""
-        growth = _mean_square(kept) / self.spread.clamp_min(1e-30)
+    def _temperature(self, squares: Tensor) -> Tensor:
+        """The temperature of each group, [G]: it grows and shrinks with its mean square."""
+        growth = squares / self.spread.clamp_min(1e-30)
         return torch.where(growth > 0, self.temperature * growth, self.temperature)
 
-    def _soft(self, points: Tensor, is_zero: Tensor, scale: Tensor | None) -> Tensor:
-        """Soft assignment; the centroids move along for the next call."""
-        options, grouping = self.options, self.options.grouping
-        share = share_of_this_rank() if options.in_shares else WHOLE
+    def _soft(self, points: Tensor, is_zero: Tensor, scale: Tensor | None, share: Share) -> Tensor:
+        """Soft assignment; the centroids move along, for when the weights have changed."""
+        groups = self.options.grouping.groups
         kept = _zeroed(points.detach(), is_zero)
         importance = self._importance(kept, is_zero, scale)
-        # the same on all ranks, so that they end after the same iteration
-        spread = float(share.total(kept.float().square().mean().sqrt())) / share.ranks
-        soft_groups = options.soft_groups or grouping.groups
-        parts = slice(0, soft_groups)
+        squares = _mean_square(kept)
+        is_new = self._is_new(kept, squares)
+        # the same on all ranks, so that they start alike and end after the same iteration
+        spread = (squares.mean() / kept.shape[-1]).sqrt()
+        total = share.total(torch.stack([is_new.to(spread.dtype), spread])).tolist()
+        if total[0] > 0:
+            self.before.copy_(self.centroids)
+        epsilon = self.options.epsilon * total[1] / share.ranks
+        soft_groups = self.options.soft_groups or groups
+        parts, others = slice(0, soft_groups), slice(soft_groups, None)
+        soft = self._soft_groups(
+            parts, points, kept, is_zero, importance, self._temperature(squares), epsilon, share
+        )
+        if soft_groups < groups:
+            hard = self._hard_groups(others, points, kept, is_zero, importance)
+            soft = torch.cat([soft, hard])
+        self.after.copy_(self.centroids)
+        return soft
+
+    def _is_new(self, kept: Tensor, squares: Tensor) -> Tensor:
+        """Whether these are other weights than those of the latest pass, or the tables others.
+
+        Remembers the weights, which are told apart by the mean and the mean square of each group:
+        changes too small for that are too small for the tables as well.
+        """
+        numbers = torch.stack([squares, kept.float().mean((1, 2))], 1).float()
+        bits = numbers.view(torch.int32)
+        is_new = (bits != self.latest).any() | (self.centroids != self.after).any()
+        self.latest.copy_(bits)
+        return is_new
+
+    def _soft_groups(
+        self,
+        parts: slice,
+        points: Tensor,
+        kept: Tensor,
+        is_zero: Tensor,
+        importance: Tensor | None,
+        temperature: Tensor,
+        epsilon: float,
+        share: Share,
+    ) -> Tensor:
+        options = self.options
+        groups, count = points[parts].shape[:2]
+        if options.by_groups and groups >= share.ranks:
+            share = share.of_groups()
+        tables, pinned = self.before[parts], self.pinned[parts].bool()
         # masked here and not before: what is kept for the gradient is of the share alone
         own_is_zero = share.cut(is_zero[parts])
         as_given = own = share.own(points[parts])
@@ -261,61 +322,66 @@ class FakePalettize(nn.Module):
             own = own.clone()
         soft, centroids = soft_kmeans(
             own,
-            self.centroids[parts],
-            self._temperature(kept)[parts],
+            share.cut_tables(tables),
+            share.cut_tables(temperature[parts]),
             iterations=options.iterations,
             mode=options.mode,
-            epsilon=options.epsilon * spread,
+            epsilon=epsilon,
             importance=None if importance is None else share.cut(importance[parts]),
-            pinned=self.pinned[parts],
+            pinned=share.cut_tables(pinned),
+            implicit=options.implicit,
+            lost_size=options.lost_size,
             coded=options.coded,
             chunk=None if options.memory_share == 1 else self._chunk(),
-            reduce=share.total,
+            reduce=share.total_of_groups,
             generator=share.generator() if options.mode == "gsm" else None,
         )
         with torch.no_grad():
-            self.centroids[parts] = centroids
+            self.centroids[parts] = share.gathered_tables(centroids, groups).to(tables.dtype)
             move_duplicates(
-                self.centroids[parts],
-                kept[parts],
-                self.pinned[parts],
-                tolerance=options.duplicates_tolerance,
+                self.centroids[parts], kept[parts], pinned, tolerance=options.duplicates_tolerance
             )
-            table = self._table()
-            if options.lut_dtype != "f32":
-                # what rounding the table changes, passed by the gradient
-                rounding = table[parts] - self.centroids[parts]
-                labels = nearest_labels(own.detach(), self.centroids[parts])
-                rounded = rounding.gather(1, labels[..., None].expand(-1, -1, points.shape[-1]))
-            else:
-                rounded = None
-        if rounded is not None:
-            soft = soft + rounded.to(soft.dtype)
+        if options.lut_dtype != "f32":
+            soft = soft + self._rounding(parts, own.detach(), share).to(soft.dtype)
         if options.enforce_zero:
             soft = soft.masked_fill(own_is_zero, 0.0)
         # each point is an entry already, and a mean of entries would hold equal ones together
-        plain = self.plain[parts, None, None]
+        plain = share.cut_tables(self.plain[parts]).bool()[:, None, None]
         alike = own if options.enforce_zero else as_given
         soft = torch.where(plain, alike, soft) if plain.any() else soft
-        soft = share.join(soft, points.shape[1])
-        if soft_groups == grouping.groups:
-            return soft
-        others = slice(soft_groups, None)
+        return share.join(soft, groups if share.is_of_groups else count)
+
+    @torch.no_grad()
+    def _rounding(self, parts: slice, own: Tensor, share: Share) -> Tensor:
+        """What rounding the table changes in points [g, n, d]; the gradient passes it by."""
+        centroids = self.centroids[parts]
+        rounding = share.cut_tables(self._table()[parts] - centroids)
+        labels = nearest_labels(own, share.cut_tables(centroids))
+        return rounding.gather(1, labels[..., None].expand(-1, -1, own.shape[-1]))
+
+    def _hard_groups(
+        self,
+        others: slice,
+        points: Tensor,
+        kept: Tensor,
+        is_zero: Tensor,
+        importance: Tensor | None,
+    ) -> Tensor:
+        """The groups that are not assigned softly; their gradient goes straight to the weights."""
         with torch.no_grad():
             _, self.centroids[others] = soft_kmeans(
                 kept[others],
-                self.centroids[others],
-                self.temperature[others],
+                self.before[others],
+                1.0,  # of no effect where points attend to the nearest alone
                 iterations=1,
                 mode="hard",
                 importance=None if importance is None else importance[others],
-                pinned=self.pinned[others],
+                pinned=self.pinned[others].bool(),
+                lost_size=self.options.lost_size,
             )
-            table = self._table()
-        hard = self._hard(kept[others], is_zero[others], table[others])
-        # their gradient goes straight to the weights
+        hard = self._hard(kept[others], is_zero[others], self._table()[others])
         rest = _zeroed(points[others], is_zero[others])
-        return torch.cat([soft, hard + (rest - rest.detach())])
+        return hard + (rest - rest.detach())
 
     def _hard(self, kept: Tensor, is_zero: Tensor, table: Tensor) -> Tensor:
         """The nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
@@ -336,44 +402,25 @@ class FakePalettize(nn.Module):
 
     def _table(self) -> Tensor:
         """The centroids as the table's format can hold them, [G, K, d]."""
-        lut_dtype, table = self.options.lut_dtype, self.centroids
-        if lut_dtype == "f16":
-            return table.half().to(table.dtype)
-        if lut_dtype == "bf16":
-            return table.bfloat16().to(table.dtype)
-        if lut_dtype in _INTEGERS:
-            return torch.from_numpy(_on_lattice(as_array(table), _INTEGERS[lut_dtype])).to(table)
-        return table
+        return rounded_table(self.centroids, self.options.lut_dtype)
 
-    def _palette(self, weight: Tensor, kept: Tensor, scale: Tensor | None) -> Palettized:
-        """The palette whose tables are the centroids, for a weight in units of the scale."""
-        options, grouping = self.options, self.options.grouping
-        dtype = numpy_dtype(weight.dtype)
-        tables = iter(as_array(self._table()).astype(np.float64))
-        nbits = min(n for n in NBITS if 1 << n >= options.entries)
 
-        def nearest(group: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-            table = np.unique(next(tables).astype(dtype), axis=0)
-            # groups come with their channels first
-            wide, entries = (torch.from_numpy(a.astype(np.float64)) for a in (group, table))
-            points = Grouping(group.shape, d=grouping.d).points(wide)
-            return table, as_array(nearest_labels(points, entries[None]))
+class _DenseGradient(torch.autograd.Function):
+    """The identity. Modules that look rows up may send sparse gradients: here they end."""
 
-        is_cut = grouping.groups > 1 or grouping.d > 1
-        spec = PaletteSpec(
-            mode="custom",
-            lut_function=nearest,
-            channel_axis=grouping.axis if is_cut else None,
-            group_size=grouping.shape[grouping.axis] // grouping.groups if is_cut else None,
-            cluster_dim=grouping.d,
-            allowed_nbits=tuple(n for n in NBITS if n >= nbits),
-            lut_dtype=_INTEGERS.get(options.lut_dtype),
-        )
-        unscaled = as_array(kept.to(weight.dtype))
-        palettized, _ = palettize(unscaled, spec)
-        if scale is not None:
-            palettized = attrs.evolve(palettized, scale=as_array(scale.to(weight.dtype)))
-        return palettized
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, pull: Tensor) -> Tensor:
+        return pull.to_dense() if pull.is_sparse else pull
+
+
+def _is_exporting() -> bool:
+    # PyTorch before 2.7 cannot say
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and bool(is_exporting())
 
 
 def _mean_square(points: Tensor) -> Tensor:
@@ -396,20 +443,3 @@ def _may_be_freed() -> bool:
     It cannot once an array has been made of them, and kernels make arrays of what they get.
     """
     return dist.is_available() and dist.is_initialized()
-
-
-_INTEGERS = {"i8": "int8", "u8": "uint8"}
-
-
-def _on_lattice(table: npt.NDArray[Any], lut_dtype: str) -> npt.NDArray[Any]:
-    """Numbers rounded to those that a table in 8 bits with one scale can hold."""
-    wide = table.astype(np.float64)
-    low, high = float(wide.min()), float(wide.max())
-    if not is_wide_enough(low, high, lut_dtype, table.dtype):
-        return table
-    lattice = Lattice.spanning(low, high, lut_dtype, table.dtype)
-    return lattice.points[lattice.nearest(wide)].astype(table.dtype)
-
-
-_USUAL = 1 << 20
-"""Distances that are computed at a time, usually."""

@@ -24,38 +24,55 @@ from torch.autograd.function import once_differentiable
 
 @attrs.frozen
 class Share:
-    """Which of N points are those of rank ``rank`` of ``ranks``: a run of ``ceil(N / ranks)``.
+    """What rank ``rank`` of ``ranks`` has of the points: a run of each group, or a run of groups.
 
-    The last ones are shorter, or empty. With ``ranks`` = 1 every method gives what it gets.
-    Otherwise each, and its backward pass, is called in the same order on all ranks.
+    Runs are as equal as can be; some may be empty. With ``ranks`` = 1 every method gives what it
+    gets. Otherwise each, and its backward pass, is called in the same order on all ranks.
     """
 
     rank: int
     ranks: int
+    is_of_groups: bool = False
+
+    def of_groups(self) -> Share:
+        """The division by groups instead of within each."""
+        return attrs.evolve(self, is_of_groups=True)
 
     def own(self, points: Tensor) -> Tensor:
-        """Copy the share [G, n, d] of points [G, N, d], differentiable as said above."""
+        """Copy the share of points [G, N, d], differentiable as said above."""
         if self.ranks == 1:
             return points
         own: Tensor = _Divide.apply(points, self)  # type: ignore[no-untyped-call]
         return own
 
     def join(self, own: Tensor, count: int) -> Tensor:
-        """The points [G, ``count``, d] of all ranks, differentiable as said above."""
+        """The points of all ranks, differentiable as said above; ``count``: of what was divided."""
         if self.ranks == 1:
             return own
         joined: Tensor = _Join.apply(own, count, self)  # type: ignore[no-untyped-call]
         return joined
 
     def cut(self, constants: Tensor) -> Tensor:
-        """Copy the share [G, n, ...] of numbers [G, N, ...] that need no gradient."""
-        return constants if self.ranks == 1 else constants[:, self._span(constants)].clone()
+        """Copy the share of numbers [G, N, ...] that need no gradient."""
+        return constants if self.ranks == 1 else self._part(constants, self.rank).clone()
+
+    def cut_tables(self, tables: Tensor) -> Tensor:
+        """What concerns the share of tables, or of other numbers a group, [G, ...]."""
+        return self.cut(tables) if self.is_of_groups else tables
+
+    def gathered_tables(self, own: Tensor, count: int) -> Tensor:
+        """The tables of all ``count`` groups, of :meth:`cut_tables`."""
+        return self.gathered(own, count) if self.is_of_groups else own
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over all ranks, bit by bit the same on each; consumes ``numbers``."""
         if self.ranks > 1:
             dist.all_reduce(numbers)
         return numbers
+
+    def total_of_groups(self, numbers: Tensor) -> Tensor:
+        """Sums over own points, [G, ...], as sums over all points of the groups; consumes them."""
+        return numbers if self.is_of_groups else self.total(numbers)
 
     def generator(self) -> torch.Generator | None:
         """Where this rank's random numbers come from; None: torch's default generator.
@@ -66,37 +83,52 @@ class Share:
             return None
         return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())) + self.rank)
 
-    def _length(self, count: int) -> int:
-        return -(-count // self.ranks)
+    def gathered(self, own: Tensor, count: int) -> Tensor:
+        """The shares of all ranks in a row, without a gradient; consumes no memory of ``own``."""
+        if self.ranks == 1:
+            return own
+        padded = self._padded(own, count)
+        shares = own.new_empty(self.ranks, *padded.shape)
+        _collective("all_gather_single", "all_gather_into_tensor")(shares.view(-1), padded.view(-1))
+        parts = [self._unpadded(shares[rank], count, rank) for rank in range(self.ranks)]
+        return torch.cat(parts, self._axis)
 
-    def _span(self, points: Tensor) -> slice:
-        length = self._length(points.shape[1])
-        return slice(self.rank * length, (self.rank + 1) * length)
-
-    def _gathered(self, own: Tensor, count: int) -> Tensor:
-        """The shares [G, n, d] of all ranks in a row: [G, count, d]."""
-        groups, n, d = own.shape
-        length = self._length(count)
-        padded = own.new_zeros(groups, length, d)
-        padded[:, :n] = own
-        shares = own.new_empty(self.ranks * groups, length, d)
-        _collective("all_gather_single", "all_gather_into_tensor")(shares, padded)
-        by_rank = shares.view(self.ranks, groups, length, d)
-        return by_rank.transpose(0, 1).reshape(groups, self.ranks * length, d)[:, :count]
-
-    def _averaged(self, pull: Tensor) -> Tensor:
-        """The share [G, n, d] of the mean over all ranks of their [G, N, d]."""
-        groups, count, d = pull.shape
-        length = self._length(count)
-        padded = pull.new_zeros(groups, self.ranks * length, d)
+    def averaged(self, pull: Tensor) -> Tensor:
+        """The share of the mean over all ranks of their [G, N, d]."""
+        count = pull.shape[self._axis]
         # divided first: sums may leave the range of float16
-        torch.div(pull, self.ranks, out=padded[:, :count])
-        by_rank = padded.view(groups, self.ranks, length, d).transpose(0, 1)
-        mean = pull.new_empty(groups, length, d)
-        shares = by_rank.reshape(self.ranks * groups, length, d)
-        _collective("reduce_scatter_single", "reduce_scatter_tensor")(mean, shares)
-        span = self._span(pull)
-        return mean[:, : max(0, min(span.stop, count) - span.start)]
+        mean = pull / self.ranks
+        by_rank = torch.stack(
+            [self._padded(self._part(mean, rank), count) for rank in range(self.ranks)]
+        )
+        own = torch.empty_like(by_rank[0])
+        _collective("reduce_scatter_single", "reduce_scatter_tensor")(
+            own.view(-1), by_rank.view(-1)
+        )
+        return self._unpadded(own, count, self.rank)
+
+    @property
+    def _axis(self) -> int:
+        return 0 if self.is_of_groups else 1
+
+    def _span(self, count: int, rank: int) -> tuple[int, int]:
+        """Where the run of a rank starts, and how long it is."""
+        start = rank * count // self.ranks
+        return start, (rank + 1) * count // self.ranks - start
+
+    def _part(self, numbers: Tensor, rank: int) -> Tensor:
+        return numbers.narrow(self._axis, *self._span(numbers.shape[self._axis], rank))
+
+    def _padded(self, own: Tensor, count: int) -> Tensor:
+        """A contiguous copy as long as the longest run of ``count``, zeros at the end."""
+        shape = list(own.shape)
+        shape[self._axis] = -(-count // self.ranks)
+        padded = own.new_zeros(shape)
+        padded.narrow(self._axis, 0, own.shape[self._axis]).copy_(own)
+        return padded
+
+    def _unpadded(self, padded: Tensor, count: int, rank: int) -> Tensor:
+        return padded.narrow(self._axis, 0, self._span(count, rank)[1])
 
 
 WHOLE = Share(0, 1)
@@ -121,13 +153,13 @@ class _Divide(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, share: Share) -> Tensor:
-        ctx.share, ctx.count = share, points.shape[1]
+        ctx.share, ctx.count = share, points.shape[share._axis]
         return share.cut(points)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor, None]:
-        return ctx.share._gathered(pull, ctx.count), None
+        return ctx.share.gathered(pull, ctx.count), None
 
 
 class _Join(torch.autograd.Function):
@@ -136,9 +168,9 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, count: int, share: Share) -> Tensor:
         ctx.share = share
-        return share._gathered(own, count)
+        return share.gathered(own, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.share._averaged(pull), None, None
+        return ctx.share.averaged(pull), None, None

@@ -31,6 +31,7 @@ def soft_kmeans(
     importance: Tensor | None = None,
     pinned: Tensor | None = None,
     implicit: bool = False,
+    lost_size: float = 0.0,
     coded: bool = False,
     chunk: int | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
@@ -75,6 +76,10 @@ def soft_kmeans(
         bool[G, K]: centroids that stay where they are. None for none.
     implicit
         Take the gradient as that of a fixed point, independent of how many iterations led there.
+    lost_size
+        A cluster whose attention, weighted with importance, adds up to at most this has lost its
+        points: it is moved to the mean of all points of the group, in the same iteration. 0.0 for
+        never.
     coded
         Round float32 points with ``d`` = 1 to 16 bits first: half the memory is kept, and 16-bit
         codes are fast. To float16, or to bfloat16 for magnitudes that float16 has no digits for.
@@ -96,7 +101,7 @@ def soft_kmeans(
         [G, N, d], in the dtype of the points.
     centroids
         [G, K, d], after the last iteration, in float32 or float64, without gradient. A cluster that
-        nothing attends to stays where it is.
+        nothing attends to stays where it is, unless ``lost_size`` says otherwise.
 
     Raises
     ------
@@ -105,7 +110,7 @@ def soft_kmeans(
         centroids that its systems of equations would take more than 512 MiB.
     """
     _check_tensors(points, centroids, importance, pinned)
-    _check_options(iterations, mode, epsilon, implicit, chunk)
+    _check_options(iterations, mode, epsilon, implicit, lost_size, chunk)
     if implicit:
         check_implicit_size((centroids.shape[0], centroids.shape[1], centroids.shape[2]))
     dtype, device = computation_dtype(points.dtype), points.device
@@ -120,6 +125,7 @@ def soft_kmeans(
             epsilon=epsilon,
             mode=mode,
             implicit=implicit,
+            lost_size=lost_size,
             coded=coded and points.shape[2] == 1,
             chunk=chunk,
             reduce=_same if reduce is None else reduce,
@@ -166,14 +172,20 @@ def _check_tensors(
 
 
 def _check_options(
-    iterations: int, mode: str, epsilon: float, implicit: bool, chunk: int | None
+    iterations: int,
+    mode: str,
+    epsilon: float,
+    implicit: bool,
+    lost_size: float,
+    chunk: int | None,
 ) -> None:
     if iterations < 1:
         raise ConfigError(f"iterations has to be at least 1, got {iterations}")
     if mode not in get_args(Mode):
         raise ConfigError(f"mode has to be one of {get_args(Mode)}, got {mode!r}")
-    if not (0.0 <= epsilon < math.inf):
-        raise ConfigError(f"epsilon has to be finite and not negative, got {epsilon}")
+    for name, number in (("epsilon", epsilon), ("lost_size", lost_size)):
+        if not (0.0 <= number < math.inf):
+            raise ConfigError(f"{name} has to be finite and not negative, got {number}")
     if chunk is not None and chunk < 1:
         raise ConfigError(f"chunk has to be at least 1 or None, got {chunk}")
     if implicit and mode == "gsm":

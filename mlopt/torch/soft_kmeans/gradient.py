@@ -33,6 +33,7 @@ class Options:
     epsilon: float
     mode: Mode
     implicit: bool
+    lost_size: float
     coded: bool
     chunk: int | None
     reduce: Reduce
@@ -70,6 +71,7 @@ class SoftKMeans(torch.autograd.Function):
                 iterations=options.iterations,
                 epsilon=options.epsilon,
                 pinned=pinned,
+                lost_size=options.lost_size,
                 reduce=options.reduce,
             )
             last = trajectory.last
@@ -106,7 +108,7 @@ class SoftKMeans(torch.autograd.Function):
             pull = pull.detach()
             problem = _problem(held, values, importance, rates, options)
             passes = passes_for(problem, options.mode, options.seeds)
-            trajectory = Trajectory(centroids, sizes, pinned)
+            trajectory = Trajectory(centroids, sizes, pinned, options.lost_size)
             fixed: Fixed | None = None
             if options.implicit and options.mode != "hard":
 

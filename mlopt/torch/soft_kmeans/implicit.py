@@ -43,13 +43,14 @@ def pull_fixed_point(
 
     Returns
     -------
-    [G, K, d]. Empty and pinned clusters are constants.
+    [G, K, d]. Empty and pinned clusters are constants; a cluster at the mean of all points does not
+    depend on where it was.
     """
     step = trajectory.last
     start, moved = trajectory.centroids[step], trajectory.centroids[step + 1]
     groups, k_count, d = start.shape
     jacobian = reduce(DensePasses(problem).jacobian(start, moved, step=step))
-    kept = trajectory.kept(step)
+    kept = trajectory.kept(step) | trajectory.lost(step)
     size = torch.where(kept, 1.0, trajectory.sizes[step]).double()[..., None, None, None]
     jacobian = torch.where(kept[..., None, None, None], 0.0, jacobian / size)
     matrix = -jacobian.view(groups, k_count * d, k_count * d).mT

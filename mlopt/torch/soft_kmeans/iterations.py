@@ -47,11 +47,14 @@ class Trajectory:
         [T, G, K], ``S`` of each iteration.
     pinned
         bool[G, K], centroids that stay where they are; None for none.
+    lost_size
+        Clusters of at most this size are moved to the mean of all points; 0.0: none.
     """
 
     centroids: Tensor
     sizes: Tensor
     pinned: Tensor | None
+    lost_size: float
 
     @property
     def last(self) -> int:
@@ -60,12 +63,25 @@ class Trajectory:
 
     def kept(self, step: int) -> Tensor:
         """Which centroids an iteration left where they were: bool[G, K]."""
-        return _kept(self.sizes[step], self.pinned)
+        return _kept(self.sizes[step], self.pinned) & ~self.lost(step)
+
+    def lost(self, step: int) -> Tensor:
+        """Which centroids an iteration moved to the mean of all points: bool[G, K]."""
+        return _lost(self.sizes[step], self.pinned, self.lost_size)
 
 
 def _kept(sizes: Tensor, pinned: Tensor | None) -> Tensor:
     empty = sizes <= _LEAST_SIZE[sizes.dtype]
     return empty if pinned is None else empty | pinned
+
+
+def _lost(sizes: Tensor, pinned: Tensor | None, lost_size: float) -> Tensor:
+    if lost_size == 0.0:
+        return torch.zeros_like(sizes, dtype=torch.bool)
+    # a group of no mass at all has no mean
+    has_mass = sizes.sum(1, keepdim=True) > _LEAST_SIZE[sizes.dtype]
+    lost = (sizes <= lost_size) & has_mass
+    return lost if pinned is None else lost & ~pinned
 
 
 def iterate(
@@ -75,6 +91,7 @@ def iterate(
     iterations: int,
     epsilon: float,
     pinned: Tensor | None,
+    lost_size: float,
     reduce: Reduce,
 ) -> Trajectory:
     """Move centroids; parameters as for ``soft_kmeans``.
@@ -89,11 +106,15 @@ def iterate(
         kept = _kept(size, pinned)[..., None]
         # moments are about the centroid: those about zero would lose digits to its distance
         move = torch.where(kept, 0.0, sums[..., 1:] / torch.where(kept, 1.0, size[..., None]))
-        centroids.append(here + move)
+        there = here + move
+        lost = _lost(size, pinned, lost_size)
+        if lost_size > 0.0 and lost.any():
+            there = torch.where(lost[..., None], passes.problem.mean(reduce)[:, None], there)
+        centroids.append(there)
         sizes.append(size)
-        if epsilon > 0.0 and bool((move.square().sum(2) <= epsilon**2).all()):
+        if epsilon > 0.0 and bool(((there - here).square().sum(2) <= epsilon**2).all()):
             break
-    return Trajectory(torch.stack(centroids), torch.stack(sizes), pinned)
+    return Trajectory(torch.stack(centroids), torch.stack(sizes), pinned, lost_size)
 
 
 def pull_back(
@@ -129,10 +150,14 @@ def pull_back(
     through_centroids = torch.zeros_like(through_attention) if apart else through_attention
 
     def pull_update(to_moved: Tensor, step: int) -> Tensor:
-        kept = trajectory.kept(step)[..., None]
-        size = torch.where(kept, 1.0, trajectory.sizes[step][..., None])
-        share = torch.where(kept, 0.0, to_moved / size)
+        lost = trajectory.lost(step)[..., None]
+        apart = trajectory.kept(step)[..., None] | lost
+        size = torch.where(apart, 1.0, trajectory.sizes[step][..., None])
+        share = torch.where(apart, 0.0, to_moved / size)
         start, moved = trajectory.centroids[step], trajectory.centroids[step + 1]
+        if trajectory.lost_size > 0.0 and lost.any():
+            to_mean = torch.where(lost, to_moved, 0.0).sum(1)
+            passes.problem.pull_mean(to_mean, through_centroids, reduce)
         return passes.pull_update(share, through_centroids, start, moved, step=step)
 
     if fixed is not None:

@@ -24,6 +24,8 @@ class Passes(Protocol):
     ``step`` numbers the iteration, whose noise is the same in every pass.
     """
 
+    problem: Problem
+
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
         """``sum_n h a_nk`` and ``sum_n h a_nk (v_n - c_k)``: [G, K, 1 + d]."""
 

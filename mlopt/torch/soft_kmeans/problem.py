@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 import torch
@@ -56,6 +56,39 @@ class Problem:
         """Points and mass of a piece, in the dtype of the computation."""
         mass = None if self.mass is None else self.mass[groups, span]
         return self.points[groups, span].to(self.dtype), mass
+
+    def mean(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean of the points of each group by their mass, of all ranks: [G, d]."""
+        groups, _, d = self.points.shape
+        sums = torch.zeros(groups, d, dtype=torch.float64, device=self.points.device)
+        for of, span in self.pieces(_POINTS):
+            points, mass = self.piece(of, span)
+            weighted = points if mass is None else points * mass[..., None]
+            sums[of] += weighted.sum(1, dtype=torch.float64)
+        both = reduce(torch.cat([sums, self._total_mass()[:, None]], 1))
+        return (both[:, :d] / both[:, d:].clamp_min(1e-300)).to(self.dtype)
+
+    def pull_mean(
+        self, to_mean: Tensor, gradient: Tensor, reduce: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Add a gradient with respect to the mean, [G, d], to that of the points, [G, N, d]."""
+        total = reduce(self._total_mass()).clamp_min(1e-300)
+        share = (to_mean.double() / total[:, None]).to(self.dtype)[:, None]
+        if self.mass is None or self.stands_for_many:
+            gradient += share
+        else:
+            gradient.addcmul_(self.mass[..., None], share)
+
+    def _total_mass(self) -> Tensor:
+        """Of each group, of this rank: float64[G]."""
+        groups, n, _ = self.points.shape
+        if self.mass is None:
+            return torch.full((groups,), n, dtype=torch.float64, device=self.points.device)
+        return self.mass.sum(1, dtype=torch.float64)
+
+
+_POINTS = 1 << 20
+"""That are widened at a time."""
 
 
 def computation_dtype(dtype: torch.dtype) -> torch.dtype:

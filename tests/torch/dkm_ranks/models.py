@@ -28,6 +28,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "prune_threshold": 0.005,
     },
     "scales": {"n_bits": 2, "enable_per_channel_scale": True, "enforce_zero": True},
+    "whole-groups": {
+        "n_bits": 1,
+        "granularity": "per_grouped_channel",
+        "group_size": 8,  # 3 groups: one rank has more
+        "palett_batch_mode": True,
+        "kmeans_batch_threshold": 2,
+        "lut_dtype": "f16",
+    },
+    "fewer-groups-than-ranks": {"n_bits": 2, "palett_batch_mode": True},
+    "whole-groups-of-vectors": {
+        "n_bits": 1,
+        "granularity": "per_grouped_channel",
+        "group_size": 4,
+        "cluster_dim": 2,
+        "palett_batch_mode": True,
+        "enforce_zero": True,
+    },
     "hard": {"n_bits": 2, "palett_mode": "hard"},
     "rounded": {"n_bits": 2, "lut_dtype": "i8"},
     "outliers": {"n_bits": 2, "palett_lambda": 1.0},

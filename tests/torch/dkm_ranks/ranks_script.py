@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import sys
+import unittest.mock
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mlopt.errors import ConfigError
-from mlopt.torch.palettization import DKMPalettizer
+from mlopt.torch.palettization import DKMPalettizer, fake_palettize
+from mlopt.torch.palettization.initial import initial_centroids
 from tests.torch.dkm_ranks import models
 from tests.torch.dkm_ranks.models import SHARED
 
@@ -123,6 +125,49 @@ def fsdp(**options: Any) -> dict[str, Any]:
     return models.trained(copy) | of_tables(again)
 
 
+def fsdp1(**options: Any) -> dict[str, Any]:
+    palettizer, model = models.prepared(models.network(), n_bits=2, **options)
+    wrapped = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    models.train(wrapped, palettizer, [dist.get_rank()])
+    full = get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True))
+    again, copy = models.prepared(models.network(), n_bits=2, **options)
+    copy.load_state_dict(full)
+    return models.trained(copy) | of_tables(again)
+
+
+def clustered_together(threshold: int) -> dict[str, Any]:
+    """How many groups this rank has clustered itself, and the tables."""
+    counts = []
+
+    def counting(points: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        counts.append(len(points))
+        return initial_centroids(points, *arguments)
+
+    options = {**models.OPTIONS["whole-groups"], "kmeans_batch_threshold": threshold}
+    _, model = models.prepared(models.linear(15, 24), **options, **SHARED)
+    with unittest.mock.patch.object(fake_palettize, "initial_centroids", counting):
+        found = models.forward_and_gradient(model, [0])
+    return {**found, "groups": torch.tensor(sum(counts))}
+
+
+def exchanges(**options: Any) -> dict[str, Any]:
+    """How often the ranks wait for each other in a pass, there and back."""
+    shared = {**models.OPTIONS["whole-groups"], "palett_epsilon": 0.0, **SHARED, **options}
+    _, model = models.prepared(models.linear(15, 24), **shared)
+    models.forward_and_gradient(model, [0])
+    count = 0
+
+    def counting(*arguments: Any, **further: Any) -> Any:
+        nonlocal count
+        count += 1
+        return all_reduce(*arguments, **further)
+
+    all_reduce = dist.all_reduce
+    with unittest.mock.patch.object(dist, "all_reduce", counting):
+        models.forward_and_gradient(model, [0])
+    return {"count": torch.tensor(count)}
+
+
 def refused(make: Callable[[], Any]) -> dict[str, Any]:
     try:
         make()
@@ -162,6 +207,12 @@ CASES |= {
     "one-rank": one_rank,
     "fsdp-replicas": fsdp,
     "fsdp-shares": functools.partial(fsdp, **SHARED),
+    "fsdp1-replicas": fsdp1,
+    "fsdp1-shares": functools.partial(fsdp1, **SHARED),
+    "clustered-together": functools.partial(clustered_together, 3),
+    "clustered-each": functools.partial(clustered_together, 4),
+    "exchanges-in-batch-mode": exchanges,
+    "exchanges": functools.partial(exchanges, palett_batch_mode=False),
     "fsdp-first": functools.partial(refused, fsdp_first),
     "fsdp-finalize": functools.partial(refused, fsdp_finalize),
 }

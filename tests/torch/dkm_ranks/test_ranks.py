@@ -22,7 +22,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("four")
-    cases = (*RAGGED, "scalars-same", "ddp-shares")
+    cases = (*RAGGED, "scalars-same", "whole-groups-same", "ddp-shares")
     return run_on_ranks(SCRIPT, folder, *cases, ranks=4, seconds=90)
 
 
@@ -87,10 +87,11 @@ def test_shares_may_be_shorter_or_empty(request, ranks: int, case: str) -> None:
 
 
 def test_four_ranks_give_what_one_process_gives(four: Path) -> None:
-    found = load(four, "scalars-same", 4)
-    assert_equal_on_all(found)
-    _, model = models.prepared(models.of_option("scalars"), **OPTIONS["scalars"])
-    assert_close(found[0], models.forward_and_gradient(model, [0]))
+    for name in ("scalars", "whole-groups"):  # of which there are fewer
+        found = load(four, f"{name}-same", 4)
+        assert_equal_on_all(found)
+        _, model = models.prepared(models.of_option(name), **OPTIONS[name])
+        assert_close(found[0], models.forward_and_gradient(model, [0]))
     assert_trained_as_one_process(load(four, "ddp-shares", 4))
 
 
@@ -119,12 +120,27 @@ def test_only_the_share_is_kept_for_the_gradient(two: Path) -> None:
         assert found["palett_dist"] < 0.51 * whole
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp1"])
 @pytest.mark.parametrize("shares", ["replicas", "shares"])
 def test_training_is_that_of_one_process_with_all_samples(
     two: Path, kind: str, shares: str
 ) -> None:
     assert_trained_as_one_process(load(two, f"{kind}-{shares}"))
+
+
+def test_many_groups_are_first_clustered_by_all_ranks_together(two: Path) -> None:
+    together, each = (load(two, f"clustered-{how}") for how in ("together", "each"))
+    assert [int(found["groups"]) for found in together] == [1, 2]
+    assert [int(found["groups"]) for found in each] == [3, 3]
+    for found, wanted in zip(together, each, strict=True):
+        assert torch.equal(found["weight"], wanted["weight"])
+        assert torch.equal(found["centroids"], wanted["centroids"])
+
+
+def test_whole_groups_need_no_sums_of_other_ranks(two: Path) -> None:
+    # one says whether the weights are new; else one an iteration, one for each on the way back
+    assert [int(found["count"]) for found in load(two, "exchanges-in-batch-mode")] == [1, 1]
+    assert [int(found["count"]) for found in load(two, "exchanges")] == [7, 7]
 
 
 def test_a_gradient_of_two_passes(two: Path) -> None:

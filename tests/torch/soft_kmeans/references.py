@@ -16,6 +16,7 @@ def dense(
     importance: Tensor | None = None,
     pinned: Tensor | None = None,
     empty: float = 2.0**-100,
+    lost_size: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     centroids = centroids.detach().to(points.dtype)
     mass = torch.ones_like(points[..., 0]) if importance is None else importance
@@ -32,6 +33,12 @@ def dense(
         if pinned is not None:
             kept = kept | pinned[..., None]
         means = (weighted.mT @ points) / torch.where(kept, 1.0, sizes)
+        if lost_size > 0.0:
+            lost = sizes <= lost_size
+            if pinned is not None:
+                lost = lost & ~pinned[..., None]
+            of_all = (mass[..., None] * points).sum(1, keepdim=True) / mass.sum(1)[:, None, None]
+            means, kept = torch.where(lost, of_all, means), kept & ~lost
         centroids = torch.where(kept, centroids, means)
     return attention @ centroids, centroids.detach()
 

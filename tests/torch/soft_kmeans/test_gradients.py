@@ -101,6 +101,61 @@ def test_implicit_is_the_limit_of_many_iterations(dtype: torch.dtype, d: int, ki
     assert_near(found, expected, relative=1e-9 if dtype == torch.float64 else 1e-3)
 
 
+@pytest.mark.parametrize("kind", EXTRAS)
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("mode", ["dkm", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lost_cluster_moves_to_the_mean(dtype: torch.dtype, mode: str, d: int, kind: str) -> None:
+    given = problem(1, n=300, d=d, dtype=dtype)
+    given["centroids"][:, 3] += 1e3  # so far that nothing attends to it
+    arguments = {**given, **extras(kind, given), "mode": mode, "lost_size": 1e-7}
+    pull = torch.randn(given["points"].shape, dtype=dtype, generator=torch.manual_seed(2))
+    exact = {
+        name: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    soft, centroids = soft_kmeans(**arguments)
+    expected_soft, expected_centroids = dense(**exact)
+
+    assert float(centroids[:, 3].abs().max()) < 10
+    relative = 1e-5 if dtype == torch.float32 else 1e-12
+    assert_near(soft, expected_soft, relative=relative)
+    assert_near(centroids, expected_centroids, relative=relative)
+    for iterations in (1, 3):
+        arguments["iterations"] = exact["iterations"] = iterations
+        assert_near(
+            gradient(soft_kmeans, pull=pull, **arguments),
+            gradient(dense, pull=pull.double(), **exact),
+            relative=5 * relative,
+        )
+
+
+def test_a_lost_cluster_of_values_with_codes() -> None:
+    given = problem(1, groups=1, n=1 << 17, k=4, dtype=torch.float32)
+    given["points"] = (given["points"] * 64).round() / 64
+    given["centroids"][:, 3] = 1e3
+    arguments = {**given, "lost_size": 1e-7, "iterations": 1}
+    pull = torch.randn(given["points"].shape, generator=torch.manual_seed(2))
+    found = gradient(soft_kmeans, pull=pull, coded=True, **arguments)
+    assert_near(found, gradient(soft_kmeans, pull=pull, **arguments), relative=1e-4)
+    given["points"] = given["points"].half()
+    _, moved = soft_kmeans(**given, lost_size=1e-7, iterations=1)
+    assert_near(moved[0, 3], given["points"].float().mean(1)[0], relative=1e-4)
+
+
+def test_implicit_of_a_lost_cluster_does_not_depend_on_where_it_was() -> None:
+    given = problem(7, n=300, k=4, dtype=torch.float64)
+    given["centroids"][:, 3] = 1e3
+    pull = torch.ones_like(given["points"])
+    arguments = {**given, "lost_size": 1e-7, "iterations": 1, "pull": pull}
+    explicit = gradient(soft_kmeans, **arguments)
+    implicit = gradient(soft_kmeans, **arguments, implicit=True)
+    assert torch.isfinite(implicit).all()
+    assert not torch.equal(implicit, explicit)
+    given["centroids"][:, 3] = 2e3
+    assert torch.allclose(implicit, gradient(soft_kmeans, **arguments, implicit=True))
+
+
 def test_implicit_of_hard_attention_is_explicit() -> None:
     given = problem(7, dtype=torch.float32)
     pull = torch.ones_like(given["points"])

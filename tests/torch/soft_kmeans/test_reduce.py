@@ -64,7 +64,8 @@ def test_shards_are_as_the_whole(
     pull = torch.randn(given["points"].shape, generator=torch.manual_seed(2))
     if dtype == torch.float16:
         assert codes.values_of(given["points"][:, :first], None) is not None
-    options = {"mode": mode, "implicit": implicit, "epsilon": 1e-12}
+    given["centroids"][0, 0] = 1e3  # which is lost, and moved to the mean
+    options = {"mode": mode, "implicit": implicit, "epsilon": 1e-12, "lost_size": 1e-7}
     expected = run(given, pull, **options)
     exchange = Exchange()
 
