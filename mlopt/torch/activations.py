@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -95,12 +96,11 @@ class QuantizedActivation(nn.Module):
     def __init__(self, codes: Codes, scale: float, zero_point: int) -> None:
         super().__init__()
         self.codes, self.scale, self.zero_point = codes, scale, zero_point
-        limits = torch.iinfo(torch.int8 if codes.dtype is torch.qint8 else torch.uint8)
-        self._is_narrower = (limits.min, limits.max) != (codes.least, codes.greatest)
 
     def forward(self, activations: Tensor) -> Tensor:
         """The activations as stored, of their own dtype."""
-        if self._is_narrower:
+        limits = torch.iinfo(torch.int8 if self.codes.dtype is torch.qint8 else torch.uint8)
+        if (limits.min, limits.max) != (self.codes.least, self.codes.greatest):
             ends = (self.codes.least, self.codes.greatest)
             low, high = ((end - self.zero_point) * self.scale for end in ends)
             activations = activations.clamp(low, high)
@@ -113,12 +113,20 @@ class QuantizedActivation(nn.Module):
         return codes.dequantize().to(activations.dtype)
 
     def get_extra_state(self) -> Tensor:
-        """What the state of a model has of it: its scale and its zero point, float64[2]."""
-        return torch.tensor([self.scale, self.zero_point], dtype=torch.float64)
+        """What the state of a model has of it.
+
+        float64[5]: scale, zero point, least and greatest code, and whether codes have a sign.
+        """
+        codes = self.codes
+        is_signed = codes.dtype is torch.qint8
+        numbers = [self.scale, self.zero_point, codes.least, codes.greatest, is_signed]
+        return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the scale and the zero point of :meth:`get_extra_state`."""
-        scale, zero_point = state.tolist()
+        """Be as the one that had this :meth:`get_extra_state`."""
+        scale, zero_point, least, greatest, is_signed = state.tolist()
+        dtype = torch.qint8 if is_signed else torch.quint8
+        self.codes = Codes(int(least), int(greatest), dtype)
         self.scale, self.zero_point = scale, int(zero_point)
 
     def extra_repr(self) -> str:
@@ -138,6 +146,26 @@ def attach_quantizer(module: nn.Module, codes: Codes) -> FakeQuantizedActivation
     module.add_module(NAME, quantizer)
     module.register_forward_hook(_quantize_output)
     return quantizer
+
+
+def is_quantizer_state(key: str) -> bool:
+    """Whether a key of a model's state is that of the quantizer of a module."""
+    return key.endswith(f"{NAME}._extra_state")
+
+
+def attach_quantizers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give modules the quantizers that a state has, in the place of earlier ones."""
+    modules = dict(model.named_modules())
+    for key, numbers in state.items():
+        name = key.removesuffix(f"{NAME}._extra_state").removesuffix(".")
+        if not is_quantizer_state(key) or name not in modules:
+            continue
+        module = modules[name]
+        if NAME not in module._modules:
+            module.register_forward_hook(_quantize_output)
+        quantizer = QuantizedActivation(Codes(0, 255, torch.quint8), 1.0, 0)
+        quantizer.set_extra_state(numbers)
+        module._modules[NAME] = quantizer.train(module.training)
 
 
 def freeze_quantizers(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
+from mlopt.torch.activations import attach_quantizers, is_quantizer_state
 from mlopt.torch.carried import is_palette_field, remove_palettes
 
 
@@ -17,8 +18,8 @@ def load_state_dict(
 ) -> Any:
     """Load the ``state_dict`` of a palettized model, palettes included.
 
-    A plain model has no buffers for palettes, and its own ``load_state_dict`` refuses them. Here it
-    gets them first; palettes that it carries already go.
+    A plain model has no buffers for palettes, nor quantizers of activations, and its own
+    ``load_state_dict`` refuses them. Here it gets them first; palettes that it carries already go.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def load_state_dict(
         Keys (``strict``) or shapes do not fit. The model is as it was then.
     """
     own, plain = (
-        {k: v for k, v in each.items() if not is_palette_field(k)}
+        {k: v for k, v in each.items() if not (is_palette_field(k) or is_quantizer_state(k))}
         for each in (model.state_dict(), state)
     )
     problems = [f"no {key!r} in the state" for key in own if key not in plain] if strict else []
@@ -57,6 +58,7 @@ def load_state_dict(
             + "\nBuild the model as it was when the state was saved"
         )
     remove_palettes(model)
+    attach_quantizers(model, state)
     modules = dict(model.named_modules())
     for key, tensor in state.items():
         module_name, _, name = key.rpartition(".")

@@ -8,8 +8,13 @@ import torch
 from torch import nn
 
 from mlopt.errors import TargetError
-from mlopt.torch import convert
-from mlopt.torch.activations import Codes, FakeQuantizedActivation, QuantizedActivation
+from mlopt.torch import convert, load_state_dict
+from mlopt.torch.activations import (
+    Codes,
+    FakeQuantizedActivation,
+    QuantizedActivation,
+    quantizes_activations,
+)
 from mlopt.torch.palettization import DKMPalettizer, DKMPalettizerConfig
 from tests.judges import load_program, pymil_operations
 
@@ -132,6 +137,28 @@ def test_core_ml_quantizes_with_the_same_ranges(options):
         for op, frozen in zip([*quantize, *dequantize], [first, second] * 2, strict=True):
             zero_point = 0 if op.zero_point is None else int(op.zero_point.val)
             assert zero_point == frozen.zero_point
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "quint8", "quant_min": 3, "quant_max": 250}])
+def test_a_state_has_the_ranges(options):
+    palettizer, _ = trained(**options)
+    model = palettizer.finalize()
+    state = model.state_dict()
+    x = torch.randn(64, 16)
+
+    plain = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*activation_quantizer._extra_state"):
+        plain.load_state_dict(state)
+    load_state_dict(plain, state)
+    assert torch.equal(plain(x), model(x))
+    load_state_dict(plain, state)  # again, onto what it has
+    assert torch.equal(plain(x), model(x))
+    assert quantizes_activations(plain)
+
+    other = trained(**options, steps=2)[0].finalize()
+    assert not torch.equal(other(x), model(x))
+    other.load_state_dict(state)
+    assert torch.equal(other(x), model(x))
 
 
 def test_batches_that_are_not_finite_say_nothing_of_the_range():

@@ -79,6 +79,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
     """
 
     config_class = DKMPalettizerConfig
+    _decisions: tuple[Decision, ...] | None = None
+    """What is to be done with each parameter, once the model is prepared."""
 
     def prepare(self, inplace: bool = False) -> nn.Module:
         """Let the weights be palettized from now on, or from their milestones.
@@ -100,7 +102,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             The model is prepared already, or has parameters that have no values or are sharded over
             processes. A prepared model can be sharded.
         """
-        if any(True for _ in _fakes(self._model)):
+        if _is_prepared(self._model):
             raise ConfigError("the model is prepared already; train it, or finalize it first")
         if is_sharded(self._model):
             raise ConfigError(
@@ -174,17 +176,17 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             be loaded into a prepared model that is not.
         """
         prepared = self._model if model is None else unwrapped(model)
-        self._check_prepared(prepared)
+        decisions = self._checked_decisions(prepared)
         if not inplace:
             prepared = copy.deepcopy(prepared, computed_tensors(prepared))
         # all of them before the first change
         computed = {
             decision.parameter.name: _computed(decision, prepared)
-            for decision in self._decisions
+            for decision in decisions
             if isinstance(decision.outcome, PaletteSpec)
         }
         rows = []
-        for decision in self._decisions:
+        for decision in decisions:
             found = computed.get(decision.parameter.name)
             rows.append(row_of(decision, found))
             if found is None:
@@ -215,10 +217,11 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             return cast(Report, found)
         return self._report
 
-    def _check_prepared(self, model: nn.Module) -> None:
-        if not hasattr(self, "_decisions"):
+    def _checked_decisions(self, model: nn.Module) -> tuple[Decision, ...]:
+        """The decisions that a model, or a copy of it, was prepared by."""
+        if self._decisions is None:
             raise ConfigError("the model is not prepared; call prepare first, and train it")
-        if not any(True for _ in _fakes(model)) and any(
+        if not _is_prepared(model) and any(
             isinstance(decision.outcome, PaletteSpec) for decision in self._decisions
         ):
             raise ConfigError("the model is finalized already, or no copy of the prepared one")
@@ -227,13 +230,14 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 "the model is sharded over processes; load its full state dict into a prepared "
                 "model that is not, and finalize that"
             )
+        return self._decisions
 
     def _palettized(self) -> Iterator[tuple[Decision, FakePalettize]]:
         """The decisions to palettize, each with what palettizes its weight in the prepared model.
 
         Nothing where the model has been finalized.
         """
-        if not hasattr(self, "_decisions"):
+        if self._decisions is None:
             raise ConfigError("the model is not prepared; call prepare first")
         for decision in self._decisions:
             if isinstance(decision.outcome, PaletteSpec):
@@ -242,8 +246,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                     yield decision, _parametrization(owner.module, owner.parameter_name)[0]
 
 
-def _fakes(model: nn.Module) -> Iterator[FakePalettize]:
-    return (module for module in model.modules() if isinstance(module, FakePalettize))
+def _is_prepared(model: nn.Module) -> bool:
+    return any(isinstance(module, FakePalettize) for module in model.modules())
 
 
 def _enable(decision: Decision, fake: FakePalettize, flag: bool) -> None:
