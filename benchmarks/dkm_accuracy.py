@@ -110,9 +110,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--bits", nargs="+", type=int, default=[1, 2, 3, 4], metavar="N")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of mlopt (default 3)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of mlopt (default 5)")
     parser.add_argument(
-        "--reference-seeds", type=int, default=1, metavar="N", help="of coremltools (default 1)"
+        "--reference-seeds", type=int, default=5, metavar="N", help="of coremltools (default 5)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
     left_out = parser.add_mutually_exclusive_group()
