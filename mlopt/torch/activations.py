@@ -83,7 +83,7 @@ class FakeQuantizedActivation(nn.Module):
         low, high = torch.aminmax(activations.float())
         if not (torch.isfinite(low) and torch.isfinite(high)):
             return  # a batch that training will skip says nothing of the range
-        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        low, high = low.clamp(max=0.0).to(self.low), high.clamp(min=0.0).to(self.high)
         share = 1.0 if not self.started else _MOMENTUM
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
@@ -153,16 +153,25 @@ def is_quantizer_state(key: str) -> bool:
     return key.endswith(f"{NAME}._extra_state")
 
 
+def remove_quantizers(model: nn.Module) -> None:
+    """Let no module quantize its output any more."""
+    for module in model.modules():
+        if module._modules.pop(NAME, None) is not None:
+            for number, hook in list(module._forward_hooks.items()):
+                if hook is _quantize_output:
+                    del module._forward_hooks[number]
+
+
 def attach_quantizers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give modules the quantizers that a state has, in the place of earlier ones."""
+    """Give modules the quantizers that a state has, and no others."""
+    remove_quantizers(model)
     modules = dict(model.named_modules())
     for key, numbers in state.items():
         name = key.removesuffix(f"{NAME}._extra_state").removesuffix(".")
         if not is_quantizer_state(key) or name not in modules:
             continue
         module = modules[name]
-        if NAME not in module._modules:
-            module.register_forward_hook(_quantize_output)
+        module.register_forward_hook(_quantize_output)
         quantizer = QuantizedActivation(Codes(0, 255, torch.quint8), 1.0, 0)
         quantizer.set_extra_state(numbers)
         module._modules[NAME] = quantizer.train(module.training)

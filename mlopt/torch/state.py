@@ -19,7 +19,7 @@ def load_state_dict(
     """Load the ``state_dict`` of a palettized model, palettes included.
 
     A plain model has no buffers for palettes, nor quantizers of activations, and its own
-    ``load_state_dict`` refuses them. Here it gets them first; palettes that it carries already go.
+    ``load_state_dict`` refuses them. Here it gets them first; those that it has already go.
 
     Parameters
     ----------

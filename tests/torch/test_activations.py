@@ -161,6 +161,20 @@ def test_a_state_has_the_ranges(options):
     assert torch.equal(other(x), model(x))
 
 
+def test_a_state_without_ranges_takes_them_away():
+    quantized = trained()[0].finalize()
+    plain = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    state = copy.deepcopy(plain.state_dict())
+    for strict in (True, False):
+        load_state_dict(plain, quantized.state_dict())
+        load_state_dict(plain, state, strict=strict)
+        assert not quantizes_activations(plain)
+        assert not plain[0]._forward_hooks
+    x = torch.randn(4, 16)
+    load_state_dict(plain, quantized.state_dict())
+    assert torch.equal(plain(x), quantized(x))
+
+
 def test_batches_that_are_not_finite_say_nothing_of_the_range():
     fake = FakeQuantizedActivation(INT8)
     fake.enable()

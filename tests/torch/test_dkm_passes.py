@@ -201,11 +201,141 @@ def test_the_implicit_gradient():
         gradients.append(weight.grad)
 
     points = weight.detach().reshape(1, -1, 1).requires_grad_()
-    growth = points.detach().square().mean() / fake.spread
-    soft, _ = soft_kmeans(points, start, fake.temperature * growth, iterations=1, implicit=True)
+    soft, _ = soft_kmeans(points, start, fake.temperature, iterations=1, implicit=True)
     (soft.view(16, 16) * pull).sum().backward()
     torch.testing.assert_close(gradients[1], points.grad.view(16, 16))
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)
+
+
+def test_a_group_is_new_by_any_of_its_numbers():
+    grouped = {"granularity": "per_grouped_channel", "group_size": 4}
+    _, model = prepared(tower(), **grouped)
+    layer = model.layers[0]
+    fake, weight = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    layer.weight  # noqa: B018  the first pass clusters
+    before = fake.before.clone()
+    with torch.no_grad():
+        weight[-4:] *= 1.05  # the last group alone
+    layer.weight  # noqa: B018
+    assert not torch.equal(fake.before, before)
+    before = fake.before.clone()
+    with torch.no_grad():
+        mean = weight[:4].mean()
+        weight[:4] = mean + 1.05 * (weight[:4] - mean)  # of the same mean
+    layer.weight  # noqa: B018
+    assert not torch.equal(fake.before, before)
+
+
+@pytest.mark.parametrize(
+    "options", [{"palett_mode": "hard"}, {"enforce_zero": True}, {"percentage_palett_enable": 0.5}]
+)
+def test_tables_stay_beside_a_group_of_few_values(options):
+    _, model = prepared(tower(), granularity="per_grouped_channel", group_size=4, **options)
+    layer = model.layers[0]
+    weight = layer.parametrizations.weight.original
+    with torch.no_grad():
+        weight[-4:] = torch.tensor([-0.11, 0.1, 0.2])[torch.randint(3, (4, 16))]
+    layer.weight  # noqa: B018  the first pass clusters
+    with torch.no_grad():
+        weight[:12] += 0.03 * torch.randn(12, 16, generator=torch.Generator().manual_seed(3))
+    first = layer.weight
+    assert torch.equal(layer.weight, first)
+    state = copy.deepcopy(model.state_dict())
+    model.eval()
+    layer.weight  # noqa: B018
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_weight_that_is_palettized_already_is_trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32, bias=False))
+    entries = torch.tensor([-0.3, -0.1, 0.1, 0.3])
+    with torch.no_grad():
+        model[0].weight.copy_(entries[torch.randint(4, (32, 32))])
+    palettizer, model = prepared(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        x = torch.randn(64, 32)
+        (model(x) - x).square().mean().backward()
+        optimizer.step()
+    weight = model[0].parametrizations.weight.original
+    assert weight.unique().numel() > 900
+    fake = model[0].parametrizations.weight[0]
+    best = prepared(_plain(weight))[1]
+    best[0].weight  # noqa: B018
+    fresh = best[0].parametrizations.weight[0]
+    assert 0.3 < float(fake.temperature / fresh.temperature) < 3
+    assert palettizer.finalize()[0].weight.unique().numel() == 4
+
+
+def _plain(weight):
+    model = nn.Sequential(nn.Linear(32, 32, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(weight)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("sigma", [1e-4, 0.02])
+def test_casts_of_a_prepared_model_leave_its_tables(dtype, sigma):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64))
+    with torch.no_grad():
+        model[0].weight.normal_(std=sigma)
+    palettizer, model = prepared(model, n_bits=6, quantize_activations=True)
+    model(torch.randn(3, 64))
+    fake = model[0].parametrizations.weight[0]
+    state = {name: buffer.clone() for name, buffer in fake.named_buffers()}
+    model.to(dtype)
+    assert all(torch.equal(buffer, state[name]) for name, buffer in fake.named_buffers())
+    model(torch.randn(3, 64, dtype=dtype)).sum().backward()
+    assert torch.isfinite(model[0].parametrizations.weight.original.grad).all()
+    assert palettizer.finalize()[0].weight.dtype == dtype
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_that_is_not_finite_is_named(training):
+    _, model = prepared(tower())
+    model.train(training)
+    with torch.no_grad():
+        model.layers[1].parametrizations.weight.original[0, 0] = torch.nan
+    with pytest.raises(ConfigError, match=r"^layers\.1\.weight: the weight has an infinity"):
+        model(torch.randn(2, 16))
+
+
+def test_a_state_between_the_passes_and_the_update_goes_on_as_if_nothing_had_been():
+    weights = []
+    for is_resumed in (False, True):
+        palettizer, model = prepared(tower())
+        trained(model, palettizer, steps=2)
+        x = torch.ones(4, 16)
+        model(x).square().mean().backward()
+        if is_resumed:
+            state = copy.deepcopy(model.state_dict())
+            palettizer, model = prepared(tower())
+            model.load_state_dict(state)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+        trained(model, palettizer, steps=2)
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_lost_entries_of_hard_groups_and_at_the_end_move_too():
+    grouped = {"granularity": "per_grouped_channel", "group_size": 8}
+    palettizer, model = prepared(tower(), percentage_palett_enable=0.5, **grouped)
+    layer = model.layers[0]
+    layer.weight  # noqa: B018  the first pass clusters
+    fake = layer.parametrizations.weight[0]
+    fake.centroids[1, 3] = 50.0
+    layer.weight  # noqa: B018
+    assert float(fake.centroids[1, 3]) < 1.0
+    fake.centroids[0, 3] = 50.0
+    assert float(palettizer.finalize().layers[0].weight[:8].unique().numel()) == 4
 
 
 def test_systems_too_large_for_the_implicit_gradient_are_refused_before_training():
@@ -214,3 +344,11 @@ def test_systems_too_large_for_the_implicit_gradient_are_refused_before_training
     with pytest.raises(ConfigError, match=r"^0\.weight: implicit=True solves 2048 systems"):
         prepared(model, implicit_gradient=True, **grouped)
     assert not nn.utils.parametrize.is_parametrized(model[0])
+    with pytest.raises(ConfigError, match=r"of 65 x 1 unknowns"):
+        prepared(
+            nn.Sequential(nn.Linear(4, 16384)),
+            implicit_gradient=True,
+            add_extra_centroid=True,
+            **{**grouped, "n_bits": 6},
+        )
+    prepared(model, implicit_gradient=True, palett_mode="hard", **grouped)

@@ -47,7 +47,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
 
     While the model is trained, each weight is replaced by a mean of the entries of its table, and
     the tables follow the weights; :meth:`finalize` leaves the nearest entries. The modules that are
-    palettized are those of :class:`PostTrainingPalettizer`.
+    palettized are those of :class:`PostTrainingPalettizer`. Gradients of palettized weights are
+    dense, also those of ``Embedding(sparse=True)``, which ``SparseAdam`` does not take.
 
     Parameters
     ----------
@@ -320,14 +321,17 @@ def _options(decision: Decision) -> FakePalettizeOptions:
     shape = tuple(decision.parameter.tensor.shape)
     axis = spec.channel_axis or 0
     groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
-    if config.implicit_gradient:
+    entries = (1 << spec.nbits) + config.add_extra_centroid
+    soft_groups = max(1, int(config.percentage_palett_enable * groups))
+    if config.implicit_gradient and config.palett_mode != "hard":
         try:
-            check_implicit_size((groups, 1 << spec.nbits, spec.cluster_dim))
+            check_implicit_size((soft_groups, entries, spec.cluster_dim))
         except ConfigError as error:
             raise ConfigError(f"{decision.parameter.name}: {error}") from error
     return FakePalettizeOptions(
+        name=decision.parameter.name,
         grouping=Grouping(shape, axis, groups, spec.cluster_dim),
-        entries=(1 << spec.nbits) + config.add_extra_centroid,
+        entries=entries,
         scale_axis=spec.scale_axis,
         scale_scheme=config.per_channel_scaling_factor_scheme,
         lut_dtype=config.lut_dtype if config.lut_dtype_name == spec.lut_dtype else "f32",
@@ -341,7 +345,7 @@ def _options(decision: Decision) -> FakePalettizeOptions:
         enforce_zero=config.enforce_zero,
         prune_threshold=config.prune_threshold,
         duplicates_tolerance=config.palett_cluster_tol,
-        soft_groups=max(1, int(config.percentage_palett_enable * groups)),
+        soft_groups=soft_groups,
         coded=config.palett_unique
         or (config.palett_max_mem < 1 and math.prod(shape) > config.palett_min_tsize),
         memory_share=config.palett_max_mem,

@@ -164,8 +164,9 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     palett_batch_mode
         With `palett_dist` or `palett_shard`, where there are at least as many groups as ranks: a
         rank computes whole groups instead of a share of each. Ranks then exchange the results only,
-        and no sums in each iteration. In one process groups are always computed together, in parts
-        that bound the memory.
+        and no sums in each iteration; a rank's iterations stop early (`palett_epsilon`) when its
+        own groups have settled. In one process groups are always computed together, in parts that
+        bound the memory.
     palett_dist
         Soft assignment is computed in shares by the ranks of the default group of
         ``torch.distributed``, which exchange sums and soft weights. All have to hold the same
@@ -173,7 +174,8 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         ``DistributedDataParallel`` or ``fully_shard`` do. Each rank gets the gradient of the mean
         of the ranks' losses, so that averaging gradients gives what it gives without shares.
         A rank that reads a weight alone, with gradients in training mode, waits for the others;
-        in evaluation or without gradients it computes all by itself, and leaves the tables alone.
+        in evaluation or without gradients it computes all by itself, and leaves the tables alone
+        (so reentrant activation checkpointing draws other noise for ``"gsm"`` the second time).
         Nothing is divided without a process group, in a group of one rank, and in evaluation.
     per_channel_scaling_factor_scheme
         What `enable_per_channel_scale` divides a channel by: ``"min_max"`` half the difference

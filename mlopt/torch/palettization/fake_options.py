@@ -12,14 +12,15 @@ from mlopt.torch.soft_kmeans import Mode
 class FakePalettizeOptions:
     """See ``ModuleDKMPalettizerConfig`` for what each does.
 
-    entries: in a table; scale_axis, scale_scheme: of the per-channel scale, None for none;
-    lut_dtype: ``"f32"``, ``"f16"``, ``"bf16"``, ``"i8"`` or ``"u8"``; soft_groups: how many of the
-    groups, the first ones, have soft assignment; temperature: a factor, 1 by default; in_shares:
-    whether the ranks of ``torch.distributed`` divide the soft assignment among them, by_groups
-    whole groups if there is one for each rank; initial_in_shares_from: from so many groups on the
-    first clustering too.
+    name: of the weight, for messages; entries: in a table; scale_axis, scale_scheme: of the
+    per-channel scale, None for none; lut_dtype: ``"f32"``, ``"f16"``, ``"bf16"``, ``"i8"`` or
+    ``"u8"``; soft_groups: how many of the groups, the first ones, have soft assignment;
+    temperature: a factor, 1 by default; in_shares: whether the ranks of ``torch.distributed``
+    divide the soft assignment among them, by_groups whole groups if there is one for each rank;
+    initial_in_shares_from: from so many groups on the first clustering too.
     """
 
+    name: str
     grouping: Grouping
     entries: int
     scale_axis: int | None = None

@@ -26,6 +26,13 @@ from mlopt.torch.palettization.table_format import palette_of, rounded_table
 from mlopt.torch.soft_kmeans import soft_kmeans
 from mlopt.torch.soft_kmeans.eager import outside_graphs
 
+_PLAIN = 0.25
+"""Below this share of the usual error of a table, points are passed on as they are.
+
+The usual one is that of points spread evenly between the two nearest entries, a twelfth of their
+squared distance.
+"""
+
 TEMPERATURE_SHARE = 0.5
 """Temperature in units of the mean squared error of optimal clusters.
 
@@ -55,12 +62,12 @@ class FakePalettize(nn.Module):
     checkpointing repeats.
 
     Its state, in buffers: the centroids [G, K, d] of G groups, in units of the scale where there is
-    one; a temperature for each group, and the mean square of its points that it belongs to; which
-    centroids are pinned to zero; which groups have fewer distinct points than entries, and are
-    passed on as they are until that changes; whether it is enabled and has started; and how often
-    the palettizer has stepped. What is true or false is 1 or 0 in int8, of which averages can be
-    taken. Not saved: what the latest weights were (``latest``), and where the tables were before
-    and after they had moved with these.
+    one; a temperature for each group, and the variance of its points that it belongs to; which
+    centroids are pinned to zero; which groups are plain, their points being entries already or
+    nearly so, and are passed on as they are until that changes; whether it is enabled and has
+    started; how often the palettizer has stepped; what the latest weights were, and where the
+    tables were before and after they had moved with these. Floats stay in float32 when the model is
+    cast. What is true or false is 1 or 0 in int8, of which averages can be taken.
     """
 
     centroids: Tensor
@@ -88,11 +95,9 @@ class FakePalettize(nn.Module):
         self.register_buffer("enabled", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("started", torch.tensor(0, dtype=torch.int8))
         self.register_buffer("steps", torch.tensor(0))
-        # the bits of float32 numbers, so that no cast of the model changes them
-        latest = torch.full((groups, 2), -1, dtype=torch.int32)
-        self.register_buffer("latest", latest, persistent=False)
-        self.register_buffer("before", torch.zeros(shape), persistent=False)
-        self.register_buffer("after", torch.zeros(shape), persistent=False)
+        self.register_buffer("latest", torch.full((groups, 2), -1.0))
+        self.register_buffer("before", torch.zeros(shape))
+        self.register_buffer("after", torch.zeros(shape))
 
     def enable(self, enabled: bool = True) -> None:
         """Let it palettize from now on, or not."""
@@ -111,19 +116,20 @@ class FakePalettize(nn.Module):
         # of one rank alone nothing may be kept, or its tables would be other than those of the rest
         share = share_of_this_rank() if self.options.in_shares else WHOLE
         is_alone = share.ranks > 1 and not (self.training and torch.is_grad_enabled())
-        share = WHOLE if is_alone else share
+        is_fixed = is_alone or (not self.training and bool(self.started))
         with (
             torch.autocast(weight.device.type, enabled=False),
-            self._unchanged() if is_alone else contextlib.nullcontext(),
+            self._unchanged() if is_fixed else contextlib.nullcontext(),
         ):
             points, scale = self._points(weight)
             is_zero = self._is_zero(weight)
-            if not self.started or self.plain.any():
-                self._start(points.detach(), is_zero, scale, share)
             if self.training:
-                stored = self._soft(points, is_zero, scale, share)
+                stored = self._soft(points, is_zero, scale, WHOLE if is_alone else share)
             else:
                 kept = _zeroed(points.detach(), is_zero)
+                self._check_finite(float(kept.abs().max()) if kept.numel() else 0.0)
+                if not self.started or self.plain.any():
+                    self._start(kept, self._importance(kept, is_zero, scale), WHOLE)
                 stored = self._hard(kept, is_zero, self._table())
             found = self.options.grouping.weight(stored)
             found = found if scale is None else (found * scale).to(weight.dtype)
@@ -139,14 +145,14 @@ class FakePalettize(nn.Module):
         options, grouping = self.options, self.options.grouping
         points, scale = self._points(weight.detach())
         is_zero = self._is_zero(weight)
-        if not self.started or self.plain.any():
-            self._start(points, is_zero, scale, WHOLE)
         kept = _zeroed(points, is_zero)
         importance = self._importance(kept, is_zero, scale)
+        if not self.started or self.plain.any():
+            self._start(kept, importance, WHOLE)
         _, centroids = soft_kmeans(
             kept,
             self.centroids,
-            self._temperature(_mean_square(kept)),
+            self._temperature(_variance(kept)),
             iterations=options.iterations,
             mode="hard" if options.mode == "hard" else "dkm",
             importance=importance,
@@ -200,20 +206,18 @@ class FakePalettize(nn.Module):
         return found
 
     @torch.no_grad()
-    def _start(self, points: Tensor, is_zero: Tensor, scale: Tensor | None, share: Share) -> None:
+    def _start(self, kept: Tensor, importance: Tensor | None, share: Share) -> None:
         """Cluster for the first time, and choose the temperature by the error that is left.
 
-        Later: only the groups that had fewer distinct points than entries.
+        Later: only the plain groups.
         """
         options = self.options
         every = torch.ones_like(self.plain)
         chosen = (self.plain if self.started else every).nonzero()[:, 0]
-        kept = _zeroed(points, is_zero)
-        importance = self._importance(kept, is_zero, scale)
         kept = kept[chosen]
         importance = None if importance is None else importance[chosen]
         centroids = self._initial_centroids(kept, importance, share)
-        plain = [len(torch.unique(table, dim=0)) < options.entries for table in centroids]
+        usual = _least_squared_distance(centroids) / 12
         if options.enforce_zero:
             nearest = centroids.square().sum(-1).argmin(-1, keepdim=True)
             pinned = torch.zeros_like(self.pinned[chosen]).scatter_(1, nearest, 1)
@@ -222,14 +226,18 @@ class FakePalettize(nn.Module):
         error = (kept - nearest_centroids(kept, centroids)).float().square().sum(-1)
         weights = torch.ones_like(error) if importance is None else importance
         mean = (error * weights).sum(1) / weights.sum(1).clamp_min(1e-30)
-        # few distinct points leave no error: so cold that each takes its own entry
-        spread = _mean_square(kept)
+        # of those points that are not entries; there may be many that are, such as zeros
+        apart = weights * (error > 1e-3 * usual[:, None])
+        mean_apart = (error * apart).sum(1) / apart.sum(1).clamp_min(1e-30)
+        plain = (usual == 0) | (mean_apart < _PLAIN * usual)
+        # where points are entries there is no error: so cold that each takes its own
+        spread = _variance(kept)
         least = (1e-10 * spread).clamp_min(1e-30)
         temperature = torch.maximum(TEMPERATURE_SHARE * options.temperature * mean, least)
         self.temperature[chosen] = temperature.to(self.temperature.dtype)
         self.spread[chosen] = spread.to(self.spread.dtype)
         self.centroids[chosen] = centroids.to(self.centroids.dtype)
-        self.plain[chosen] = torch.tensor(plain, dtype=torch.int8, device=self.plain.device)
+        self.plain[chosen] = plain.to(torch.int8)
         self.started.fill_(1)
 
     def _initial_centroids(self, kept: Tensor, importance: Tensor | None, share: Share) -> Tensor:
@@ -256,9 +264,9 @@ class FakePalettize(nn.Module):
         is_stale = learned > _STALE * least
         return torch.where(is_stale[:, None, None], best, centroids)
 
-    def _temperature(self, squares: Tensor) -> Tensor:
-        """The temperature of each group, [G]: it grows and shrinks with its mean square."""
-        growth = squares / self.spread.clamp_min(1e-30)
+    def _temperature(self, variance: Tensor) -> Tensor:
+        """The temperature of each group, [G]: it grows and shrinks with its variance."""
+        growth = variance / self.spread.clamp_min(1e-30)
         return torch.where(growth > 0, self.temperature * growth, self.temperature)
 
     def _soft(self, points: Tensor, is_zero: Tensor, scale: Tensor | None, share: Share) -> Tensor:
@@ -266,18 +274,21 @@ class FakePalettize(nn.Module):
         groups = self.options.grouping.groups
         kept = _zeroed(points.detach(), is_zero)
         importance = self._importance(kept, is_zero, scale)
-        squares = _mean_square(kept)
-        is_new = self._is_new(kept, squares)
+        is_new = self._is_new(kept)
         # the same on all ranks, so that they start alike and end after the same iteration
-        spread = (squares.mean() / kept.shape[-1]).sqrt()
+        spread = (self.latest[:, 0].mean() / kept.shape[-1]).sqrt()
         total = share.total(torch.stack([is_new.to(spread.dtype), spread])).tolist()
+        self._check_finite(total[1])
+        if not self.started or (total[0] > 0 and self.plain.any()):
+            self._start(kept, importance, share)
         if total[0] > 0:
             self.before.copy_(self.centroids)
         epsilon = self.options.epsilon * total[1] / share.ranks
+        temperature = self._temperature(_variance(kept))
         soft_groups = self.options.soft_groups or groups
         parts, others = slice(0, soft_groups), slice(soft_groups, None)
         soft = self._soft_groups(
-            parts, points, kept, is_zero, importance, self._temperature(squares), epsilon, share
+            parts, points, kept, is_zero, importance, temperature, epsilon, share
         )
         if soft_groups < groups:
             hard = self._hard_groups(others, points, kept, is_zero, importance)
@@ -285,17 +296,33 @@ class FakePalettize(nn.Module):
         self.after.copy_(self.centroids)
         return soft
 
-    def _is_new(self, kept: Tensor, squares: Tensor) -> Tensor:
+    def _is_new(self, kept: Tensor) -> Tensor:
         """Whether these are other weights than those of the latest pass, or the tables others.
 
         Remembers the weights, which are told apart by the mean and the mean square of each group:
         changes too small for that are too small for the tables as well.
         """
-        numbers = torch.stack([squares, kept.float().mean((1, 2))], 1).float()
-        bits = numbers.view(torch.int32)
-        is_new = (bits != self.latest).any() | (self.centroids != self.after).any()
-        self.latest.copy_(bits)
+        numbers = torch.stack([_mean_square(kept), kept.float().mean((1, 2))], 1)
+        is_new = (numbers != self.latest).any() | (self.centroids != self.after).any()
+        self.latest.copy_(numbers)
         return is_new
+
+    def _check_finite(self, magnitude: float) -> None:
+        if not math.isfinite(magnitude):
+            raise ConfigError(
+                f"{self.options.name}: the weight has an infinity, a NaN, or numbers too large to "
+                "be squared; go back to a state before that, and train in smaller steps"
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As of every module, but casts leave float buffers as they are."""
+        wide = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in wide.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     def _soft_groups(
         self,
@@ -426,6 +453,27 @@ def _is_exporting() -> bool:
 def _mean_square(points: Tensor) -> Tensor:
     """The mean over the points [G, N, d] of a group of their squared lengths, [G]."""
     return points.float().square().sum(-1).mean(1)
+
+
+def _variance(points: Tensor) -> Tensor:
+    """The mean over the points [G, N, d] of a group of squared distances to their mean, [G]."""
+    wide = points.float()
+    return _mean_square(wide - wide.mean(1, keepdim=True))
+
+
+def _least_squared_distance(tables: Tensor) -> Tensor:
+    """Between two entries of each table [G, K, d], [G]; 0 for a single one."""
+    if tables.shape[1] == 1:
+        return torch.zeros_like(tables[:, 0, 0])
+    if tables.shape[2] == 1:
+        ascending = tables[..., 0].sort(1).values
+        return ascending.diff(dim=1).square().amin(1)
+    least = []
+    for table in tables:
+        squared = (table[:, None] - table).square().sum(-1)
+        squared.fill_diagonal_(torch.inf)
+        least.append(squared.min())
+    return torch.stack(least)
 
 
 def _zeroed(points: Tensor, is_zero: Tensor) -> Tensor:

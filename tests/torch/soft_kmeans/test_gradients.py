@@ -130,6 +130,42 @@ def test_a_lost_cluster_moves_to_the_mean(dtype: torch.dtype, mode: str, d: int,
         )
 
 
+def test_a_cluster_that_is_lost_in_the_second_iteration() -> None:
+    # the one in the middle has -2 and 1 at first, which its neighbours have then come nearer to
+    points = torch.tensor([-3.1, -3.06, -2.0, 1.0, 1.06, 1.07], dtype=torch.float64)[None, :, None]
+    centroids = torch.tensor([-4.1, 0.0, 2.1], dtype=torch.float64)[None, :, None]
+    arguments = {
+        "points": points,
+        "centroids": centroids,
+        "temperature": torch.ones(1, dtype=torch.float64),
+        "mode": "hard",
+        "lost_size": 1e-7,
+    }
+    _, first = soft_kmeans(**arguments, iterations=1)
+    _, second = soft_kmeans(**arguments, iterations=2)
+    assert float(first[0, 1]) == -0.5
+    torch.testing.assert_close(second[0, 1], points.mean(1)[0])
+    pull = torch.tensor([1.0, 2.0, -3.0, 4.0, 0.5, 7.0], dtype=torch.float64)[None, :, None]
+    for iterations in (2, 3):
+        found = gradient(soft_kmeans, pull=pull, **arguments, iterations=iterations)
+        wanted = gradient(dense, pull=pull, **arguments, iterations=iterations)
+        assert_near(found, wanted, relative=1e-12)
+
+
+def test_pinned_clusters_and_groups_without_mass_are_not_lost() -> None:
+    given = problem(1, n=50, dtype=torch.float32)
+    given["centroids"][:, 3] = 1e3
+    pinned = torch.zeros(given["centroids"].shape[:2], dtype=torch.bool)
+    pinned[:, 3] = True
+    _, moved = soft_kmeans(**given, pinned=pinned, lost_size=1e-7)
+    assert bool((moved[:, 3] == 1e3).all())
+    importance = torch.ones(given["points"].shape[:2])
+    importance[0] = 0.0
+    _, moved = soft_kmeans(**given, importance=importance, lost_size=1e-7)
+    assert torch.equal(moved[0], given["centroids"][0])
+    assert float(moved[1, 3].abs().max()) < 10
+
+
 def test_a_lost_cluster_of_values_with_codes() -> None:
     given = problem(1, groups=1, n=1 << 17, k=4, dtype=torch.float32)
     given["points"] = (given["points"] * 64).round() / 64
