@@ -34,6 +34,14 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="for POSIX systems")
 NOBODY = 65534
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Let SIGINT interrupt, also in jobs that were started with it ignored (``nohup ... &``)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def source(package_of: PackageOf, tmp_path: Path) -> Path:
     """Return a copy of a small package that the test may damage."""
