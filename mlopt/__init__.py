@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlopt import coreml, errors, mil, palette, torch
+    from mlopt import coreml, errors, mil, palette, runtime, torch
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "coreml", "errors", "mil", "palette", "torch"]
+__all__ = ["__version__", "coreml", "errors", "mil", "palette", "runtime", "torch"]
 
-_ROOMS = frozenset({"coreml", "errors", "mil", "palette", "torch"})
+_ROOMS = frozenset({"coreml", "errors", "mil", "palette", "runtime", "torch"})
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -25,3 +25,11 @@ class ModelFormatError(MlOptError, ValueError):
 
 class DestinationError(MlOptError, ValueError):
     """A package cannot be written where it was asked for."""
+
+
+class RunError(MlOptError, RuntimeError):
+    """A program failed while it ran; the message names the operation and what it was given."""
+
+
+class InputError(MlOptError, ValueError):
+    """The inputs given to a model are not those that it describes."""

@@ -6,7 +6,7 @@ private package name. The native protobuf implementation registers message types
 protobuf name, so a later ``import coremltools`` receives the same classes, and messages move freely
 between both.
 
-Public names: ``Model_pb2``, ``MIL_pb2`` and the classes that the room uses most.
+Public names: ``Model_pb2``, ``MIL_pb2``, ``FeatureTypes_pb2`` and the classes that are used most.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _classes_are_shared() -> bool:
     return bool(api_implementation.Type() != "python")
 
 
-def _import_messages() -> tuple[Any, Any]:
-    """Return the modules ``Model_pb2`` and ``MIL_pb2``.
+def _import_messages() -> tuple[Any, Any, Any]:
+    """Return the modules ``Model_pb2``, ``MIL_pb2`` and ``FeatureTypes_pb2``.
 
     Raises
     ------
@@ -62,10 +62,11 @@ def _import_messages() -> tuple[Any, Any]:
                 sys.modules[package] = module
     model = importlib.import_module(f"{package}.Model_pb2")
     mil = importlib.import_module(f"{package}.MIL_pb2")
-    return model, mil
+    feature_types = importlib.import_module(f"{package}.FeatureTypes_pb2")
+    return model, mil, feature_types
 
 
-Model_pb2, MIL_pb2 = _import_messages()
+Model_pb2, MIL_pb2, FeatureTypes_pb2 = _import_messages()
 
 Model = Model_pb2.Model
 Program = MIL_pb2.Program

@@ -1,0 +1,108 @@
+"""Constants of a program as tensors: views of the mapped weight file until they are used."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mlopt.mil.program import Constant
+from mlopt.mil.values import tensor_type_of
+from mlopt.runtime.element_types import ElementTypes
+
+_SMALL = 4096
+"""Constants of at most so many elements are kept as they are computed with."""
+
+_NO_TENSOR_YET = {"bf16": torch.bfloat16} | {
+    "fp8e4m3fn": torch.float8_e4m3fn,
+    "fp8e5m2": torch.float8_e5m2,
+}
+
+
+class Held:
+    """A constant: the value itself, or how to get it each time.
+
+    Large tensors stay where they are, in the mapped file, in their stored form; each use makes the
+    form that is computed with, and whoever uses it drops it.
+    """
+
+    def __init__(self, constant: Constant, types: ElementTypes, device: torch.device) -> None:
+        self.name, self.shape = constant.name, constant.shape
+        self._bits = 0
+        value = constant.value()
+        if constant.dtype == "string":
+            flat = np.asarray(value, dtype=object).reshape(-1).tolist()
+            self._value: Any = flat[0] if constant.shape == () else flat
+            return
+        if isinstance(value, list):
+            self._value = _plain(value)
+            return
+        self._dtype, self._device = types.dtype(constant.dtype), device
+        typed = tensor_type_of(constant.message.type)
+        assert typed is not None
+        kind = typed[0]
+        self._bits = kind.bits if kind.packed else 0
+        self._is_signed = kind.name.startswith("int")
+        self._value = _view(np.asarray(value), _NO_TENSOR_YET.get(constant.dtype))
+        if constant.size <= _SMALL:
+            self._value, self._bits = self.value(), 0
+
+    def value(self) -> Any:
+        """A tensor in the dtype and on the device that is computed with, a string, or a list."""
+        value = self.stored_value()
+        return value.to(self._dtype) if isinstance(value, Tensor) else value
+
+    def stored_value(self) -> Any:
+        """The same in the dtype that it is stored in, if torch has that."""
+        value = self._value
+        if not isinstance(value, Tensor):
+            return value
+        if self._bits:
+            value = unpacked(value, self._bits, self.shape, is_signed=self._is_signed)
+        return value.to(self._device).reshape(self.shape)
+
+
+def unpacked(data: Tensor, bits: int, shape: tuple[int, ...], *, is_signed: bool) -> Tensor:
+    """Elements narrower than a byte from their stream, least significant bits first.
+
+    data: uint8[ceil(elements * bits / 8)]; int8 or uint8 of ``shape`` come back.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    words, width = data, 8
+    if 8 % bits:
+        # elements of 3 and 6 bits straddle bytes, but not three of them
+        whole = functional.pad(data, (0, -len(data) % 3)).reshape(-1, 3).int()
+        words, width = whole[:, 0] | whole[:, 1] << 8 | whole[:, 2] << 16, 24
+    shifts = torch.arange(0, width, bits, dtype=words.dtype, device=data.device)
+    found = ((words[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].to(torch.uint8)
+    if is_signed:
+        limit = 1 << (bits - 1)
+        found = ((found ^ limit).to(torch.int16) - limit).to(torch.int8)
+    return found.reshape(shape)
+
+
+def _view(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:
+    if dtype is not None:
+        array = array.view(np.uint16 if dtype == torch.bfloat16 else np.uint8)
+    if array.dtype in (np.uint16, np.uint32, np.uint64) and dtype is None:
+        array = array.astype(np.int32 if array.dtype == np.uint16 else np.int64)
+    with warnings.catch_warnings():
+        # the file is mapped read-only; nothing writes to constants
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if dtype is None else tensor.view(dtype)
+
+
+def _plain(value: Any) -> Any:
+    """Lists of arrays as lists of tensors and strings."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    array = np.asarray(value)
+    if array.dtype == object:
+        flat = array.reshape(-1).tolist()
+        return flat[0] if array.shape == () else flat
+    return _view(array, None)

@@ -1,0 +1,200 @@
+"""Running the steps of a function: values in a frame, dropped when nobody reads them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from mlopt.errors import MlOptError, RunError
+from mlopt.runtime.call import Call
+from mlopt.runtime.constants import Held
+from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.plan import Body, FunctionPlan, Source, Step
+
+Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
+"""Called after each step with its arguments by parameter, and with its results."""
+
+
+@attrs.define(eq=False)
+class Execution:
+    """One run of a function; see :class:`mlopt.runtime.program.Program` for what users do.
+
+    types, device: of the computation; seed: of random operations; taps: the places whose values are
+    wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
+    ``Observer``; kept: weights computed before, None to compute them at each use.
+    """
+
+    plan: FunctionPlan
+    types: ElementTypes
+    device: torch.device
+    seed: int | None = None
+    tapped: frozenset[int] = frozenset()
+    substitutes: Mapping[Source, Any] = attrs.Factory(dict)
+    replaced: Mapping[int, Callable[[Any], Any]] = attrs.Factory(dict)
+    observer: Observer | None = None
+    kept: dict[Source, Any] | None = None
+    taps: dict[int, Any] = attrs.Factory(dict)
+    _frame: list[Any] = attrs.Factory(list)
+    _generator: torch.Generator | None = None
+
+    def run(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The outputs of the function in their order; ``inputs``: tensors and states by name."""
+        self._frame = [None] * self.plan.size
+        for name, place in self.plan.inputs.items():
+            self._frame[place] = inputs[name]
+            self._tap(place, inputs[name])
+        return self._run(self.plan.body, is_whole=True)
+
+    def value(self, source: Source) -> Any:
+        """What a source has now."""
+        if isinstance(source, int):
+            return self._frame[source]
+        if source in self.substitutes:
+            return self.substitutes[source]
+        if self.kept is not None and source in self.kept:
+            return self.kept[source]
+        if isinstance(source, Held):
+            found = source.value()
+        else:
+            found = self._results(source.step)[source.index]
+        if self.kept is not None:
+            self.kept[source] = found
+        return found
+
+    def _stored(self, source: Source) -> Any:
+        """As :meth:`value`, but a constant in the dtype that it is stored in."""
+        if isinstance(source, Held) and source not in self.substitutes:
+            return source.stored_value()
+        return self.value(source)
+
+    def _run(self, body: Body, *, is_whole: bool = False) -> tuple[Any, ...]:
+        frame = self._frame
+        for step in body.steps:
+            for place, value in zip(step.results, self._results(step), strict=True):
+                if place in self.replaced:
+                    value = self.replaced[place](value)
+                frame[place] = value
+                self._tap(place, value)
+            for place in step.released:
+                frame[place] = None
+        return tuple(self.value(source) for source in body.outputs)
+
+    def _tap(self, place: int, value: Any) -> None:
+        if place in self.tapped:
+            self.taps[place] = value
+
+    def _results(self, step: Step) -> tuple[Any, ...]:
+        arguments = dict(step.fixed)
+        read = self._stored if step.operation.moves_only else self.value
+        try:
+            for parameter, sources in step.arguments:
+                values = tuple(read(source) for source in sources)
+                arguments[parameter.name] = parameter.coerce(values)
+            results = self.called(step, arguments)
+        except MlOptError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"{step.title} failed: {type(error).__name__}: {error}\nIt was given "
+                f"{_described(arguments)}"
+            ) from error
+        if self.observer is not None:
+            self.observer(self, step, arguments, results)
+        return results
+
+    def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The results of a step for arguments by parameter."""
+        found = self._called(step, dict(arguments))
+        results = found if isinstance(found, tuple) else (found,)
+        if len(results) != len(step.outputs):
+            raise RunError(f"{step.title} has {len(results)} results, not {len(step.outputs)}")
+        return tuple(
+            self._as_declared(step, number, result) for number, result in enumerate(results)
+        )
+
+    def _called(self, step: Step, arguments: dict[str, Any]) -> Any:
+        operation = step.operation
+        if operation.call_parameter is not None:
+            arguments[operation.call_parameter] = self._call(step)
+        try:
+            return operation.function(**arguments)
+        except (RuntimeError, NotImplementedError) as error:
+            # torch lacks some functions for half precision on some devices
+            if "not implemented for" not in str(error) or self.types.precision == "float32":
+                raise
+            return operation.function(**{n: _widened(v) for n, v in arguments.items()})
+
+    def _call(self, step: Step) -> Call:
+        blocks = tuple(self._block(body) for body in step.blocks)
+        return Call(self.plan.opset, step.outputs, blocks, self.types, self._random)
+
+    def _block(self, body: Body) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+        def run(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            for place, value in zip(body.inputs, values, strict=True):
+                self._frame[place] = value
+            return self._run(body)
+
+        return run
+
+    def _random(self, seed: int | None) -> torch.Generator:
+        if seed is not None and seed >= 0:
+            return torch.Generator(self.device).manual_seed(seed)
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+            if self.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(self.seed)
+        return self._generator
+
+    def _as_declared(self, step: Step, number: int, result: Any) -> Any:
+        """A result in its dtype, if it has the declared shape."""
+        declared, dtype = step.outputs[number], step.dtypes[number]
+        if not isinstance(result, Tensor) or dtype is None:
+            return result
+        shape = declared.shape
+        if shape is not None and not _fits(tuple(result.shape), shape):
+            raise RunError(
+                f"{step.title} gave shape {list(result.shape)} where the program declares "
+                f"{_shown(shape)}; it was given inputs that contradict the program, or the program "
+                "contradicts itself"
+            )
+        if shape is not None and len(shape) != result.dim():
+            result = result.reshape(()) if shape == () else result.reshape(1)
+        return result if result.dtype == dtype else result.to(dtype)
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    if len(shape) != len(declared):
+        # coremltools declares scalars that are tensors of one element, and the reverse
+        return shape in ((), (1,)) and declared in ((), (1,))
+    return all(a == b or b is None for a, b in zip(shape, declared, strict=True))
+
+
+def _shown(shape: Iterable[int | None]) -> str:
+    return "[" + ", ".join("?" if length is None else str(length) for length in shape) + "]"
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_widened(item) for item in value)
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+def _described(arguments: Mapping[str, Any]) -> str:
+    return (
+        ", ".join(f"{name}: {_describe(value)}" for name, value in arguments.items()) or "nothing"
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

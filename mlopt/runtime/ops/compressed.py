@@ -1,0 +1,210 @@
+"""Compressed weights (MIL, ``defs/*/constexpr_ops.py``, ``compression.py``).
+
+What comes out is exactly what coremltools decompresses: in the declared type, also where the
+program is computed in a wider one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mlopt.runtime.call import Call
+from mlopt.runtime.constants import unpacked
+from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.ops.quantization import dequantized
+from mlopt.runtime.registry import Ints, operation
+from mlopt.runtime.sizes import check_elements
+
+_STORED = ElementTypes("as_declared")
+
+
+@operation("constexpr_cast", since="CoreML6")
+def constexpr_cast(source_val: Tensor, output_dtype: str, call: Call) -> Tensor:
+    """A weight in another element type."""
+    return source_val.to(_declared(call))
+
+
+@operation("constexpr_affine_dequantize", since="CoreML6")
+def constexpr_affine_dequantize(
+    quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int, call: Call
+) -> Tensor:
+    """``(quantized_data - zero_point) * scale``, of which a vector belongs to an axis."""
+    found = dequantized(quantized_data, scale.float(), zero_point, axis)
+    return found.to(_declared(call))
+
+
+@operation("constexpr_lut_to_dense", since="CoreML6")
+def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
+    """The entries of one table at indices: a stream of bits, the low ones of a byte first."""
+    bits = int(math.log2(max(1, len(lut))))
+    if lut.dim() != 1 or bits not in (1, 2, 4, 6, 8) or len(lut) != 1 << bits:
+        raise ValueError(
+            f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
+        )
+    count = _check_stream(indices, bits, shape, "indices")
+    if 8 % bits:
+        found = lut.index_select(0, unpacked(indices, bits, (count,), is_signed=False).int())
+    else:
+        # all entries of a byte at once
+        every = torch.arange(256, dtype=torch.uint8, device=lut.device)
+        rows = unpacked(every, bits, (256, 8 // bits), is_signed=False)
+        found = lut[rows.long()].index_select(0, indices.int()).reshape(-1)[:count]
+    return found.reshape(shape)
+
+
+@operation("constexpr_lut_to_dense", since="CoreML8")
+def constexpr_lut_to_dense_of_tables(
+    indices: Tensor, lut: Tensor, vector_axis: int | None = None
+) -> Tensor:
+    """The entries of tables at indices.
+
+    lut: [tables on each axis of ``indices``, entries, length of an entry]; a table belongs to a
+    block of indices. Entries that are vectors lie on ``vector_axis``.
+    """
+    rows = _rows_of_tables(indices, lut)
+    found = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
+    length = lut.shape[-1]
+    if length == 1:
+        return found.reshape(indices.shape)
+    axis = _vector_axis(vector_axis, indices.dim())
+    shape = list(indices.shape)
+    shape[axis] *= length
+    return found.reshape(*indices.shape, length).movedim(-1, axis + 1).reshape(shape)
+
+
+@operation("constexpr_blockwise_shift_scale", since="CoreML8")
+def constexpr_blockwise_shift_scale(
+    data: Tensor, scale: Tensor, call: Call, offset: Tensor | None = None
+) -> Tensor:
+    """``(data - offset) * scale``, of which each number belongs to a block of the data."""
+    return _shifted_and_scaled(data, scale, offset, _declared(call))
+
+
+@operation("constexpr_sparse_to_dense", since="CoreML6")
+def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Ints) -> Tensor:
+    """Values where a mask has ones, and zeros: the mask is a stream of bits."""
+    _check_stream(mask, 1, shape, "mask")
+    return _spread(nonzero_data, unpacked(mask, 1, shape, is_signed=False))
+
+
+@operation("constexpr_sparse_to_dense", since="CoreML8")
+def constexpr_sparse_to_dense_of_shape(nonzero_data: Tensor, mask: Tensor) -> Tensor:
+    """Values where a mask has ones, and zeros."""
+    return _spread(nonzero_data, mask)
+
+
+@operation("constexpr_lut_to_sparse", since="CoreML8")
+def constexpr_lut_to_sparse(
+    indices_mask: Tensor, indices_nonzero_data: Tensor, lut: Tensor, vector_axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mask, and the entries of tables at indices, of a weight with zeros.
+
+    Entries that are vectors make the mask longer on ``vector_axis``.
+    """
+    indices = _spread(indices_nonzero_data, indices_mask)
+    dense = constexpr_lut_to_dense_of_tables(indices, lut, vector_axis)
+    mask = indices_mask
+    if lut.shape[-1] > 1:
+        axis = _vector_axis(vector_axis, mask.dim())
+        mask = mask.repeat_interleave(lut.shape[-1], dim=axis)
+    return mask, dense[mask != 0]
+
+
+@operation("constexpr_sparse_blockwise_shift_scale", since="CoreML8")
+def constexpr_sparse_blockwise_shift_scale(
+    data_mask: Tensor,
+    nonzero_data: Tensor,
+    scale: Tensor,
+    call: Call,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The mask, and ``(data - offset) * scale``, of a weight with zeros."""
+    data = _spread(nonzero_data, data_mask)
+    dense = _shifted_and_scaled(data, scale, offset, _declared(call, 1))
+    return data_mask, dense[data_mask != 0]
+
+
+def _declared(call: Call, number: int = 0) -> torch.dtype:
+    return _STORED.dtype(call.outputs[number].dtype)
+
+
+def _check_stream(data: Tensor, bits: int, shape: Ints, name: str) -> int:
+    """The elements of a shape, if a stream has the bytes for them."""
+    count = math.prod(shape)
+    check_elements(count)
+    if data.dim() != 1 or data.shape[0] != -(-count * bits // 8):
+        raise ValueError(
+            f"{name} has to be a vector of {-(-count * bits // 8)} bytes for {count} elements of "
+            f"{bits} bits, got shape {list(data.shape)}"
+        )
+    return count
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    chosen = mask != 0
+    count = int(chosen.sum())
+    if values.dim() != 1 or values.shape[0] != count:
+        raise ValueError(
+            f"the mask has {count} ones, for which there are values of shape {list(values.shape)}"
+        )
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
+        chosen, values
+    )
+
+
+def _rows_of_tables(indices: Tensor, lut: Tensor) -> Tensor:
+    """The row of each index where all tables stand below each other: int32, in blocks."""
+    rank, entries = indices.dim(), lut.shape[-2] if lut.dim() > 1 else 0
+    if lut.dim() != rank + 2:
+        raise ValueError(
+            f"lut needs {rank + 2} axes, two more than indices, got shape {list(lut.shape)}"
+        )
+    tables = lut.shape[:rank]
+    count = math.prod(tables)
+    if count == 1:
+        return indices.int()
+    if indices.numel() and int(indices.max()) >= entries:
+        raise ValueError(f"a table has {entries} entries, and there is index {int(indices.max())}")
+    first = torch.arange(count, dtype=torch.int32, device=indices.device).reshape(tables) * entries
+    blocks, each = _blocks(indices, first, "lut")
+    return (blocks.int() + each).reshape(indices.shape)
+
+
+def _shifted_and_scaled(
+    data: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Rounded after each of the two steps, as coremltools does."""
+    blocks, factors = _blocks(data, scale, "scale")
+    blocks, factors = blocks.to(dtype), factors.to(dtype)
+    if offset is not None:
+        if offset.shape != scale.shape:
+            raise ValueError(
+                f"offset needs the shape of scale, {list(scale.shape)}, got {list(offset.shape)}"
+            )
+        blocks = blocks - offset.to(dtype).reshape(factors.shape)
+    return (factors * blocks).reshape(data.shape)
+
+
+def _blocks(data: Tensor, each: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Data with two axes for each, blocks and places in a block; and one number for each block."""
+    if each.dim() != data.dim() or any(
+        n % blocks if blocks else n for n, blocks in zip(data.shape, each.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has {list(each.shape)} blocks, which do not divide the axes of "
+            f"{list(data.shape)}"
+        )
+    split, ones = [], []
+    for n, blocks in zip(data.shape, each.shape, strict=True):
+        split += [blocks, n // max(blocks, 1)]
+        ones += [blocks, 1]
+    return data.reshape(split), each.reshape(ones)
+
+
+def _vector_axis(axis: int | None, rank: int) -> int:
+    if axis is None or not -rank <= axis < rank:
+        raise ValueError(f"vector_axis has to be one of the {rank} axes, got {axis}")
+    return axis % rank

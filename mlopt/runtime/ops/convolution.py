@@ -1,0 +1,228 @@
+"""Convolutions in one, two and three dimensions (MIL, ``defs/*/conv.py``).
+
+``conv_quantized`` is left out: its definition, called experimental there, has no place for a lookup
+table, does not say what shapes the scale and the bias of quantization have, and makes the ``bias``
+of the convolution uint8 without saying how it is to be read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+from mlopt.runtime.ops.linear import in_one_dtype
+from mlopt.runtime.registry import Ints, operation
+from mlopt.runtime.sizes import check_elements
+
+Amounts = list[tuple[int, int]]
+"""How many elements are added before and after each spatial axis; negative: taken away."""
+
+_PAD_TYPES = ("valid", "same", "same_lower", "custom")
+_TRANSPOSED_PAD_TYPES = ("valid", "same", "custom")
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {
+    1: functional.conv1d,
+    2: functional.conv2d,
+    3: functional.conv3d,
+}
+_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+
+
+@operation("conv")
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """The correlation of ``x`` with the kernels of ``weight``, plus ``bias``.
+
+    x: [N, C_in, *D]; weight: [C_out, C_in / groups, *K]; 1 to 3 spatial axes. ``pad_type`` "same"
+    pads so that each output length is ``ceil(D / stride)``, with the odd element at the end, and
+    "same_lower" with the odd element at the beginning. (The amounts in the text of the definition
+    are others for strides and even kernels, and contradict the shapes that it infers.)
+    """
+    rank = spatial_rank(x)
+    strides = per_axis("strides", strides, rank)
+    dilations = per_axis("dilations", dilations, rank)
+    kernels = _dilated(weight, dilations, rank)
+    amounts = padding_amounts(pad_type, pad, x.shape[2:], kernels, strides)
+    _check_result(x.shape, weight.shape[0], kernels, strides, amounts)
+    x, weight, bias = in_one_dtype(x, weight, bias)
+    if all(before == after >= 0 for before, after in amounts):
+        padding = [before for before, _ in amounts]
+    else:
+        x, padding = padded(x, amounts, 0.0), [0] * rank
+    return _CONVOLUTIONS[rank](x, weight, bias, strides, padding, dilations, groups)
+
+
+@operation("conv_transpose")
+def conv_transpose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pad: Ints | None = None,
+    output_shape: Ints | None = None,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """The transpose of ``conv``: each element of ``x`` adds its multiple of the kernels.
+
+    x: [N, C_in, *D]; weight: [C_in, C_out / groups, *K]; 1 to 3 spatial axes. The full result has
+    the lengths ``(D - 1) * stride + (K - 1) * dilation + 1``. It is cropped by ``pad`` if
+    ``pad_type`` is "custom", and to ``D * stride`` if it is "same". ``output_shape``, which is that
+    of all axes, overrides these lengths; then "valid" is as "same". If only a length is given, half
+    of what is cropped, rounded down, is at the beginning; zeros follow a full result that is
+    shorter.
+    """
+    rank = spatial_rank(x)
+    strides = per_axis("strides", strides, rank)
+    dilations = per_axis("dilations", dilations, rank)
+    kernels = _dilated(weight, dilations, rank)
+    full = [(d - 1) * s + k for d, s, k in zip(x.shape[2:], strides, kernels, strict=True)]
+    outer = (x.shape[0], weight.shape[1] * groups)
+    check_elements(math.prod(outer) * math.prod(full))
+    if pad_type not in _TRANSPOSED_PAD_TYPES:
+        allowed = ", ".join(_TRANSPOSED_PAD_TYPES)
+        raise ValueError(f"pad_type has to be one of {allowed}, got {pad_type!r}")
+    wanted = None
+    if output_shape is not None:
+        wanted = _inner_shape(output_shape, outer, rank)
+    elif pad_type == "same":
+        wanted = [d * s for d, s in zip(x.shape[2:], strides, strict=True)]
+    crops = _crops(_custom(pad, rank) if pad_type == "custom" else None, full, wanted)
+    x, weight, bias = in_one_dtype(x, weight, bias)
+    return _transposed(x, weight, bias, strides, dilations, groups, crops)
+
+
+def spatial_rank(x: Tensor) -> int:
+    """The number of spatial axes of [N, C, *D]: 1, 2 or 3, or a ValueError."""
+    if not 3 <= x.dim() <= 5:
+        raise ValueError(f"x needs 1 to 3 axes after batch and channels, got {list(x.shape)}")
+    return x.dim() - 2
+
+
+def per_axis(name: str, values: Ints | None, rank: int) -> Ints:
+    """One positive number for each spatial axis; ones if left out."""
+    if values is None:
+        return (1,) * rank
+    if len(values) != rank or min(values) < 1:
+        raise ValueError(f"{name} has to be {rank} positive numbers, got {list(values)}")
+    return values
+
+
+def padding_amounts(
+    pad_type: str, pad: Ints | None, lengths: Sequence[int], kernels: Ints, strides: Ints
+) -> Amounts:
+    """How much ``pad_type`` pads each spatial axis; ``kernels``: lengths with dilation."""
+    if pad_type not in _PAD_TYPES:
+        raise ValueError(f"pad_type has to be one of {', '.join(_PAD_TYPES)}, got {pad_type!r}")
+    if pad_type == "valid":
+        return [(0, 0)] * len(lengths)
+    if pad_type == "custom":
+        return _custom(pad, len(lengths))
+    amounts = []
+    for length, kernel, stride in zip(lengths, kernels, strides, strict=True):
+        total = max(0, (-(-length // stride) - 1) * stride + kernel - length)
+        halves = (total // 2, total - total // 2)
+        amounts.append(halves if pad_type == "same" else halves[::-1])
+    return amounts
+
+
+def padded(x: Tensor, amounts: Amounts, value: float) -> Tensor:
+    """A copy with ``value`` around the spatial axes; negative amounts take elements away."""
+    lengths = [d + sum(both) for d, both in zip(x.shape[2:], amounts, strict=True)]
+    if min(lengths) < 0:
+        raise ValueError(f"pads {amounts} take away more than there is of {list(x.shape)}")
+    check_elements(x.shape[0] * x.shape[1] * math.prod(lengths))
+    flat = [amount for both in reversed(amounts) for amount in both]
+    return functional.pad(x, flat, value=value)
+
+
+def _dilated(weight: Tensor, dilations: Ints, rank: int) -> Ints:
+    if weight.dim() != rank + 2:
+        raise ValueError(f"weight needs {rank + 2} axes as x has, got {list(weight.shape)}")
+    return tuple((k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True))
+
+
+def _custom(pad: Ints | None, rank: int) -> Amounts:
+    if pad is None:
+        return [(0, 0)] * rank
+    if len(pad) != 2 * rank:
+        raise ValueError(f"pad has to be {2 * rank} numbers, two for each axis, got {list(pad)}")
+    return list(zip(pad[::2], pad[1::2], strict=True))
+
+
+def _check_result(
+    shape: Sequence[int], channels: int, kernels: Ints, strides: Ints, amounts: Amounts
+) -> None:
+    lengths = [d + sum(both) for d, both in zip(shape[2:], amounts, strict=True)]
+    if any(kernel > length for kernel, length in zip(kernels, lengths, strict=True)):
+        raise ValueError(f"kernels of lengths {kernels} do not fit into lengths {lengths}")
+    counts = [(d - k) // s + 1 for d, k, s in zip(lengths, kernels, strides, strict=True)]
+    check_elements(shape[0] * channels * math.prod(counts))
+
+
+def _inner_shape(output_shape: Ints, outer: tuple[int, int], rank: int) -> list[int]:
+    if len(output_shape) != rank + 2 or output_shape[:2] != outer:
+        raise ValueError(
+            f"output_shape has to be {outer[0]}, {outer[1]} and {rank} lengths, got "
+            f"{list(output_shape)}"
+        )
+    return list(output_shape[2:])
+
+
+def _crops(own: Amounts | None, full: list[int], wanted: list[int] | None) -> Amounts:
+    """What is cropped at each end; own: custom amounts; wanted: lengths, if not those of own."""
+    crops = [(0, 0)] * len(full) if own is None else own
+    if wanted is not None:
+        totals = [length - want for length, want in zip(full, wanted, strict=True)]
+        begins = [max(0, total) // 2 for total in totals] if own is None else [b for b, _ in own]
+        crops = [(begin, total - begin) for begin, total in zip(begins, totals, strict=True)]
+    lengths = [length - sum(crop) for length, crop in zip(full, crops, strict=True)]
+    if min(lengths) < 1:
+        raise ValueError(f"the lengths {full} cannot be cropped by {crops}")
+    return crops
+
+
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: Ints,
+    dilations: Ints,
+    groups: int,
+    crops: Amounts,
+) -> Tensor:
+    """The full result, less what is cropped at each end; negative crops add zeros."""
+    padding, longer, rest = [], [], []
+    for (begin, end), stride, dilation in zip(crops, strides, dilations, strict=True):
+        # torch crops both ends alike, and less at the end by fewer than a stride or a dilation
+        both, less = max(0, min(begin, end)), 0
+        if begin >= 0 and 0 <= begin - end < max(stride, dilation):
+            both, less = begin, begin - end
+        padding.append(both)
+        longer.append(less)
+        rest.append((both - begin, both - less - end))
+    function = _TRANSPOSED[len(crops)]
+    if all(before <= 0 and after <= 0 for before, after in rest):
+        found = function(x, weight, bias, strides, padding, longer, groups, dilations)
+        for axis, (before, after) in enumerate(rest, start=2):
+            found = found.narrow(axis, -before, found.shape[axis] + before + after)
+        return found
+    found = function(x, weight, None, strides, padding, longer, groups, dilations)
+    found = padded(found, rest, 0.0)
+    return found if bias is None else found + bias.reshape(-1, *[1] * len(crops))

@@ -1,0 +1,231 @@
+"""Elements read from and written to indices (MIL, ``defs/*/scatter_gather.py``).
+
+Negative indices count from the end. From iOS17 on Core ML leaves open what they do, and makes them
+an error with ``validate_indices``; here they count from the end as before, unless it is set.
+Indices that are still out of range are always an error here, as no value could be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlopt.runtime.ops.reshaping import positive_axis
+from mlopt.runtime.registry import operation
+
+_REDUCTIONS = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
+
+
+@operation("gather", moves_only=True)
+def gather(
+    x: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    batch_dims: int = 0,
+    validate_indices: bool = False,
+) -> Tensor:
+    """Slices of ``x`` at indices of one axis.
+
+    The axis is replaced by the axes of ``indices``, without the first ``batch_dims``, which the two
+    have in common.
+    """
+    axis = positive_axis(axis, x.dim())
+    batch = _batch_shape(x, indices, batch_dims, min(x.dim() - 1, indices.dim()))
+    if axis < batch_dims:
+        raise ValueError(f"axis has to be at least batch_dims, {batch_dims}; got {axis}")
+    length, before, after = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
+    found = _positions(indices, length, is_checked=validate_indices)
+    if batch_dims == 0:
+        picked = x.index_select(axis, found.reshape(-1))
+    else:
+        batches, inner, outer = math.prod(batch), math.prod(before[batch_dims:]), math.prod(after)
+        count = math.prod(indices.shape[batch_dims:])
+        places = found.reshape(batches, 1, count, 1).expand(-1, inner, -1, outer)
+        picked = torch.gather(x.reshape(batches, inner, length, outer), 2, places)
+    return picked.reshape([*before, *indices.shape[batch_dims:], *after])
+
+
+@operation("gather_along_axis", moves_only=True)
+def gather_along_axis(
+    x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """Elements at indices of one axis, and at the same place of all others."""
+    axis = positive_axis(axis, x.dim())
+    _check_alongside(x, indices, axis, "x")
+    return torch.gather(x, axis, _positions(indices, x.shape[axis], is_checked=validate_indices))
+
+
+@operation("gather_nd", moves_only=True)
+def gather_nd(
+    x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
+) -> Tensor:
+    """Slices of ``x`` at the indices that the last axis of ``indices`` holds.
+
+    The first ``batch_dims`` axes are common to both. The next axes of ``x``, as many as the last
+    axis of ``indices`` is long, are replaced by the other axes of ``indices``.
+    """
+    most = min(x.dim(), indices.dim() - 1)
+    batches = math.prod(_batch_shape(x, indices, batch_dims, most))
+    end = batch_dims + indices.shape[-1]
+    lengths, rest = x.shape[batch_dims:end], x.shape[end:]
+    found = _flat_positions(indices, lengths, is_checked=validate_indices)
+    row = math.prod(lengths)
+    starts = torch.arange(batches, device=found.device).reshape(-1, 1) * row
+    places = found.reshape(batches, found.numel() // max(batches, 1)) + starts
+    picked = x.reshape(batches * row, *rest).index_select(0, places.reshape(-1))
+    return picked.reshape([*indices.shape[:-1], *rest])
+
+
+@operation("scatter")
+def scatter(
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> Tensor:
+    """``data`` with slices at indices of one axis combined with ``updates``.
+
+    updates: of the shape of ``data``, with the axes of ``indices`` instead of ``axis``. mode:
+    ``add``, ``sub``, ``mul``, ``div`` (integers without the fraction), ``max``, ``min``, or
+    ``update`` to replace. Where an index occurs several times, all updates are combined, and the
+    last one replaces.
+    """
+    axis = positive_axis(axis, data.dim())
+    before, after = data.shape[:axis], data.shape[axis + 1 :]
+    _check_updates(updates, [*before, *indices.shape, *after])
+    found = _positions(indices, data.shape[axis], is_checked=validate_indices).reshape(-1)
+    wanted = updates.reshape(*before, found.numel(), *after).movedim(axis, 0)
+    front = data.movedim(axis, 0)
+    return _combined(front, found, wanted, mode).movedim(0, axis)
+
+
+@operation("scatter_along_axis")
+def scatter_along_axis(
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> Tensor:
+    """``data`` with elements at indices of one axis combined with ``updates``.
+
+    The other places are those of ``updates``. mode, repeated indices: see ``scatter``.
+    """
+    axis = positive_axis(axis, data.dim())
+    _check_alongside(data, indices, axis, "data")
+    _check_updates(updates, indices.shape)
+    found = _positions(indices, data.shape[axis], is_checked=validate_indices).movedim(axis, 0)
+    front = data.movedim(axis, 0)
+    row = math.prod(front.shape[1:])
+    places = torch.arange(row, device=found.device).reshape(front.shape[1:])
+    elements = (found * row + places).reshape(-1)
+    combined = _combined(front.reshape(-1), elements, updates.movedim(axis, 0).reshape(-1), mode)
+    return combined.reshape(front.shape).movedim(0, axis)
+
+
+@operation("scatter_nd")
+def scatter_nd(
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> Tensor:
+    """``data`` with slices at the indices that the last axis of ``indices`` holds combined.
+
+    updates: a slice for each. mode, repeated indices: see ``scatter``.
+    """
+    depth = indices.shape[-1]
+    lengths, rest = data.shape[:depth], data.shape[depth:]
+    _check_updates(updates, [*indices.shape[:-1], *rest])
+    found = _flat_positions(indices, lengths, is_checked=validate_indices).reshape(-1)
+    flat = data.reshape(math.prod(lengths), *rest)
+    wanted = updates.reshape(found.numel(), *rest)
+    return _combined(flat, found, wanted, mode).reshape(data.shape)
+
+
+def _positions(indices: Tensor, length: int, *, is_checked: bool) -> Tensor:
+    """Indices from 0 on, as torch takes them."""
+    found = indices.long()
+    least = 0 if is_checked else -length
+    if bool(((found < least) | (found >= length)).any()):
+        raise ValueError(
+            f"indices have to be from {least} to {length - 1}, got some from {int(found.min())} to "
+            f"{int(found.max())}"
+        )
+    return torch.where(found < 0, found + length, found)
+
+
+def _flat_positions(indices: Tensor, lengths: Sequence[int], *, is_checked: bool) -> Tensor:
+    """Positions in the axes of these lengths made one; the last axis of ``indices`` goes."""
+    depth = indices.shape[-1]
+    if depth > len(lengths):
+        raise ValueError(
+            f"the last axis of indices has {depth} numbers, which index no more than "
+            f"{len(lengths)} axes here"
+        )
+    flat = torch.zeros(indices.shape[:-1], dtype=torch.long, device=indices.device)
+    for index, length in zip(indices.unbind(-1), lengths, strict=True):
+        flat = flat * length + _positions(index, length, is_checked=is_checked)
+    return flat
+
+
+def _batch_shape(x: Tensor, indices: Tensor, batch_dims: int, most: int) -> Sequence[int]:
+    if not 0 <= batch_dims <= most:
+        raise ValueError(f"batch_dims has to be from 0 to {most}, got {batch_dims}")
+    batch = x.shape[:batch_dims]
+    if indices.shape[:batch_dims] != batch:
+        raise ValueError(
+            f"x and indices have to have their first {batch_dims} axes in common, got shapes "
+            f"{list(x.shape)} and {list(indices.shape)}"
+        )
+    return batch
+
+
+def _check_alongside(x: Tensor, indices: Tensor, axis: int, name: str) -> None:
+    lengths, own = list(x.shape), list(indices.shape)
+    if [*own[:axis], *own[axis + 1 :]] != [*lengths[:axis], *lengths[axis + 1 :]]:
+        raise ValueError(
+            f"indices have to be of the shape of {name}, {lengths}, but for axis {axis}; got {own}"
+        )
+
+
+def _check_updates(updates: Tensor, shape: Sequence[int]) -> None:
+    if list(updates.shape) != list(shape):
+        raise ValueError(f"updates have to be of shape {list(shape)}, got {list(updates.shape)}")
+
+
+def _combined(rows: Tensor, index: Tensor, updates: Tensor, mode: str) -> Tensor:
+    """Rows combined with updates: rows [n, ...], index [m] of them, updates [m, ...]."""
+    if mode == "update":
+        return _replaced(rows, index, updates)
+    if mode in ("add", "sub"):
+        return rows.index_add(0, index, updates, alpha=1 if mode == "add" else -1)
+    if mode not in _REDUCTIONS:
+        raise ValueError(
+            f"mode has to be add, sub, {', '.join(_REDUCTIONS)} or update, got {mode!r}"
+        )
+    wide = index.reshape(-1, *[1] * (rows.dim() - 1)).expand(updates.shape)
+    if mode != "div":
+        return rows.scatter_reduce(0, wide, updates, _REDUCTIONS[mode])
+    is_float = rows.is_floating_point()
+    # products of several divisors may leave the range of narrower dtypes
+    wider = torch.promote_types(updates.dtype, torch.float32 if is_float else torch.int64)
+    divisors = updates.to(wider)
+    product = divisors.new_ones(rows.shape).scatter_reduce(0, wide, divisors, "prod")
+    return torch.div(rows, product, rounding_mode=None if is_float else "trunc")
+
+
+def _replaced(rows: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    """Rows replaced by the last update that has their index, on every device."""
+    order = torch.arange(len(index), device=index.device)
+    last = torch.full((len(rows),), -1, device=index.device)
+    last = last.scatter_reduce(0, index, order, "amax")
+    is_last = last[index] == order
+    return rows.index_copy(0, index[is_last], updates[is_last])

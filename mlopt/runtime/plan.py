@@ -1,0 +1,369 @@
+"""A function of a program as the steps that run it, every name resolved and checked before.
+
+A value has a place in a frame, a list. A step knows where its arguments are, where its results go,
+and which places nobody reads after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from mlopt.errors import ModelFormatError
+from mlopt.mil.dtypes import dtype_of_proto
+from mlopt.mil.program import Constant, Function, Node, Program, Variable
+from mlopt.runtime.call import OutputType
+from mlopt.runtime.constants import Held
+from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.registry import Operation, Parameter, find_operation
+from mlopt.runtime.sizes import check_elements
+
+_LISTED = 10
+"""Places of a problem that a message lists; it counts the others."""
+
+
+@attrs.define(eq=False)
+class Lazy:
+    """A weight that is computed wherever it is used: an output of a ``constexpr`` operation."""
+
+    step: Step
+    index: int
+
+
+Source = int | Held | Lazy
+"""Where a value comes from: a place in the frame, a constant, a computed weight."""
+
+
+@attrs.define(eq=False)
+class Step:
+    """One operation.
+
+    fixed: arguments that are known before; arguments: those that are not, by parameter; results: a
+    place for each output, None for what nobody reads; blocks: the nested ones; released: the places
+    that are free after it.
+    """
+
+    node: Node
+    operation: Operation
+    outputs: tuple[OutputType, ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    fixed: dict[str, Any]
+    arguments: list[tuple[Parameter, tuple[Source, ...]]]
+    results: tuple[int, ...] = ()
+    blocks: tuple[Body, ...] = ()
+    released: tuple[int, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The operation for a message: ``conv 'layer_1'``."""
+        return f"{self.node.op_type} {self.node.name!r}"
+
+
+@attrs.define(eq=False)
+class Body:
+    """A block: places of its inputs, steps, and where its outputs come from."""
+
+    inputs: tuple[int, ...]
+    steps: list[Step]
+    outputs: tuple[Source, ...]
+
+
+@attrs.define(eq=False)
+class FunctionPlan:
+    """A function: its body, the places of its inputs by name, the names of its outputs.
+
+    places: of every variable by name, the last one of equal names, for taps; ``size``: of a frame.
+    """
+
+    name: str
+    opset: str
+    inputs: dict[str, int]
+    input_types: dict[str, OutputType]
+    state_types: dict[str, OutputType]
+    outputs: tuple[str, ...]
+    body: Body
+    sources: dict[str, Source]
+    size: int
+
+
+def plan_function(
+    program: Program, function: Function, types: ElementTypes, device: torch.device
+) -> FunctionPlan:
+    """Resolve a function.
+
+    Raises
+    ------
+    ModelFormatError
+        It has operations that cannot be run, names that are not defined where they are used, or
+        inputs that its operations lack; all of them are listed.
+    """
+    nodes = [node for node in program.nodes() if node.function == function.name]
+    where = f"{program.package.path}: function {function.name!r}"
+    _check_operations(nodes, function.opset, where)
+    return _Planning(function, nodes, types, device, where).plan()
+
+
+def _check_operations(nodes: Sequence[Node], opset: str, where: str) -> None:
+    missing: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.op_type != "const" and find_operation(node.op_type, opset) is None:
+            missing.setdefault(node.op_type, []).append(node.name or "(unnamed)")
+    if not missing:
+        return
+    lines = [
+        f"- {op_type}, {len(names)} times: {_some(names)}" for op_type, names in missing.items()
+    ]
+    raise ModelFormatError(
+        f"{where}: operations of opset {opset} that cannot be run:\n" + "\n".join(lines) + "\n"
+        "`python -m mlopt.runtime` lists the operations that can"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_LISTED]))
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
+
+
+class _Planning:
+    def __init__(
+        self,
+        function: Function,
+        nodes: list[Node],
+        types: ElementTypes,
+        device: torch.device,
+        where: str,
+    ) -> None:
+        self.function, self.types, self.device, self.where = function, types, device, where
+        self.by_message = {id(node.op): node for node in nodes}
+        self.sources: dict[int, Source] = {}
+        self.names: dict[str, Source] = {}
+        self.held: dict[int, Held] = {}
+        self.problems: list[str] = []
+        self.size = 0
+
+    def plan(self) -> FunctionPlan:
+        message, block = self.function.message, self.function.block
+        inputs: dict[str, int] = {}
+        input_types: dict[str, OutputType] = {}
+        state_types: dict[str, OutputType] = {}
+        for item in message.inputs:
+            is_state = item.type.WhichOneof("type") == "stateType"
+            kind = item.type.stateType.wrappedType if is_state else item.type
+            (state_types if is_state else input_types)[item.name] = output_type(kind, self.where)
+            if item.name in inputs:
+                self.problems.append(f"two inputs of the function are named {item.name!r}")
+            inputs[item.name] = self._place()
+        scope: dict[str, Source] = dict(inputs)
+        self.names.update(scope)
+        body = self._body(block, scope, ())
+        if self.problems:
+            shown = "\n".join(f"- {problem}" for problem in self.problems[:_LISTED])
+            more = len(self.problems) - _LISTED
+            raise ModelFormatError(
+                f"{self.where} cannot be run:\n{shown}"
+                + (f"\nand {more} more" if more > 0 else "")
+                + "\nThe model is damaged"
+            )
+        _release(body, set(inputs.values()))
+        return FunctionPlan(
+            self.function.name,
+            self.function.opset,
+            inputs,
+            input_types,
+            state_types,
+            tuple(block.outputs),
+            body,
+            self.names,
+            self.size,
+        )
+
+    def _place(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def _body(self, block: Any, scope: dict[str, Source], inputs: tuple[int, ...]) -> Body:
+        """``scope`` is the block's own: what it defines is added."""
+        steps = []
+        for op in block.operations:
+            step = self._step(self.by_message[id(op)], scope)
+            if step is not None:
+                steps.append(step)
+        outputs = []
+        for name in block.outputs:
+            source = scope.get(name)
+            if source is None:
+                self.problems.append(f"the block's output {name!r} is defined nowhere")
+                continue
+            outputs.append(source)
+        return Body(inputs, steps, tuple(outputs))
+
+    def _step(self, node: Node, scope: dict[str, Source]) -> Step | None:
+        names = [variable.name for variable in node.outputs]
+        for name in names:
+            if name in scope and isinstance(scope[name], int) and node.depth == 0:
+                self.problems.append(f"{_title(node)} defines {name!r}, which is defined before it")
+        if node.op_type == "const":
+            self._define_constant(node, scope)
+            return None
+        operation = find_operation(node.op_type, self.function.opset)
+        assert operation is not None  # checked for all before
+        fixed: dict[str, Any] = {}
+        arguments: list[tuple[Parameter, tuple[Source, ...]]] = []
+        for name, bound in node.inputs.items():
+            if name in ("name", "outputNames"):
+                continue
+            parameter = operation.parameters.get(name)
+            if parameter is None:
+                self.problems.append(
+                    f"{_title(node)} has an input {name!r}, which it does not take"
+                )
+                continue
+            sources = self._sources(node, name, bound, scope)
+            if sources is None or not (sources or parameter.takes_several):
+                continue
+            if parameter.takes_tensor or not all(isinstance(s, Held) for s in sources):
+                arguments.append((parameter, sources))
+                continue
+            try:
+                fixed[name] = parameter.coerce(tuple(s.value() for s in sources))  # type: ignore[union-attr]
+            except (TypeError, ValueError) as error:
+                self.problems.append(f"{_title(node)}: input {name!r}: {error}")
+        given = {*fixed, *(parameter.name for parameter, _ in arguments)}
+        lacking = [p.name for p in operation.parameters.values() if p.is_required]
+        lacking = [name for name in lacking if name not in given and name not in node.inputs]
+        if lacking:
+            self.problems.append(f"{_title(node)} lacks its inputs {', '.join(lacking)}")
+        outputs = tuple(output_type(v.type, self.where) for v in node.outputs)
+        dtypes = tuple(
+            self.types.dtype(o.dtype) if self.types.has(o.dtype) else None for o in outputs
+        )
+        for declared in outputs:
+            try:
+                check_elements(declared_elements(declared))
+            except ValueError as error:
+                self.problems.append(f"{_title(node)}: {error}")
+        step = Step(node, operation, outputs, dtypes, fixed, arguments)
+        step.blocks = tuple(self._nested(nested, scope) for nested in node.op.blocks)
+        if node.op_type.startswith("constexpr_"):
+            for index, variable in enumerate(node.outputs):
+                self._define(variable.name, Lazy(step, index), scope)
+            return None
+        step.results = tuple(self._place() for _ in names)
+        for name, place in zip(names, step.results, strict=True):
+            self._define(name, place, scope)
+        return step
+
+    def _nested(self, block: Any, scope: dict[str, Source]) -> Body:
+        inner = dict(scope)
+        places = []
+        for item in block.inputs:
+            places.append(self._place())
+            inner[item.name] = places[-1]
+        return self._body(block, inner, tuple(places))
+
+    def _define(self, name: str, source: Source, scope: dict[str, Source]) -> None:
+        scope[name] = source
+        self.names[name] = source
+
+    def _define_constant(self, node: Node, scope: dict[str, Source]) -> None:
+        for variable in node.outputs:
+            if variable.constant is None:
+                self.problems.append(f"{_title(node)} has no value")
+                continue
+            self._define(variable.name, self._hold(variable.constant), scope)
+
+    def _hold(self, constant: Constant) -> Held:
+        key = id(constant)
+        if key not in self.held:
+            self.held[key] = Held(constant, self.types, self.device)
+        return self.held[key]
+
+    def _sources(
+        self,
+        node: Node,
+        parameter: str,
+        bound: tuple[Variable | Constant | None, ...],
+        scope: dict[str, Source],
+    ) -> tuple[Source, ...] | None:
+        found: list[Source] = []
+        for index, value in enumerate(bound):
+            if isinstance(value, Constant):
+                found.append(self._hold(value))
+                continue
+            name = node.op.inputs[parameter].arguments[index].name if value is None else value.name
+            source = scope.get(name)
+            if source is None:
+                self.problems.append(
+                    f"{_title(node)}: its input {parameter!r} is {name!r}, which is defined nowhere"
+                    " before it"
+                )
+                return None
+            found.append(source)
+        return tuple(found)
+
+
+def output_type(value_type: Any, where: str) -> OutputType:
+    """What a ``ValueType`` says of a value."""
+    if value_type.WhichOneof("type") != "tensorType":
+        return OutputType("", None)
+    tensor = value_type.tensorType
+    dtype = dtype_of_proto(tensor.dataType, where).name
+    if tensor.rank < 0:
+        return OutputType(dtype, None)
+    sizes = tuple(
+        d.constant.size if d.WhichOneof("dimension") == "constant" else None
+        for d in tensor.dimensions
+    )
+    return OutputType(dtype, sizes)
+
+
+def declared_elements(declared: OutputType) -> int:
+    """The elements that an output has for sure; 0 where lengths are open."""
+    if declared.shape is None or None in declared.shape:
+        return 0
+    return math.prod(length for length in declared.shape if length is not None)
+
+
+def _release(body: Body, own: set[int]) -> None:
+    """Note after which step each of a body's own places is read no more."""
+    kept = {source for source in body.outputs if isinstance(source, int)}
+    for step in body.steps:
+        own |= set(step.results)
+    last: dict[int, int] = {}
+    for number, step in enumerate(body.steps):
+        for place in (*_read(step), *step.results):
+            last[place] = number
+        for nested in step.blocks:
+            _release(nested, set())
+    released: dict[int, list[int]] = {}
+    for place, number in last.items():
+        if place in own and place not in kept:
+            released.setdefault(number, []).append(place)
+    for number, step in enumerate(body.steps):
+        step.released = tuple(released.get(number, ()))
+
+
+def _read(step: Step) -> Iterator[int]:
+    """Places that a step reads, in its blocks too."""
+    for _, sources in step.arguments:
+        yield from _places(sources)
+    for nested in step.blocks:
+        yield from _places(nested.outputs)
+        for inner in nested.steps:
+            yield from _read(inner)
+
+
+def _places(sources: Sequence[Source]) -> Iterator[int]:
+    for source in sources:
+        if isinstance(source, int):
+            yield source
+        elif isinstance(source, Lazy):
+            yield from _read(source.step)
+
+
+def _title(node: Node) -> str:
+    return f"{node.op_type} {node.name!r}"

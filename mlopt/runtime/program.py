@@ -1,0 +1,439 @@
+"""A model that can be run: loaded once, its inputs and outputs those of ``MLModel.predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, overload
+
+import attrs
+import torch
+from torch import Tensor
+
+from mlopt.errors import ConfigError, InputError, ModelFormatError
+from mlopt.mil.package import open_package
+from mlopt.mil.program import Function
+from mlopt.mil.program import Program as ProgramMessage
+from mlopt.runtime.element_types import ElementTypes, Precision
+from mlopt.runtime.execution import Execution, Observer
+from mlopt.runtime.features import (
+    ArrayFeature,
+    Feature,
+    check_names,
+    features_of,
+    output_value,
+)
+from mlopt.runtime.plan import FunctionPlan, Source, plan_function
+from mlopt.runtime.state import State, make_state
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """What a run gave: the outputs as ``predict`` gives them, and tensors of the tapped names."""
+
+    outputs: dict[str, Any]
+    taps: dict[str, Any]
+
+
+def load(
+    model_or_path: Any,
+    function: str | None = None,
+    *,
+    precision: Precision = "float32",
+    device: str | torch.device = "cpu",
+    keep_weights: bool = False,
+) -> Program | Pipeline:
+    """Make a model runnable, on any machine.
+
+    Parameters
+    ----------
+    model_or_path
+        The path of an ``.mlpackage``, or an ``MLModel``: an ML program, or a pipeline of them.
+    function
+        Which function of a model that has several; None: its default one.
+    precision
+        ``"float32"``: everything that is declared in a narrower float is computed in float32.
+        ``"as_declared"``: float16 is computed in float16, operation by operation.
+    device
+        Where tensors are computed, of torch.
+    keep_weights
+        Keep weights as they are computed with, decompressed and widened. False: each use makes them
+        from the file and drops them, so that memory follows what is live.
+
+    Raises
+    ------
+    ModelFormatError
+        The model is damaged, no ML program, or has operations that cannot be run: all are named.
+    ConfigError
+        An argument is none of those allowed, or the model has no such function.
+    """
+    package = open_package(model_or_path)
+    types, place = ElementTypes(precision), torch.device(device)
+    programs = [
+        Program(program, function, types, place, keep_weights=keep_weights)
+        for program in package.programs
+    ]
+    root = package.spec
+    if root.WhichOneof("Type") == "mlProgram":
+        return programs[0]
+    _check_pipeline(root, str(package.path))
+    if function is not None:
+        raise ConfigError(f"the model is a pipeline, which has no function {function!r}")
+    return Pipeline(root, programs, str(package.path))
+
+
+class Program:
+    """One function of an ML program, ready to be run. Made by :func:`load`.
+
+    Attributes
+    ----------
+    inputs, outputs
+        The features that the model describes, by name.
+    plan
+        The steps that run the function.
+    """
+
+    def __init__(
+        self,
+        program: ProgramMessage,
+        function: str | None,
+        types: ElementTypes,
+        device: torch.device,
+        *,
+        keep_weights: bool,
+    ) -> None:
+        where = str(program.package.path)
+        description = program.model.description
+        chosen = _function(program, function)
+        self._types, self._device = types, device
+        self.plan: FunctionPlan = plan_function(program, chosen, types, device)
+        self._kept: dict[Source, Any] | None = {} if keep_weights else None
+        described = next((f for f in description.functions if f.name == chosen.name), description)
+        self.inputs: dict[str, Feature] = features_of(described.input, where)
+        self.outputs: dict[str, Feature] = features_of(described.output, where)
+        self._check_description(where)
+
+    @property
+    def function(self) -> str:
+        """The name of the function."""
+        return self.plan.name
+
+    @property
+    def opset(self) -> str:
+        """The opset of the function, such as ``"CoreML7"``."""
+        return self.plan.opset
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Every name that can be tapped."""
+        return tuple(self.plan.sources)
+
+    def make_state(self) -> State:
+        """A new state, all zeros; empty for a model without states."""
+        return make_state(self.plan.state_types, self._types, self._device)
+
+    @overload
+    def predict(
+        self, data: Mapping[str, Any], state: State | None = None, *, seed: int | None = None
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def predict(
+        self, data: Sequence[Mapping[str, Any]], state: None = None, *, seed: int | None = None
+    ) -> list[dict[str, Any]]: ...
+
+    def predict(
+        self,
+        data: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        state: State | None = None,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Run the model, as ``MLModel.predict`` on a Mac.
+
+        Parameters
+        ----------
+        data
+            Inputs by name: arrays (anything numpy makes one of, or tensors), ``PIL`` images,
+            numbers. Or a list of such dictionaries.
+        state
+            What ``make_state`` gave, for a model with states; it is changed.
+        seed
+            Of random operations that have none of their own; None: another one each time.
+
+        Returns
+        -------
+        Outputs by name: arrays in the dtype that the model describes, images, and for classifiers
+        the label and a dictionary of probabilities. For a list, a list.
+
+        Raises
+        ------
+        InputError
+            Inputs are missing, unknown, or not as the model describes them.
+        RunError
+            An operation failed; the message names it.
+        """
+        if isinstance(data, Mapping):
+            return self.run(data, state, seed=seed).outputs
+        if state is not None:
+            raise InputError("a state can only be given with one dictionary of inputs")
+        return [self.run(each, seed=seed).outputs for each in data]
+
+    def run(
+        self,
+        data: Mapping[str, Any],
+        state: State | None = None,
+        *,
+        taps: Iterable[str] = (),
+        observer: Observer | None = None,
+        seed: int | None = None,
+    ) -> Run:
+        """Run the model, and look into it.
+
+        Parameters
+        ----------
+        data, state, seed
+            As for :meth:`predict`, one dictionary.
+        taps
+            Names of intermediate values, as the program has them, that are wanted as tensors;
+            constants and compressed weights too.
+        observer
+            Called after each operation with the execution, its step (``step.node``: the operation),
+            its arguments by parameter, such as the input and the weight of a convolution, and its
+            results.
+        """
+        sources = self._tapped(taps)
+        # what is kept may be part of a gradient later, in which inference tensors have no place
+        with torch.inference_mode() if self._kept is None else torch.no_grad():
+            execution, values = self._started(data, state, sources, seed)
+            execution.observer = observer
+            found = execution.run(values)
+            tapped = {name: self._tap(execution, source) for name, source in sources.items()}
+        return Run(self._described(found), tapped)
+
+    def gradients(
+        self,
+        data: Mapping[str, Any],
+        loss: Callable[[dict[str, Tensor]], Tensor],
+        wanted: Iterable[str],
+        state: State | None = None,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """The gradients of a loss with respect to weights and intermediate values.
+
+        Parameters
+        ----------
+        data, state, seed
+            As for :meth:`predict`, one dictionary.
+        loss
+            A scalar of the outputs, which it gets as tensors by name.
+        wanted
+            Names as for ``taps``: of values, of constants, of compressed weights (the gradient is
+            with respect to what is decompressed).
+
+        Returns
+        -------
+        For each name a tensor of the value's shape; zeros where the loss does not depend on it.
+        """
+        sources = self._tapped(wanted)
+        leaves: dict[str, Tensor] = {}
+
+        def leaf(name: str, value: Any) -> Tensor:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise ConfigError(f"{name!r} is no tensor of floats, and has no gradient")
+            leaves[name] = value.detach().clone().requires_grad_()
+            return leaves[name]
+
+        with torch.enable_grad():
+            execution, values = self._started(data, state, {}, seed)
+            inputs = {place: name for name, place in self.plan.inputs.items()}
+            replaced: dict[int, Callable[[Any], Any]] = {}
+            substitutes: dict[Source, Any] = {}
+            for name, source in sources.items():
+                if isinstance(source, int) and source in inputs:
+                    values[inputs[source]] = leaf(name, values[inputs[source]])
+                elif isinstance(source, int):
+                    replaced[source] = partial(_kept_gradient, name=name, leaves=leaves)
+                else:
+                    substitutes[source] = leaf(name, execution.value(source))
+            execution.replaced, execution.substitutes = replaced, substitutes
+            found = dict(zip(self.plan.outputs, execution.run(values), strict=True))
+            value = loss(found)
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]
+        return {
+            name: torch.zeros_like(leaves[name])
+            if leaves[name].grad is None
+            else torch.as_tensor(leaves[name].grad)
+            for name in sources
+        }
+
+    def execution(self, seed: int | None = None) -> Execution:
+        """What runs steps of the plan, for those who do it themselves."""
+        return Execution(self.plan, self._types, self._device, seed=seed, kept=self._kept)
+
+    def _started(
+        self,
+        data: Mapping[str, Any],
+        state: State | None,
+        sources: Mapping[str, Source],
+        seed: int | None,
+    ) -> tuple[Execution, dict[str, Any]]:
+        values: dict[str, Any] = self._converted(data)
+        if self.plan.state_types:
+            if state is None:
+                raise InputError(
+                    f"the model has states ({', '.join(self.plan.state_types)}); give what "
+                    "make_state() returns"
+                )
+            values |= state.tensors
+        elif state is not None and state.tensors:
+            raise InputError("the model has no states, got one")
+        tapped = frozenset(source for source in sources.values() if isinstance(source, int))
+        execution = self.execution(seed)
+        execution.tapped = tapped
+        return execution, values
+
+    def _converted(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as tensors in the dtype that the program computes with."""
+        check_names(data, self.inputs, "input")
+        values = {}
+        for name, feature in self.inputs.items():
+            tensor = feature.tensor(data[name]) if name in data else feature.default_tensor()
+            kind = self.plan.input_types[name]
+            if isinstance(tensor, Tensor) and self._types.has(kind.dtype):
+                tensor = tensor.to(self._device, self._types.dtype(kind.dtype))
+            values[name] = tensor
+        return values
+
+    def _described(self, found: tuple[Any, ...]) -> dict[str, Any]:
+        values = dict(zip(self.plan.outputs, found, strict=True))
+        if not self.outputs:
+            return {name: output_value(None, value) for name, value in values.items()}
+        return {name: output_value(self.outputs[name], values[name]) for name in self.outputs}
+
+    def _tapped(self, names: Iterable[str]) -> dict[str, Source]:
+        found = {}
+        for name in names:
+            if name not in self.plan.sources:
+                raise ConfigError(
+                    f"the program has no value {name!r}; value_names lists the "
+                    f"{len(self.plan.sources)} that there are"
+                )
+            found[name] = self.plan.sources[name]
+        return found
+
+    def _tap(self, execution: Execution, source: Source) -> Any:
+        return execution.taps.get(source) if isinstance(source, int) else execution.value(source)
+
+    def _check_description(self, where: str) -> None:
+        lacking = [name for name in self.inputs if name not in self.plan.input_types]
+        lacking += [name for name in self.outputs if name not in self.plan.outputs]
+        if lacking:
+            raise ModelFormatError(
+                f"{where}: the model describes {', '.join(map(repr, lacking))}, which function "
+                f"{self.plan.name!r} does not have; it is damaged"
+            )
+        for name, kind in self.plan.input_types.items():
+            # a program that is a part of another message may describe nothing
+            if name not in self.inputs:
+                shape = () if kind.shape is None or None in kind.shape else kind.shape
+                fixed = tuple(length for length in shape if length is not None)
+                self.inputs[name] = ArrayFeature(name, _numpy_dtype(kind.dtype), fixed)
+
+
+class Pipeline:
+    """ML programs one after the other: each gets what those before it put out."""
+
+    def __init__(self, model: Any, programs: list[Program], where: str) -> None:
+        self._programs = programs
+        self.inputs: dict[str, Feature] = features_of(model.description.input, where)
+        self.outputs: dict[str, Feature] = features_of(model.description.output, where)
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The programs in their order."""
+        return tuple(self._programs)
+
+    def make_state(self) -> State:
+        """A new state of all programs."""
+        states: dict[str, Any] = {}
+        for program in self._programs:
+            states |= program.make_state().tensors
+        return State(states)
+
+    def predict(
+        self,
+        data: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        state: State | None = None,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Run all programs; see :meth:`Program.predict`."""
+        if not isinstance(data, Mapping):
+            if state is not None:
+                raise InputError("a state can only be given with one dictionary of inputs")
+            return [self._predicted(each, None, seed) for each in data]
+        return self._predicted(data, state, seed)
+
+    def _predicted(
+        self, data: Mapping[str, Any], state: State | None, seed: int | None
+    ) -> dict[str, Any]:
+        check_names(data, self.inputs, "input")
+        values = dict(data)
+        for name, feature in self.inputs.items():
+            if name not in values:
+                values[name] = feature.default_tensor()
+        for program in self._programs:
+            own = {name: values[name] for name in program.inputs if name in values}
+            part = None
+            if program.plan.state_types:
+                given = {} if state is None else state.tensors
+                names = [name for name in program.plan.state_types if name in given]
+                part = State({name: given[name] for name in names}) if names else None
+            values |= program.run(own, part, seed=seed).outputs
+        lacking = [name for name in self.outputs if name not in values]
+        if lacking:
+            raise ModelFormatError(f"no model of the pipeline puts out {', '.join(lacking)}")
+        return {name: values[name] for name in self.outputs}
+
+
+def _function(program: ProgramMessage, name: str | None) -> Function:
+    functions = {function.name: function for function in program.functions}
+    wanted = name or program.model.description.defaultFunctionName or "main"
+    if wanted not in functions and name is None and len(functions) == 1:
+        return next(iter(functions.values()))
+    if wanted not in functions:
+        raise ConfigError(
+            f"the model has no function {wanted!r}; it has {', '.join(map(repr, functions))}"
+        )
+    return functions[wanted]
+
+
+def _check_pipeline(model: Any, where: str) -> None:
+    kind = model.WhichOneof("Type")
+    pipeline = model.pipeline if kind == "pipeline" else getattr(model, kind).pipeline
+    others = {inner.WhichOneof("Type") for inner in pipeline.models} - {"mlProgram"}
+    if others:
+        raise ModelFormatError(
+            f"{where}: the pipeline has models of type {', '.join(sorted(map(str, others)))}; only "
+            "ML programs can be run"
+        )
+
+
+def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
+    """An intermediate value whose gradient is kept."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise ConfigError(f"{name!r} is no tensor of floats, and has no gradient")
+    kept: Tensor = value if value.requires_grad else value.detach().clone().requires_grad_()
+    kept.retain_grad()
+    leaves[name] = kept
+    return kept
+
+
+def _numpy_dtype(name: str) -> Any:
+    import numpy as np
+
+    kinds = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64, "int32": np.int32}
+    return kinds.get(name, np.float32)

@@ -1,0 +1,202 @@
+"""The operations that can be run: one function each, chosen by type and opset.
+
+A function is registered by :func:`operation`. Its parameters have the names of the operation's
+inputs, and their annotations say in what form it takes them:
+
+==========================  ===============================================================
+annotation                  what it gets
+==========================  ===============================================================
+``Tensor``                  a tensor; scalars of rank 0
+``Tensors``                 a tuple of tensors, of an input that takes several values
+``Ints``, ``Bools``, ...    a tuple of Python numbers, of a tensor of rank 1 (or a scalar)
+``int``, ``float``, ...     a Python number, of a scalar
+``str``                     a string
+``Any``                     the value as it is: lists, states, strings
+``Call``                    how the operation is called: see :class:`mlopt.runtime.call.Call`
+==========================  ===============================================================
+
+A default stands for an input that may be left out. The result is a tensor, or a tuple with one for
+each output; its dtype is made that of the declared output.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from mlopt.mil.targets import Target
+from mlopt.runtime.call import Call
+
+Tensors = tuple[Tensor, ...]
+Ints = tuple[int, ...]
+Floats = tuple[float, ...]
+Bools = tuple[bool, ...]
+
+_OPSETS = [target.opset for target in Target]
+FIRST_OPSET = _OPSETS[0]
+
+Coercion = Callable[[tuple[Any, ...]], Any]
+"""Makes an argument of the values that are bound to an input."""
+
+
+@attrs.frozen(eq=False)
+class Parameter:
+    """One input of an operation: its name, how its value is taken, whether it may be left out."""
+
+    name: str
+    coerce: Coercion
+    is_required: bool
+    takes_several: bool
+    takes_tensor: bool
+
+
+@attrs.frozen(eq=False)
+class Operation:
+    """An operation as it is defined from an opset on.
+
+    call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
+    are elements of the inputs as they are, so that constants need not be widened for it.
+    """
+
+    op_type: str
+    since: str
+    function: Callable[..., Any]
+    parameters: dict[str, Parameter]
+    call_parameter: str | None
+    moves_only: bool
+
+
+_REGISTRY: dict[str, dict[str, Operation]] = {}
+
+
+def operation(
+    op_type: str, *, since: str = FIRST_OPSET, moves_only: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as an operation, from an opset on (until a newer definition).
+
+    ``moves_only``: see :class:`Operation`.
+    """
+    if since not in _OPSETS:
+        raise ValueError(f"since has to be one of {_OPSETS}, got {since!r}")
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        by_opset = _REGISTRY.setdefault(op_type, {})
+        if since in by_opset:
+            raise ValueError(f"{op_type} of {since} is registered twice")
+        by_opset[since] = _described(op_type, since, function, moves_only)
+        return function
+
+    return register
+
+
+def find_operation(op_type: str, opset: str) -> Operation | None:
+    """The definition of an operation in an opset; None where it cannot be run there."""
+    found = None
+    for since in _OPSETS[: _OPSETS.index(opset) + 1]:
+        found = _REGISTRY.get(op_type, {}).get(since, found)
+    return found
+
+
+def registered_operations() -> dict[str, tuple[Operation, ...]]:
+    """All operations by type, oldest definition first."""
+    return {
+        op_type: tuple(by_opset[since] for since in _OPSETS if since in by_opset)
+        for op_type, by_opset in sorted(_REGISTRY.items())
+    }
+
+
+def _described(
+    op_type: str, since: str, function: Callable[..., Any], moves_only: bool
+) -> Operation:
+    hints = typing.get_type_hints(function)
+    parameters, call_parameter = {}, None
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = _without_none(hints[name])
+        if kind is Call:
+            call_parameter = name
+            continue
+        if kind not in _COERCIONS:
+            raise TypeError(f"{op_type}: {name} is annotated with {hints[name]}")
+        is_required = parameter.default is inspect.Parameter.empty
+        takes_tensor = kind in (Tensor, Tensors)
+        parameters[name] = Parameter(
+            name, _COERCIONS[kind], is_required, kind is Tensors, takes_tensor
+        )
+    return Operation(op_type, since, function, parameters, call_parameter, moves_only)
+
+
+def _without_none(annotation: Any) -> Any:
+    others = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    return (
+        others[0] if type(None) in typing.get_args(annotation) and len(others) == 1 else annotation
+    )
+
+
+def _one(values: tuple[Any, ...]) -> Any:
+    (value,) = values
+    return value
+
+
+def _tensor(values: tuple[Any, ...]) -> Tensor:
+    value = _one(values)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a tensor is needed, got {type(value).__name__}")
+    return value
+
+
+def _tensors(values: tuple[Any, ...]) -> Tensors:
+    if not all(isinstance(value, Tensor) for value in values):
+        raise TypeError("tensors are needed")
+    return values
+
+
+def _scalar(kind: type) -> Coercion:
+    def coerce(values: tuple[Any, ...]) -> Any:
+        value = _tensor(values)
+        if value.numel() != 1:
+            raise ValueError(f"a scalar is needed, got a tensor of shape {list(value.shape)}")
+        return kind(value.item())
+
+    return coerce
+
+
+def _row(kind: type) -> Coercion:
+    def coerce(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(values) > 1:
+            return tuple(kind(_tensor((value,)).item()) for value in values)
+        value = _tensor(values)
+        if value.dim() > 1:
+            raise ValueError(f"a tensor of rank 1 is needed, got shape {list(value.shape)}")
+        return tuple(map(kind, value.reshape(-1).tolist()))
+
+    return coerce
+
+
+def _string(values: tuple[Any, ...]) -> str:
+    value = _one(values)
+    if not isinstance(value, str):
+        raise TypeError(f"a string is needed, got {type(value).__name__}")
+    return value
+
+
+def _any(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+_COERCIONS: dict[Any, Coercion] = {
+    Tensor: _tensor,
+    Tensors: _tensors,
+    Ints: _row(int),
+    Floats: _row(float),
+    Bools: _row(bool),
+    int: _scalar(int),
+    float: _scalar(float),
+    bool: _scalar(bool),
+    str: _string,
+    Any: _any,
+}
