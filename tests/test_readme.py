@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch, digits):
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_python_blocks_run_in_order(folder, capsys):
     sources = blocks("python")
-    assert len(sources) == 7
+    assert len(sources) == 8
     for index, source in enumerate(sources):
         exec(compile(source, f"README, python block {index}", "exec"), {"__name__": "readme"})
     assert packages(folder) == {"digits", "digits-4bit", "digits-mixed", "network"}
@@ -51,7 +51,7 @@ def test_commands_run_in_order(folder):
     (folder / "rules.yaml").write_text(rules, encoding="utf-8")
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("mlopt ")]
-    assert len(commands) == 6
+    assert len(commands) == 8
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]

@@ -1,4 +1,4 @@
-"""The command line: ``mlopt inspect``, ``palettize``, ``decompress``, ``lint``.
+"""Commands: ``mlopt inspect``, ``palettize``, ``decompress``, ``lint``, ``run``, ``compare``.
 
 Commands build values, call the library and print what it returns. Starting up loads neither the
 library nor coremltools; a command loads what it needs.
@@ -15,11 +15,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from mlopt import __version__
+from mlopt.cli.compare import compare_models
 from mlopt.cli.decompress import decompress_model
 from mlopt.cli.inspect import inspect_model
 from mlopt.cli.lint import lint_model
 from mlopt.cli.outcome import EXIT_CODES
 from mlopt.cli.palettize import palettize_model
+from mlopt.cli.run import run_model
 
 __all__ = ["app", "main"]
 
@@ -37,6 +39,8 @@ app = typer.Typer(
 app.command("inspect", epilog=EXIT_CODES)(inspect_model)
 app.command("palettize", epilog=EXIT_CODES)(palettize_model)
 app.command("decompress", epilog=EXIT_CODES)(decompress_model)
+app.command("run", epilog=EXIT_CODES)(run_model)
+app.command("compare", epilog=EXIT_CODES)(compare_models)
 app.command("lint", epilog=EXIT_CODES)(lint_model)
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from mlopt.errors import MlOptError, ModelFormatError, TargetError
+from mlopt.errors import MlOptError, ModelFormatError, RunError, TargetError
 
 _TRACEBACK = "MLOPT_TRACEBACK"
 
@@ -33,7 +33,7 @@ class ExitCode(IntEnum):
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    something else failed: a report that cannot be written, a fault of mlopt
+  1    something else failed: a model that ran, a report that cannot be written, a fault of mlopt
   2    an option or the configuration is wrong, or the output cannot be written (a full disk)
   3    the deployment target cannot express the request
   4    the model is missing, damaged, or no ML program
@@ -63,6 +63,8 @@ def errors_explained() -> Iterator[None]:
         _fail(f"Error: {error}\n{hint}", ExitCode.TARGET)
     except ModelFormatError as error:
         _fail(f"Error: {error}", ExitCode.MODEL)
+    except RunError as error:
+        _fail(f"Error: {error}", ExitCode.FAILED)
     except MlOptError as error:
         _fail(f"Error: {error}", ExitCode.USAGE)
     except OSError as error:
