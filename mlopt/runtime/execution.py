@@ -124,7 +124,8 @@ class Execution:
             return operation.function(**arguments)
         except (RuntimeError, NotImplementedError) as error:
             # torch lacks some functions for half precision on some devices
-            if "not implemented for" not in str(error) or self.types.precision == "float32":
+            is_lacking = "not implemented for" in str(error) and not isinstance(error, RunError)
+            if not is_lacking or self.types.precision == "float32":
                 raise
             return operation.function(**{n: _widened(v) for n, v in arguments.items()})
 
@@ -136,7 +137,10 @@ class Execution:
         def run(values: tuple[Any, ...]) -> tuple[Any, ...]:
             for place, value in zip(body.inputs, values, strict=True):
                 self._frame[place] = value
-            return self._run(body)
+            results = self._run(body)
+            for place in body.inputs:
+                self._frame[place] = None
+            return results
 
         return run
 

@@ -109,7 +109,8 @@ class ArrayFeature:
 
     def array(self, value: Any) -> np.ndarray:
         """An output as Core ML gives it: an array of the declared dtype."""
-        array: np.ndarray = value.detach().cpu().numpy().astype(self.dtype)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in Core ML too
+            array: np.ndarray = value.detach().cpu().numpy().astype(self.dtype)
         # Core ML has no arrays of rank 0
         return array.reshape(1) if array.shape == () else array
 
