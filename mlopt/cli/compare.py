@@ -116,7 +116,9 @@ def _by_runtime(
     return compare(
         reference,
         candidate,
-        _samples(reference, inputs, random, seed, function),
+        # drawn at random of the model that is loaded there anyway
+        None if inputs is None else _samples(reference, inputs, random, seed, function),
+        random=random,
         seed=seed,
         layers=layers,
         function=function,

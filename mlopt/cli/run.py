@@ -74,8 +74,7 @@ def run_model(
             return
         if random:
             given = {**random_samples(program, 1, seed)[0], **given}
-        state = program.make_state()
-        found = program.predict(given, state if state.tensors else None, seed=seed)
+        found = program.predict(given, program.make_state(), seed=seed)
         assert isinstance(found, dict)
         if output is not None:
             write_arrays(found, output)

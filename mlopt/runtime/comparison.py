@@ -122,8 +122,7 @@ def compare(
         The models have different outputs, or ``layers`` is asked of a pipeline.
     """
     options: dict[str, Any] = {"function": function, "precision": precision, "device": device}
-    models = [load(each, **options) for each in (reference, candidate)]
-    first, second = models
+    first, second = (load(each, **options) for each in (reference, candidate))
     given = random_samples(first, random, seed) if samples is None else list(samples)
     if not given:
         raise InputError("there are no samples to compare the models on")
@@ -180,7 +179,7 @@ def compare_layers(
     names = {_output(step): step for step in matched}
 
     for sample in samples:
-        in_candidate = candidate.run(sample, _state(candidate), taps=names, seed=seed).taps
+        in_candidate = candidate.run(sample, candidate.make_state(), taps=names, seed=seed).taps
         shadow = candidate.execution(seed)
 
         def watch(
@@ -198,7 +197,7 @@ def compare_layers(
             own = _with_weights(arguments, step, other, shadow)
             entering[id(step)].add(results[0], shadow.called(other, own)[0])
 
-        reference.run(sample, _state(reference), observer=watch, seed=seed)
+        reference.run(sample, reference.make_state(), observer=watch, seed=seed)
     rows = tuple(
         LayerRow(
             step.node.name,
@@ -250,13 +249,8 @@ def _output(step: Step) -> str:
     return step.node.outputs[0].name if step.node.outputs else ""
 
 
-def _state(program: Program) -> Any:
-    return program.make_state() if program.plan.state_types else None
-
-
 def _predicted(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
-    state = model.make_state()
-    found = model.predict(data, state if state.tensors else None, seed=seed)
+    found = model.predict(data, model.make_state(), seed=seed)
     assert isinstance(found, dict)
     return found
 

@@ -76,7 +76,7 @@ class Body:
 class FunctionPlan:
     """A function: its body, the places of its inputs by name, the names of its outputs.
 
-    places: of every variable by name, the last one of equal names, for taps; ``size``: of a frame.
+    sources: of every value by name, the last one of equal names, for taps; ``size``: of a frame.
     """
 
     name: str

@@ -240,8 +240,7 @@ class Program:
         leaves: dict[str, Tensor] = {}
 
         def leaf(name: str, value: Any) -> Tensor:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise ConfigError(f"{name!r} is no tensor of floats, and has no gradient")
+            _check_differentiable(value, name)
             leaves[name] = value.detach().clone().requires_grad_()
             return leaves[name]
 
@@ -422,10 +421,14 @@ def _check_pipeline(model: Any, where: str) -> None:
         )
 
 
-def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
-    """An intermediate value whose gradient is kept."""
+def _check_differentiable(value: Any, name: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise ConfigError(f"{name!r} is no tensor of floats, and has no gradient")
+
+
+def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
+    """An intermediate value whose gradient is kept."""
+    _check_differentiable(value, name)
     kept: Tensor = value if value.requires_grad else value.detach().clone().requires_grad_()
     kept.retain_grad()
     leaves[name] = kept
