@@ -233,9 +233,9 @@ class FakePalettize(nn.Module):
         # where points are entries there is no error: so cold that each takes its own
         spread = _variance(kept)
         least = (1e-10 * spread).clamp_min(1e-30)
-        temperature = torch.maximum(TEMPERATURE_SHARE * options.temperature * mean, least)
-        self.temperature[chosen] = temperature.to(self.temperature.dtype)
-        self.spread[chosen] = spread.to(self.spread.dtype)
+        share_of_error = TEMPERATURE_SHARE * options.temperature
+        self.temperature[chosen] = torch.maximum(share_of_error * mean, least)
+        self.spread[chosen] = spread
         self.centroids[chosen] = centroids.to(self.centroids.dtype)
         self.plain[chosen] = plain.to(torch.int8)
         self.started.fill_(1)
