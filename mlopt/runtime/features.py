@@ -7,6 +7,7 @@ probabilities.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlopt.errors import InputError, ModelFormatError
+from mlopt.errors import InputError, ModelFormatError, RunError
 from mlopt.mil.messages import FeatureTypes_pb2
+from mlopt.runtime.sizes import check_elements
 
 _ARRAYS = {
     FeatureTypes_pb2.ArrayFeatureType.FLOAT16: np.float16,
@@ -109,7 +111,8 @@ class ArrayFeature:
 
     def array(self, value: Any) -> np.ndarray:
         """An output as Core ML gives it: an array of the declared dtype."""
-        with np.errstate(over="ignore"):  # what float16 cannot hold is infinite in Core ML too
+        # what float16 cannot hold is infinite in Core ML too; NaN is no integer, whichever comes
+        with np.errstate(over="ignore", invalid="ignore"):
             array: np.ndarray = value.detach().cpu().numpy().astype(self.dtype)
         # Core ML has no arrays of rank 0
         return array.reshape(1) if array.shape == () else array
@@ -185,6 +188,12 @@ class ImageFeature:
         """
         from PIL import Image
 
+        shape = (1, 3 if self.space in ("RGB", "BGR") else 1, *value.shape[2:])
+        if value.dim() != 4 or tuple(value.shape) != shape:
+            raise RunError(
+                f"output {self.name!r} is described as an image ({self.space}), [1, {shape[1]}, "
+                f"height, width]; the program gave shape {list(value.shape)}"
+            )
         array = value.detach().float().cpu().numpy()[0]
         if self.space == "grayscale_float16":
             return Image.fromarray(array[0].astype(np.float32), "F")
@@ -260,8 +269,14 @@ def output_value(feature: Feature | None, value: Any) -> Any:
         return feature.array(value)
     if isinstance(value, Tensor):
         array = value.detach().cpu().numpy()
-        kind = getattr(feature, "kind", None)
-        return array.item() if kind in ("int64Type", "doubleType") else array
+        if not (isinstance(feature, PlainFeature) and feature.kind in ("int64Type", "doubleType")):
+            return array
+        if array.size != 1:
+            raise RunError(
+                f"output {feature.name!r} is described as a number; the program gave shape "
+                f"{list(array.shape)}"
+            )
+        return array.item()
     return value
 
 
@@ -303,6 +318,8 @@ def _array(name: str, message: Any, is_optional: bool, where: str) -> ArrayFeatu
     elif kind == "shapeRange":
         ranges = tuple(map(_lengths, message.shapeRange.sizeRanges))
     default = message.WhichOneof("defaultOptionalValue")
+    for shape in (tuple(message.shape), *allowed):
+        _check_lengths(shape, name, where)
     return ArrayFeature(
         name,
         _ARRAYS[message.dataType],
@@ -324,9 +341,12 @@ def _image(name: str, message: Any, is_optional: bool, where: str) -> ImageFeatu
     ranges: tuple[Lengths, ...] = ()
     if kind == "enumeratedSizes":
         allowed = tuple((size.width, size.height) for size in message.enumeratedSizes.sizes)
+        for size in allowed:
+            _check_lengths(size, name, where)
     elif kind == "imageSizeRange":
         limits = message.imageSizeRange
         ranges = (_lengths(limits.widthRange), _lengths(limits.heightRange))
+    _check_lengths((message.width, message.height), name, where)
     return ImageFeature(
         name,
         _SPACES[message.colorSpace],
@@ -336,6 +356,18 @@ def _image(name: str, message: Any, is_optional: bool, where: str) -> ImageFeatu
         ranges,
         is_optional,
     )
+
+
+def _check_lengths(shape: tuple[int, ...], name: str, where: str) -> None:
+    try:
+        if min(shape, default=0) < 0:
+            raise ValueError("lengths are not negative")
+        check_elements(math.prod(shape))
+    except ValueError as error:
+        raise ModelFormatError(
+            f"{where}: feature {name!r} is described with shape {list(shape)}: {error}; the model "
+            "is damaged"
+        ) from None
 
 
 def _lengths(limits: Any) -> Lengths:

@@ -155,12 +155,16 @@ def _tensors(values: tuple[Any, ...]) -> Tensors:
     return values
 
 
+def _number(value: Any) -> Any:
+    tensor = _tensor((value,))
+    if tensor.numel() != 1:
+        raise ValueError(f"a scalar is needed, got a tensor of shape {list(tensor.shape)}")
+    return tensor.item()
+
+
 def _scalar(kind: type) -> Coercion:
     def coerce(values: tuple[Any, ...]) -> Any:
-        value = _tensor(values)
-        if value.numel() != 1:
-            raise ValueError(f"a scalar is needed, got a tensor of shape {list(value.shape)}")
-        return kind(value.item())
+        return kind(_number(_one(values)))
 
     return coerce
 
@@ -168,7 +172,7 @@ def _scalar(kind: type) -> Coercion:
 def _row(kind: type) -> Coercion:
     def coerce(values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(values) > 1:
-            return tuple(kind(_tensor((value,)).item()) for value in values)
+            return tuple(kind(_number(value)) for value in values)
         value = _tensor(values)
         if value.dim() > 1:
             raise ValueError(f"a tensor of rank 1 is needed, got shape {list(value.shape)}")

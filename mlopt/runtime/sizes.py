@@ -1,4 +1,4 @@
-"""How large a tensor may be: no larger than the memory of the machine."""
+"""How large a tensor may be: a part of the memory of the machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from functools import lru_cache
 
 _BYTES = 4
 """That an element takes at least, in nearly all tensors."""
+_PARTS = 4
+"""Of memory, one of which a tensor may take: what is computed of it needs room as well."""
 
 
 def check_elements(count: int) -> None:
     """Refuse a tensor of so many elements, with a ValueError, that memory could not hold it."""
-    most = _memory() // _BYTES
+    most = _memory() // _PARTS // _BYTES
     if count > most:
         raise ValueError(
-            f"a tensor of {count} elements is more than the memory of this machine can hold "
-            f"({most})"
+            f"a tensor of {count} elements is more than this machine's memory allows for one "
+            f"({most}: a quarter of it)"
         )
 
 

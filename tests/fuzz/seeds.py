@@ -92,6 +92,8 @@ def _seeds(folder: Path) -> Iterator[tuple[str, Files]]:
         yield f"{name} {target}", read(output)
     for target in ("iOS15", "iOS18"):
         yield f"blocks {target}", read(saved(_blocks(target)))
+    for kind in ("redefined", "stateful"):
+        yield f"{kind} iOS18", read(saved(models.build(kind, "iOS18")))
     plain = read(saved(foreign.source("iOS18", "float16")))
     yield "two functions", _edited(plain, _add_function)
     yield "pipeline", _pipeline(plain, read(saved(foreign.build("lut kmeans 4", "iOS16"))))

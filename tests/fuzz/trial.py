@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mlopt.coreml import (
     OpPalettizerConfig,
@@ -26,9 +27,11 @@ from mlopt.coreml import (
 )
 from mlopt.coreml.constexpr import compressed_weights
 from mlopt.coreml.inspection import inspect_weights
-from mlopt.errors import ConfigError, ModelFormatError, TargetError
+from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError, TargetError
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter
+from mlopt.runtime import load
+from mlopt.runtime.samples import random_samples
 from tests.fuzz.seeds import Files
 
 #: Seconds for one step of one package; they take a few milliseconds.
@@ -103,6 +106,8 @@ def run(files: Files, folder: Path, rng: random.Random) -> dict[str, str]:
     _step(ends, "raise", requests, lambda: _check_raise(source, folder, target, before))
     requests = (ModelFormatError, TargetError, ConfigError)
     _step(ends, "joint", requests, lambda: _check_joint(source, folder, rule))
+    requests = (ModelFormatError, InputError, RunError, ConfigError)
+    _step(ends, "predict", requests, lambda: _predict(opened, source))
     names = set(os.listdir(folder)) - {"source.mlpackage"}
     if any(name.startswith(".") for name in names):
         raise Wrong(f"leftovers: {sorted(names)}")
@@ -263,6 +268,28 @@ def _check_raise(source: Path, folder: Path, target: str, before: Counter[_Key] 
     output = raise_target(source, folder / "raised.mlpackage", target)
     after = _constants(open_package(output))
     _check_kept(before, after, set(), floats_only=True, consts_only=True)
+
+
+def _predict(opened: Package, source: Path) -> None:
+    program = load(source)
+    state = program.make_state()
+    (sample,) = random_samples(program, 1)
+    with _one_thread():
+        outputs = program.predict(sample, state if state.tensors else None, seed=0)
+    assert isinstance(outputs, dict)
+    described = [output.name for output in opened.spec.description.output]
+    assert not described or outputs.keys() == set(described), (outputs.keys(), described)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's other threads do not live on in a process that was forked."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_kept(

@@ -217,7 +217,7 @@ def test_sizes_beyond_all_memory():
     def change(block, spec):
         operations(block)[0].outputs[0].type.tensorType.dimensions[0].constant.size = 1 << 50
 
-    with pytest.raises(ModelFormatError, match="more than the memory of this machine"):
+    with pytest.raises(ModelFormatError, match="more than this machine"):
         load(edited(change))
 
 
@@ -263,3 +263,38 @@ def test_every_kind_of_model_runs(kind):
             assert np.isfinite(value).all()
             scale = max(float(np.abs(value).max()), 1e-3)
             assert np.abs(value - other[name]).max() <= 0.05 * scale
+
+
+@pytest.mark.parametrize("lengths", [(-1, 4), (1 << 30, 1 << 30)])
+def test_a_description_of_shapes_that_cannot_be(lengths):
+    def change(block, spec):
+        spec.description.input[0].type.multiArrayType.shape[:] = lengths
+
+    with pytest.raises(ModelFormatError, match=r"feature 'x' is described with shape \["):
+        load(edited(change))
+
+
+def test_outputs_that_are_not_what_is_described():
+    def number(block, spec):
+        spec.description.output[0].type.doubleType.SetInParent()
+
+    with pytest.raises(RunError, match=r"'z' is described as a number; .* shape \[2, 4\]"):
+        load(edited(number)).predict({"x": X, "y": X})
+
+    def image(block, spec):
+        described = spec.description.output[0].type.imageType
+        described.width, described.height, described.colorSpace = 4, 2, 20
+
+    with pytest.raises(RunError, match=r"'z' is described as an image .* shape \[2, 4\]"):
+        load(edited(image)).predict({"x": X, "y": X})
+
+
+def test_nan_in_an_output_of_integers_gives_no_warning():
+    def change(block, spec):
+        kinds = type(spec.description.output[0].type.multiArrayType)
+        spec.description.output[0].type.multiArrayType.dataType = kinds.INT32
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load(edited(change)).predict({"x": X * np.nan, "y": X})["z"]
+    assert found.dtype == np.int32

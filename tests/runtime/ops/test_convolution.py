@@ -385,13 +385,13 @@ X, WEIGHT = torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 3, 3)
         (conv, {"dilations": (4, 1)}, r"\(9, 3\) do not fit into lengths \[8, 8\]"),
         (conv, {"weight": torch.zeros(2, 2, 3)}, "weight needs 4 axes"),
         (conv, {"x": torch.zeros(2, 8)}, "1 to 3 axes"),
-        (conv, {"pad_type": "custom", "pad": (2**40,) * 4}, "more than the memory"),
+        (conv, {"pad_type": "custom", "pad": (2**40,) * 4}, "more than this machine"),
         (conv_transpose, {"pad_type": "same_lower"}, "'same_lower'"),
         (conv_transpose, {"output_shape": (8, 8)}, "1, 2 and 2 lengths"),
         (conv_transpose, {"output_shape": (1, 3, 8, 8)}, "1, 2 and 2 lengths"),
         (conv_transpose, {"output_shape": (1, 2, 0, 8)}, "cannot be cropped"),
         (conv_transpose, {"pad_type": "custom", "pad": (5, 5, 0, 0)}, "cannot be cropped"),
-        (conv_transpose, {"strides": (2**40, 1)}, "more than the memory"),
+        (conv_transpose, {"strides": (2**40, 1)}, "more than this machine"),
     ],
 )
 def test_bad_arguments(function, arguments, message):

@@ -812,7 +812,7 @@ def test_bad_arguments():
         images.resize(x, (2, 2), 3)
     with pytest.raises(ValueError, match="cannot have the lengths"):
         images.resize_nearest_neighbor(x, 0, 2)
-    with pytest.raises(ValueError, match="more than the memory"):
+    with pytest.raises(ValueError, match="more than this machine"):
         images.resize_nearest_neighbor(x, 1 << 20, 1 << 20)
     with pytest.raises(ValueError, match="crop_height has to be two numbers"):
         images.crop(x, (2, 2), (0, 0))

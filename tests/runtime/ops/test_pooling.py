@@ -235,7 +235,7 @@ def test_symmetric_padding_copies_nothing(monkeypatch):
         ({"pad_type": "custom", "pad": (1,)}, "pad has to be 2 numbers"),
         ({"kernel_sizes": (6,)}, "does not fit"),
         ({"x": torch.zeros(2, 5)}, "1 to 3 axes"),
-        ({"pad_type": "custom", "pad": (2**50, 0)}, "more than the memory"),
+        ({"pad_type": "custom", "pad": (2**50, 0)}, "more than this machine"),
     ],
 )
 @pytest.mark.parametrize("function", [avg_pool, l2_pool, max_pool])

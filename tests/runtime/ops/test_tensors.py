@@ -580,7 +580,7 @@ def test_tensors_larger_than_memory_are_refused(build, numbers):
     def made(n):
         return build(mb.squeeze(x=n) if len(numbers) == 1 else n)
 
-    with pytest.raises(RunError, match="more than the memory of this machine can hold"):
+    with pytest.raises(RunError, match="more than this machine"):
         run(made, {"n": np.array(numbers, np.int32)}, target="iOS16")
 
 
