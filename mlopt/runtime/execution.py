@@ -41,12 +41,16 @@ class Execution:
     _frame: list[Any] = attrs.Factory(list)
     _generator: torch.Generator | None = None
 
-    def run(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The outputs of the function in their order; ``inputs``: tensors and states by name."""
+    def run(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
+        """The outputs of the function in their order.
+
+        inputs: tensors and states by name. They are taken out of it, so that nothing holds them
+        longer than the program needs them.
+        """
         self._frame = [None] * self.plan.size
         for name, place in self.plan.inputs.items():
-            self._frame[place] = inputs[name]
-            self._tap(place, inputs[name])
+            self._frame[place] = inputs.pop(name)
+            self._tap(place, self._frame[place])
         return self._run(self.plan.body, is_whole=True)
 
     def value(self, source: Source) -> Any:
@@ -103,8 +107,17 @@ class Execution:
                 f"{_described(arguments)}"
             ) from error
         if self.observer is not None:
-            self.observer(self, step, arguments, results)
+            self.observer(self, step, self._observed(step, arguments), results)
         return results
+
+    def _observed(self, step: Step, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments, of weights copies: they may be the mapped file, or kept for other runs."""
+        weights = {
+            parameter.name
+            for parameter, sources in step.arguments
+            if not all(isinstance(source, int) for source in sources)
+        }
+        return {n: _copied(value) if n in weights else value for n, value in arguments.items()}
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of a step for arguments by parameter."""
@@ -181,6 +194,12 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
 
 def _shown(shape: Iterable[int | None]) -> str:
     return "[" + ", ".join("?" if length is None else str(length) for length in shape) + "]"
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _widened(value: Any) -> Any:

@@ -110,24 +110,42 @@ class ArrayFeature:
         return torch.from_numpy(filled)
 
     def array(self, value: Any) -> np.ndarray:
-        """An output as Core ML gives it: an array of the declared dtype."""
+        """An output as ``MLModel.predict`` gives it: an array of the declared dtype.
+
+        Values of float16 come in float32: coremltools' binding widens them
+        (``convertArrayValueToPython`` in ``coremlpython/CoreMLPythonUtils.mm``).
+        """
         # what float16 cannot hold is infinite in Core ML too; NaN is no integer, whichever comes
         with np.errstate(over="ignore", invalid="ignore"):
             array: np.ndarray = value.detach().cpu().numpy().astype(self.dtype)
+        if array.dtype == np.float16:
+            array = array.astype(np.float32)
         # Core ML has no arrays of rank 0
         return array.reshape(1) if array.shape == () else array
 
     def _converted(self, array: np.ndarray) -> Tensor:
-        if array.dtype.kind == "f" and np.dtype(self.dtype).kind in "iu":
-            whole = np.array_equal(array, np.trunc(array))
-            if not whole:
-                raise InputError(
-                    f"input {self.name!r} has to hold whole numbers ({np.dtype(self.dtype)}), got "
-                    f"{array.dtype} with fractions"
-                )
+        if np.dtype(self.dtype).kind in "iu":
+            self._check_whole(array)
         with np.errstate(over="ignore"):
             converted = array.astype(self.dtype)
         return torch.from_numpy(np.ascontiguousarray(converted))
+
+    def _check_whole(self, array: np.ndarray) -> None:
+        """Refuse numbers that the declared integers do not have."""
+        dtype = np.dtype(self.dtype)
+        limits = np.iinfo(dtype)
+        problem = ""
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            problem = "with NaN or infinity"
+        elif array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
+            problem = "with fractions"
+        elif array.size and not (limits.min <= array.min() and array.max() <= limits.max):
+            problem = f"from {array.min()} to {array.max()}"
+        if problem:
+            raise InputError(
+                f"input {self.name!r} has to hold whole numbers ({dtype}, {limits.min} to "
+                f"{limits.max}), got {array.dtype} {problem}"
+            )
 
 
 @attrs.frozen
@@ -207,17 +225,29 @@ class ImageFeature:
         return Image.fromarray(np.ascontiguousarray(colours), "RGBA")
 
     def _pixels(self, image: Any) -> np.ndarray:
+        is_wide = image.mode == "F" or image.mode.startswith("I")
+        if is_wide and self.space != "grayscale_float16":
+            raise InputError(
+                f"input {self.name!r} is an image ({self.space}) of 8 bits a channel, got a "
+                f"PIL.Image of mode {image.mode!r}; scale it to 0 to 255 and convert it"
+            )
         if self.space in ("RGB", "BGR"):
             pixels = np.moveaxis(np.asarray(image.convert("RGB"), np.float32), -1, 0)
             pixels = pixels[::-1] if self.space == "BGR" else pixels
         elif self.space == "grayscale_float16":
-            pixels = np.asarray(image.convert("F"), np.float32)[None]
+            # it becomes an image of float16 on its way into Core ML
+            with np.errstate(over="ignore"):
+                halves = np.asarray(image.convert("F")).astype(np.float16)
+            pixels = halves.astype(np.float32)[None]
         else:
             pixels = np.asarray(image.convert("L"), np.float32)[None]
         return pixels[None]
 
     def _from_array(self, value: Any) -> np.ndarray:
-        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        try:
+            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"input {self.name!r} cannot be an array: {error}") from error
         channels = 3 if self.space in ("RGB", "BGR") else 1
         if array.dtype.kind in "biuf" and array.ndim == 3:
             array = array[None]

@@ -21,6 +21,7 @@ from mlopt.runtime.constants import Held
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.registry import Operation, Parameter, find_operation
 from mlopt.runtime.sizes import check_elements
+from mlopt.runtime.state import state_problem
 
 _LISTED = 10
 """Places of a problem that a message lists; it counts the others."""
@@ -153,7 +154,11 @@ class _Planning:
         for item in message.inputs:
             is_state = item.type.WhichOneof("type") == "stateType"
             kind = item.type.stateType.wrappedType if is_state else item.type
-            (state_types if is_state else input_types)[item.name] = output_type(kind, self.where)
+            declared = output_type(kind, self.where)
+            (state_types if is_state else input_types)[item.name] = declared
+            problem = state_problem(declared, self.types) if is_state else ""
+            if problem:
+                self.problems.append(f"state {item.name!r}: {problem}")
             if item.name in inputs:
                 self.problems.append(f"two inputs of the function are named {item.name!r}")
             inputs[item.name] = self._place()

@@ -24,12 +24,16 @@ from mlopt.runtime.features import (
     output_value,
 )
 from mlopt.runtime.plan import FunctionPlan, Source, plan_function
-from mlopt.runtime.state import State, make_state
+from mlopt.runtime.state import State, check_state, make_state
 
 
 @attrs.frozen(eq=False)
 class Run:
-    """What a run gave: the outputs as ``predict`` gives them, and tensors of the tapped names."""
+    """What a run gave.
+
+    outputs: as ``predict`` gives them; taps: copies of the tensors of the tapped names, None for a
+    value of a block that did not run; of a block that ran several times the last ones.
+    """
 
     outputs: dict[str, Any]
     taps: dict[str, Any]
@@ -50,7 +54,8 @@ def load(
     model_or_path
         The path of an ``.mlpackage``, or an ``MLModel``: an ML program, or a pipeline of them.
     function
-        Which function of a model that has several; None: its default one.
+        Which function of a model that has several; None: the one that an ``MLModel`` was made for,
+        else the default one.
     precision
         ``"float32"``: everything that is declared in a narrower float is computed in float32.
         ``"as_declared"``: float16 is computed in float16, operation by operation.
@@ -58,7 +63,8 @@ def load(
         Where tensors are computed, of torch.
     keep_weights
         Keep weights as they are computed with, decompressed and widened. False: each use makes them
-        from the file and drops them, so that memory follows what is live.
+        from the file and drops them, so that memory follows what is live. The weight file is mapped
+        into memory: the package may be deleted or replaced meanwhile, but not be cut in place.
 
     Raises
     ------
@@ -68,7 +74,9 @@ def load(
         An argument is none of those allowed, or the model has no such function.
     """
     package = open_package(model_or_path)
-    types, place = ElementTypes(precision), torch.device(device)
+    types, place = ElementTypes(precision), _device(device)
+    if function is None and package.spec.description.functions:
+        function = getattr(model_or_path, "function_name", None)
     programs = [
         Program(program, function, types, place, keep_weights=keep_weights)
         for program in package.programs
@@ -175,9 +183,7 @@ class Program:
         """
         if isinstance(data, Mapping):
             return self.run(data, state, seed=seed).outputs
-        if state is not None:
-            raise InputError("a state can only be given with one dictionary of inputs")
-        return [self.run(each, seed=seed).outputs for each in data]
+        return [self.run(each, seed=seed).outputs for each in _several(data, state)]
 
     def run(
         self,
@@ -196,11 +202,11 @@ class Program:
             As for :meth:`predict`, one dictionary.
         taps
             Names of intermediate values, as the program has them, that are wanted as tensors;
-            constants and compressed weights too.
+            constants and compressed weights too. They are copies.
         observer
             Called after each operation with the execution, its step (``step.node``: the operation),
             its arguments by parameter, such as the input and the weight of a convolution, and its
-            results.
+            results. These are the run's own: copy what you change.
         """
         sources = self._tapped(taps)
         # what is kept may be part of a gradient later, in which inference tensors have no place
@@ -209,7 +215,8 @@ class Program:
             execution.observer = observer
             found = execution.run(values)
             tapped = {name: self._tap(execution, source) for name, source in sources.items()}
-        return Run(self._described(found), tapped)
+        # copied outside of inference mode, in which tensors are made that are good for less
+        return Run(self._described(found), {name: _copied(value) for name, value in tapped.items()})
 
     def gradients(
         self,
@@ -227,14 +234,20 @@ class Program:
         data, state, seed
             As for :meth:`predict`, one dictionary.
         loss
-            A scalar of the outputs, which it gets as tensors by name.
+            A scalar tensor of the outputs, which it gets as tensors by name.
         wanted
             Names as for ``taps``: of values, of constants, of compressed weights (the gradient is
             with respect to what is decompressed).
 
         Returns
         -------
-        For each name a tensor of the value's shape; zeros where the loss does not depend on it.
+        For each name a tensor of the value's shape; zeros where the loss does not depend on it. Of
+        what a block computes several times, the last one.
+
+        Raises
+        ------
+        ConfigError
+            A value is no tensor of floats or was not computed, or the loss is no scalar tensor.
         """
         sources = self._tapped(wanted)
         leaves: dict[str, Tensor] = {}
@@ -257,10 +270,16 @@ class Program:
                 else:
                     substitutes[source] = leaf(name, execution.value(source))
             execution.replaced, execution.substitutes = replaced, substitutes
-            found = dict(zip(self.plan.outputs, execution.run(values), strict=True))
-            value = loss(found)
-            if value.requires_grad:
-                value.backward()  # type: ignore[no-untyped-call]
+            try:
+                found = dict(zip(self.plan.outputs, execution.run(values), strict=True))
+                value = loss(found)
+                _check_loss(value)
+                if value.requires_grad:
+                    value.backward()  # type: ignore[no-untyped-call]
+            finally:
+                if state is not None:
+                    state.detach()
+        _check_computed(sources, leaves)
         return {
             name: torch.zeros_like(leaves[name])
             if leaves[name].grad is None
@@ -280,15 +299,9 @@ class Program:
         seed: int | None,
     ) -> tuple[Execution, dict[str, Any]]:
         values: dict[str, Any] = self._converted(data)
-        if self.plan.state_types:
-            if state is None:
-                raise InputError(
-                    f"the model has states ({', '.join(self.plan.state_types)}); give what "
-                    "make_state() returns"
-                )
+        check_state(state, self.plan.state_types)
+        if state is not None:
             values |= state.tensors
-        elif state is not None and state.tensors:
-            raise InputError("the model has no states, got one")
         tapped = frozenset(source for source in sources.values() if isinstance(source, int))
         execution = self.execution(seed)
         execution.tapped = tapped
@@ -296,6 +309,7 @@ class Program:
 
     def _converted(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as tensors in the dtype that the program computes with."""
+        _check_is_mapping(data)
         check_names(data, self.inputs, "input")
         values = {}
         for name, feature in self.inputs.items():
@@ -341,6 +355,12 @@ class Program:
                 fixed = tuple(length for length in shape if length is not None)
                 self.inputs[name] = ArrayFeature(name, _numpy_dtype(kind.dtype), fixed)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a loaded program is bound to its mapped weight file and cannot be pickled or copied; "
+            "load the model again where it is needed"
+        )
+
 
 class Pipeline:
     """ML programs one after the other: each gets what those before it put out."""
@@ -370,28 +390,29 @@ class Pipeline:
         seed: int | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Run all programs; see :meth:`Program.predict`."""
-        if not isinstance(data, Mapping):
-            if state is not None:
-                raise InputError("a state can only be given with one dictionary of inputs")
-            return [self._predicted(each, None, seed) for each in data]
-        return self._predicted(data, state, seed)
+        if isinstance(data, Mapping):
+            return self._predicted(data, state, seed)
+        return [self._predicted(each, None, seed) for each in _several(data, state)]
 
     def _predicted(
         self, data: Mapping[str, Any], state: State | None, seed: int | None
     ) -> dict[str, Any]:
+        _check_is_mapping(data)
         check_names(data, self.inputs, "input")
+        declared = {n: k for program in self._programs for n, k in program.plan.state_types.items()}
+        check_state(state, declared)
         values = dict(data)
         for name, feature in self.inputs.items():
             if name not in values:
                 values[name] = feature.default_tensor()
-        for program in self._programs:
+        for number, program in enumerate(self._programs):
             own = {name: values[name] for name in program.inputs if name in values}
             part = None
-            if program.plan.state_types:
-                given = {} if state is None else state.tensors
-                names = [name for name in program.plan.state_types if name in given]
-                part = State({name: given[name] for name in names}) if names else None
+            if state is not None and program.plan.state_types:
+                part = State({name: state.tensors[name] for name in program.plan.state_types})
             values |= program.run(own, part, seed=seed).outputs
+            later = set(self.outputs).union(*(p.inputs for p in self._programs[number + 1 :]))
+            values = {name: value for name, value in values.items() if name in later}
         lacking = [name for name in self.outputs if name not in values]
         if lacking:
             raise ModelFormatError(f"no model of the pipeline puts out {', '.join(lacking)}")
@@ -408,6 +429,55 @@ def _function(program: ProgramMessage, name: str | None) -> Function:
             f"the model has no function {wanted!r}; it has {', '.join(map(repr, functions))}"
         )
     return functions[wanted]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device has to be one that torch has here, such as 'cpu', got {device!r}: {error}"
+        ) from None
+    return place
+
+
+def _several(data: Any, state: State | None) -> list[Any]:
+    """Several dictionaries of inputs, which cannot share a state."""
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        _check_is_mapping(data)
+    if state is not None:
+        raise InputError("a state can only be given with one dictionary of inputs")
+    return list(data)
+
+
+def _check_is_mapping(data: Any) -> None:
+    if not isinstance(data, Mapping):
+        raise InputError(
+            "inputs are a dictionary of names and values, or a list of such dictionaries; got "
+            f"{type(data).__name__}"
+        )
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _check_loss(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+        raise ConfigError(
+            f"loss has to return a tensor of one element, got {type(value).__name__}{shape}"
+        )
+
+
+def _check_computed(names: Iterable[str], leaves: Mapping[str, Tensor]) -> None:
+    lacking = [name for name in names if name not in leaves]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(map(repr, lacking))}: no gradient of what was not computed; it is in a "
+            "block that did not run for these inputs"
+        )
 
 
 def _check_pipeline(model: Any, where: str) -> None:

@@ -198,5 +198,39 @@ def test_float16_inputs_and_outputs():
         shape=(1, 4),
     )
     (found,) = load(model).predict({"x": np.ones((1, 4), np.float64)}).values()
-    assert found.dtype == np.float16
+    assert found.dtype == np.float32  # coremltools widens what Core ML gives
     np.testing.assert_array_equal(found, [[5, 6, 7, 8]])
+    (found,) = load(model).predict({"x": np.full((1, 4), 0.1)}).values()
+    np.testing.assert_array_equal(found, found.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "problem"),
+    [
+        ([[2**32 + 3, 0, 0, 0]], "from 0 to 4294967299"),
+        ([[3e9, 0, 0, 0]], "from 0.0 to 3000000000.0"),
+        ([[np.nan, 0, 0, 0]], "with NaN or infinity"),
+        ([[-(2**40), 0, 0, 0]], "from -1099511627776 to 0"),
+    ],
+)
+def test_integers_that_do_not_fit_are_refused(tokens, problem):
+    class Next(nn.Module):
+        def forward(self, tokens):
+            return tokens + 1
+
+    model = convert(
+        Next(),
+        [ct.TensorType("tokens", (1, 4), dtype=np.int32)],
+        example=[torch.zeros(1, 4, dtype=torch.int32)],
+    )
+    with pytest.raises(InputError, match=rf"'tokens' has to hold whole numbers .*{problem}"):
+        load(model).predict({"tokens": tokens})
+
+
+def test_images_wider_than_a_byte_are_refused():
+    program = load(convert(Weighted(), [ct.ImageType("image", (1, 3, 6, 5))], shape=(1, 3, 6, 5)))
+    for mode in ("I", "I;16", "F"):
+        with pytest.raises(InputError, match=f"mode '{mode}'; scale it"):
+            program.predict({"image": Image.new(mode, (5, 6))})
+    with pytest.raises(InputError, match="input 'image' cannot be an array"):
+        program.predict({"image": [[1, 2], [3]]})

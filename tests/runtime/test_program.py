@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
+import weakref
 
 import coremltools as ct
 import numpy as np
@@ -298,3 +300,101 @@ def test_nan_in_an_output_of_integers_gives_no_warning():
         warnings.simplefilter("error")
         found = load(edited(change)).predict({"x": X * np.nan, "y": X})["z"]
     assert found.dtype == np.int32
+
+
+def test_what_is_looked_at_can_be_changed():
+    """Copies of weights, which are mapped read-only: writing to those ends the process."""
+    module = nn.Linear(128, 128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ct.convert(
+            torch.jit.trace(module, torch.ones(1, 128)),
+            inputs=[ct.TensorType("x", (1, 128))],
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+    x = {"x": np.ones((1, 128), np.float32)}
+
+    def spoil(execution, step, arguments, results):
+        arguments["weight"].mul_(0)
+
+    for keep_weights in (False, True):
+        program = load(model, keep_weights=keep_weights)
+        names = [name for name in program.value_names if "weight" in name or "bias" in name]
+        (before,) = program.predict(x).values()
+        for tap in program.run(x, taps=names, observer=spoil).taps.values():
+            tap.add_(10).requires_grad_()
+        np.testing.assert_array_equal(next(iter(program.predict(x).values())), before)
+
+
+def test_the_function_that_a_model_was_made_for():
+    model = models.build("multifunction", "iOS18")
+    path = model.package_path
+    for name in ("base", "adapted"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            one = ct.models.MLModel(path, function_name=name, skip_model_load=True)
+        assert load(one).function == name
+    assert load(one, "base").function == "base"
+
+
+def branches():
+    def build(x):
+        return mb.cond(
+            pred=mb.greater(x=mb.reduce_sum(x=x), y=np.float32(0)),
+            _true_fn=lambda: mb.sin(x=x, name="taken"),
+            _false_fn=lambda: mb.cos(x=x, name="other"),
+        )
+
+    return load(convert(build, {"x": X}))
+
+
+def test_values_of_a_block_that_did_not_run():
+    program = branches()
+    data = {"x": np.abs(X)}
+    taps = program.run(data, taps=["taken", "other"]).taps
+    assert taps["other"] is None
+    np.testing.assert_allclose(taps["taken"], np.sin(data["x"]), rtol=1e-6)
+    found = program.gradients(data, lambda outputs: next(iter(outputs.values())).sum(), ["taken"])
+    assert torch.equal(found["taken"], torch.ones(2, 4))
+    with pytest.raises(ConfigError, match="'other': no gradient of what was not computed"):
+        program.gradients(data, lambda outputs: next(iter(outputs.values())).sum(), ["other"])
+
+
+@pytest.mark.parametrize("loss", [lambda outputs: 1.0, lambda outputs: None, lambda o: o["y"]])
+def test_a_loss_that_is_no_scalar(loss):
+    _, model = two_layers()
+    with pytest.raises(ConfigError, match="loss has to return a tensor of one element"):
+        load(model).gradients({"x": X}, loss, ["x"])
+
+
+@pytest.mark.parametrize("data", [None, [X], "x", X, 5])
+def test_inputs_that_are_no_dictionary(data):
+    _, model = two_layers()
+    with pytest.raises(InputError, match="inputs are a dictionary of names and values"):
+        load(model).predict(data)
+
+
+def test_a_device_that_is_not_there():
+    _, model = two_layers()
+    with pytest.raises(ConfigError, match="device has to be one that torch has here"):
+        load(model, device="nowhere")
+
+
+def test_a_program_is_not_pickled():
+    _, model = two_layers()
+    with pytest.raises(TypeError, match="load the model again where it is needed"):
+        pickle.dumps(load(model))
+
+
+def test_inputs_are_dropped_too():
+    program = load(convert(lambda x: mb.cos(x=mb.sin(x=x)), {"x": X}))
+    seen = []
+
+    def watch(execution, step, arguments, results):
+        seen.append(weakref.ref(arguments["x"]))
+        if step.node.op_type == "cos":
+            seen.append(seen[0]())
+
+    program.run({"x": X.copy()}, observer=watch)
+    assert seen[-1] is None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mlopt.errors import InputError
+from mlopt.errors import InputError, ModelFormatError
 from mlopt.runtime import load
 
 STEPS, WIDTH, HEADS, LAYERS, WORDS = 50, 32, 4, 2, 60
@@ -133,3 +133,74 @@ def test_states_that_are_lacking_or_wrong():
         state.write_state("keys", np.zeros(3))
     with pytest.raises(InputError, match="one dictionary"):
         program.predict([step_inputs(1, 0)], state)
+
+
+def counter(shape=(1, 4), name="total"):
+    """A program that adds its input to a state."""
+
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer(name, torch.zeros(shape))
+
+        def forward(self, x):
+            total = getattr(self, name)
+            total.add_(x)
+            return total * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ct.convert(
+            torch.jit.trace(Adds(), torch.zeros(shape)),
+            inputs=[ct.TensorType("x", shape)],
+            outputs=[ct.TensorType("y")],
+            states=[ct.StateType(ct.TensorType(shape=shape, dtype=np.float16), name=name)],
+            minimum_deployment_target=ct.target.iOS18,
+            skip_model_load=True,
+        )
+
+
+def test_gradients_of_a_model_with_a_state():
+    program = load(counter())
+    state = program.make_state()
+    ones = {"x": np.ones((1, 4), np.float32)}
+    for count in (1, 2):
+        found = program.gradients(ones, lambda outputs: outputs["y"].sum(), ["x"], state)
+        assert torch.equal(found["x"], torch.full((1, 4), 2.0))
+        np.testing.assert_array_equal(state.read_state("total"), np.full((1, 4), count))
+        assert not state.tensors["total"].value.requires_grad
+
+
+def test_what_is_no_state_of_the_model():
+    program = load(counter())
+    ones = {"x": np.ones((1, 4), np.float32)}
+    for state, problem in (
+        ({"total": np.zeros((1, 4))}, "a state is what make_state.. returns, got dict"),
+        (load(counter(name="other")).make_state(), "another model: it has 'other', .* 'total'"),
+        (load(counter((1, 5))).make_state(), r"'total' has shape \[1, 5\], not \[1, 4\]"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            program.predict(ones, state)
+    with pytest.raises(InputError, match="an array of numbers"):
+        program.make_state().write_state("total", np.full((1, 4), "a"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda kind: setattr(kind.dimensions[0].constant, "size", 1 << 46), "more than this"),
+        (lambda kind: kind.dimensions[0].unknown.SetInParent(), "known shape"),
+        (lambda kind: setattr(kind, "dataType", 2), "known shape"),  # strings
+    ],
+)
+def test_declarations_of_states_that_cannot_be(edit, problem):
+    model = counter()
+    spec = model.get_spec()
+    for item in spec.mlProgram.functions["main"].inputs:
+        if item.type.WhichOneof("type") == "stateType":
+            edit(item.type.stateType.wrappedType.tensorType)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        damaged = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+    with pytest.raises(ModelFormatError, match=rf"state 'total': .*{problem}"):
+        load(damaged)
