@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type_of
 from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.packed import Indices, Packed, unpacked
 
 _SMALL = 4096
 """Constants of at most so many elements are kept as they are computed with."""
@@ -65,24 +65,12 @@ class Held:
             value = unpacked(value, self._bits, self.shape, is_signed=self._is_signed)
         return value.to(self._device).reshape(self.shape)
 
-
-def unpacked(data: Tensor, bits: int, shape: tuple[int, ...], *, is_signed: bool) -> Tensor:
-    """Elements narrower than a byte from their stream, least significant bits first.
-
-    data: uint8[ceil(elements * bits / 8)]; int8 or uint8 of ``shape`` come back.
-    """
-    count = int(np.prod(shape, dtype=np.int64))
-    words, width = data, 8
-    if 8 % bits:
-        # elements of 3 and 6 bits straddle bytes, but not three of them
-        whole = functional.pad(data, (0, -len(data) % 3)).reshape(-1, 3).int()
-        words, width = whole[:, 0] | whole[:, 1] << 8 | whole[:, 2] << 16, 24
-    shifts = torch.arange(0, width, bits, dtype=words.dtype, device=data.device)
-    found = ((words[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].to(torch.uint8)
-    if is_signed:
-        limit = 1 << (bits - 1)
-        found = ((found ^ limit).to(torch.int16) - limit).to(torch.int8)
-    return found.reshape(shape)
+    def indices(self) -> Indices:
+        """The same, unsigned elements narrower than a byte in their stream."""
+        if not self._bits or self._is_signed:
+            found: Tensor = self.stored_value()
+            return found
+        return Packed(self._value.to(self._device), self._bits, self.shape)
 
 
 def _view(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:

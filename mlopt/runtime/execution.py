@@ -75,6 +75,12 @@ class Execution:
             return source.stored_value()
         return self.value(source)
 
+    def _indices(self, source: Source) -> Any:
+        """As :meth:`value`, but a constant that is packed in its stream."""
+        if isinstance(source, Held) and source not in self.substitutes:
+            return source.indices()
+        return self.value(source)
+
     def _run(self, body: Body, *, is_whole: bool = False) -> tuple[Any, ...]:
         frame = self._frame
         for step in body.steps:
@@ -93,9 +99,10 @@ class Execution:
 
     def _results(self, step: Step) -> tuple[Any, ...]:
         arguments = dict(step.fixed)
-        read = self._stored if step.operation.moves_only else self.value
+        moved = self._stored if step.operation.moves_only else self.value
         try:
             for parameter, sources in step.arguments:
+                read = self._indices if parameter.takes_packed else moved
                 values = tuple(read(source) for source in sources)
                 arguments[parameter.name] = parameter.coerce(values)
             results = self.called(step, arguments)

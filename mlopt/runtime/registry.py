@@ -8,6 +8,7 @@ annotation                  what it gets
 ==========================  ===============================================================
 ``Tensor``                  a tensor; scalars of rank 0
 ``Tensors``                 a tuple of tensors, of an input that takes several values
+``Indices``                 a tensor, or a constant of unsigned integers that is still packed
 ``Ints``, ``Bools``, ...    a tuple of Python numbers, of a tensor of rank 1 (or a scalar)
 ``int``, ``float``, ...     a Python number, of a scalar
 ``str``                     a string
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from mlopt.mil.targets import Target
 from mlopt.runtime.call import Call
+from mlopt.runtime.packed import Indices, Packed
 
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]
@@ -46,13 +48,17 @@ Coercion = Callable[[tuple[Any, ...]], Any]
 
 @attrs.frozen(eq=False)
 class Parameter:
-    """One input of an operation: its name, how its value is taken, whether it may be left out."""
+    """One input of an operation: its name, how its value is taken, whether it may be left out.
+
+    takes_tensor: rather than Python numbers; takes_packed: constants as they are stored.
+    """
 
     name: str
     coerce: Coercion
     is_required: bool
     takes_several: bool
     takes_tensor: bool
+    takes_packed: bool
 
 
 @attrs.frozen(eq=False)
@@ -123,9 +129,13 @@ def _described(
         if kind not in _COERCIONS:
             raise TypeError(f"{op_type}: {name} is annotated with {hints[name]}")
         is_required = parameter.default is inspect.Parameter.empty
-        takes_tensor = kind in (Tensor, Tensors)
         parameters[name] = Parameter(
-            name, _COERCIONS[kind], is_required, kind is Tensors, takes_tensor
+            name,
+            _COERCIONS[kind],
+            is_required,
+            takes_several=kind is Tensors,
+            takes_tensor=kind in (Tensor, Tensors, Indices),
+            takes_packed=kind == Indices,
         )
     return Operation(op_type, since, function, parameters, call_parameter, moves_only)
 
@@ -147,6 +157,11 @@ def _tensor(values: tuple[Any, ...]) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"a tensor is needed, got {type(value).__name__}")
     return value
+
+
+def _indices(values: tuple[Any, ...]) -> Indices:
+    value = _one(values)
+    return value if isinstance(value, Packed) else _tensor(values)
 
 
 def _tensors(values: tuple[Any, ...]) -> Tensors:
@@ -195,6 +210,7 @@ def _any(values: tuple[Any, ...]) -> Any:
 _COERCIONS: dict[Any, Coercion] = {
     Tensor: _tensor,
     Tensors: _tensors,
+    Indices: _indices,
     Ints: _row(int),
     Floats: _row(float),
     Bools: _row(bool),

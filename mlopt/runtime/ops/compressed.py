@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mlopt.runtime.call import Call
-from mlopt.runtime.constants import unpacked
 from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.lookup import looked_up
 from mlopt.runtime.ops.quantization import dequantized
+from mlopt.runtime.packed import Indices, Packed, unpacked
 from mlopt.runtime.registry import Ints, operation
 from mlopt.runtime.sizes import check_elements
 
@@ -45,25 +46,23 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
             f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
         )
     count = _check_stream(indices, bits, shape, "indices")
-    if 8 % bits:
-        found = lut.index_select(0, unpacked(indices, bits, (count,), is_signed=False).int())
-    else:
-        # all entries of a byte at once
-        every = torch.arange(256, dtype=torch.uint8, device=lut.device)
-        rows = unpacked(every, bits, (256, 8 // bits), is_signed=False)
-        found = lut[rows.long()].index_select(0, indices.int()).reshape(-1)[:count]
-    return found.reshape(shape)
+    return looked_up(Packed(indices, bits, (count,)), lut[None]).reshape(shape)
 
 
 @operation("constexpr_lut_to_dense", since="CoreML8")
 def constexpr_lut_to_dense_of_tables(
-    indices: Tensor, lut: Tensor, vector_axis: int | None = None
+    indices: Indices, lut: Tensor, vector_axis: int | None = None
 ) -> Tensor:
     """The entries of tables at indices.
 
     lut: [tables on each axis of ``indices``, entries, length of an entry]; a table belongs to a
     block of indices. Entries that are vectors lie on ``vector_axis``.
     """
+    if isinstance(indices, Packed):
+        runs = _tables_of_runs(indices, lut)
+        if runs is not None:
+            return looked_up(indices, runs).reshape(indices.shape)
+        indices = indices.unpacked()
     rows = _rows_of_tables(indices, lut)
     found = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
     length = lut.shape[-1]
@@ -153,6 +152,18 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(
         chosen, values
     )
+
+
+def _tables_of_runs(indices: Packed, lut: Tensor) -> Tensor | None:
+    """[runs, entries] where each table serves a run of indices, and entries are numbers."""
+    shape = indices.shape
+    if lut.dim() != len(shape) + 2 or lut.shape[-2:] != (1 << indices.bits, 1):
+        return None
+    tables = lut.shape[: len(shape)]
+    last = max((axis for axis, count in enumerate(tables) if count > 1), default=0)
+    # a block is a run if it is whole on the axes after this one, and one wide on those before it
+    is_run = tables[:last] == shape[:last] and not shape[last] % max(1, tables[last])
+    return lut.reshape(-1, lut.shape[-2]) if is_run and indices.size else None
 
 
 def _rows_of_tables(indices: Tensor, lut: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""Looking up entries of tables at packed indices: all those of a byte, or of 12 bits, at once.
+
+A table of k-bit indices becomes one of 8-bit units (12-bit ones for 3 and 6 bits), each of whose
+rows holds the entries of all indices in the unit. One gather then moves several weights, and the
+indices are never unpacked.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mlopt.runtime.packed import Packed, unpacked, words_of_24_bits
+
+_WIDE = {4: torch.int32, 8: torch.float64, 16: torch.complex128}
+"""By the bytes of a row: a type of which one element is the row, for a gather in one dimension."""
+
+
+def looked_up(indices: Packed, tables: Tensor) -> Tensor:
+    """The entries of one table, or of several that each serve an equal run of the indices.
+
+    Parameters
+    ----------
+    indices
+        At most as large as tables have entries: each has 2 ** bits.
+    tables
+        [runs, 2 ** bits], of any dtype.
+
+    Returns
+    -------
+    [elements], in the order of the indices.
+    """
+    bits, runs = indices.bits, len(tables)
+    unit = _unit(bits)
+    each = indices.size // runs
+    starts_in_a_unit = runs > 1 and each * bits % (8 if unit == 8 else 24)
+    is_small = each * bits < unit << unit  # then making the large table takes longer
+    if starts_in_a_unit or is_small or tables.requires_grad:
+        return _one_by_one(indices, tables)
+    per_unit = unit // bits
+    wide = _rows_as_elements(tables[:, _digits(bits, tables.device)].reshape(-1, per_unit))
+    found = wide.index_select(0, _places(indices, runs, unit))
+    return found.view(tables.dtype).reshape(-1)[: indices.size]
+
+
+def _unit(bits: int) -> int:
+    return 8 if 8 % bits == 0 else 12
+
+
+@lru_cache(maxsize=16)
+def _digits(bits: int, device: torch.device) -> Tensor:
+    """int64[2 ** unit, indices of a unit]: the indices that each value of a unit stands for."""
+    values = torch.arange(1 << _unit(bits), device=device)
+    shifts = torch.arange(0, _unit(bits), bits, device=device)
+    return (values[:, None] >> shifts) & ((1 << bits) - 1)
+
+
+def _places(indices: Packed, runs: int, unit: int) -> Tensor:
+    """int32[units]: the row of each unit where the large tables stand below each other."""
+    if unit == 8:
+        units = indices.data.int()
+    else:
+        words = words_of_24_bits(indices.data)
+        units = torch.stack([words & 4095, words >> 12], 1).reshape(-1)
+    if runs == 1:
+        return units
+    first = torch.arange(runs, dtype=torch.int32, device=units.device) << unit
+    return (units.reshape(runs, -1) + first[:, None]).reshape(-1)
+
+
+def _rows_as_elements(rows: Tensor) -> Tensor:
+    wide = _WIDE.get(rows.shape[1] * rows.element_size())
+    return rows if wide is None else rows.contiguous().view(wide).reshape(-1)
+
+
+def _one_by_one(indices: Packed, tables: Tensor) -> Tensor:
+    flat = unpacked(indices.data, indices.bits, (indices.size,), is_signed=False).int()
+    if len(tables) > 1:
+        entries = tables.shape[1]
+        first = torch.arange(len(tables), dtype=torch.int32, device=flat.device) * entries
+        flat = (flat.reshape(len(tables), -1) + first[:, None]).reshape(-1)
+    return tables.reshape(-1).index_select(0, flat)

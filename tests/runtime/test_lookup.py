@@ -1,0 +1,52 @@
+"""Entries of tables at packed indices, against unpacking and numpy's indexing."""
+
+import numpy as np
+import pytest
+import torch
+
+from mlopt.runtime import lookup
+from mlopt.runtime.lookup import looked_up
+from mlopt.runtime.packed import Packed
+
+RANDOM = np.random.default_rng(0)
+
+
+def packed(indices, bits):
+    """Indices as a stream, by numpy's bits."""
+    spread = (indices.reshape(-1, 1) >> np.arange(bits)) & 1
+    stream = np.packbits(spread.astype(np.uint8).reshape(-1), bitorder="little")
+    return Packed(torch.from_numpy(stream), bits, indices.shape)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8, torch.float64])
+@pytest.mark.parametrize(
+    ("runs", "each"),
+    [(1, 1), (1, 7), (1, 20011), (1, 24000), (4, 24000), (3, 24001), (5, 16), (7, 3), (2, 30000)],
+)
+def test_entries_are_those_of_the_indices(bits, dtype, runs, each, monkeypatch):
+    indices = RANDOM.integers(0, 1 << bits, (runs, each))
+    tables = torch.from_numpy(RANDOM.integers(-100, 100, (runs, 1 << bits))).to(dtype)
+    wanted = np.take_along_axis(tables.numpy(), indices, axis=1).reshape(-1)
+    np.testing.assert_array_equal(looked_up(packed(indices, bits), tables).numpy(), wanted)
+    # where that is the faster way, and everywhere
+    monkeypatch.setattr(lookup, "_one_by_one", None)
+    if each == 24000:
+        np.testing.assert_array_equal(looked_up(packed(indices, bits), tables).numpy(), wanted)
+
+
+def test_every_bit_of_an_entry_is_kept():
+    """Also of NaN, which the type that rows are moved as might change."""
+    bits = RANDOM.integers(0, 1 << 32, 16, dtype=np.uint64).astype(np.uint32)
+    bits[:4] = [0x7FA00001, 0xFFFFFFFF, 0x80000000, 1]
+    table = torch.from_numpy(bits.view(np.float32))[None]
+    indices = RANDOM.integers(0, 16, 10000)
+    found = looked_up(packed(indices, 4), table).numpy()
+    np.testing.assert_array_equal(found.view(np.uint32), bits[indices])
+
+
+def test_gradients_of_a_table():
+    table = torch.arange(16.0)[None].requires_grad_()
+    indices = RANDOM.integers(0, 16, 10000)
+    looked_up(packed(indices, 4), table).sum().backward()
+    np.testing.assert_array_equal(table.grad[0], np.bincount(indices, minlength=16))
