@@ -12,7 +12,7 @@ from torch import Tensor
 from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type_of
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.packed import Indices, Packed, unpacked
+from mlopt.runtime.packed import Packed
 
 _SMALL = 4096
 """Constants of at most so many elements are kept as they are computed with."""
@@ -62,15 +62,15 @@ class Held:
         if not isinstance(value, Tensor):
             return value
         if self._bits:
-            value = unpacked(value, self._bits, self.shape, is_signed=self._is_signed)
+            return self.packed_value().unpacked()
         return value.to(self._device).reshape(self.shape)
 
-    def indices(self) -> Indices:
-        """The same, unsigned elements narrower than a byte in their stream."""
-        if not self._bits or self._is_signed:
-            found: Tensor = self.stored_value()
-            return found
-        return Packed(self._value.to(self._device), self._bits, self.shape)
+    def packed_value(self) -> Any:
+        """As :meth:`value`, but elements narrower than a byte in their stream."""
+        if not self._bits:
+            return self.value()
+        data = self._value.to(self._device)
+        return Packed(data, self._bits, self.shape, is_signed=self._is_signed)
 
 
 def _view(array: np.ndarray, dtype: torch.dtype | None) -> Tensor:

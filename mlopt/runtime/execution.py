@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,7 +14,10 @@ from mlopt.errors import MlOptError, RunError
 from mlopt.runtime.call import Call
 from mlopt.runtime.constants import Held
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.plan import Body, FunctionPlan, Source, Step
+from mlopt.runtime.packed import Packed
+from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
+from mlopt.runtime.registry import Parameter
+from mlopt.runtime.rows import Rows
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
 """Called after each step with its arguments by parameter, and with its results."""
@@ -69,17 +73,53 @@ class Execution:
             self.kept[source] = found
         return found
 
-    def _stored(self, source: Source) -> Any:
-        """As :meth:`value`, but a constant in the dtype that it is stored in."""
-        if isinstance(source, Held) and source not in self.substitutes:
+    def _argument(self, step: Step, parameter: Parameter, source: Source) -> Any:
+        """As :meth:`value`, but not further from what is stored than the operation needs it."""
+        if isinstance(source, int) or source in self.substitutes:
+            return self.value(source)
+        if isinstance(source, Held) and parameter.takes_packed:
+            return source.packed_value()
+        if isinstance(source, Held) and step.operation.moves_only:
             return source.stored_value()
+        if isinstance(source, Lazy) and parameter.takes_rows and self.kept is None:
+            return self._rows(source) or self.value(source)
         return self.value(source)
 
-    def _indices(self, source: Source) -> Any:
-        """As :meth:`value`, but a constant that is packed in its stream."""
-        if isinstance(source, Held) and source not in self.substitutes:
-            return source.indices()
-        return self.value(source)
+    def _rows(self, source: Lazy) -> Rows | None:
+        """A compressed weight by its rows, where its operation can compute them."""
+        step, shape = source.step, source.step.outputs[source.index].shape
+        if step.operation.rows is None or not shape or None in shape:
+            return None
+        lengths = tuple(length for length in shape if length is not None)
+        return Rows(lengths, partial(self.value, source), partial(self._selected, source))
+
+    def _compact(self, source: Source) -> Any:
+        """What rows can be taken of without computing, or unpacking, the others."""
+        if isinstance(source, int) or source in self.substitutes:
+            return self.value(source)
+        if isinstance(source, Held):
+            return source.packed_value()
+        return self._rows(source) or self.value(source)
+
+    def _selected(self, source: Lazy, index: Tensor) -> Tensor:
+        step, rows = source.step, source.step.operation.rows
+        assert rows is not None
+        arguments = dict(step.fixed)
+        for parameter, (inner,) in step.arguments:
+            has_rows = parameter.name == rows.data
+            read = self._compact if has_rows else partial(self._argument, step, parameter)
+            arguments[parameter.name] = read(inner)
+        some = rows.arguments(arguments, index)
+        if some is None:
+            whole: Tensor = self.value(source)
+            return whole.index_select(0, index)
+        for parameter, _ in step.arguments:
+            value = some.get(parameter.name)
+            if isinstance(value, Packed) and not parameter.takes_packed:
+                some[parameter.name] = value.unpacked()
+        result: Tensor = self._called(step, some)
+        dtype = step.dtypes[source.index]
+        return result if dtype is None else result.to(dtype)
 
     def _run(self, body: Body, *, is_whole: bool = False) -> tuple[Any, ...]:
         frame = self._frame
@@ -99,11 +139,9 @@ class Execution:
 
     def _results(self, step: Step) -> tuple[Any, ...]:
         arguments = dict(step.fixed)
-        moved = self._stored if step.operation.moves_only else self.value
         try:
             for parameter, sources in step.arguments:
-                read = self._indices if parameter.takes_packed else moved
-                values = tuple(read(source) for source in sources)
+                values = tuple(self._argument(step, parameter, source) for source in sources)
                 arguments[parameter.name] = parameter.coerce(values)
             results = self.called(step, arguments)
         except MlOptError:
@@ -124,7 +162,8 @@ class Execution:
             for parameter, sources in step.arguments
             if not all(isinstance(source, int) for source in sources)
         }
-        return {n: _copied(value) if n in weights else value for n, value in arguments.items()}
+        whole = {n: v.whole() if isinstance(v, Rows) else v for n, v in arguments.items()}
+        return {n: _copied(value) if n in weights else value for n, value in whole.items()}
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of a step for arguments by parameter."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 @attrs.frozen(eq=False, repr=False)
 class Packed:
-    """A tensor of unsigned integers of 1, 2, 3, 4 or 6 bits in its stream.
+    """A tensor of integers of 1, 2, 3, 4 or 6 bits in its stream.
 
     data: uint8[ceil(elements * bits / 8)]; shape: of the tensor.
     """
@@ -20,6 +20,7 @@ class Packed:
     data: Tensor
     bits: int
     shape: tuple[int, ...]
+    is_signed: bool = attrs.field(default=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -27,11 +28,11 @@ class Packed:
         return math.prod(self.shape)
 
     def unpacked(self) -> Tensor:
-        """The elements as uint8 of the shape."""
-        return unpacked(self.data, self.bits, self.shape, is_signed=False)
+        """The elements as int8 or uint8 of the shape."""
+        return unpacked(self.data, self.bits, self.shape, is_signed=self.is_signed)
 
     def __repr__(self) -> str:
-        return f"uint{self.bits}{list(self.shape)}"
+        return f"{'int' if self.is_signed else 'uint'}{self.bits}{list(self.shape)}"
 
 
 Indices = Tensor | Packed

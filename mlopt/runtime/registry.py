@@ -9,6 +9,7 @@ annotation                  what it gets
 ``Tensor``                  a tensor; scalars of rank 0
 ``Tensors``                 a tuple of tensors, of an input that takes several values
 ``Indices``                 a tensor, or a constant of unsigned integers that is still packed
+``Table``                   a tensor, or a compressed weight of which rows can be computed
 ``Ints``, ``Bools``, ...    a tuple of Python numbers, of a tensor of rank 1 (or a scalar)
 ``int``, ``float``, ...     a Python number, of a scalar
 ``str``                     a string
@@ -33,6 +34,7 @@ from torch import Tensor
 from mlopt.mil.targets import Target
 from mlopt.runtime.call import Call
 from mlopt.runtime.packed import Indices, Packed
+from mlopt.runtime.rows import RowsOf, Rows, Table
 
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]
@@ -50,7 +52,8 @@ Coercion = Callable[[tuple[Any, ...]], Any]
 class Parameter:
     """One input of an operation: its name, how its value is taken, whether it may be left out.
 
-    takes_tensor: rather than Python numbers; takes_packed: constants as they are stored.
+    takes_tensor: rather than Python numbers; takes_packed: constants in their stream; takes_rows:
+    compressed weights as they are.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Parameter:
     takes_several: bool
     takes_tensor: bool
     takes_packed: bool
+    takes_rows: bool
 
 
 @attrs.frozen(eq=False)
@@ -66,7 +70,8 @@ class Operation:
     """An operation as it is defined from an opset on.
 
     call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
-    are elements of the inputs as they are, so that constants need not be widened for it.
+    are elements of the inputs as they are, so that constants need not be widened for it; rows: how
+    some rows of its result are computed without the others.
     """
 
     op_type: str
@@ -75,17 +80,22 @@ class Operation:
     parameters: dict[str, Parameter]
     call_parameter: str | None
     moves_only: bool
+    rows: RowsOf | None
 
 
 _REGISTRY: dict[str, dict[str, Operation]] = {}
 
 
 def operation(
-    op_type: str, *, since: str = FIRST_OPSET, moves_only: bool = False
+    op_type: str,
+    *,
+    since: str = FIRST_OPSET,
+    moves_only: bool = False,
+    rows: RowsOf | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as an operation, from an opset on (until a newer definition).
 
-    ``moves_only``: see :class:`Operation`.
+    ``moves_only``, ``rows``: see :class:`Operation`.
     """
     if since not in _OPSETS:
         raise ValueError(f"since has to be one of {_OPSETS}, got {since!r}")
@@ -94,7 +104,7 @@ def operation(
         by_opset = _REGISTRY.setdefault(op_type, {})
         if since in by_opset:
             raise ValueError(f"{op_type} of {since} is registered twice")
-        by_opset[since] = _described(op_type, since, function, moves_only)
+        by_opset[since] = _described(op_type, since, function, moves_only, rows)
         return function
 
     return register
@@ -117,7 +127,11 @@ def registered_operations() -> dict[str, tuple[Operation, ...]]:
 
 
 def _described(
-    op_type: str, since: str, function: Callable[..., Any], moves_only: bool
+    op_type: str,
+    since: str,
+    function: Callable[..., Any],
+    moves_only: bool,
+    rows: RowsOf | None,
 ) -> Operation:
     hints = typing.get_type_hints(function)
     parameters, call_parameter = {}, None
@@ -134,10 +148,11 @@ def _described(
             _COERCIONS[kind],
             is_required,
             takes_several=kind is Tensors,
-            takes_tensor=kind in (Tensor, Tensors, Indices),
+            takes_tensor=kind in (Tensor, Tensors, Indices, Table),
             takes_packed=kind == Indices,
+            takes_rows=kind == Table,
         )
-    return Operation(op_type, since, function, parameters, call_parameter, moves_only)
+    return Operation(op_type, since, function, parameters, call_parameter, moves_only, rows)
 
 
 def _without_none(annotation: Any) -> Any:
@@ -159,9 +174,12 @@ def _tensor(values: tuple[Any, ...]) -> Tensor:
     return value
 
 
-def _indices(values: tuple[Any, ...]) -> Indices:
-    value = _one(values)
-    return value if isinstance(value, Packed) else _tensor(values)
+def _tensor_or(kind: type) -> Coercion:
+    def coerce(values: tuple[Any, ...]) -> Any:
+        value = _one(values)
+        return value if isinstance(value, kind) else _tensor(values)
+
+    return coerce
 
 
 def _tensors(values: tuple[Any, ...]) -> Tensors:
@@ -210,7 +228,8 @@ def _any(values: tuple[Any, ...]) -> Any:
 _COERCIONS: dict[Any, Coercion] = {
     Tensor: _tensor,
     Tensors: _tensors,
-    Indices: _indices,
+    Indices: _tensor_or(Packed),
+    Table: _tensor_or(Rows),
     Ints: _row(int),
     Floats: _row(float),
     Bools: _row(bool),

@@ -17,9 +17,61 @@ from mlopt.runtime.lookup import looked_up
 from mlopt.runtime.ops.quantization import dequantized
 from mlopt.runtime.packed import Indices, Packed, unpacked
 from mlopt.runtime.registry import Ints, operation
+from mlopt.runtime.rows import Arguments, RowsOf, blocks_of, rows_of
 from mlopt.runtime.sizes import check_elements
 
 _STORED = ElementTypes("as_declared")
+
+
+def _rows_of_stream(arguments: Arguments, index: Tensor) -> Arguments | None:
+    """Of one table and a stream of indices."""
+    bits = _bits(arguments["lut"])
+    count = _check_stream(arguments["indices"], bits, arguments["shape"], "indices")
+    if not count:
+        return None
+    rows = rows_of(Packed(arguments["indices"], bits, arguments["shape"]), index)
+    return None if rows is None else arguments | {"indices": rows.data, "shape": rows.shape}
+
+
+def _rows_of_indices(arguments: Arguments, index: Tensor) -> Arguments | None:
+    """Of tables for blocks, whose entries do not lie on the first axis."""
+    indices, lut = arguments["indices"], arguments["lut"]
+    rank = len(indices.shape)
+    if lut.dim() != rank + 2:
+        return None
+    if lut.shape[-1] > 1 and _vector_axis(arguments.get("vector_axis"), rank) == 0:
+        return None
+    rows, tables = rows_of(indices, index), blocks_of(lut, indices.shape[0], index)
+    if rows is None or tables is None:
+        return None
+    return arguments | {"indices": rows, "lut": tables}
+
+
+def _rows_of_steps(arguments: Arguments, index: Tensor) -> Arguments | None:
+    """Of quantized data with one scale, or a vector of them on an axis."""
+    data, axis = arguments["quantized_data"], arguments["axis"]
+    each = {}
+    if axis in (0, -data.dim()):
+        for name in ("scale", "zero_point"):
+            if arguments[name].numel() > 1:
+                each[name] = blocks_of(arguments[name], data.shape[0], index)
+    rows = rows_of(data, index)
+    if rows is None or None in each.values():
+        return None
+    return arguments | {"quantized_data": rows} | each
+
+
+def _rows_of_blocks(arguments: Arguments, index: Tensor) -> Arguments | None:
+    """Of data with a scale, and perhaps an offset, for each block."""
+    data = arguments["data"]
+    names = [name for name in ("scale", "offset") if arguments.get(name) is not None]
+    if any(arguments[name].dim() != len(data.shape) for name in names):
+        return None
+    each = {name: blocks_of(arguments[name], data.shape[0], index) for name in names}
+    rows = rows_of(data, index)
+    if rows is None or None in each.values():
+        return None
+    return arguments | {"data": rows} | each
 
 
 @operation("constexpr_cast", since="CoreML6")
@@ -28,7 +80,9 @@ def constexpr_cast(source_val: Tensor, output_dtype: str, call: Call) -> Tensor:
     return source_val.to(_declared(call))
 
 
-@operation("constexpr_affine_dequantize", since="CoreML6")
+@operation(
+    "constexpr_affine_dequantize", since="CoreML6", rows=RowsOf("quantized_data", _rows_of_steps)
+)
 def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int, call: Call
 ) -> Tensor:
@@ -37,19 +91,15 @@ def constexpr_affine_dequantize(
     return found.to(_declared(call))
 
 
-@operation("constexpr_lut_to_dense", since="CoreML6")
+@operation("constexpr_lut_to_dense", since="CoreML6", rows=RowsOf("indices", _rows_of_stream))
 def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
     """The entries of one table at indices: a stream of bits, the low ones of a byte first."""
-    bits = int(math.log2(max(1, len(lut))))
-    if lut.dim() != 1 or bits not in (1, 2, 4, 6, 8) or len(lut) != 1 << bits:
-        raise ValueError(
-            f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
-        )
+    bits = _bits(lut)
     count = _check_stream(indices, bits, shape, "indices")
     return looked_up(Packed(indices, bits, (count,)), lut[None]).reshape(shape)
 
 
-@operation("constexpr_lut_to_dense", since="CoreML8")
+@operation("constexpr_lut_to_dense", since="CoreML8", rows=RowsOf("indices", _rows_of_indices))
 def constexpr_lut_to_dense_of_tables(
     indices: Indices, lut: Tensor, vector_axis: int | None = None
 ) -> Tensor:
@@ -74,7 +124,7 @@ def constexpr_lut_to_dense_of_tables(
     return found.reshape(*indices.shape, length).movedim(-1, axis + 1).reshape(shape)
 
 
-@operation("constexpr_blockwise_shift_scale", since="CoreML8")
+@operation("constexpr_blockwise_shift_scale", since="CoreML8", rows=RowsOf("data", _rows_of_blocks))
 def constexpr_blockwise_shift_scale(
     data: Tensor, scale: Tensor, call: Call, offset: Tensor | None = None
 ) -> Tensor:
@@ -130,6 +180,16 @@ def _declared(call: Call, number: int = 0) -> torch.dtype:
     return _STORED.dtype(call.outputs[number].dtype)
 
 
+def _bits(lut: Tensor) -> int:
+    """Of an index of a table that is a vector."""
+    bits = int(math.log2(max(1, len(lut)))) if lut.dim() == 1 else 0
+    if bits not in (1, 2, 4, 6, 8) or len(lut) != 1 << bits:
+        raise ValueError(
+            f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
+        )
+    return bits
+
+
 def _check_stream(data: Tensor, bits: int, shape: Ints, name: str) -> int:
     """The elements of a shape, if a stream has the bytes for them."""
     count = math.prod(shape)
@@ -157,7 +217,7 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
 def _tables_of_runs(indices: Packed, lut: Tensor) -> Tensor | None:
     """[runs, entries] where each table serves a run of indices, and entries are numbers."""
     shape = indices.shape
-    if lut.dim() != len(shape) + 2 or lut.shape[-2:] != (1 << indices.bits, 1):
+    if indices.is_signed or lut.dim() != len(shape) + 2 or lut.shape[-2:] != (1 << indices.bits, 1):
         return None
     tables = lut.shape[: len(shape)]
     last = max((axis for axis, count in enumerate(tables) if count > 1), default=0)

@@ -15,13 +15,16 @@ from torch import Tensor
 
 from mlopt.runtime.ops.reshaping import positive_axis
 from mlopt.runtime.registry import operation
+from mlopt.runtime.rows import Rows, Table
 
+_FEW = 0.5
+"""Of the rows of a compressed weight: for more it is computed whole."""
 _REDUCTIONS = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
 
 
 @operation("gather", moves_only=True)
 def gather(
-    x: Tensor,
+    x: Table,
     indices: Tensor,
     axis: int = 0,
     batch_dims: int = 0,
@@ -33,11 +36,15 @@ def gather(
     have in common.
     """
     axis = positive_axis(axis, x.dim())
-    batch = _batch_shape(x, indices, batch_dims, min(x.dim() - 1, indices.dim()))
+    batch = _batch_shape(x.shape, indices.shape, batch_dims, min(x.dim() - 1, indices.dim()))
     if axis < batch_dims:
         raise ValueError(f"axis has to be at least batch_dims, {batch_dims}; got {axis}")
     length, before, after = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
     found = _positions(indices, length, is_checked=validate_indices)
+    if isinstance(x, Rows):
+        if axis == 0 and batch_dims == 0 and found.numel() <= length * _FEW:
+            return x.select(found.reshape(-1)).reshape([*indices.shape, *after])
+        x = x.whole()
     if batch_dims == 0:
         picked = x.index_select(axis, found.reshape(-1))
     else:
@@ -68,7 +75,7 @@ def gather_nd(
     axis of ``indices`` is long, are replaced by the other axes of ``indices``.
     """
     most = min(x.dim(), indices.dim() - 1)
-    batches = math.prod(_batch_shape(x, indices, batch_dims, most))
+    batches = math.prod(_batch_shape(x.shape, indices.shape, batch_dims, most))
     end = batch_dims + indices.shape[-1]
     lengths, rest = x.shape[batch_dims:end], x.shape[end:]
     found = _flat_positions(indices, lengths, is_checked=validate_indices)
@@ -176,14 +183,16 @@ def _flat_positions(indices: Tensor, lengths: Sequence[int], *, is_checked: bool
     return flat
 
 
-def _batch_shape(x: Tensor, indices: Tensor, batch_dims: int, most: int) -> Sequence[int]:
+def _batch_shape(
+    x: Sequence[int], indices: Sequence[int], batch_dims: int, most: int
+) -> Sequence[int]:
     if not 0 <= batch_dims <= most:
         raise ValueError(f"batch_dims has to be from 0 to {most}, got {batch_dims}")
-    batch = x.shape[:batch_dims]
-    if indices.shape[:batch_dims] != batch:
+    batch = x[:batch_dims]
+    if indices[:batch_dims] != batch:
         raise ValueError(
             f"x and indices have to have their first {batch_dims} axes in common, got shapes "
-            f"{list(x.shape)} and {list(indices.shape)}"
+            f"{list(x)} and {list(indices)}"
         )
     return batch
 

@@ -1,0 +1,77 @@
+"""Compressed weights of which single rows can be computed: an embedding needs few of its table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from mlopt.runtime.packed import Packed
+
+Arguments = dict[str, Any]
+
+
+@attrs.frozen(eq=False)
+class RowsOf:
+    """How a ``constexpr`` operation computes some rows of its result.
+
+    data: the input that has the rows, which is packed or compressed where it is so in the program;
+    arguments: of all arguments those that give the rows at int64[n], None where these cannot be
+    told apart without computing all.
+    """
+
+    data: str
+    arguments: Callable[[Arguments, Tensor], Arguments | None]
+
+
+@attrs.frozen(eq=False, repr=False)
+class Rows:
+    """A weight that is computed when asked for, whole or in part.
+
+    shape: of all of it; whole: computes it; select: computes its rows at int64[n], which are in
+    range, as [n, ...].
+    """
+
+    shape: tuple[int, ...]
+    whole: Callable[[], Tensor]
+    select: Callable[[Tensor], Tensor]
+
+    def dim(self) -> int:
+        """The rank."""
+        return len(self.shape)
+
+    def __repr__(self) -> str:
+        return f"compressed{list(self.shape)}"
+
+
+Table = Tensor | Rows
+"""What rows are looked up in."""
+
+
+def rows_of(value: Any, index: Tensor) -> Any:
+    """Rows of a tensor, packed or compressed; None where they start within a byte."""
+    if isinstance(value, Rows):
+        return value.select(index)
+    if not isinstance(value, Packed):
+        return value.index_select(0, index)
+    count, *rest = value.shape
+    if math.prod(rest) * value.bits % 8:
+        return None
+    data = value.data.reshape(count, -1).index_select(0, index).reshape(-1)
+    return Packed(data, value.bits, (len(index), *rest), is_signed=value.is_signed)
+
+
+def blocks_of(each: Tensor, count: int, index: Tensor) -> Tensor | None:
+    """Of numbers or tables for blocks of ``count`` rows those of some rows, one for each.
+
+    As they are where one block has all rows; None where blocks do not divide them.
+    """
+    blocks = each.shape[0]
+    if blocks == 1:
+        return each
+    if not blocks or count % blocks:
+        return None
+    return each.index_select(0, index // (count // blocks))
