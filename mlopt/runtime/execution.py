@@ -29,7 +29,8 @@ class Execution:
 
     types, device: of the computation; seed: of random operations; taps: the places whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
-    ``Observer``; kept: weights computed before, None to compute them at each use.
+    ``Observer``; kept: weights computed before, None to compute them at each use; _shared: the
+    results of weights that have several, for the step that is running.
     """
 
     plan: FunctionPlan
@@ -43,6 +44,7 @@ class Execution:
     kept: dict[Source, Any] | None = None
     taps: dict[int, Any] = attrs.Factory(dict)
     _frame: list[Any] = attrs.Factory(list)
+    _shared: dict[Step, tuple[Any, ...]] = attrs.Factory(dict)
     _generator: torch.Generator | None = None
 
     def run(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
@@ -55,7 +57,7 @@ class Execution:
         for name, place in self.plan.inputs.items():
             self._frame[place] = inputs.pop(name)
             self._tap(place, self._frame[place])
-        return self._run(self.plan.body, is_whole=True)
+        return self._run(self.plan.body)
 
     def value(self, source: Source) -> Any:
         """What a source has now."""
@@ -63,15 +65,21 @@ class Execution:
             return self._frame[source]
         if source in self.substitutes:
             return self.substitutes[source]
-        if self.kept is not None and source in self.kept:
-            return self.kept[source]
+        if self.kept is None:
+            return self._computed(source)
+        if source not in self.kept:
+            self.kept[source] = self._computed(source)
+        return self.kept[source]
+
+    def _computed(self, source: Held | Lazy) -> Any:
         if isinstance(source, Held):
-            found = source.value()
-        else:
-            found = self._results(source.step)[source.index]
-        if self.kept is not None:
-            self.kept[source] = found
-        return found
+            return source.value()
+        step = source.step
+        if len(step.outputs) == 1:
+            return self._results(step)[0]
+        if step not in self._shared:
+            self._shared[step] = self._results(step)
+        return self._shared[step][source.index]
 
     def _argument(self, step: Step, parameter: Parameter, source: Source) -> Any:
         """As :meth:`value`, but not further from what is stored than the operation needs it."""
@@ -83,6 +91,8 @@ class Execution:
             return source.stored_value()
         if isinstance(source, Lazy) and parameter.takes_rows and self.kept is None:
             return self._rows(source) or self.value(source)
+        if step.is_weight:
+            return self._computed(source)  # of weights that are kept, only the last form is
         return self.value(source)
 
     def _rows(self, source: Lazy) -> Rows | None:
@@ -121,7 +131,7 @@ class Execution:
         dtype = step.dtypes[source.index]
         return result if dtype is None else result.to(dtype)
 
-    def _run(self, body: Body, *, is_whole: bool = False) -> tuple[Any, ...]:
+    def _run(self, body: Body) -> tuple[Any, ...]:
         frame = self._frame
         for step in body.steps:
             for place, value in zip(step.results, self._results(step), strict=True):
@@ -131,6 +141,7 @@ class Execution:
                 self._tap(place, value)
             for place in step.released:
                 frame[place] = None
+            self._shared.clear()
         return tuple(self.value(source) for source in body.outputs)
 
     def _tap(self, place: int, value: Any) -> None:

@@ -59,6 +59,11 @@ class Step:
     released: tuple[int, ...] = ()
 
     @property
+    def is_weight(self) -> bool:
+        """Whether it decompresses a weight."""
+        return self.node.op_type.startswith("constexpr_")
+
+    @property
     def title(self) -> str:
         """The operation for a message: ``conv 'layer_1'``."""
         return f"{self.node.op_type} {self.node.name!r}"
@@ -253,7 +258,7 @@ class _Planning:
                 self.problems.append(f"{_title(node)}: {error}")
         step = Step(node, operation, outputs, dtypes, fixed, arguments)
         step.blocks = tuple(self._nested(nested, scope) for nested in node.op.blocks)
-        if node.op_type.startswith("constexpr_"):
+        if step.is_weight:
             for index, variable in enumerate(node.outputs):
                 self._define(variable.name, Lazy(step, index), scope)
             return None

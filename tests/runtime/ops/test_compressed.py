@@ -13,6 +13,7 @@ from coremltools.converters.mil.mil.ops.defs import iOS16, iOS18
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.errors import ModelFormatError, RunError
 from mlopt.runtime import load
+from mlopt.runtime.execution import Execution
 from tests import foreign
 from tests.foreign import constexpr, handmade, value
 
@@ -431,3 +432,28 @@ def test_forms_of_newer_opsets_are_not_known_before(tmp_path):
     path = handmade(tmp_path / "m.mlpackage", "iOS15", [old], ["w"])
     with pytest.raises(ModelFormatError, match="constexpr_cast"):
         load(path)
+
+
+def test_weights_with_two_results_are_computed_once(monkeypatch):
+    model = foreign.build("sparse, palettized", "iOS18")
+    computed = []
+    called = Execution.called
+
+    def watch(self, step, arguments):
+        computed.append(step.title)
+        return called(self, step, arguments)
+
+    monkeypatch.setattr(Execution, "called", watch)
+    load(model).predict({"x": IMAGE})
+    sparse = [title for title in computed if title.startswith("constexpr_lut_to_sparse")]
+    assert sparse
+    assert len(sparse) == len(set(sparse))
+
+
+def test_of_weights_that_are_kept_only_the_last_form_is():
+    program = load(foreign.build("palettized, quantized", "iOS18"), keep_weights=True)
+    program.predict({"x": IMAGE})
+    kept = program.execution().kept
+    assert kept
+    used = {s for step in program.plan.body.steps for _, sources in step.arguments for s in sources}
+    assert set(kept) <= used
