@@ -30,7 +30,8 @@ class Execution:
     types, device: of the computation; seed: of random operations; taps: the places whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
     ``Observer``; kept: weights computed before, None to compute them at each use; _shared: the
-    results of weights that have several, for the step that is running.
+    results of weights that have several, for the step that is running; _shapes_differ: whether
+    shapes are others than declared already, with good reason, and so may be all that follow.
     """
 
     plan: FunctionPlan
@@ -45,6 +46,7 @@ class Execution:
     taps: dict[int, Any] = attrs.Factory(dict)
     _frame: list[Any] = attrs.Factory(list)
     _shared: dict[Step, tuple[Any, ...]] = attrs.Factory(dict)
+    _shapes_differ: bool = False
     _generator: torch.Generator | None = None
 
     def run(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
@@ -232,12 +234,14 @@ class Execution:
             return result
         shape = declared.shape
         if shape is not None and not _fits(tuple(result.shape), shape):
-            raise RunError(
-                f"{step.title} gave shape {list(result.shape)} where the program declares "
-                f"{_shown(shape)}; it was given inputs that contradict the program, or the program "
-                "contradicts itself"
-            )
-        if shape is not None and len(shape) != result.dim():
+            self._shapes_differ |= step.operation.declared_loosely
+            if not self._shapes_differ:
+                raise RunError(
+                    f"{step.title} gave shape {list(result.shape)} where the program declares "
+                    f"{_shown(shape)}; it was given inputs that contradict the program, or the "
+                    "program contradicts itself"
+                )
+        elif shape is not None and len(shape) != result.dim():
             result = result.reshape(()) if shape == () else result.reshape(1)
         return result if result.dtype == dtype else result.to(dtype)
 

@@ -322,7 +322,7 @@ def output_type(value_type: Any, where: str) -> OutputType:
         return OutputType("", None)
     tensor = value_type.tensorType
     dtype = dtype_of_proto(tensor.dataType, where).name
-    if tensor.rank < 0:
+    if tensor.rank < 0 or any(d.unknown.variadic for d in tensor.dimensions):
         return OutputType(dtype, None)
     sizes = tuple(
         d.constant.size if d.WhichOneof("dimension") == "constant" else None

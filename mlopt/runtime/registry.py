@@ -34,7 +34,7 @@ from torch import Tensor
 from mlopt.mil.targets import Target
 from mlopt.runtime.call import Call
 from mlopt.runtime.packed import Indices, Packed
-from mlopt.runtime.rows import RowsOf, Rows, Table
+from mlopt.runtime.rows import Rows, RowsOf, Table
 
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]
@@ -71,7 +71,8 @@ class Operation:
 
     call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
     are elements of the inputs as they are, so that constants need not be widened for it; rows: how
-    some rows of its result are computed without the others.
+    some rows of its result are computed without the others; declared_loosely: coremltools declares
+    wrong shapes of its result in some cases, so that what is computed counts.
     """
 
     op_type: str
@@ -81,6 +82,7 @@ class Operation:
     call_parameter: str | None
     moves_only: bool
     rows: RowsOf | None
+    declared_loosely: bool
 
 
 _REGISTRY: dict[str, dict[str, Operation]] = {}
@@ -92,10 +94,11 @@ def operation(
     since: str = FIRST_OPSET,
     moves_only: bool = False,
     rows: RowsOf | None = None,
+    declared_loosely: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as an operation, from an opset on (until a newer definition).
 
-    ``moves_only``, ``rows``: see :class:`Operation`.
+    ``moves_only``, ``rows``, ``declared_loosely``: see :class:`Operation`.
     """
     if since not in _OPSETS:
         raise ValueError(f"since has to be one of {_OPSETS}, got {since!r}")
@@ -104,7 +107,17 @@ def operation(
         by_opset = _REGISTRY.setdefault(op_type, {})
         if since in by_opset:
             raise ValueError(f"{op_type} of {since} is registered twice")
-        by_opset[since] = _described(op_type, since, function, moves_only, rows)
+        parameters, call_parameter = _parameters(op_type, function)
+        by_opset[since] = Operation(
+            op_type,
+            since,
+            function,
+            parameters,
+            call_parameter,
+            moves_only=moves_only,
+            rows=rows,
+            declared_loosely=declared_loosely,
+        )
         return function
 
     return register
@@ -126,13 +139,10 @@ def registered_operations() -> dict[str, tuple[Operation, ...]]:
     }
 
 
-def _described(
-    op_type: str,
-    since: str,
-    function: Callable[..., Any],
-    moves_only: bool,
-    rows: RowsOf | None,
-) -> Operation:
+def _parameters(
+    op_type: str, function: Callable[..., Any]
+) -> tuple[dict[str, Parameter], str | None]:
+    """The inputs of an operation, and which parameter takes a ``Call``, of its function."""
     hints = typing.get_type_hints(function)
     parameters, call_parameter = {}, None
     for name, parameter in inspect.signature(function).parameters.items():
@@ -152,7 +162,7 @@ def _described(
             takes_packed=kind == Indices,
             takes_rows=kind == Table,
         )
-    return Operation(op_type, since, function, parameters, call_parameter, moves_only, rows)
+    return parameters, call_parameter
 
 
 def _without_none(annotation: Any) -> Any:

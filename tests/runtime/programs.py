@@ -75,6 +75,12 @@ def run(
     return [outputs[name] for name in program.outputs]
 
 
+def assert_of_halves(array: np.ndarray) -> None:
+    """That an output was computed in float16: ``predict`` gives it in float32, as coremltools."""
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, array.astype(np.float16))
+
+
 def inferred(build: Callable[..., Any], inputs: Arrays, *, target: str = "iOS15") -> list[Any]:
     """What coremltools computes in numpy for constant inputs; AssertionError if it does not."""
     found: list[Any] = []

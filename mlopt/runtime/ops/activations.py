@@ -135,7 +135,7 @@ def softsign(x: Tensor) -> Tensor:
 @operation("thresholded_relu")
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
     """``x`` where ``x >= alpha``, elsewhere 0."""
-    return torch.where(x >= alpha, x, 0)
+    return torch.where(x < alpha, 0, x)  # NaN stays
 
 
 def _per_channel(parameter: Tensor, x: Tensor, name: str) -> Tensor:

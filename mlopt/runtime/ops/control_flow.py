@@ -34,7 +34,7 @@ def while_loop(loop_vars: Any, call: Call) -> tuple[Any, ...]:
     return values
 
 
-@operation("select")
+@operation("select", declared_loosely=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Elements of ``a`` where ``cond`` is true and of ``b`` where it is not, all broadcast."""
     return torch.where(cond.bool(), a, b)

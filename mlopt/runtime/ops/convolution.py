@@ -192,8 +192,11 @@ def _crops(own: Amounts | None, full: list[int], wanted: list[int] | None) -> Am
         totals = [length - want for length, want in zip(full, wanted, strict=True)]
         begins = [max(0, total) // 2 for total in totals] if own is None else [b for b, _ in own]
         crops = [(begin, total - begin) for begin, total in zip(begins, totals, strict=True)]
-    lengths = [length - sum(crop) for length, crop in zip(full, crops, strict=True)]
-    if min(lengths) < 1:
+    fits = all(
+        max(crop) < length and length - sum(crop) > 0
+        for length, crop in zip(full, crops, strict=True)
+    )
+    if not fits:
         raise ValueError(f"the lengths {full} cannot be cropped by {crops}")
     return crops
 

@@ -33,7 +33,7 @@ def floor_div(x: Tensor, y: Tensor) -> Tensor:
     The exact quotient is rounded down, as coremltools' own inference does, so that
     ``x == y * floor_div(x, y) + mod(x, y)``. Integers divided by 0 give 0.
     """
-    return _divided(x, y, torch.floor_divide)
+    return divided(x, y, torch.floor_divide)
 
 
 @operation("greater")
@@ -93,7 +93,7 @@ def minimum(x: Tensor, y: Tensor) -> Tensor:
 @operation("mod")
 def mod(x: Tensor, y: Tensor) -> Tensor:
     """The remainder of ``x / y``, with the sign of ``y``; 0 for integers divided by 0."""
-    return _divided(x, y, torch.remainder)
+    return divided(x, y, torch.remainder)
 
 
 @operation("mul")
@@ -121,7 +121,7 @@ def real_div(x: Tensor, y: Tensor) -> Tensor:
     The result of integers is declared an integer: the fraction is cut off, as coremltools expects
     of ML programs. Integers divided by 0 give 0.
     """
-    return _divided(x, y, _quotient)
+    return divided(x, y, _quotient)
 
 
 @operation("sub")
@@ -136,7 +136,7 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y, rounding_mode="trunc")
 
 
-def _divided(x: Tensor, y: Tensor, divide: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def divided(x: Tensor, y: Tensor, divide: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """``divide(x, y)``; of integers 0 where ``y`` is 0."""
     if x.is_floating_point() or y.is_floating_point():
         return divide(x, y)

@@ -8,6 +8,9 @@ from torch import Tensor
 from mlopt.runtime.call import Call
 from mlopt.runtime.registry import operation
 
+_HELD_WIDER = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+"""All bits of the element types that torch's narrow ones cannot hold."""
+
 
 @operation("abs")
 def absolute(x: Tensor) -> Tensor:
@@ -41,13 +44,17 @@ def atanh(x: Tensor) -> Tensor:
 
 @operation("cast")
 def cast(x: Tensor, dtype: str, call: Call) -> Tensor:
-    """``x`` in another element type; fractions are cut off, and ``bool`` is ``x != 0``."""
+    """``x`` in another element type; fractions are cut off, and ``bool`` is ``x != 0``.
+
+    Integers that do not fit keep their low bits.
+    """
     wanted = call.dtype
     if wanted == torch.bool:
         return x != 0
     if x.is_floating_point() and not wanted.is_floating_point:
         x = torch.trunc(x)
-    return x.to(wanted)
+    bits = _HELD_WIDER.get(call.outputs[0].dtype)
+    return x.to(wanted) if bits is None else x.to(torch.int64).bitwise_and(bits).to(wanted)
 
 
 @operation("ceil")
@@ -130,8 +137,8 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 
 @operation("sign")
 def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1."""
-    return torch.sign(x)
+    """-1, 0 or 1; NaN of NaN."""
+    return torch.where(x.isnan(), x, torch.sign(x))
 
 
 @operation("sin")
@@ -173,4 +180,5 @@ def tanh(x: Tensor) -> Tensor:
 @operation("threshold")
 def threshold(x: Tensor, alpha: float) -> Tensor:
     """``max(x, alpha)``."""
-    return torch.clamp(x, min=alpha)
+    # torch compares integers with a float in float32, in which large ones are not exact
+    return torch.clamp(x, min=alpha if x.is_floating_point() else int(alpha))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mlopt.runtime.ops.elementwise_binary import divided
 from mlopt.runtime.ops.reshaping import positive_axis
 from mlopt.runtime.registry import operation
 from mlopt.runtime.rows import Rows, Table
@@ -228,7 +230,7 @@ def _combined(rows: Tensor, index: Tensor, updates: Tensor, mode: str) -> Tensor
     wider = torch.promote_types(updates.dtype, torch.float32 if is_float else torch.int64)
     divisors = updates.to(wider)
     product = divisors.new_ones(rows.shape).scatter_reduce(0, wide, divisors, "prod")
-    return torch.div(rows, product, rounding_mode=None if is_float else "trunc")
+    return divided(rows, product, partial(torch.div, rounding_mode=None if is_float else "trunc"))
 
 
 def _replaced(rows: Tensor, index: Tensor, updates: Tensor) -> Tensor:

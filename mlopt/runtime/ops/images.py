@@ -140,7 +140,7 @@ def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
     return x.narrow(-2, crop_height[0], height).narrow(-1, crop_width[0], width)
 
 
-@operation("crop_resize")
+@operation("crop_resize", declared_loosely=True)
 def crop_resize(
     x: Tensor,
     roi: Tensor,

@@ -30,7 +30,7 @@ def slice_by_index(
     return _turned(x[_slices(ranges)], ranges).reshape(_shape(ranges, squeeze_mask))
 
 
-@operation("slice_by_size")
+@operation("slice_by_size", declared_loosely=True)
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     """``x[begin[0]:begin[0] + size[0], ...]``.
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from mlopt.runtime import load
 from mlopt.runtime.ops.activations import gelu, prelu, softmax, softplus_parametric
-from tests.runtime.programs import TARGETS, inferred, run
+from tests.runtime.programs import TARGETS, assert_of_halves, inferred, run
 
 RANDOM = np.random.default_rng(0)
 EDGES = np.array([-90.0, -7.0, -1.0, -0.25, 0.0, 0.25, 0.5, 1.0, 6.0, 7.0, 90.0], np.float32)
@@ -230,7 +230,7 @@ def test_half_precision(target):
 
     found = run(build, {"x": x}, target=target, computed="as_declared")
     for result, (name, given, formula) in zip(found, FLAT, strict=True):
-        assert result.dtype == np.float16
+        assert_of_halves(result)
         wanted = formula(x.astype(np.float64))
         np.testing.assert_allclose(
             result, wanted, rtol=2e-3, atol=1e-3, err_msg=f"{name} with {given}"
@@ -259,7 +259,7 @@ def test_half_precision_with_channels_of_single_precision():
         np.exp(wide) / np.exp(wide).sum(1, keepdims=True),
     ]
     for result, other in zip(found, wanted, strict=True):
-        assert result.dtype == np.float16
+        assert_of_halves(result)
         np.testing.assert_allclose(result, other, rtol=2e-3, atol=1e-3)
 
 
@@ -272,3 +272,9 @@ def test_arguments_that_do_not_fit():
         prelu(torch.zeros(1, 3, 4), torch.zeros(2))
     with pytest.raises(ValueError, match=r"beta has to .* got shape \[1, 3\]"):
         softplus_parametric(torch.zeros(1, 3, 4), torch.zeros(3), torch.zeros(1, 3))
+
+
+def test_nan_does_not_vanish_below_a_threshold():
+    x = np.array([np.nan, -1, 0.5, 2], np.float32)
+    (found,) = run(lambda x: mb.thresholded_relu(x=x, alpha=1.0), {"x": x})
+    np.testing.assert_array_equal(found, [np.nan, 0, 0, 2])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import coremltools as ct
 import numpy as np
 import pytest
 import torch
 from coremltools.converters.mil import Builder as mb
+from torch import nn
 
 from mlopt.errors import RunError
 from mlopt.runtime import load
@@ -16,7 +18,7 @@ from mlopt.runtime.call import Call, OutputType
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.ops import control_flow
 from tests import models
-from tests.runtime.programs import convert, inferred, run
+from tests.runtime.programs import assert_of_halves, convert, inferred, run
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(2, 3)).astype(np.float32)
@@ -280,7 +282,7 @@ def test_half_precision():
         return mb.select(cond=mb.greater(x=x, y=np.float16(0)), a=value, b=x)
 
     (found,) = run(build, {"x": x}, target="iOS17", computed="as_declared")
-    assert found.dtype == np.float16
+    assert_of_halves(found)
     wanted = np.where(x > 0, x * np.float16(1.1).astype(np.float32) ** 5, x)
     np.testing.assert_allclose(found, wanted, rtol=3e-3)
 
@@ -315,3 +317,22 @@ def test_bad_arguments():
     wide = call_of(lambda values: (torch.ones(2, dtype=torch.bool),), lambda values: values)
     with pytest.raises(ValueError, match="the condition of a loop has to be a scalar"):
         control_flow.while_loop((torch.ones(1),), wide)
+
+
+def test_a_condition_larger_than_the_values():
+    """coremltools declares the shape of the values, and of what follows what that gives."""
+
+    class Steps(nn.Module):
+        def forward(self, x):
+            return torch.sin(torch.where(x > 0, 1.0, 0.5))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ct.convert(
+            torch.jit.trace(Steps(), torch.ones(2, 3)),
+            inputs=[ct.TensorType("x", (ct.RangeDim(1, 5), 3))],
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+    (found,) = load(model).predict({"x": X}).values()
+    np.testing.assert_allclose(found, np.sin(np.where(X > 0, 1.0, 0.5)), rtol=1e-6)

@@ -9,7 +9,7 @@ from coremltools.converters.mil import Builder as mb
 from torch.nn import functional
 
 from mlopt.runtime.ops.convolution import conv, conv_transpose
-from tests.runtime.programs import run
+from tests.runtime.programs import assert_of_halves, run
 
 RANDOM = np.random.default_rng(0)
 LENGTHS = (9, 8, 7)
@@ -336,7 +336,7 @@ def test_half_precision(x_type, weight_type):
         groups=2,
     )
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=4e-3)
-    np.testing.assert_array_equal(found, found.astype(np.float16))
+    assert_of_halves(found)
     wanted = scattered(
         rounded,
         weight,
@@ -402,3 +402,14 @@ def test_bad_arguments(function, arguments, message):
 def test_pads_need_their_type():
     assert conv(X, WEIGHT, pad=(1, 1, 1, 1)).shape == (1, 2, 6, 6)
     assert conv_transpose(X, WEIGHT, pad=(1, 1, 1, 1)).shape == (1, 2, 10, 10)
+
+
+def test_a_crop_beyond_the_result_is_refused():
+    with pytest.raises(ValueError, match="cannot be cropped"):
+        conv_transpose(
+            torch.ones(1, 2, 1),
+            torch.ones(2, 1, 1),
+            pad_type="custom",
+            pad=(2, 2),
+            output_shape=(1, 1, 1),
+        )

@@ -93,3 +93,30 @@ def test_not():
         lambda x: mb.cast(x=mb.logical_not(x=mb.cast(x=x, dtype="bool")), dtype="fp32"), {"x": x}
     )
     np.testing.assert_array_equal(found, [1.0, 0.0])
+
+
+def test_thresholds_of_large_integers_are_exact():
+    x = np.array([2147483647, 2147483600, -3, 33554433, 0], np.int32)
+    for alpha in (5, 16777217, -(2**31)):
+        (found,) = run(lambda x, alpha=alpha: mb.threshold(x=x, alpha=np.int32(alpha)), {"x": x})
+        np.testing.assert_array_equal(found, np.maximum(x, alpha))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
+def test_casts_to_narrow_integers_keep_the_low_bits(dtype):
+    x = np.array([-1, 70000, 65535, 300, -129], np.int32)
+
+    def build(x):
+        return mb.cast(x=mb.cast(x=x, dtype=dtype), dtype="int32")
+
+    (found,) = run(build, {"x": x}, target="iOS17")
+    np.testing.assert_array_equal(found, x.astype(dtype).astype(np.int32))
+    floats = np.array([-1.5, 70000.7, 3.9], np.float32)
+    (found,) = run(build, {"x": floats}, target="iOS17")
+    np.testing.assert_array_equal(found, np.trunc(floats).astype(np.int64).astype(dtype))
+
+
+def test_the_sign_of_nan_is_nan():
+    x = np.array([np.nan, -2, 0, 3, np.inf], np.float32)
+    (found,) = run(lambda x: mb.sign(x=x), {"x": x})
+    np.testing.assert_array_equal(found, np.sign(x))

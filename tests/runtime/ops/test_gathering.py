@@ -454,3 +454,16 @@ def test_gradients_of_scatter_reach_data_and_updates(mode):
         return gathering.scatter(data, torch.tensor([1, 1]), updates, mode=mode)
 
     assert torch.autograd.gradcheck(function, (data, updates))
+
+
+def test_integers_divided_by_zero_are_zero_when_scattered():
+    least = -(2**31)
+    data, updates = np.array([4, 5, least], np.int32), np.array([0, 2, -1], np.int32)
+    indices = np.arange(3, dtype=np.int32)
+    (found,) = run(
+        lambda data, indices, updates: mb.scatter(
+            data=data, indices=indices, updates=updates, mode="div"
+        ),
+        {"data": data, "indices": indices, "updates": updates},
+    )
+    assert found.tolist() == [0, 2, least]

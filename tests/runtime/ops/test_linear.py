@@ -8,7 +8,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 
 from mlopt.runtime.ops.linear import einsum, matmul
-from tests.runtime.programs import inferred, run
+from tests.runtime.programs import assert_of_halves, inferred, run
 
 RANDOM = np.random.default_rng(0)
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
@@ -182,7 +182,7 @@ def test_half_precision():
     results = run(build, {"x": x, "y": y}, target="iOS17", computed="as_declared")
     for found, wanted in zip(results, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=4e-3)
-        np.testing.assert_array_equal(found, found.astype(np.float16))
+        assert_of_halves(found)
 
 
 X3, X4 = torch.zeros(3, 4, 5), torch.zeros(2, 3, 4, 5)
@@ -202,3 +202,10 @@ X3, X4 = torch.zeros(3, 4, 5), torch.zeros(2, 3, 4, 5)
 def test_bad_equations(values, equation, message):
     with pytest.raises(ValueError, match=message):
         einsum(values, equation)
+
+
+def test_a_row_times_several_matrices_as_a_program():
+    """coremltools declares another shape than its documentation gives."""
+    x, y = normal(4), normal(10, 4, 3)
+    (found,) = run(lambda x, y: mb.matmul(x=x, y=y), {"x": x, "y": y})
+    np.testing.assert_allclose(found, x @ y, **CLOSE)

@@ -275,3 +275,9 @@ def test_a_computed_slice_out_of_range_is_named():
     inputs = {"x": WHOLE, "begin": np.int32([2, 0, 0])}
     with pytest.raises(RunError, match=r"slice_by_size .*axis 0 has 2 elements"):
         run(lambda x, begin: mb.slice_by_size(x=x, begin=begin, size=[1, 1, 1]), inputs)
+
+
+def test_a_slice_that_begins_at_the_end():
+    x = np.arange(5, dtype=np.float32)
+    (found,) = run(lambda x: mb.slice_by_size(x=x, begin=[-2], size=[-1]), {"x": x})
+    np.testing.assert_array_equal(found, x[-2:])

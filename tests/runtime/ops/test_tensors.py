@@ -598,3 +598,21 @@ def test_tensors_larger_than_memory_are_refused(build, numbers):
 def test_computed_numbers_that_are_not_allowed(build, numbers, message):
     with pytest.raises(RunError, match=message):
         run(build, {"n": np.array(numbers, np.int32)})
+
+
+@pytest.mark.parametrize("target", ["iOS15", "iOS17"])
+def test_results_whose_rank_depends_on_the_input(target):
+    shape = np.array([2, 3], np.int32)
+    symbol = get_new_symbol()
+    builds = {
+        "fill": lambda n: mb.fill(shape=n, value=2.0),
+        "reshape": lambda n: mb.reshape(x=np.arange(6, dtype=np.float32), shape=n),
+        "random": lambda n: mb.random_uniform(shape=n, low=0.0, high=1.0),
+    }
+    found = {
+        name: run(build, {"n": shape}, target=target, shapes={"n": (symbol,)})[0]
+        for name, build in builds.items()
+    }
+    np.testing.assert_array_equal(found["fill"], np.full((2, 3), 2.0))
+    np.testing.assert_array_equal(found["reshape"], np.arange(6).reshape(2, 3))
+    assert found["random"].shape == (2, 3)
