@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.run import PrecisionName
+from mlopt.cli.run import PrecisionName, checked_named_file
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, write_text
 
 if TYPE_CHECKING:
@@ -33,14 +33,17 @@ def compare_models(
         typer.Option(
             metavar="FILE.npz",
             help="Arrays by the names of the inputs: of one sample, or with one more axis in front "
-            "of several.",
+            "of several. An image is [channels, height, width], 0 to 255; a grey one may lack the "
+            "first axis.",
         ),
     ] = None,
     random: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Draw N samples (default 8), in place of --inputs."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random inputs and operations.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of random inputs and operations.")
+    ] = 0,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show where the error enters, weight by weight.")
     ] = False,
@@ -48,8 +51,8 @@ def compare_models(
         Path | None,
         typer.Option(
             metavar="FILE",
-            callback=checked_file,
-            help="Draw the layers to a file (.png, .svg, .pdf); needs matplotlib.",
+            callback=checked_named_file,
+            help="Draw the layers to a file (.png, .svg, .pdf, ...); needs matplotlib.",
         ),
     ] = None,
     json_file: Annotated[
@@ -65,9 +68,11 @@ def compare_models(
         str | None, typer.Option(metavar="NAME", help="Which function, of models with several.")
     ] = None,
     precision: Annotated[
-        PrecisionName,
-        typer.Option(help="float32 throughout, or float16 where the models say so."),
-    ] = PrecisionName.FLOAT32,
+        PrecisionName | None,
+        typer.Option(
+            help="float32 throughout (default), or float16 where the models say so.",
+        ),
+    ] = None,
     backend: Annotated[
         Backend,
         typer.Option(help="PyTorch on any machine, or Core ML itself on a Mac (no layers)."),
@@ -76,21 +81,33 @@ def compare_models(
     """Run two models on the same inputs and measure how far their outputs are apart.
 
     For each output: the signal-to-noise ratio, the cosine, the largest difference, and that over
-    the largest magnitude; for scores of classes how often the top answers agree.
+    the largest magnitude; for scores of classes how often the top answers agree, and for labels how
+    often they are the same. Scores are the probabilities of a classifier, and outputs of one row
+    that come out of a softmax, a sigmoid or a last layer. What is NaN or infinite is counted.
     """
     with errors_explained():
         if inputs is not None and random is not None:
             raise typer.BadParameter("give either --inputs or --random", param_hint="'--random'")
-        if backend is Backend.COREML and (layers or picture is not None):
-            raise typer.BadParameter(
-                "Core ML does not show intermediate values; leave --layers and --picture out",
-                param_hint="'--backend'",
-            )
-        given = (reference, candidate, inputs, random or 8, seed, function)
         if backend is Backend.COREML:
-            found = _by_core_ml(*given)
+            _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
+        if picture is not None:
+            from mlopt.runtime.picture import check_picture
+
+            check_picture(picture)
+        drawn = 8 if random is None else random
+        if backend is Backend.COREML:
+            found = _by_core_ml(reference, candidate, inputs, drawn, seed, function)
         else:
-            found = _by_runtime(*given, precision.value, layers or picture is not None)
+            found = _by_runtime(
+                reference,
+                candidate,
+                inputs,
+                random=drawn,
+                seed=seed,
+                layers=layers or picture is not None,
+                function=function,
+                precision=(precision or PrecisionName.FLOAT32).value,
+            )
         if picture is not None:
             from mlopt.runtime.picture import draw_layers
 
@@ -101,29 +118,34 @@ def compare_models(
             typer.echo(str(found))
 
 
-def _by_runtime(
-    reference: Path,
-    candidate: Path,
-    inputs: Path | None,
-    random: int,
-    seed: int,
-    function: str | None,
-    precision: Any,
-    layers: bool,
-) -> Comparison:
-    from mlopt.runtime import compare
+def _check_core_ml_takes(precision: PrecisionName | None, *, needs_layers: bool) -> None:
+    if needs_layers:
+        raise typer.BadParameter(
+            "Core ML does not show intermediate values; leave --layers and --picture out",
+            param_hint="'--backend'",
+        )
+    if precision is not None:
+        raise typer.BadParameter(
+            "Core ML computes in the numbers that it chooses for a device; leave --precision out",
+            param_hint="'--backend'",
+        )
 
-    return compare(
-        reference,
-        candidate,
-        # drawn at random of the model that is loaded there anyway
-        None if inputs is None else _samples(reference, inputs, random, seed, function),
-        random=random,
-        seed=seed,
-        layers=layers,
-        function=function,
-        precision=precision,
-    )
+
+def _by_runtime(
+    reference: Path, candidate: Path, inputs: Path | None, *, precision: Any, **options: Any
+) -> Comparison:
+    from mlopt.cli.model_inputs import arrays_of
+    from mlopt.runtime import compare, load
+    from mlopt.runtime.answers import blamed
+    from mlopt.runtime.samples import split_samples
+
+    if inputs is None:
+        return compare(reference, candidate, precision=precision, **options)
+    arrays = arrays_of(inputs)
+    with blamed("reference"):
+        model = load(reference, options["function"], precision=precision)
+    samples = split_samples(model, arrays)
+    return compare(model, candidate, samples, precision=precision, **options)
 
 
 def _by_core_ml(
@@ -134,24 +156,22 @@ def _by_core_ml(
     seed: int,
     function: str | None,
 ) -> Comparison:
-    from mlopt.runtime.comparison import Comparison, compare_outputs
-    from mlopt.runtime.coreml_backend import CoreMLModel
-
-    models = [CoreMLModel(path, function) for path in (reference, candidate)]
-    samples = _samples(reference, inputs, random, seed, function)
-    rows = compare_outputs(models[0].predict, models[1].predict, samples)
-    return Comparison(len(samples), rows)
-
-
-def _samples(
-    reference: Path, inputs: Path | None, random: int, seed: int, function: str | None
-) -> list[dict[str, Any]]:
     from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import load
+    from mlopt.runtime.answers import blamed, score_names
+    from mlopt.runtime.comparison import compare_outputs
+    from mlopt.runtime.coreml_backend import CoreMLModel
     from mlopt.runtime.samples import random_samples, split_samples
 
     arrays = None if inputs is None else arrays_of(inputs)
-    model = load(reference, function)
-    if arrays is None:
-        return random_samples(model, random, seed)
-    return split_samples(model, arrays)
+    first, second = (CoreMLModel(path, function) for path in (reference, candidate))
+    # what is not computed with PyTorch is described by it all the same
+    with blamed("reference"):
+        model = load(reference, function)
+    return compare_outputs(
+        first.predict,
+        second.predict,
+        random_samples(model, random, seed) if arrays is None else split_samples(model, arrays),
+        labels=first.labels,
+        scores=score_names(model),
+    )

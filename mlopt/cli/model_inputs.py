@@ -1,74 +1,176 @@
-"""Inputs of a model as the command line gives them: files of arrays, images, numbers."""
+"""Inputs of a model as the command line gives them, and outputs as it writes them."""
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import typer
 
+from mlopt.runtime.features import ArrayFeature, Feature, ImageFeature, PlainFeature
+
 _ARRAYS = (".npy",)
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+# what numpy and Pillow raise for files that are damaged or something else
+_DAMAGED_ARRAYS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+_DAMAGED_IMAGES = (OSError, ValueError, EOFError, SyntaxError, zlib.error)
 
 
-def parsed_inputs(given: Sequence[str]) -> dict[str, Any]:
-    """Inputs by name of arguments ``NAME=VALUE``; see ``mlopt run --help``."""
-    inputs: dict[str, Any] = {}
+def named_texts(given: Sequence[str]) -> dict[str, str]:
+    """The texts of arguments ``NAME=VALUE`` by their names."""
+    texts: dict[str, str] = {}
     for argument in given:
         name, separator, text = argument.partition("=")
         if not separator or not name or not text:
             raise typer.BadParameter(
                 f"{argument!r} is not NAME=VALUE, such as x=input.npy", param_hint="'--input'"
             )
-        if name in inputs:
+        if name in texts:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint="'--input'")
-        inputs[name] = _value(text)
-    return inputs
+        texts[name] = text
+    return texts
+
+
+def parsed_inputs(texts: Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, Any]:
+    """Inputs by name of what ``mlopt run --input`` was given for them.
+
+    Names that are no inputs keep their texts: the model refuses them.
+    """
+    return {
+        name: _value(text, features[name]) if name in features else text
+        for name, text in texts.items()
+    }
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name."""
-    found = _loaded(path)
-    if not isinstance(found, np.lib.npyio.NpzFile):
-        raise typer.BadParameter(f"{path} is no .npz file of arrays", param_hint="'--inputs'")
-    with found:
-        return {name: found[name] for name in found.files}
+    # opened here: numpy leaves files open that are damaged
+    with _opened(path) as file:
+        found = _loaded(file)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise typer.BadParameter(f"{path} is no .npz file of arrays", param_hint="'--inputs'")
+        return {name: _member(found, name, path) for name in found.files}
 
 
-def write_arrays(values: Mapping[str, Any], path: Path) -> None:
-    """Write those of the values that are arrays to an .npz file, under any names."""
+def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Outputs as arrays by name.
+
+    Arrays, numbers and labels are under their names; images too, [height, width] or
+    [height, width, 3]; dictionaries of probabilities as two: ``NAME.labels`` and ``NAME.values``.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in outputs.items():
+        if isinstance(value, Mapping):
+            arrays[f"{name}.labels"] = np.array(list(value.keys()))
+            arrays[f"{name}.values"] = np.array(list(value.values()))
+        else:
+            # the alpha of colours says nothing
+            is_opaque = getattr(value, "mode", None) == "RGBA"
+            arrays[name] = np.asarray(value.convert("RGB") if is_opaque else value)
+    return arrays
+
+
+def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays to an .npz file, under any names."""
     # numpy's savez takes names as keywords, of which "file" is its own
     with zipfile.ZipFile(path, "w") as archive:
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(  # type: ignore[no-untyped-call]
-                        file, value, allow_pickle=False
-                    )
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(  # type: ignore[no-untyped-call]
+                    file, array, allow_pickle=False
+                )
 
 
-def _value(text: str) -> Any:
+def _value(text: str, feature: Feature) -> Any:
+    if isinstance(feature, PlainFeature) and feature.kind == "stringType":
+        return text
     path = Path(text)
     if path.suffix.lower() in _ARRAYS:
-        return _loaded(path)
+        return _array(path)
     if path.suffix.lower() in _IMAGES:
         return _image(path)
-    try:
-        return float(text) if any(c in text for c in ".eE") else int(text)
-    except ValueError:
-        return text
+    number = _number(text)
+    if number is None or not _takes_number(feature):
+        raise typer.BadParameter(
+            f"{feature.name}={text}: {_allowed(feature)}", param_hint="'--input'"
+        )
+    return np.full(feature.shape, number) if isinstance(feature, ArrayFeature) else number
 
 
-def _loaded(path: Path) -> Any:
+def _number(text: str) -> int | float | None:
+    """What a text says as a number; None if it says none."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return None
+
+
+def _takes_number(feature: Feature) -> bool:
+    if isinstance(feature, ArrayFeature):
+        return math.prod(feature.shape) == 1
+    return isinstance(feature, PlainFeature)
+
+
+def _allowed(feature: Feature) -> str:
+    images = f"a file with an image ({', '.join(_IMAGES)})"
+    if isinstance(feature, ImageFeature):
+        return f"the input is an image of {feature.described_sizes()}; give {images} or .npy"
+    if isinstance(feature, PlainFeature):
+        return "the input is a number; give one"
+    number = " or a number" if _takes_number(feature) else ""
+    return (
+        f"the input is an array {feature.described_shapes()}; give a file with one array (.npy; "
+        f".npz files hold several){number}"
+    )
+
+
+def _array(path: Path) -> Any:
+    with _opened(path) as file:
+        found = _loaded(file)
+    if isinstance(found, np.lib.npyio.NpzFile):
+        raise typer.BadParameter(
+            f"{path} holds several arrays; give a file of one, as numpy.save writes it"
+        )
+    return found
+
+
+def _opened(path: Path) -> IO[bytes]:
     try:
-        return np.load(path, allow_pickle=False)
+        return path.open("rb")
     except FileNotFoundError:
         raise typer.BadParameter(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} cannot be read as arrays of numpy: {error}") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+
+
+def _loaded(file: IO[bytes]) -> Any:
+    try:
+        return np.load(file, allow_pickle=False)
+    except _DAMAGED_ARRAYS as error:
+        raise typer.BadParameter(
+            f"{file.name} cannot be read as arrays of numpy: {error}"
+        ) from error
+
+
+def _member(archive: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        found = archive[name]
+        # numpy gives what is no array as bytes
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it is no array")
+    except _DAMAGED_ARRAYS as error:
+        raise typer.BadParameter(
+            f"{path}: {name!r} cannot be read as an array of numbers: {error}",
+            param_hint="'--inputs'",
+        ) from error
+    return found
 
 
 def _image(path: Path) -> Any:
@@ -77,8 +179,11 @@ def _image(path: Path) -> Any:
     except ImportError:
         raise typer.BadParameter("images need Pillow; install mlopt[torch]") from None
     try:
-        return Image.open(path)
+        with Image.open(path) as image:
+            # the pixels are read here, where a damaged file can be named
+            image.load()
+            return image.copy()
     except FileNotFoundError:
         raise typer.BadParameter(f"{path} does not exist") from None
-    except OSError as error:
+    except (*_DAMAGED_IMAGES, Image.DecompressionBombError) as error:
         raise typer.BadParameter(f"{path} cannot be read as an image: {error}") from error

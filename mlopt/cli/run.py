@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.terminal import checked_file
+from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file
 
 _SHOWN = 5
+_ABOUT_ONE = 0.01
+"""How far the sum of probabilities may be from 1: those of many classes in float16 are rounded."""
 
 
 class PrecisionName(str, Enum):
@@ -20,6 +22,15 @@ class PrecisionName(str, Enum):
 
     FLOAT32 = "float32"
     AS_DECLARED = "as_declared"
+
+
+def checked_named_file(path: Path | None) -> Path | None:
+    """A file to write later that is no text: it cannot go to standard output."""
+    if path == STANDARD_OUTPUT:
+        raise typer.BadParameter("this is no text for standard output; name a file in place of -")
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file")
+    return checked_file(path)
 
 
 def run_model(
@@ -30,8 +41,8 @@ def run_model(
             "--input",
             "-i",
             metavar="NAME=VALUE",
-            help="An input: an array (.npy), an image (.png, .jpg, ...), a number or a text. Once "
-            "for each input.",
+            help="An input: an array (.npy), an image (.png, .jpg, ...), a number (also inf, nan) "
+            "for an input of one element, or a text for a string. Once for each input.",
         ),
     ] = None,
     random: Annotated[
@@ -44,8 +55,10 @@ def run_model(
             "--output",
             "-o",
             metavar="FILE",
-            callback=checked_file,
-            help="Write the arrays of the outputs to an .npz file.",
+            callback=checked_named_file,
+            help="Write the outputs to an .npz file: arrays, numbers and labels as NAME, images as "
+            "NAME [height, width], colours on a last axis of 3, and the probabilities of a "
+            "classifier as NAME.labels and NAME.values.",
         ),
     ] = None,
     function: Annotated[
@@ -55,31 +68,39 @@ def run_model(
         PrecisionName,
         typer.Option(help="float32 throughout, or float16 where the model says so."),
     ] = PrecisionName.FLOAT32,
-    seed: Annotated[int, typer.Option(help="Of random inputs and operations.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of random inputs and operations.")
+    ] = 0,
 ) -> None:
     """Run a model with PyTorch, on any machine.
 
     Without any --input the inputs are listed. What is printed of an output: its shape and dtype,
-    and least, mean and greatest element, or for a classifier the label and the best classes.
+    and least, mean and greatest element, or for a classifier the label and the best classes, with
+    percentages where they are probabilities.
     """
     with errors_explained():
-        from mlopt.cli.model_inputs import parsed_inputs, write_arrays
+        from mlopt.cli.model_inputs import named_arrays, named_texts, parsed_inputs, write_arrays
         from mlopt.runtime import load
-        from mlopt.runtime.samples import random_samples
+        from mlopt.runtime.samples import checked_seed, random_samples
 
-        given = parsed_inputs(inputs or ())
+        texts = named_texts(inputs or ())
+        seed = checked_seed(seed)
         program = load(model, function, precision=precision.value)
-        if not given and not random and program.inputs:
+        if not texts and not random and program.inputs:
             typer.echo(_described_inputs(program.inputs))
             return
+        given = parsed_inputs(texts, program.inputs)
         if random:
             given = {**random_samples(program, 1, seed)[0], **given}
         found = program.predict(given, program.make_state(), seed=seed)
         assert isinstance(found, dict)
-        if output is not None:
-            write_arrays(found, output)
         for name, value in found.items():
             typer.echo(f"{name}: {_described(value)}")
+        if output is not None:
+            arrays = named_arrays(found)
+            write_arrays(arrays, output)
+            saved = (f"{name} {value.dtype}{list(value.shape)}" for name, value in arrays.items())
+            typer.echo(f"Saved in {output}: {', '.join(saved)}")
 
 
 def _described_inputs(features: Mapping[str, Any]) -> str:
@@ -107,8 +128,15 @@ def _described(value: Any) -> str:
             text += f", {wide.min():.6g} .. {wide.max():.6g}, mean {wide.mean():.6g}"
         return text
     if isinstance(value, dict):
-        best = sorted(value.items(), key=lambda item: -item[1])[:_SHOWN]
-        return ", ".join(f"{label} {share:.2%}" for label, share in best)
+        # NaN is in no order; it comes first, to be seen
+        ordered = sorted(value.items(), key=lambda item: (item[1] == item[1], -item[1]))
+        form = ".2%" if _are_probabilities(value.values()) else ".6g"
+        return ", ".join(f"{label} {score:{form}}" for label, score in ordered[:_SHOWN])
     if hasattr(value, "size") and hasattr(value, "mode"):
         return f"image {value.mode} {value.size[0]} x {value.size[1]}"
     return str(value)
+
+
+def _are_probabilities(scores: Collection[float]) -> bool:
+    is_in_range = all(0.0 <= score <= 1.0 for score in scores)
+    return is_in_range and abs(sum(scores) - 1.0) <= _ABOUT_ONE

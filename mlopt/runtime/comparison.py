@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,15 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlopt.errors import ConfigError, InputError, RunError
+from mlopt.errors import ConfigError, InputError
+from mlopt.runtime.answers import (
+    answer,
+    blamed,
+    colours,
+    is_image,
+    is_one_row,
+    label_names,
+    pixels_of_anything,
+    score_names,
+)
 from mlopt.runtime.element_types import Precision
 from mlopt.runtime.execution import Execution
 from mlopt.runtime.measures import Agreement, Distance
 from mlopt.runtime.plan import Lazy, Source, Step
 from mlopt.runtime.program import Pipeline, Program, load
-from mlopt.runtime.samples import random_samples
+from mlopt.runtime.samples import checked_seed, random_samples
 
 Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+_LISTED = 10
+"""Labels of classes that a message lists; it counts the others."""
 
 
 @attrs.frozen
@@ -33,11 +47,24 @@ class OutputRow:
 
 
 @attrs.frozen
+class LabelRow:
+    """A label of a class, which is no number to measure: of ``samples``, how many are ``equal``.
+
+    Labels of scores that hold NaN are not.
+    """
+
+    name: str
+    samples: int
+    equal: int
+
+
+@attrs.frozen
 class LayerRow:
     """One operation with a weight.
 
     entering: the error of its outputs by its own weight, with the reference's activations in front;
-    so_far: that of its outputs in the candidate, all errors before it included.
+    so_far: that of its outputs in the candidate, all errors before it included; mismatch: why one
+    of them or both could not be measured, such as other shapes, None where they could.
     """
 
     name: str
@@ -45,6 +72,7 @@ class LayerRow:
     weights: tuple[str, ...]
     entering: Distance
     so_far: Distance
+    mismatch: str | None = None
 
 
 @attrs.frozen
@@ -58,6 +86,7 @@ class Comparison:
     outputs: tuple[OutputRow, ...]
     layers: tuple[LayerRow, ...] = ()
     unmatched: tuple[str, ...] = ()
+    labels: tuple[LabelRow, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite as text."""
@@ -67,6 +96,7 @@ class Comparison:
                 {"name": row.name, **_plain(row.distance), **_agreement(row.agreement)}
                 for row in self.outputs
             ],
+            "labels": [attrs.asdict(row) for row in self.labels],
             "layers": [
                 {
                     "name": row.name,
@@ -74,6 +104,7 @@ class Comparison:
                     "weights": list(row.weights),
                     "entering": _plain(row.entering),
                     "so_far": _plain(row.so_far),
+                    "mismatch": row.mismatch,
                 }
                 for row in self.layers
             ],
@@ -82,7 +113,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """:meth:`as_dict` as JSON."""
-        return json.dumps(self.as_dict(), indent=2) + "\n"
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
 
     def __str__(self) -> str:
         from mlopt.runtime.comparison_text import comparison_text
@@ -93,7 +124,7 @@ class Comparison:
 def compare(
     reference: Any,
     candidate: Any,
-    samples: Sequence[Mapping[str, Any]] | None = None,
+    samples: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     *,
     random: int = 8,
     seed: int = 0,
@@ -104,64 +135,79 @@ def compare(
 ) -> Comparison:
     """Run two models on the same inputs, and measure how far their outputs are apart.
 
+    Images are measured as they are before they become pixels (those of a pipeline: as pixels,
+    without alpha). The best classes are compared of the probabilities of a classifier, and of
+    outputs of one row of floats that come out of a softmax, a sigmoid or a layer's sums.
+
     Parameters
     ----------
     reference, candidate
-        Paths or ``MLModel``: a model as it was, and what compression has made of it. Inputs and
-        outputs have the same names and shapes.
+        Paths or ``MLModel``, or what ``load`` gave: a model as it was, and what compression has
+        made of it. Inputs and outputs have the same names and shapes.
     samples
-        Dictionaries of inputs, as for ``predict``. None: ``random`` ones, drawn with ``seed``.
+        Dictionaries of inputs, as for ``predict``, or one of them. None: ``random`` ones, drawn
+        with ``seed``.
     layers
         Whether to look for where the error enters, weight by weight: ML programs only.
     function, precision, device
-        As for :func:`mlopt.runtime.load`.
+        As for :func:`mlopt.runtime.load`, of models that are not loaded yet.
 
     Raises
     ------
     ConfigError
-        The models have different outputs, or ``layers`` is asked of a pipeline.
+        The models have different outputs or classes, or ``layers`` is asked of a pipeline.
+    InputError
+        Samples are no dictionaries of the models' inputs, there are none, or ``random`` or ``seed``
+        are not what they can be.
+
+    Errors of one of the models say which.
     """
-    options: dict[str, Any] = {"function": function, "precision": precision, "device": device}
-    first, second = (load(each, **options) for each in (reference, candidate))
-    given = random_samples(first, random, seed) if samples is None else list(samples)
-    if not given:
-        raise InputError("there are no samples to compare the models on")
-    rows = compare_outputs(
-        lambda data: _predicted(first, data, seed),
-        lambda data: _predicted(second, data, seed),
+    seed = checked_seed(seed)
+    checked = None if samples is None else _checked_samples(samples)
+    first, second = _loaded(reference, candidate, function, precision, device)
+    given = random_samples(first, random, seed) if checked is None else checked
+    found = compare_outputs(
+        lambda data: answer(first, data, seed),
+        lambda data: answer(second, data, seed),
         given,
+        labels=label_names(first),
+        scores=score_names(first),
     )
     if not layers:
-        return Comparison(len(given), rows)
+        return found
     if not (isinstance(first, Program) and isinstance(second, Program)):
         raise ConfigError("layers can be compared of ML programs, got a pipeline")
-    found, unmatched = compare_layers(first, second, given, seed)
-    return Comparison(len(given), rows, found, unmatched)
+    rows, unmatched = compare_layers(first, second, given, seed)
+    return attrs.evolve(found, layers=rows, unmatched=unmatched)
 
 
 def compare_outputs(
-    reference: Predict, candidate: Predict, samples: Iterable[Mapping[str, Any]]
-) -> tuple[OutputRow, ...]:
-    """Measure how far the outputs of two functions of inputs are apart."""
-    distances: dict[str, Distance] = {}
-    agreements: dict[str, Agreement] = {}
+    reference: Predict,
+    candidate: Predict,
+    samples: Sequence[Mapping[str, Any]],
+    *,
+    labels: Collection[str] = (),
+    scores: Collection[str] = (),
+) -> Comparison:
+    """Measure how far the outputs of two functions of inputs are apart.
+
+    labels: names of outputs that are labels of classes (texts always are); scores: of those whose
+    best classes are compared where they have one row (dictionaries of probabilities always are).
+    """
+    if not samples:
+        raise InputError("there are no samples to compare the models on")
+    sums = _Sums(frozenset(labels), frozenset(scores))
     for sample in samples:
-        wanted, found = reference(sample), candidate(sample)
+        with blamed("reference"):
+            wanted = reference(sample)
+        with blamed("candidate"):
+            found = candidate(sample)
         if wanted.keys() != found.keys():
             raise ConfigError(
                 f"the models have different outputs: {', '.join(wanted)} and {', '.join(found)}"
             )
-        for name, value in wanted.items():
-            a, b = _comparable(value, found[name])
-            if a is None or b is None:
-                continue
-            try:
-                distances.setdefault(name, Distance()).add(a, b)
-            except ValueError as error:
-                raise ConfigError(f"output {name!r}: {error}") from error
-            if _are_scores(value):
-                agreements.setdefault(name, Agreement()).add(a.reshape(-1), b.reshape(-1))
-    return tuple(OutputRow(n, distance, agreements.get(n)) for n, distance in distances.items())
+        sums.add(wanted, found)
+    return Comparison(len(samples), sums.rows(), labels=sums.label_rows(len(samples)))
 
 
 def compare_layers(
@@ -173,13 +219,16 @@ def compare_layers(
     """
     counterparts = {_output(step): step for step in candidate.plan.body.steps}
     weighted = [step for step in reference.plan.body.steps if _weights(step)]
-    matched = [step for step in weighted if _output(step) in counterparts]
-    entering = {id(step): Distance() for step in matched}
-    so_far = {id(step): Distance() for step in matched}
-    names = {_output(step): step for step in matched}
+    layers = {
+        id(step): _Layer(step, counterparts[_output(step)])
+        for step in weighted
+        if _output(step) in counterparts
+    }
+    names = [_output(layer.step) for layer in layers.values()]
 
     for sample in samples:
-        in_candidate = candidate.run(sample, candidate.make_state(), taps=names, seed=seed).taps
+        with pixels_of_anything():
+            in_candidate = candidate.run(sample, candidate.make_state(), taps=names, seed=seed).taps
         shadow = candidate.execution(seed)
 
         def watch(
@@ -190,41 +239,110 @@ def compare_layers(
             in_candidate: Mapping[str, Any] = in_candidate,
             shadow: Execution = shadow,
         ) -> None:
-            if id(step) not in entering:
-                return
-            other = counterparts[_output(step)]
-            so_far[id(step)].add(results[0], in_candidate[_output(step)])
-            own = _with_weights(arguments, step, other, shadow)
-            entering[id(step)].add(results[0], shadow.called(other, own)[0])
+            if id(step) in layers:
+                theirs = in_candidate[_output(step)]
+                layers[id(step)].add(arguments, results[0], theirs, shadow)
 
-        reference.run(sample, reference.make_state(), observer=watch, seed=seed)
-    rows = tuple(
-        LayerRow(
-            step.node.name,
-            step.node.op_type,
-            _weights(step),
-            entering[id(step)],
-            so_far[id(step)],
-        )
-        for step in matched
-    )
+        with pixels_of_anything():
+            reference.run(sample, reference.make_state(), observer=watch, seed=seed)
+    rows = tuple(layer.row() for layer in layers.values())
     return rows, tuple(_output(step) for step in weighted if _output(step) not in counterparts)
 
 
-def _with_weights(
-    arguments: Mapping[str, Any], step: Step, other: Step, shadow: Execution
-) -> dict[str, Any]:
-    """The reference's arguments of a step, with the weights of the candidate's in their places."""
-    if step.node.op_type != other.node.op_type:
-        raise RunError(
-            f"{step.title} of the reference is {other.title} in the candidate; the layers of such "
-            "models cannot be compared"
+@attrs.define(eq=False)
+class _Sums:
+    """What is known of the outputs so far."""
+
+    labels: frozenset[str]
+    scores: frozenset[str]
+    distances: dict[str, Distance] = attrs.Factory(dict)
+    agreements: dict[str, Agreement] = attrs.Factory(dict)
+    equal_labels: Counter[str] = attrs.Factory(Counter)
+
+    def add(self, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        # the best of scores among which is NaN means nothing
+        is_known = not any(map(_holds_nan, (*wanted.values(), *found.values())))
+        for name, value in wanted.items():
+            if name in self.labels or isinstance(value, str):
+                self.equal_labels[name] += is_known and value == found[name]
+            else:
+                self._measure(name, value, found[name])
+
+    def _measure(self, name: str, wanted: Any, found: Any) -> None:
+        a, b = _comparable(name, wanted, found)
+        try:
+            self.distances.setdefault(name, Distance()).add(a, b)
+        except ValueError as error:
+            raise ConfigError(f"output {name!r}: {error}") from error
+        is_row = name in self.scores and is_one_row(wanted)
+        if is_row or (isinstance(wanted, Mapping) and len(wanted) > 1):
+            self.agreements.setdefault(name, Agreement()).add(a.reshape(-1), b.reshape(-1))
+
+    def rows(self) -> tuple[OutputRow, ...]:
+        return tuple(
+            OutputRow(name, distance, self.agreements.get(name))
+            for name, distance in self.distances.items()
         )
-    own = {name: value for name, value in arguments.items() if name in step.operation.parameters}
-    for parameter, sources in other.arguments:
-        if all(not isinstance(source, int) for source in sources):
-            own[parameter.name] = parameter.coerce(tuple(shadow.value(s) for s in sources))
-    return own
+
+    def label_rows(self, samples: int) -> tuple[LabelRow, ...]:
+        return tuple(LabelRow(name, samples, equal) for name, equal in self.equal_labels.items())
+
+
+@attrs.define(eq=False)
+class _Layer:
+    """What is known of an operation of the reference, and of the candidate's, so far."""
+
+    step: Step
+    other: Step
+    entering: Distance = attrs.Factory(Distance)
+    so_far: Distance = attrs.Factory(Distance)
+    mismatch: str | None = None
+
+    def add(
+        self, arguments: Mapping[str, Any], ours: Tensor, theirs: Tensor, shadow: Execution
+    ) -> None:
+        """Add a sample; ``arguments`` and ``ours`` of the reference, ``theirs`` of the candidate.
+
+        ``shadow`` runs operations of the candidate.
+        """
+        if ours.shape != theirs.shape:
+            self.mismatch = f"shapes differ {list(ours.shape)} / {list(theirs.shape)}"
+            return
+        self.so_far.add(ours, theirs)
+        if self.step.node.op_type != self.other.node.op_type:
+            self.mismatch = f"types differ {self.step.node.op_type} / {self.other.node.op_type}"
+            return
+        weights = self._weights_of_candidate(shadow)
+        for name, weight in weights.items():
+            before, after = _lengths(arguments.get(name)), _lengths(weight)
+            if before != after:
+                self.mismatch = f"{name} differs {before} / {after}"
+                return
+        own = {n: v for n, v in arguments.items() if n in self.step.operation.parameters}
+        self.entering.add(ours, shadow.called(self.other, own | weights)[0])
+
+    def row(self) -> LayerRow:
+        node = self.step.node
+        return LayerRow(
+            node.name,
+            node.op_type,
+            _weights(self.step),
+            self.entering,
+            self.so_far,
+            self.mismatch,
+        )
+
+    def _weights_of_candidate(self, shadow: Execution) -> dict[str, Any]:
+        """What takes the place of the reference's arguments: nothing that depends on inputs."""
+        return {
+            parameter.name: parameter.coerce(tuple(shadow.value(s) for s in sources))
+            for parameter, sources in self.other.arguments
+            if all(not isinstance(source, int) for source in sources)
+        }
+
+
+def _lengths(value: Any) -> list[int]:
+    return list(getattr(value, "shape", ()))
 
 
 def _weights(step: Step) -> tuple[str, ...]:
@@ -249,29 +367,88 @@ def _output(step: Step) -> str:
     return step.node.outputs[0].name if step.node.outputs else ""
 
 
-def _predicted(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
-    found = model.predict(data, model.make_state(), seed=seed)
-    assert isinstance(found, dict)
-    return found
+def _loaded(
+    reference: Any,
+    candidate: Any,
+    function: str | None,
+    precision: Precision,
+    device: str | torch.device,
+) -> tuple[Program | Pipeline, Program | Pipeline]:
+    models = {"reference": reference, "candidate": candidate}
+    are_loaded = all(isinstance(model, Program | Pipeline) for model in models.values())
+    if are_loaded and (function, precision, str(device)) != (None, "float32", "cpu"):
+        raise ConfigError(
+            "function, precision and device are for models that compare loads, and both are loaded "
+            "already; give them to load"
+        )
+    found = []
+    for role, model in models.items():
+        if not isinstance(model, Program | Pipeline):
+            with blamed(role):
+                model = load(model, function, precision=precision, device=device)
+        found.append(model)
+    return found[0], found[1]
 
 
-def _comparable(a: Any, b: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Two outputs as tensors; None for labels, which their probabilities stand for."""
-    if isinstance(a, dict):
-        keys = list(a)
-        return tuple(torch.tensor([float(v[key]) for key in keys]) for v in (a, b))  # type: ignore[return-value]
-    if isinstance(a, str) or a is None:
-        return None, None
-    return torch.from_numpy(np.asarray(a, np.float64)), torch.from_numpy(np.asarray(b, np.float64))
+def _checked_samples(samples: Any) -> list[Mapping[str, Any]]:
+    """Samples as a list: a dictionary is one."""
+    wanted = "samples have to be a list of dictionaries of inputs by name, as for predict"
+    if isinstance(samples, Mapping):
+        return [samples]
+    try:
+        given = list(samples)
+    except TypeError:
+        raise InputError(f"{wanted}; got {type(samples).__name__}") from None
+    for number, sample in enumerate(given):
+        if not isinstance(sample, Mapping):
+            raise InputError(f"{wanted}; sample {number} is {type(sample).__name__}")
+    return given
 
 
-def _are_scores(value: Any) -> bool:
-    """Whether an output can be scores of classes: probabilities, or one row of numbers."""
-    if isinstance(value, dict):
-        return len(value) > 1
-    array = np.asarray(value)
-    rows = array.size // array.shape[-1] if array.ndim and array.shape[-1] else 0
-    return array.dtype.kind == "f" and rows == 1 and array.ndim <= 2 and array.shape[-1] > 1
+def _comparable(name: str, wanted: Any, found: Any) -> tuple[Tensor, Tensor]:
+    """Two outputs as tensors; probabilities of classes in the order of the reference."""
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        _check_classes(name, wanted, found)
+        return _row([wanted[key] for key in wanted]), _row([found[key] for key in wanted])
+    return _tensor(name, wanted), _tensor(name, found)
+
+
+def _check_classes(name: str, wanted: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
+    if wanted.keys() == found.keys():
+        return
+    only = {
+        "reference": [label for label in wanted if label not in found],
+        "candidate": [label for label in found if label not in wanted],
+    }
+    parts = [f"in the {role} only: {_some(labels)}" for role, labels in only.items() if labels]
+    raise ConfigError(
+        f"output {name!r}: the models have different classes; {'; '.join(parts)}. Compare models "
+        "of the same classes"
+    )
+
+
+def _some(labels: Sequence[Any]) -> str:
+    shown = ", ".join(map(repr, labels[:_LISTED]))
+    return shown if len(labels) <= _LISTED else f"{shown} and {len(labels) - _LISTED} more"
+
+
+def _row(values: Sequence[float]) -> Tensor:
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(colours(value) if is_image(value) else value, np.float64))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"output {name!r} is {type(value).__name__}, which holds no numbers to compare"
+        ) from None
+
+
+def _holds_nan(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(math.isnan(score) for score in value.values())
 
 
 def _plain(distance: Distance) -> dict[str, Any]:
@@ -281,11 +458,12 @@ def _plain(distance: Distance) -> dict[str, Any]:
         "max_absolute": distance.max_absolute,
         "max_relative": distance.max_relative,
     }
-    return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
+    counts = {name: getattr(distance, name) for name in ("elements", "left_out", "mismatched")}
+    return {n: v if math.isfinite(v) else str(v) for n, v in numbers.items()} | counts
 
 
 def _agreement(agreement: Agreement | None) -> dict[str, Any]:
     if agreement is None:
         return {}
-    share = {"top1": agreement.top1, "top5": agreement.top5}
-    return {name: value / agreement.samples for name, value in share.items()}
+    found = {"top1": agreement.top1_share, "not_a_number": agreement.not_a_number}
+    return found if agreement.top5_share is None else {**found, "top5": agreement.top5_share}

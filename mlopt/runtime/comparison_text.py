@@ -3,45 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlopt.runtime.comparison import Comparison
+    from mlopt.runtime.comparison import Comparison, LayerRow, OutputRow
     from mlopt.runtime.measures import Distance
 
 _WIDEST = 48
+_MARK = " *"
+_FOOTNOTE = "* without the elements that are NaN or infinite in both models"
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Tables of the outputs and, if they were compared, of the layers, the worst first."""
-    header = ["output", "SNR", "cosine", "max error", "of largest", "top 1", "top 5"]
-    rows = []
-    for output in comparison.outputs:
-        agreement = output.agreement
-        agree = ["", ""]
-        if agreement is not None:
-            shares = (agreement.top1 / agreement.samples, agreement.top5 / agreement.samples)
-            agree = [f"{share:.1%}" for share in shares]
-        rows.append([_short(output.name), *_numbers(output.distance), *agree])
-    parts = [_table(header, rows)]
+    parts = []
+    if comparison.outputs:
+        parts.append(_output_table(comparison.outputs))
     if comparison.layers:
         header = ["operation", "weight", "SNR entering", "SNR so far"]
-        ascending = sorted(comparison.layers, key=lambda row: row.entering.snr_db)
         layers = [
             [
                 row.op_type,
                 _short(", ".join(row.weights)),
-                decibels(row.entering.snr_db),
-                decibels(row.so_far.snr_db),
+                _marked(row.entering) if row.entering.samples else row.mismatch or "",
+                _marked(row.so_far) if row.so_far.samples else "",
             ]
-            for row in ascending
+            for row in sorted(comparison.layers, key=_badness)
         ]
         parts.append(_table(header, layers))
+    if any(_MARK in part for part in parts):
+        parts.append(_FOOTNOTE)
+    parts += _notes(comparison)
     if comparison.unmatched:
         names = ", ".join(map(_short, comparison.unmatched))
         parts.append(f"Not in the candidate, so not compared: {names}")
-    parts.append(f"{comparison.samples} samples.")
+    parts.append("1 sample." if comparison.samples == 1 else f"{comparison.samples} samples.")
     return "\n\n".join(parts)
 
 
@@ -52,9 +49,59 @@ def decibels(value: float) -> str:
     return "equal" if value == math.inf else f"{value:.1f} dB"
 
 
+def _output_table(outputs: Sequence[OutputRow]) -> str:
+    header = ["output", "SNR", "cosine", "max error", "of largest"]
+    rows = [[_short(output.name), *_numbers(output.distance)] for output in outputs]
+    agreements = [output.agreement for output in outputs]
+    columns = {
+        "top 1": [None if found is None else found.top1_share for found in agreements],
+        "top 5": [None if found is None else found.top5_share for found in agreements],
+    }
+    for title, shares in columns.items():
+        if any(share is not None for share in shares):
+            header.append(title)
+            for row, share in zip(rows, shares, strict=True):
+                row.append("" if share is None else f"{share:.1%}")
+    return _table(header, rows)
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    """What the numbers of the outputs do not say."""
+    for row in comparison.outputs:
+        name, distance, agreement = _short(row.name), row.distance, row.agreement
+        if distance.left_out:
+            where = (
+                f", {distance.mismatched} of them not the same in both models"
+                if distance.mismatched
+                else " in both models"
+            )
+            counts = f"{distance.left_out} of {distance.elements}"
+            yield f"{name}: {counts} elements are NaN or infinite{where}."
+        if agreement is not None and agreement.not_a_number:
+            yield (
+                f"{name}: {agreement.not_a_number} of {agreement.samples} samples have NaN among "
+                "their scores, and count as no agreement."
+            )
+    for label in comparison.labels:
+        yield f"{_short(label.name)}: the same for {label.equal} of {label.samples} samples."
+
+
+def _badness(row: LayerRow) -> tuple[bool, float]:
+    """For sorting, the worst first: what could not be measured, then the least ratio."""
+    is_measured = not math.isnan(row.entering.snr_db)
+    return is_measured, row.entering.snr_db if is_measured else 0.0
+
+
+def _marked(distance: Distance) -> str:
+    text = decibels(distance.snr_db)
+    return text + _MARK if distance.left_out and not math.isnan(distance.snr_db) else text
+
+
 def _numbers(distance: Distance) -> list[str]:
+    if math.isnan(distance.snr_db):
+        return [_marked(distance), "", "", ""]
     return [
-        decibels(distance.snr_db),
+        _marked(distance),
         f"{distance.cosine:.6f}",
         f"{distance.max_absolute:.3g}",
         f"{distance.max_relative:.2%}",

@@ -7,16 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlopt.errors import ConfigError
+import numpy as np
+
+from mlopt.errors import ConfigError, RunError
+from mlopt.runtime.features import ImageFeature, features_of
 
 
 class CoreMLModel:
     """A model in Core ML's own framework, through coremltools.
 
+    Attributes
+    ----------
+    inputs
+        The features that the model describes, by name.
+    labels
+        The output that is the label of a class; empty where there is none.
+
     Raises
     ------
     ConfigError
         This is no Mac: only there is a Core ML that predicts.
+    RunError
+        Core ML cannot load the model.
     """
 
     def __init__(self, path: Path, function: str | None = None) -> None:
@@ -27,11 +39,56 @@ class CoreMLModel:
             )
         from coremltools.models import MLModel
 
-        self._model = MLModel(str(path), function_name=function)
+        try:
+            self._model = MLModel(str(path), function_name=function)
+        except Exception as error:
+            raise RunError(f"Core ML cannot load {path}: {error}") from error
+        description = self._model.get_spec().description
+        # a model of several functions describes each of them, and not itself
+        name = function or description.defaultFunctionName
+        described = next((f for f in description.functions if f.name == name), description)
+        self.inputs = features_of(described.input, str(path))
+        self.labels = frozenset(filter(None, [described.predictedFeatureName]))
+        self._has_state = len(described.state) > 0
 
     def predict(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Outputs by name, of a new state where the model has one."""
-        states = self._model.get_spec().description.state
-        state = self._model.make_state() if len(states) else None
-        found: Mapping[str, Any] = self._model.predict(dict(data), state)
+        """Outputs by name, of a new state where the model has one.
+
+        Images may be arrays, as for :meth:`mlopt.runtime.Program.predict`.
+
+        Raises
+        ------
+        InputError
+            An image is not as the model describes it.
+        RunError
+            Core ML failed.
+        """
+        given = {name: self._given(name, value) for name, value in data.items()}
+        try:
+            state = self._model.make_state() if self._has_state else None
+            found: Mapping[str, Any] = self._model.predict(given, state)
+        except Exception as error:
+            raise RunError(f"Core ML failed: {type(error).__name__}: {error}") from error
         return found
+
+    def _given(self, name: str, value: Any) -> Any:
+        feature = self.inputs.get(name)
+        return pil_image(feature, value) if isinstance(feature, ImageFeature) else value
+
+
+def pil_image(feature: ImageFeature, value: Any) -> Any:
+    """An image input in the mode that coremltools demands: ``"RGB"``, ``"L"`` or ``"F"``.
+
+    value: as for :meth:`mlopt.runtime.features.ImageFeature.tensor`.
+    """
+    from PIL import Image
+
+    planes = feature.tensor(value).numpy()[0]
+    if feature.space == "grayscale_float16":
+        return Image.fromarray(planes[0])
+    pixels = np.clip(np.rint(planes), 0, 255).astype(np.uint8)
+    if feature.space == "grayscale":
+        return Image.fromarray(pixels[0])
+    if feature.space == "BGR":
+        pixels = pixels[::-1]
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))

@@ -8,35 +8,43 @@ import attrs
 import torch
 from torch import Tensor
 
+_FIRST = 5
+"""How many of the best classes are compared as a set."""
+
 
 @attrs.define
 class Distance:
     """The distance of a candidate from a reference, of all samples that were added.
 
-    Sums are of float64. A sample that is not finite in the same places makes the distance NaN.
+    elements: of all samples; left_out: those that are NaN or infinite in one or in both, which no
+    sum holds; mismatched: those of them that are not the same in both.
+
+    Sums are of float64. Everything is NaN where nothing was measured: no sample was added, no
+    element is left, or some are mismatched.
     """
 
     samples: int = 0
     elements: int = 0
+    left_out: int = 0
+    mismatched: int = 0
     _signal: float = 0.0
     _noise: float = 0.0
     _products: float = 0.0
     _candidate: float = 0.0
     _largest: float = 0.0
     _largest_difference: float = 0.0
-    _is_broken: bool = False
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         """Add a sample: two tensors of the same shape."""
         if reference.shape != candidate.shape:
             raise ValueError(f"shapes differ: {list(reference.shape)} and {list(candidate.shape)}")
         a, b = reference.detach().double().reshape(-1), candidate.detach().double().reshape(-1)
+        finite = a.isfinite() & b.isfinite()
+        same = (a == b) | (a.isnan() & b.isnan())
         self.samples += 1
         self.elements += a.numel()
-        same = (a == b) | (a.isnan() & b.isnan())
-        finite = a.isfinite() & b.isfinite()
-        if not bool((finite | same).all()):
-            self._is_broken = True
+        self.left_out += int((~finite).sum())
+        self.mismatched += int((~finite & ~same).sum())
         a, b = a[finite], b[finite]
         if not a.numel():
             return
@@ -51,7 +59,7 @@ class Distance:
     @property
     def snr_db(self) -> float:
         """Ten times the logarithm of the squared signal over the squared error; inf if equal."""
-        if self._is_broken:
+        if self._is_unknown:
             return math.nan
         if self._noise == 0.0:
             return math.inf
@@ -60,7 +68,7 @@ class Distance:
     @property
     def cosine(self) -> float:
         """The cosine of the angle between both, all samples in a row; 1 if both are zero."""
-        if self._is_broken:
+        if self._is_unknown:
             return math.nan
         norms = math.sqrt(self._signal * self._candidate)
         if norms == 0.0:
@@ -70,32 +78,62 @@ class Distance:
     @property
     def max_absolute(self) -> float:
         """The largest difference of two elements."""
-        return math.nan if self._is_broken else self._largest_difference
+        return math.nan if self._is_unknown else self._largest_difference
 
     @property
     def max_relative(self) -> float:
         """The largest difference over the largest magnitude of the reference."""
-        if self._is_broken:
+        if self._is_unknown:
             return math.nan
         if self._largest_difference == 0.0:
             return 0.0
         return math.inf if self._largest == 0.0 else self._largest_difference / self._largest
 
+    @property
+    def _is_unknown(self) -> bool:
+        # samples without elements are equal, samples without finite ones are not
+        nothing_left = self.left_out == self.elements and self.elements > 0
+        return self.samples == 0 or self.mismatched > 0 or nothing_left
+
 
 @attrs.define
 class Agreement:
-    """How often two classifiers say the same: the top answer, and the first five as a set."""
+    """How often two classifiers say the same.
+
+    samples: all that were added; top1: those with the same best class; not_a_number: those with
+    NaN among the scores, which agree in nothing; ranked: those of more than five classes, of which
+    the best five are compared; top5: the shares of these five that are in both, added up.
+    """
 
     samples: int = 0
     top1: int = 0
+    ranked: int = 0
     top5: float = 0.0
+    not_a_number: int = 0
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         """Add a sample: scores of the classes, [C] both; of equal ones the first counts."""
-        a, b = (
-            torch.argsort(t.double(), descending=True, stable=True) for t in (reference, candidate)
-        )
+        # the first five of no more than five classes are always the same
+        is_ranked = len(reference) > _FIRST
         self.samples += 1
-        self.top1 += int(a[0] == b[0])
-        first = min(5, len(a))
-        self.top5 += len(set(a[:first].tolist()) & set(b[:first].tolist())) / first
+        self.ranked += is_ranked
+        if bool(reference.isnan().any() | candidate.isnan().any()):
+            self.not_a_number += 1
+            return
+        a, b = (
+            torch.argsort(t.double(), descending=True, stable=True).tolist()
+            for t in (reference, candidate)
+        )
+        self.top1 += a[0] == b[0]
+        if is_ranked:
+            self.top5 += len(set(a[:_FIRST]) & set(b[:_FIRST])) / _FIRST
+
+    @property
+    def top1_share(self) -> float:
+        """The share of samples with the same best class."""
+        return self.top1 / self.samples
+
+    @property
+    def top5_share(self) -> float | None:
+        """The mean share of the best five classes that are in both; None for five or fewer."""
+        return self.top5 / self.ranked if self.ranked else None

@@ -1,0 +1,114 @@
+"""What models answer, as it is compared: tensors of images, and which outputs are of classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mlopt.errors import MlOptError
+from mlopt.runtime.features import ImageFeature
+from mlopt.runtime.plan import Step
+from mlopt.runtime.program import Pipeline, Program
+
+_SCORING = {"softmax", "sigmoid", "linear", "matmul", "conv"}
+"""Operations that scores of classes come out of."""
+
+_PASSING = {"cast", "identity", "reshape", "squeeze", "expand_dims", "transpose", "log"}
+"""What may come after them: the order of the scores stays."""
+
+
+def answer(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
+    """Outputs by name, as ``predict`` gives them, of a new state.
+
+    Images of a program are the tensors before they are rounded to pixels, in which NaN and what is
+    beyond 255 still show. Those of a pipeline are images.
+    """
+    with pixels_of_anything():
+        if isinstance(model, Program):
+            images = [n for n, f in model.outputs.items() if isinstance(f, ImageFeature)]
+            run = model.run(data, model.make_state(), taps=images, seed=seed)
+            return run.outputs | run.taps
+        found = model.predict(data, model.make_state(), seed=seed)
+    assert isinstance(found, dict)
+    return found
+
+
+def label_names(model: Program | Pipeline) -> frozenset[str]:
+    """The outputs that are labels of classes, texts or integers."""
+    return frozenset(
+        step.node.outputs[0].name
+        for program in _programs(model)
+        for step in program.plan.body.steps
+        if step.node.op_type == "classify"
+    )
+
+
+def score_names(model: Program | Pipeline) -> frozenset[str]:
+    """The outputs that can be scores of classes: of a softmax, a sigmoid, or a last layer's sums.
+
+    Vectors that end in a normalization or a pooling, as embeddings do, are none.
+    """
+    return frozenset(
+        name
+        for program in _programs(model)
+        for name, source in zip(program.plan.outputs, program.plan.body.outputs, strict=True)
+        if _is_scored(source, _makers(program))
+    )
+
+
+@contextlib.contextmanager
+def blamed(model: str) -> Iterator[None]:
+    """Say in errors of the block which of the models they are about."""
+    try:
+        yield
+    except MlOptError as error:
+        raise type(error)(f"the {model}: {error}") from error
+
+
+def pixels_of_anything() -> Any:
+    """Where images are made of NaN without a warning: they are not what is compared."""
+    return np.errstate(invalid="ignore")
+
+
+def colours(image: Any) -> np.ndarray:
+    """The pixels of a ``PIL.Image`` as float64 [height, width, ...], without alpha."""
+    pixels = np.asarray(image, np.float64)
+    return pixels[..., :-1] if image.mode in ("RGBA", "LA") else pixels
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is a ``PIL.Image``."""
+    return hasattr(value, "mode") and hasattr(value, "getbands")
+
+
+def is_one_row(value: Any) -> bool:
+    """Whether an output is one row of several floats."""
+    if isinstance(value, Tensor):
+        return False  # an image
+    array = np.asarray(value)
+    rows = array.size // array.shape[-1] if array.ndim and array.shape[-1] else 0
+    return array.dtype.kind == "f" and rows == 1 and array.ndim <= 2 and array.shape[-1] > 1
+
+
+def _programs(model: Program | Pipeline) -> tuple[Program, ...]:
+    return model.programs if isinstance(model, Pipeline) else (model,)
+
+
+def _makers(program: Program) -> dict[int, Step]:
+    return {place: step for step in program.plan.body.steps for place in step.results}
+
+
+def _is_scored(source: Any, makers: Mapping[int, Step]) -> bool:
+    while isinstance(source, int) and source in makers:
+        step = makers[source]
+        if step.node.op_type in _SCORING:
+            return True
+        given = {parameter.name: sources for parameter, sources in step.arguments}
+        if step.node.op_type not in _PASSING or "x" not in given:
+            return False
+        (source,) = given["x"]
+    return False
