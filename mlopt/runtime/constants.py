@@ -13,6 +13,7 @@ from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type_of
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.packed import Packed
+from mlopt.runtime.scratch import Scratch, aligned
 
 _SMALL = 4096
 """Constants of at most so many elements are kept as they are computed with."""
@@ -55,6 +56,21 @@ class Held:
         """A tensor in the dtype and on the device that is computed with, a string, or a list."""
         value = self.stored_value()
         return value.to(self._dtype) if isinstance(value, Tensor) else value
+
+    @property
+    def scratch_size(self) -> int:
+        """The bytes that :meth:`converted` takes of a scratch."""
+        value = self._value
+        is_as_stored = not isinstance(value, Tensor) or self._bits or value.dtype == self._dtype
+        if is_as_stored or self._device.type != "cpu":
+            return 0
+        return aligned(value.numel() * self._dtype.itemsize)
+
+    def converted(self, scratch: Scratch) -> Any:
+        """As :meth:`value`, but what has to be converted is so in memory that is used again."""
+        if not self.scratch_size:
+            return self.value()
+        return scratch.converted(self.stored_value(), self._dtype)
 
     def stored_value(self) -> Any:
         """The same in the dtype that it is stored in, if torch has that."""

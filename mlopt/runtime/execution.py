@@ -18,6 +18,7 @@ from mlopt.runtime.packed import Packed
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import Parameter
 from mlopt.runtime.rows import Rows
+from mlopt.runtime.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
 """Called after each step with its arguments by parameter, and with its results."""
@@ -46,6 +47,10 @@ class Execution:
     taps: dict[int, Any] = attrs.Factory(dict)
     _frame: list[Any] = attrs.Factory(list)
     _shared: dict[Step, tuple[Any, ...]] = attrs.Factory(dict)
+    _scratch: Scratch = attrs.field(
+        init=False,
+        default=attrs.Factory(lambda self: Scratch(self.plan.scratch_size), takes_self=True),
+    )
     _shapes_differ: bool = False
     _generator: torch.Generator | None = None
 
@@ -91,11 +96,17 @@ class Execution:
             return source.packed_value()
         if isinstance(source, Held) and step.operation.moves_only:
             return source.stored_value()
+        if isinstance(source, Held) and step.operation.keeps_nothing and self._reuses_memory():
+            return source.converted(self._scratch)
         if isinstance(source, Lazy) and parameter.takes_rows and self.kept is None:
             return self._rows(source) or self.value(source)
         if step.is_weight:
             return self._computed(source)  # of weights that are kept, only the last form is
         return self.value(source)
+
+    def _reuses_memory(self) -> bool:
+        # a gradient needs the weights after the step that used them
+        return self.kept is None and torch.is_inference_mode_enabled()
 
     def _rows(self, source: Lazy) -> Rows | None:
         """A compressed weight by its rows, where its operation can compute them."""
@@ -144,6 +155,7 @@ class Execution:
             for place in step.released:
                 frame[place] = None
             self._shared.clear()
+            self._scratch.release()
         return tuple(self.value(source) for source in body.outputs)
 
     def _tap(self, place: int, value: Any) -> None:

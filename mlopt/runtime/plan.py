@@ -82,7 +82,8 @@ class Body:
 class FunctionPlan:
     """A function: its body, the places of its inputs by name, the names of its outputs.
 
-    sources: of every value by name, the last one of equal names, for taps; ``size``: of a frame.
+    sources: of every value by name, the last one of equal names, for taps; ``size``: of a frame;
+    scratch_size: the bytes in which the weights of any step can be widened.
     """
 
     name: str
@@ -94,6 +95,7 @@ class FunctionPlan:
     body: Body
     sources: dict[str, Source]
     size: int
+    scratch_size: int
 
 
 def plan_function(
@@ -189,6 +191,7 @@ class _Planning:
             body,
             self.names,
             self.size,
+            _scratch_size(body),
         )
 
     def _place(self) -> int:
@@ -336,6 +339,17 @@ def declared_elements(declared: OutputType) -> int:
     if declared.shape is None or None in declared.shape:
         return 0
     return math.prod(length for length in declared.shape if length is not None)
+
+
+def _scratch_size(body: Body) -> int:
+    """What the step takes whose weights are the largest."""
+    most = 0
+    for step in body.steps:
+        most = max([most, *map(_scratch_size, step.blocks)])
+        if step.operation.keeps_nothing:
+            sources = (source for _, several in step.arguments for source in several)
+            most = max(most, sum(s.scratch_size for s in sources if isinstance(s, Held)))
+    return most
 
 
 def _release(body: Body, own: set[int]) -> None:

@@ -72,7 +72,8 @@ class Operation:
     call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
     are elements of the inputs as they are, so that constants need not be widened for it; rows: how
     some rows of its result are computed without the others; declared_loosely: coremltools declares
-    wrong shapes of its result in some cases, so that what is computed counts.
+    wrong shapes of its result in some cases, so that what is computed counts; keeps_nothing: its
+    result never shares memory with its inputs, whose memory may be used again after it.
     """
 
     op_type: str
@@ -83,6 +84,7 @@ class Operation:
     moves_only: bool
     rows: RowsOf | None
     declared_loosely: bool
+    keeps_nothing: bool
 
 
 _REGISTRY: dict[str, dict[str, Operation]] = {}
@@ -95,10 +97,11 @@ def operation(
     moves_only: bool = False,
     rows: RowsOf | None = None,
     declared_loosely: bool = False,
+    keeps_nothing: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as an operation, from an opset on (until a newer definition).
 
-    ``moves_only``, ``rows``, ``declared_loosely``: see :class:`Operation`.
+    The flags: see :class:`Operation`.
     """
     if since not in _OPSETS:
         raise ValueError(f"since has to be one of {_OPSETS}, got {since!r}")
@@ -117,6 +120,7 @@ def operation(
             moves_only=moves_only,
             rows=rows,
             declared_loosely=declared_loosely,
+            keeps_nothing=keeps_nothing,
         )
         return function
 

@@ -35,7 +35,7 @@ _TRANSPOSED: dict[int, Callable[..., Tensor]] = {
 }
 
 
-@operation("conv")
+@operation("conv", keeps_nothing=True)
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -67,7 +67,7 @@ def conv(
     return _CONVOLUTIONS[rank](x, weight, bias, strides, padding, dilations, groups)
 
 
-@operation("conv_transpose")
+@operation("conv_transpose", keeps_nothing=True)
 def conv_transpose(
     x: Tensor,
     weight: Tensor,

@@ -11,7 +11,7 @@ from torch.nn import functional
 from mlopt.runtime.registry import Tensors, operation
 
 
-@operation("linear")
+@operation("linear", keeps_nothing=True)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``; x: [*D, D_in], weight: [D_out, D_in], bias: [D_out]."""
     x, weight, bias = in_one_dtype(x, weight, bias)
@@ -21,7 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return found if bias is None else found + bias
 
 
-@operation("matmul", declared_loosely=True)
+@operation("matmul", declared_loosely=True, keeps_nothing=True)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """The products of the matrices in the last two axes, the axes before them broadcast.
 
