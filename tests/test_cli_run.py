@@ -289,7 +289,8 @@ def test_what_compare_refuses(packages, arguments, message, monkeypatch):
         raise AssertionError("refused too late")
 
     # what is wrong with options shows before models are run
-    monkeypatch.setattr("mlopt.runtime.comparison.compare_outputs", compare)
+    for module in ("outputs", "compare"):
+        monkeypatch.setattr(f"mlopt.runtime.comparison.{module}.compare_outputs", compare)
     result = invoke(
         "compare", packages / "model.mlpackage", packages / "small.mlpackage", *arguments
     )
@@ -399,8 +400,8 @@ def test_core_ml_gets_images(mac, tmp_path, layout):
     assert by_core_ml(path, path)["outputs"][0]["snr_db"] == "inf"
 
     from mlopt.runtime import load
-    from mlopt.runtime.coreml_backend import CoreMLModel
-    from mlopt.runtime.samples import random_samples
+    from mlopt.runtime.comparison.coreml_backend import CoreMLModel
+    from mlopt.runtime.comparison.random_samples import random_samples
 
     (sample,) = random_samples(load(path), 1)
     (found,) = CoreMLModel(path).predict(sample).values()

@@ -13,7 +13,7 @@ from mlopt.cli.run import PrecisionName, checked_named_file
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, write_text
 
 if TYPE_CHECKING:
-    from mlopt.runtime.comparison import Comparison
+    from mlopt.runtime.comparison.results import Comparison
 
 
 class Backend(str, Enum):
@@ -91,7 +91,7 @@ def compare_models(
         if backend is Backend.COREML:
             _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
         if picture is not None:
-            from mlopt.runtime.picture import check_picture
+            from mlopt.runtime.comparison.picture import check_picture
 
             check_picture(picture)
         drawn = 8 if random is None else random
@@ -109,7 +109,7 @@ def compare_models(
                 precision=(precision or PrecisionName.FLOAT32).value,
             )
         if picture is not None:
-            from mlopt.runtime.picture import draw_layers
+            from mlopt.runtime.comparison.picture import draw_layers
 
             draw_layers(found, picture)
         if json_file is not None:
@@ -136,8 +136,8 @@ def _by_runtime(
 ) -> Comparison:
     from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import compare, load
-    from mlopt.runtime.answers import blamed
-    from mlopt.runtime.samples import split_samples
+    from mlopt.runtime.comparison.answers import blamed
+    from mlopt.runtime.comparison.split_samples import split_samples
 
     if inputs is None:
         return compare(reference, candidate, precision=precision, **options)
@@ -158,10 +158,11 @@ def _by_core_ml(
 ) -> Comparison:
     from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import load
-    from mlopt.runtime.answers import blamed, score_names
-    from mlopt.runtime.comparison import compare_outputs
-    from mlopt.runtime.coreml_backend import CoreMLModel
-    from mlopt.runtime.samples import random_samples, split_samples
+    from mlopt.runtime.comparison.answers import blamed, score_names
+    from mlopt.runtime.comparison.coreml_backend import CoreMLModel
+    from mlopt.runtime.comparison.outputs import compare_outputs
+    from mlopt.runtime.comparison.random_samples import random_samples
+    from mlopt.runtime.comparison.split_samples import split_samples
 
     arrays = None if inputs is None else arrays_of(inputs)
     first, second = (CoreMLModel(path, function) for path in (reference, candidate))

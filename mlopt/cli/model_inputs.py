@@ -12,7 +12,9 @@ from typing import IO, Any
 import numpy as np
 import typer
 
-from mlopt.runtime.features import ArrayFeature, Feature, ImageFeature, PlainFeature
+from mlopt.runtime.array_features import ArrayFeature
+from mlopt.runtime.features import Feature, PlainFeature
+from mlopt.runtime.image_features import ImageFeature
 
 _ARRAYS = (".npy",)
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

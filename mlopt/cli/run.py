@@ -81,7 +81,7 @@ def run_model(
     with errors_explained():
         from mlopt.cli.model_inputs import named_arrays, named_texts, parsed_inputs, write_arrays
         from mlopt.runtime import load
-        from mlopt.runtime.samples import checked_seed, random_samples
+        from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
 
         texts = named_texts(inputs or ())
         seed = checked_seed(seed)

@@ -1,8 +1,11 @@
 """Running ML programs with PyTorch, on any machine."""
 
 import mlopt.runtime.ops  # noqa: F401  registers the operations
-from mlopt.runtime.comparison import Comparison, compare
-from mlopt.runtime.program import Pipeline, Program, Run, load
+from mlopt.runtime.comparison.compare import compare
+from mlopt.runtime.comparison.results import Comparison
+from mlopt.runtime.loading import load
+from mlopt.runtime.pipeline import Pipeline
+from mlopt.runtime.program import Program, Run
 from mlopt.runtime.state import State
 
 __all__ = ["Comparison", "Pipeline", "Program", "Run", "State", "compare", "load"]

@@ -1,4 +1,4 @@
-"""A model that can be run: loaded once, its inputs and outputs those of ``MLModel.predict``."""
+"""One function of an ML program that can be run, with inputs and outputs as ``MLModel.predict``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from mlopt.errors import ConfigError, InputError, ModelFormatError
-from mlopt.mil.package import open_package
+from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.program import Function
 from mlopt.mil.program import Program as ProgramMessage
-from mlopt.runtime.element_types import ElementTypes, Precision
+from mlopt.runtime.array_features import ArrayFeature
+from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.execution import Execution, Observer
-from mlopt.runtime.features import (
-    ArrayFeature,
-    Feature,
-    check_names,
-    features_of,
-    output_value,
-)
+from mlopt.runtime.features import Feature, features_of, output_value
+from mlopt.runtime.inputs import check_is_mapping, check_names, several
 from mlopt.runtime.plan import FunctionPlan, Source, plan_function
 from mlopt.runtime.state import State, check_state, make_state
 
@@ -37,57 +32,6 @@ class Run:
 
     outputs: dict[str, Any]
     taps: dict[str, Any]
-
-
-def load(
-    model_or_path: Any,
-    function: str | None = None,
-    *,
-    precision: Precision = "float32",
-    device: str | torch.device = "cpu",
-    keep_weights: bool = False,
-) -> Program | Pipeline:
-    """Make a model runnable, on any machine.
-
-    Parameters
-    ----------
-    model_or_path
-        The path of an ``.mlpackage``, or an ``MLModel``: an ML program, or a pipeline of them.
-    function
-        Which function of a model that has several; None: the one that an ``MLModel`` was made for,
-        else the default one.
-    precision
-        ``"float32"``: everything that is declared in a narrower float is computed in float32.
-        ``"as_declared"``: float16 is computed in float16, operation by operation.
-    device
-        Where tensors are computed, of torch.
-    keep_weights
-        Keep weights as they are computed with, decompressed and widened. False: each use makes them
-        from the file and drops them, so that memory follows what is live. The weight file is mapped
-        into memory: the package may be deleted or replaced meanwhile, but not be cut in place.
-
-    Raises
-    ------
-    ModelFormatError
-        The model is damaged, no ML program, or has operations that cannot be run: all are named.
-    ConfigError
-        An argument is none of those allowed, or the model has no such function.
-    """
-    package = open_package(model_or_path)
-    types, place = ElementTypes(precision), _device(device)
-    if function is None and package.spec.description.functions:
-        function = getattr(model_or_path, "function_name", None)
-    programs = [
-        Program(program, function, types, place, keep_weights=keep_weights)
-        for program in package.programs
-    ]
-    root = package.spec
-    if root.WhichOneof("Type") == "mlProgram":
-        return programs[0]
-    _check_pipeline(root, str(package.path))
-    if function is not None:
-        raise ConfigError(f"the model is a pipeline, which has no function {function!r}")
-    return Pipeline(root, programs, str(package.path))
 
 
 class Program:
@@ -183,7 +127,7 @@ class Program:
         """
         if isinstance(data, Mapping):
             return self.run(data, state, seed=seed).outputs
-        return [self.run(each, seed=seed).outputs for each in _several(data, state)]
+        return [self.run(each, seed=seed).outputs for each in several(data, state)]
 
     def run(
         self,
@@ -309,7 +253,7 @@ class Program:
 
     def _converted(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as tensors in the dtype that the program computes with."""
-        _check_is_mapping(data)
+        check_is_mapping(data)
         check_names(data, self.inputs, "input")
         values = {}
         for name, feature in self.inputs.items():
@@ -362,63 +306,6 @@ class Program:
         )
 
 
-class Pipeline:
-    """ML programs one after the other: each gets what those before it put out."""
-
-    def __init__(self, model: Any, programs: list[Program], where: str) -> None:
-        self._programs = programs
-        self.inputs: dict[str, Feature] = features_of(model.description.input, where)
-        self.outputs: dict[str, Feature] = features_of(model.description.output, where)
-
-    @property
-    def programs(self) -> tuple[Program, ...]:
-        """The programs in their order."""
-        return tuple(self._programs)
-
-    def make_state(self) -> State:
-        """A new state of all programs."""
-        states: dict[str, Any] = {}
-        for program in self._programs:
-            states |= program.make_state().tensors
-        return State(states)
-
-    def predict(
-        self,
-        data: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        state: State | None = None,
-        *,
-        seed: int | None = None,
-    ) -> dict[str, Any] | list[dict[str, Any]]:
-        """Run all programs; see :meth:`Program.predict`."""
-        if isinstance(data, Mapping):
-            return self._predicted(data, state, seed)
-        return [self._predicted(each, None, seed) for each in _several(data, state)]
-
-    def _predicted(
-        self, data: Mapping[str, Any], state: State | None, seed: int | None
-    ) -> dict[str, Any]:
-        _check_is_mapping(data)
-        check_names(data, self.inputs, "input")
-        declared = {n: k for program in self._programs for n, k in program.plan.state_types.items()}
-        check_state(state, declared)
-        values = dict(data)
-        for name, feature in self.inputs.items():
-            if name not in values:
-                values[name] = feature.default_tensor()
-        for number, program in enumerate(self._programs):
-            own = {name: values[name] for name in program.inputs if name in values}
-            part = None
-            if state is not None and program.plan.state_types:
-                part = State({name: state.tensors[name] for name in program.plan.state_types})
-            values |= program.run(own, part, seed=seed).outputs
-            later = set(self.outputs).union(*(p.inputs for p in self._programs[number + 1 :]))
-            values = {name: value for name, value in values.items() if name in later}
-        lacking = [name for name in self.outputs if name not in values]
-        if lacking:
-            raise ModelFormatError(f"no model of the pipeline puts out {', '.join(lacking)}")
-        return {name: values[name] for name in self.outputs}
-
-
 def _function(program: ProgramMessage, name: str | None) -> Function:
     functions = {function.name: function for function in program.functions}
     wanted = name or program.model.description.defaultFunctionName or "main"
@@ -429,34 +316,6 @@ def _function(program: ProgramMessage, name: str | None) -> Function:
             f"the model has no function {wanted!r}; it has {', '.join(map(repr, functions))}"
         )
     return functions[wanted]
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(
-            f"device has to be one that torch has here, such as 'cpu', got {device!r}: {error}"
-        ) from None
-    return place
-
-
-def _several(data: Any, state: State | None) -> list[Any]:
-    """Several dictionaries of inputs, which cannot share a state."""
-    if not isinstance(data, Sequence) or isinstance(data, str):
-        _check_is_mapping(data)
-    if state is not None:
-        raise InputError("a state can only be given with one dictionary of inputs")
-    return list(data)
-
-
-def _check_is_mapping(data: Any) -> None:
-    if not isinstance(data, Mapping):
-        raise InputError(
-            "inputs are a dictionary of names and values, or a list of such dictionaries; got "
-            f"{type(data).__name__}"
-        )
 
 
 def _copied(value: Any) -> Any:
@@ -477,17 +336,6 @@ def _check_computed(names: Iterable[str], leaves: Mapping[str, Tensor]) -> None:
         raise ConfigError(
             f"{', '.join(map(repr, lacking))}: no gradient of what was not computed; it is in a "
             "block that did not run for these inputs"
-        )
-
-
-def _check_pipeline(model: Any, where: str) -> None:
-    kind = model.WhichOneof("Type")
-    pipeline = model.pipeline if kind == "pipeline" else getattr(model, kind).pipeline
-    others = {inner.WhichOneof("Type") for inner in pipeline.models} - {"mlProgram"}
-    if others:
-        raise ModelFormatError(
-            f"{where}: the pipeline has models of type {', '.join(sorted(map(str, others)))}; only "
-            "ML programs can be run"
         )
 
 

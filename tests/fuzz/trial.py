@@ -31,7 +31,7 @@ from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError, Ta
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter
 from mlopt.runtime import load
-from mlopt.runtime.samples import random_samples
+from mlopt.runtime.comparison.random_samples import random_samples
 from tests.fuzz.seeds import Files
 
 #: Seconds for one step of one package; they take a few milliseconds.

@@ -15,9 +15,11 @@ from coremltools.converters.mil import Builder as mb
 import mlopt.coreml as cto
 from mlopt.errors import ConfigError, InputError, ModelFormatError
 from mlopt.runtime import Comparison, compare, load
-from mlopt.runtime.comparison import LabelRow, LayerRow, compare_outputs
-from mlopt.runtime.measures import Agreement, Distance
-from mlopt.runtime.samples import random_samples, split_samples
+from mlopt.runtime.comparison.measures import Agreement, Distance
+from mlopt.runtime.comparison.outputs import compare_outputs
+from mlopt.runtime.comparison.random_samples import random_samples
+from mlopt.runtime.comparison.results import LabelRow, LayerRow
+from mlopt.runtime.comparison.split_samples import split_samples
 from tests.runtime.networks import converted, network
 from tests.runtime.programs import convert
 
@@ -168,7 +170,7 @@ def test_text_and_json():
 
 def test_the_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    from mlopt.runtime.picture import draw_layers, layers_figure
+    from mlopt.runtime.comparison.picture import draw_layers, layers_figure
 
     model, small = palettized("encoder", 2)
     found = compare(model, small, random=1, layers=True)
@@ -214,7 +216,7 @@ LAYERS = (
 
 def test_the_picture_marks_layers_that_are_broken():
     pytest.importorskip("matplotlib")
-    from mlopt.runtime.picture import layers_figure
+    from mlopt.runtime.comparison.picture import layers_figure
 
     (axes,) = layers_figure(Comparison(1, (), LAYERS)).axes
     drawn = [bar.get_width() for bar in axes.patches]

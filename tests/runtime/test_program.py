@@ -251,7 +251,7 @@ KINDS = models.kinds("iOS18")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_runs(kind):
-    from mlopt.runtime.samples import random_samples
+    from mlopt.runtime.comparison.random_samples import random_samples
 
     program = load(models.build(kind, "iOS18"))
     (sample,) = random_samples(program, 1)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlopt.errors import ConfigError, RunError
-from mlopt.runtime.features import ImageFeature, features_of
+from mlopt.runtime.features import features_of
+from mlopt.runtime.image_features import ImageFeature
 
 
 class CoreMLModel:

@@ -11,7 +11,7 @@ from mlopt.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mlopt.runtime.comparison import Comparison
+    from mlopt.runtime.comparison.results import Comparison
 
 FORMATS = (".eps", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".webp")
 """Endings of files that pictures can be written to."""

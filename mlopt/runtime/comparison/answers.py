@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from mlopt.errors import MlOptError
-from mlopt.runtime.features import ImageFeature
+from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.plan import Step
-from mlopt.runtime.program import Pipeline, Program
+from mlopt.runtime.program import Program
 
 _SCORING = {"softmax", "sigmoid", "linear", "matmul", "conv"}
 """Operations that scores of classes come out of."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlopt.runtime.comparison import Comparison, LayerRow, OutputRow
-    from mlopt.runtime.measures import Distance
+    from mlopt.runtime.comparison.measures import Distance
+    from mlopt.runtime.comparison.results import Comparison, LayerRow, OutputRow
 
 _WIDEST = 48
 _MARK = " *"

@@ -1,0 +1,118 @@
+"""Two models on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+
+from mlopt.errors import ConfigError, InputError
+from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
+from mlopt.runtime.comparison.layers import compare_layers
+from mlopt.runtime.comparison.outputs import compare_outputs
+from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
+from mlopt.runtime.comparison.results import Comparison
+from mlopt.runtime.element_types import Precision
+from mlopt.runtime.loading import load
+from mlopt.runtime.pipeline import Pipeline
+from mlopt.runtime.program import Program
+
+
+def compare(
+    reference: Any,
+    candidate: Any,
+    samples: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    *,
+    random: int = 8,
+    seed: int = 0,
+    layers: bool = False,
+    function: str | None = None,
+    precision: Precision = "float32",
+    device: str | torch.device = "cpu",
+) -> Comparison:
+    """Run two models on the same inputs, and measure how far their outputs are apart.
+
+    Images are measured as they are before they become pixels (those of a pipeline: as pixels,
+    without alpha). The best classes are compared of the probabilities of a classifier, and of
+    outputs of one row of floats that come out of a softmax, a sigmoid or a layer's sums.
+
+    Parameters
+    ----------
+    reference, candidate
+        Paths or ``MLModel``, or what ``load`` gave: a model as it was, and what compression has
+        made of it. Inputs and outputs have the same names and shapes.
+    samples
+        Dictionaries of inputs, as for ``predict``, or one of them. None: ``random`` ones, drawn
+        with ``seed``.
+    layers
+        Whether to look for where the error enters, weight by weight: ML programs only.
+    function, precision, device
+        As for :func:`mlopt.runtime.load`, of models that are not loaded yet.
+
+    Raises
+    ------
+    ConfigError
+        The models have different outputs or classes, or ``layers`` is asked of a pipeline.
+    InputError
+        Samples are no dictionaries of the models' inputs, there are none, or ``random`` or ``seed``
+        are not what they can be.
+
+    Errors of one of the models say which.
+    """
+    seed = checked_seed(seed)
+    checked = None if samples is None else _checked_samples(samples)
+    first, second = _loaded(reference, candidate, function, precision, device)
+    given = random_samples(first, random, seed) if checked is None else checked
+    found = compare_outputs(
+        lambda data: answer(first, data, seed),
+        lambda data: answer(second, data, seed),
+        given,
+        labels=label_names(first),
+        scores=score_names(first),
+    )
+    if not layers:
+        return found
+    if not (isinstance(first, Program) and isinstance(second, Program)):
+        raise ConfigError("layers can be compared of ML programs, got a pipeline")
+    rows, unmatched = compare_layers(first, second, given, seed)
+    return attrs.evolve(found, layers=rows, unmatched=unmatched)
+
+
+def _loaded(
+    reference: Any,
+    candidate: Any,
+    function: str | None,
+    precision: Precision,
+    device: str | torch.device,
+) -> tuple[Program | Pipeline, Program | Pipeline]:
+    models = {"reference": reference, "candidate": candidate}
+    are_loaded = all(isinstance(model, Program | Pipeline) for model in models.values())
+    if are_loaded and (function, precision, str(device)) != (None, "float32", "cpu"):
+        raise ConfigError(
+            "function, precision and device are for models that compare loads, and both are loaded "
+            "already; give them to load"
+        )
+    found = []
+    for role, model in models.items():
+        if not isinstance(model, Program | Pipeline):
+            with blamed(role):
+                model = load(model, function, precision=precision, device=device)
+        found.append(model)
+    return found[0], found[1]
+
+
+def _checked_samples(samples: Any) -> list[Mapping[str, Any]]:
+    """Samples as a list: a dictionary is one."""
+    wanted = "samples have to be a list of dictionaries of inputs by name, as for predict"
+    if isinstance(samples, Mapping):
+        return [samples]
+    try:
+        given = list(samples)
+    except TypeError:
+        raise InputError(f"{wanted}; got {type(samples).__name__}") from None
+    for number, sample in enumerate(given):
+        if not isinstance(sample, Mapping):
+            raise InputError(f"{wanted}; sample {number} is {type(sample).__name__}")
+    return given

@@ -1,0 +1,114 @@
+"""Which inputs of a model look rows of tables up, as tokens do, and how long the tables are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mlopt.runtime.constants import Held
+from mlopt.runtime.pipeline import Pipeline
+from mlopt.runtime.plan import Body, Lazy, Source, Step
+from mlopt.runtime.program import Program
+
+_KEEPING = {
+    # rearranged
+    **dict.fromkeys(("cast", "identity", "reshape", "reshape_like", "flatten2d"), ("x",)),
+    **dict.fromkeys(("expand_dims", "squeeze", "transpose", "reverse"), ("x",)),
+    **dict.fromkeys(("reverse_sequence", "tile", "pad", "band_part", "sliding_windows"), ("x",)),
+    **dict.fromkeys(("depth_to_space", "space_to_depth", "pixel_shuffle"), ("x",)),
+    **dict.fromkeys(("pixel_unshuffle", "space_to_batch", "batch_to_space"), ("x",)),
+    # chosen
+    **dict.fromkeys(("slice_by_index", "slice_by_size", "split", "crop"), ("x",)),
+    **dict.fromkeys(("gather", "gather_along_axis", "gather_nd"), ("x",)),
+    **dict.fromkeys(("reduce_max", "reduce_min"), ("x",)),
+    # joined
+    **dict.fromkeys(("concat", "stack"), ("values",)),
+    **dict.fromkeys(("scatter", "scatter_along_axis", "scatter_nd"), ("data", "updates")),
+    "slice_update": ("x", "update"),
+    # negative indices are wrapped by select(cond=x >= 0, a=x, b=x + length) from iOS17 on
+    "select": ("a", "b"),
+    # not made greater, of whole numbers from 0 on
+    **dict.fromkeys(("clip", "floor", "ceil", "round", "abs", "relu"), ("x",)),
+    **dict.fromkeys(("maximum", "minimum"), ("x", "y")),
+}
+"""Inputs of operations whose results hold elements of them: no index gets out of a table there."""
+
+_TABLES = {
+    "gather": "x",
+    "gather_along_axis": "x",
+    "gather_nd": "x",
+    "scatter": "data",
+    "scatter_along_axis": "data",
+    "scatter_nd": "data",
+}
+"""What the ``indices`` of an operation look up."""
+
+
+def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
+    """For inputs that are indices, the length of what they index: the least of several."""
+    found: dict[str, int] = {}
+    names = {name: frozenset([name]) for name in model.inputs}
+    for program in model.programs if isinstance(model, Pipeline) else (model,):
+        plan = program.plan
+        places = {place: names.get(name, frozenset()) for name, place in plan.inputs.items()}
+        shapes = {plan.inputs[name]: kind.shape for name, kind in plan.input_types.items()}
+        for step in _steps(plan.body):
+            shapes |= {p: o.shape for p, o in zip(step.results, step.outputs, strict=True)}
+            limit = _limit(step, shapes)
+            if limit is not None and limit > 0:
+                for name in _origins(step, ("indices",), places):
+                    found[name] = min(found.get(name, limit), limit)
+            kept = _origins(step, _KEEPING.get(step.node.op_type, ()), places)
+            places |= dict.fromkeys(step.results, kept)
+        for name, source in zip(plan.outputs, plan.body.outputs, strict=True):
+            names[name] = (
+                places.get(source, frozenset()) if isinstance(source, int) else frozenset()
+            )
+    return found
+
+
+def _steps(body: Body) -> Iterator[Step]:
+    """The steps of a body and of those in it, each after what it needs."""
+    for step in body.steps:
+        for block in step.blocks:
+            yield from _steps(block)
+        yield step
+
+
+def _origins(
+    step: Step, parameters: tuple[str, ...], places: Mapping[int, frozenset[str]]
+) -> frozenset[str]:
+    """The model's inputs that some of a step's arguments hold elements of."""
+    found: frozenset[str] = frozenset()
+    for parameter, sources in step.arguments:
+        if parameter.name in parameters:
+            found = found.union(*(places.get(s, ()) for s in sources if isinstance(s, int)))
+    return found
+
+
+def _limit(step: Step, shapes: Mapping[int, tuple[int | None, ...] | None]) -> int | None:
+    """Below what the indices of a step have to be; None if it has none, or that is not known."""
+    op_type = step.node.op_type
+    if op_type == "one_hot":
+        return step.fixed.get("one_hot_vector_size")
+    sources = {parameter.name: given for parameter, given in step.arguments}
+    if op_type not in _TABLES or not {_TABLES[op_type], "indices"} <= sources.keys():
+        return None
+    shape = _shape(sources[_TABLES[op_type]][0], shapes) or ()
+    if op_type.endswith("_nd"):
+        # the last axis of the indices holds one for each of the table's first axes
+        indices = _shape(sources["indices"][0], shapes) or ()
+        first = int(step.fixed.get("batch_dims", 0))
+        known = shape[first : first + (indices[-1] or 0)] if indices else ()
+        return min((length for length in known if length is not None), default=None)
+    axis = int(step.fixed.get("axis", 0))
+    return shape[axis] if -len(shape) <= axis < len(shape) else None
+
+
+def _shape(
+    source: Source, shapes: Mapping[int, tuple[int | None, ...] | None]
+) -> tuple[int | None, ...] | None:
+    if isinstance(source, Held):
+        return source.shape
+    if isinstance(source, Lazy):
+        return source.step.outputs[source.index].shape
+    return shapes.get(source)

@@ -1,0 +1,137 @@
+"""How far the outputs of two models are apart."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlopt.errors import ConfigError, InputError
+from mlopt.runtime.comparison.answers import blamed, colours, is_image, is_one_row
+from mlopt.runtime.comparison.measures import Agreement, Distance
+from mlopt.runtime.comparison.results import Comparison, LabelRow, OutputRow
+
+Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+_LISTED = 10
+"""Labels of classes that a message lists; it counts the others."""
+
+
+def compare_outputs(
+    reference: Predict,
+    candidate: Predict,
+    samples: Sequence[Mapping[str, Any]],
+    *,
+    labels: Collection[str] = (),
+    scores: Collection[str] = (),
+) -> Comparison:
+    """Measure how far the outputs of two functions of inputs are apart.
+
+    labels: names of outputs that are labels of classes (texts always are); scores: of those whose
+    best classes are compared where they have one row (dictionaries of probabilities always are).
+    """
+    if not samples:
+        raise InputError("there are no samples to compare the models on")
+    sums = _Sums(frozenset(labels), frozenset(scores))
+    for sample in samples:
+        with blamed("reference"):
+            wanted = reference(sample)
+        with blamed("candidate"):
+            found = candidate(sample)
+        if wanted.keys() != found.keys():
+            raise ConfigError(
+                f"the models have different outputs: {', '.join(wanted)} and {', '.join(found)}"
+            )
+        sums.add(wanted, found)
+    return Comparison(len(samples), sums.rows(), labels=sums.label_rows(len(samples)))
+
+
+@attrs.define(eq=False)
+class _Sums:
+    """What is known of the outputs so far."""
+
+    labels: frozenset[str]
+    scores: frozenset[str]
+    distances: dict[str, Distance] = attrs.Factory(dict)
+    agreements: dict[str, Agreement] = attrs.Factory(dict)
+    equal_labels: Counter[str] = attrs.Factory(Counter)
+
+    def add(self, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        # the best of scores among which is NaN means nothing
+        is_known = not any(map(_holds_nan, (*wanted.values(), *found.values())))
+        for name, value in wanted.items():
+            if name in self.labels or isinstance(value, str):
+                self.equal_labels[name] += is_known and value == found[name]
+            else:
+                self._measure(name, value, found[name])
+
+    def _measure(self, name: str, wanted: Any, found: Any) -> None:
+        a, b = _comparable(name, wanted, found)
+        try:
+            self.distances.setdefault(name, Distance()).add(a, b)
+        except ValueError as error:
+            raise ConfigError(f"output {name!r}: {error}") from error
+        is_row = name in self.scores and is_one_row(wanted)
+        if is_row or (isinstance(wanted, Mapping) and len(wanted) > 1):
+            self.agreements.setdefault(name, Agreement()).add(a.reshape(-1), b.reshape(-1))
+
+    def rows(self) -> tuple[OutputRow, ...]:
+        return tuple(
+            OutputRow(name, distance, self.agreements.get(name))
+            for name, distance in self.distances.items()
+        )
+
+    def label_rows(self, samples: int) -> tuple[LabelRow, ...]:
+        return tuple(LabelRow(name, samples, equal) for name, equal in self.equal_labels.items())
+
+
+def _comparable(name: str, wanted: Any, found: Any) -> tuple[Tensor, Tensor]:
+    """Two outputs as tensors; probabilities of classes in the order of the reference."""
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        _check_classes(name, wanted, found)
+        return _row([wanted[key] for key in wanted]), _row([found[key] for key in wanted])
+    return _tensor(name, wanted), _tensor(name, found)
+
+
+def _check_classes(name: str, wanted: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
+    if wanted.keys() == found.keys():
+        return
+    only = {
+        "reference": [label for label in wanted if label not in found],
+        "candidate": [label for label in found if label not in wanted],
+    }
+    parts = [f"in the {role} only: {_some(labels)}" for role, labels in only.items() if labels]
+    raise ConfigError(
+        f"output {name!r}: the models have different classes; {'; '.join(parts)}. Compare models "
+        "of the same classes"
+    )
+
+
+def _some(labels: Sequence[Any]) -> str:
+    shown = ", ".join(map(repr, labels[:_LISTED]))
+    return shown if len(labels) <= _LISTED else f"{shown} and {len(labels) - _LISTED} more"
+
+
+def _row(values: Sequence[float]) -> Tensor:
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        return torch.from_numpy(np.array(colours(value) if is_image(value) else value, np.float64))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"output {name!r} is {type(value).__name__}, which holds no numbers to compare"
+        ) from None
+
+
+def _holds_nan(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(math.isnan(score) for score in value.values())

@@ -1,0 +1,74 @@
+"""Inputs to compare models on, drawn at random as the model describes them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlopt.errors import InputError
+from mlopt.runtime.array_features import ArrayFeature
+from mlopt.runtime.comparison.indices import lengths_of_tables
+from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.pipeline import Pipeline
+from mlopt.runtime.program import Program
+
+_OTHER_INTEGERS = 2
+"""Below which integers are drawn that index nothing: flags and masks."""
+
+_SEEDS = 1 << 64
+"""How many seeds torch knows."""
+
+
+def random_samples(model: Program | Pipeline, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Draw inputs at their default shapes, the same for the same seed.
+
+    Floats are normal, images uniform. What looks rows of a table up is a whole number below its
+    length, other integers are 0 or 1.
+    """
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise InputError(
+            f"the number of samples to draw has to be a whole number, got {count!r}"
+        ) from None
+    if count < 1:
+        raise InputError(f"at least one sample has to be drawn, got {count}")
+    random = np.random.default_rng(checked_seed(seed))
+    limits = lengths_of_tables(model)
+    return [
+        {name: _drawn(feature, random, limits) for name, feature in model.inputs.items()}
+        for _ in range(count)
+    ]
+
+
+def checked_seed(seed: int) -> int:
+    """A seed that both numpy and torch take; InputError for another."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < _SEEDS:
+        raise InputError(f"seed has to be a whole number from 0 to 2**64 - 1, got {seed!r}")
+    return number
+
+
+def _drawn(feature: Any, random: np.random.Generator, limits: Mapping[str, int]) -> Any:
+    if isinstance(feature, ImageFeature):
+        shape = (1, feature.channels, feature.height, feature.width)
+        return random.integers(0, 256, shape).astype(np.float32)
+    if not isinstance(feature, ArrayFeature):
+        return "" if feature.kind == "stringType" else 0
+    if np.dtype(feature.dtype).kind in "iu" or feature.name in limits:
+        limit = min(limits.get(feature.name, _OTHER_INTEGERS), _whole_numbers(feature.dtype))
+        return random.integers(0, limit, feature.shape).astype(feature.dtype)
+    return random.standard_normal(feature.shape).astype(feature.dtype)
+
+
+def _whole_numbers(dtype: Any) -> int:
+    """The end of the numbers from 0 on that a dtype holds all."""
+    if np.dtype(dtype).kind == "f":
+        return int(1 << (np.finfo(dtype).nmant + 1)) + 1
+    return int(np.iinfo(dtype).max) + 1

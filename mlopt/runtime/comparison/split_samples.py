@@ -1,0 +1,85 @@
+"""Samples of arrays that hold several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlopt.errors import InputError
+from mlopt.runtime.array_features import ArrayFeature
+from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.pipeline import Pipeline
+from mlopt.runtime.program import Program
+
+
+def split_samples(
+    model: Program | Pipeline, arrays: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Make samples of arrays that hold all of them.
+
+    An array has the shape of the input, for one sample; or one more axis in front; or, where the
+    input's first axis has length 1, several there. That of an image is [channels, height, width],
+    and the axis of a grey one's channel may be left out.
+    """
+    unknown = [name for name in arrays if name not in model.inputs]
+    if unknown:
+        raise InputError(
+            f"the model has no input {', '.join(map(repr, unknown))}; its inputs are "
+            f"{', '.join(map(repr, model.inputs))}"
+        )
+    parts = {name: _split(model.inputs[name], array) for name, array in arrays.items()}
+    counts = {name: len(part) for name, part in parts.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"the inputs hold different numbers of samples: {counts}")
+    return [
+        {name: part[index] for name, part in parts.items()}
+        for index in range(next(iter(counts.values()), 0))
+    ]
+
+
+def _split(feature: Any, array: np.ndarray) -> list[Any]:
+    if isinstance(feature, ArrayFeature):
+        return _split_array(feature, array)
+    if isinstance(feature, ImageFeature):
+        return _split_images(feature, array)
+    if array.ndim > 1:
+        raise InputError(
+            f"input {feature.name!r} is one value; give an array of rank 1 with one for each "
+            f"sample, got shape {list(array.shape)}"
+        )
+    return [value.item() for value in np.atleast_1d(array)]
+
+
+def _split_array(feature: ArrayFeature, array: np.ndarray) -> list[Any]:
+    takes_any = feature.shape == () and not feature.allowed and not feature.ranges
+    if takes_any or feature.takes(array.shape):
+        return [array]
+    if array.ndim and feature.takes(array.shape[1:]):
+        return list(array)
+    if array.ndim and feature.takes((1, *array.shape[1:])):
+        return list(array[:, None])
+    raise InputError(
+        f"input {feature.name!r} has shape {list(array.shape)}; one sample has "
+        f"{feature.described_shapes()}, and several one more axis in front"
+    )
+
+
+def _split_images(feature: ImageFeature, array: np.ndarray) -> list[Any]:
+    """Images of [1, channels, height, width] each."""
+    channels = feature.channels
+    size, front = array.shape[-2:], array.shape[:-2]
+    if channels == 1 and len(front) < 2:
+        front = (*front, 1)
+    # one more axis in front of [1, channels, height, width]
+    is_several = len(front) == 2 or (len(front) == 3 and front[1] == 1)
+    fits = len(size) == 2 and feature.takes(size[1], size[0])
+    if not fits or front[-1:] != (channels,) or not (len(front) == 1 or is_several):
+        shape = f"[{channels}, height, width]" + " or [height, width]" * (channels == 1)
+        raise InputError(
+            f"input {feature.name!r} has shape {list(array.shape)}; one image ({feature.space}) "
+            f"has {shape}, of {feature.described_sizes()} (width x height), and several one more "
+            "axis in front"
+        )
+    return list(array.reshape(-1, 1, channels, *size))

@@ -1,0 +1,165 @@
+"""Inputs and outputs that are images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlopt.errors import InputError, ModelFormatError, RunError
+from mlopt.mil.messages import FeatureTypes_pb2
+from mlopt.runtime.lengths import Lengths, check_lengths, lengths_of
+
+_SPACES = {
+    FeatureTypes_pb2.ImageFeatureType.GRAYSCALE: "grayscale",
+    FeatureTypes_pb2.ImageFeatureType.RGB: "RGB",
+    FeatureTypes_pb2.ImageFeatureType.BGR: "BGR",
+    FeatureTypes_pb2.ImageFeatureType.GRAYSCALE_FLOAT16: "grayscale_float16",
+}
+
+
+@attrs.frozen
+class ImageFeature:
+    """An image: its colour space, and the sizes (width, height) that it may have."""
+
+    name: str
+    space: str
+    width: int
+    height: int
+    allowed: tuple[tuple[int, int], ...] = ()
+    ranges: tuple[Lengths, ...] = ()
+    is_optional: bool = False
+
+    @property
+    def channels(self) -> int:
+        """3 for colours, else 1."""
+        return 3 if self.space in ("RGB", "BGR") else 1
+
+    def tensor(self, value: Any) -> Tensor:
+        """An image as float32[1, channels, height, width] from 0 to 255.
+
+        value: a ``PIL.Image``; or an array of numbers from 0 to 255 in the layout of the tensor,
+        with or without its first axis.
+        """
+        if hasattr(value, "convert") and hasattr(value, "size"):
+            pixels = self._pixels(value)
+        else:
+            pixels = self._from_array(value)
+        height, width = pixels.shape[2:]
+        if not self.takes(width, height):
+            raise InputError(
+                f"input {self.name!r} is an image of {width} x {height} (width x height); the "
+                f"model takes {self.described_sizes()}. Resize it"
+            )
+        return torch.from_numpy(np.ascontiguousarray(pixels))
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether an image of a size can be the input."""
+        if self.allowed:
+            return (width, height) in self.allowed
+        if self.ranges:
+            return width in self.ranges[0] and height in self.ranges[1]
+        return (width, height) == (self.width, self.height)
+
+    def described_sizes(self) -> str:
+        """The sizes that it takes, for a message."""
+        if self.allowed:
+            return "one of " + ", ".join(f"{w} x {h}" for w, h in self.allowed)
+        if self.ranges:
+            return f"{self.ranges[0]} x {self.ranges[1]}"
+        return f"{self.width} x {self.height}"
+
+    def default_tensor(self) -> Tensor:
+        """A black image, for an input that is left out."""
+        return torch.zeros(1, self.channels, self.height, self.width)
+
+    def image(self, value: Tensor) -> Any:
+        """An output, [1, channels, height, width] from 0 to 255, as a ``PIL.Image``.
+
+        In the mode that coremltools gives: ``"RGBA"``, opaque, for colours; ``"L"`` or ``"F"``.
+        """
+        from PIL import Image
+
+        shape = (1, self.channels, *value.shape[2:])
+        if value.dim() != 4 or tuple(value.shape) != shape:
+            raise RunError(
+                f"output {self.name!r} is described as an image ({self.space}), [1, {shape[1]}, "
+                f"height, width]; the program gave shape {list(value.shape)}"
+            )
+        array = value.detach().float().cpu().numpy()[0]
+        if self.space == "grayscale_float16":
+            return Image.fromarray(array[0].astype(np.float32), "F")
+        pixels = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+        if self.space == "grayscale":
+            return Image.fromarray(pixels[0], "L")
+        if self.space == "BGR":
+            pixels = pixels[::-1]
+        opaque = np.full_like(pixels[:1], 255)
+        colours = np.moveaxis(np.concatenate([pixels, opaque]), 0, -1)
+        return Image.fromarray(np.ascontiguousarray(colours), "RGBA")
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        is_wide = image.mode == "F" or image.mode.startswith("I")
+        if is_wide and self.space != "grayscale_float16":
+            raise InputError(
+                f"input {self.name!r} is an image ({self.space}) of 8 bits a channel, got a "
+                f"PIL.Image of mode {image.mode!r}; scale it to 0 to 255 and convert it"
+            )
+        if self.space in ("RGB", "BGR"):
+            pixels = np.moveaxis(np.asarray(image.convert("RGB"), np.float32), -1, 0)
+            pixels = pixels[::-1] if self.space == "BGR" else pixels
+        elif self.space == "grayscale_float16":
+            # it becomes an image of float16 on its way into Core ML
+            with np.errstate(over="ignore"):
+                halves = np.asarray(image.convert("F")).astype(np.float16)
+            pixels = halves.astype(np.float32)[None]
+        else:
+            pixels = np.asarray(image.convert("L"), np.float32)[None]
+        return pixels[None]
+
+    def _from_array(self, value: Any) -> np.ndarray:
+        try:
+            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"input {self.name!r} cannot be an array: {error}") from error
+        channels = self.channels
+        if array.dtype.kind in "biuf" and array.ndim == 3:
+            array = array[None]
+        if array.dtype.kind not in "biuf" or array.ndim != 4 or array.shape[:2] != (1, channels):
+            raise InputError(
+                f"input {self.name!r} is an image ({self.space}): give a PIL.Image, or an array "
+                f"[1, {channels}, height, width] of numbers from 0 to 255; got "
+                f"{type(value).__name__} of shape {list(array.shape)}"
+            )
+        return array.astype(np.float32)
+
+
+def image_feature(name: str, message: Any, is_optional: bool, where: str) -> ImageFeature:
+    """The feature that an ``ImageFeatureType`` message describes."""
+    if message.colorSpace not in _SPACES:
+        raise ModelFormatError(
+            f"{where}: feature {name!r} has the unknown colour space {message.colorSpace}"
+        )
+    kind = message.WhichOneof("SizeFlexibility")
+    allowed: tuple[tuple[int, int], ...] = ()
+    ranges: tuple[Lengths, ...] = ()
+    if kind == "enumeratedSizes":
+        allowed = tuple((size.width, size.height) for size in message.enumeratedSizes.sizes)
+        for size in allowed:
+            check_lengths(size, name, where)
+    elif kind == "imageSizeRange":
+        limits = message.imageSizeRange
+        ranges = (lengths_of(limits.widthRange), lengths_of(limits.heightRange))
+    check_lengths((message.width, message.height), name, where)
+    return ImageFeature(
+        name,
+        _SPACES[message.colorSpace],
+        message.width,
+        message.height,
+        allowed,
+        ranges,
+        is_optional,
+    )
