@@ -2,14 +2,26 @@
 
     python -m benchmarks.runtime_speed [--rows NAME ...] [--repeats N] [--json FILE] [--list]
 
-Each line runs in a process of its own; in it the network and the program take turns. The program is
+Each row has processes of its own. In one the network and the program take turns. The program is
 float16 in its package and computed in float32, as the network is. Outputs are compared; a signal
 to noise ratio below 40 dB of the package that is not palettized is a failure of the script.
+
+Memory is measured in two more, one for each side, so that neither finds ready what the other has
+left behind:
+
+- mlopt: the peak of loading and of the first runs, above what is resident after the imports. That
+  is the plan, the states, the pages of the weight file that are resident, the weights as they are
+  computed with, and the activations.
+- PyTorch with its weights: the bytes of the network's own parameters and buffers, each storage
+  once, and the peak of the first runs above what is resident when the network has been made. What
+  making it took for a while does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,80 +72,202 @@ def _rows(network: str, title: str) -> list[Row]:
     ]
 
 
-ROWS = [*_rows("minilm", "MiniLM, 128 tokens"), *_rows("resnet50", "ResNet50, 224 x 224")]
+ROWS = [
+    *_rows("minilm", "MiniLM, 128 tokens"),
+    *_rows("resnet50", "ResNet50, 224 x 224"),
+    Row("mobilenet-v2", "MobileNetV2, 224 x 224", "mobilenet-v2"),
+    Row("unet", "diffusion U-Net, 64 x 64 x 4", "unet"),
+    Row("decoder", "GPT with states, 50 steps", "decoder"),
+    Row("lstm", "LSTM, 2 x bidirectional, 100 steps", "lstm"),
+    Row("speech-encoder", "Whisper's encoder, 30 s", "speech-encoder"),
+]
 BY_NAME = {row.name: row for row in ROWS}
 
 
-def _minilm() -> tuple[Any, dict[str, Any], Callable[[Path], None]]:
+@dataclass(frozen=True)
+class Subject:
+    """A network, what it is run on, and how it is converted.
+
+    make: the network; steps: the inputs, tensors by name, of the calls that are one run; build:
+    writes its package; restart: called before each run, for networks that remember.
+    """
+
+    make: Callable[[], Any]
+    steps: list[dict[str, Any]]
+    build: Callable[[Path], None]
+    restart: Callable[[Any], None] = lambda network: None
+
+
+def _minilm() -> Subject:
     import torch
 
     from benchmarks.models import minilm
     from benchmarks.models.minilm_weights import model_folder
 
-    encoder = minilm.load_encoder(model_folder())
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (1, minilm.TOKENS), generator=generator, dtype=torch.int32)
-    return encoder, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, minilm.build
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return Subject(lambda: minilm.load_encoder(model_folder()), [inputs], minilm.build)
 
 
-def _resnet50() -> tuple[Any, dict[str, Any], Callable[[Path], None]]:
+def _image() -> dict[str, Any]:
     import torch
 
+    return {"image": torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))}
+
+
+def _resnet50() -> Subject:
     from benchmarks.models import resnet
     from benchmarks.models.random_weights import fill
 
-    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return fill(resnet.resnet50(), seed=50).eval(), {"image": image}, resnet.build_resnet50
+    return Subject(
+        lambda: fill(resnet.resnet50(), seed=50).eval(), [_image()], resnet.build_resnet50
+    )
 
 
-NETWORKS = {"minilm": _minilm, "resnet50": _resnet50}
+def _mobilenet_v2() -> Subject:
+    from benchmarks.models import mobilenet_v2
+    from benchmarks.models.random_weights import fill
+
+    return Subject(
+        lambda: fill(mobilenet_v2.mobilenet_v2(), seed=2).eval(), [_image()], mobilenet_v2.build
+    )
 
 
-def measure(name: str, package: str, repeats: int) -> dict[str, Any]:
-    """Times of the network and of the program in turns, peaks, and the distance of the outputs."""
+def _unet() -> Subject:
+    from benchmarks.models import unet
+
+    return Subject(unet.unet, [unet.inputs()], unet.build)
+
+
+def _decoder() -> Subject:
+    from benchmarks.models import stateful_decoder
+
+    return Subject(
+        stateful_decoder.decoder,
+        stateful_decoder.steps(),
+        stateful_decoder.build,
+        restart=stateful_decoder.Decoder.restart,
+    )
+
+
+def _lstm() -> Subject:
+    from benchmarks.models import lstm
+
+    return Subject(lstm.tagger, [lstm.inputs()], lstm.build)
+
+
+def _speech_encoder() -> Subject:
+    from benchmarks.models import speech_encoder
+
+    return Subject(speech_encoder.speech_encoder, [speech_encoder.inputs()], speech_encoder.build)
+
+
+NETWORKS: dict[str, Callable[[], Subject]] = {
+    "minilm": _minilm,
+    "resnet50": _resnet50,
+    "mobilenet-v2": _mobilenet_v2,
+    "unet": _unet,
+    "decoder": _decoder,
+    "lstm": _lstm,
+    "speech-encoder": _speech_encoder,
+}
+
+
+def _program_run(row: Row, package: str, steps: list[dict[str, Any]]) -> Callable[[], list[Any]]:
+    """Load a package; what runs it once, with a fresh state: the output of each step."""
     import torch
 
     from mlopt.runtime import load
-    from mlopt.runtime.measures import Distance
+
+    program = load(package, keep_weights=row.keep_weights)
+    arrays = [{key: value.numpy() for key, value in step.items()} for step in steps]
+
+    def run() -> list[Any]:
+        state = program.make_state()
+        outputs = []
+        for step in arrays:
+            (found,) = program.predict(step, state).values()
+            outputs.append(torch.from_numpy(found))
+        return outputs
+
+    return run
+
+
+def _network_run(subject: Subject, network: Any) -> Callable[[], list[Any]]:
+    """What runs a network once: the output of each step."""
+    import torch
+
+    @torch.inference_mode()
+    def run() -> list[Any]:
+        subject.restart(network)
+        return [network(*step.values()) for step in subject.steps]
+
+    return run
+
+
+def measure(name: str, package: str, repeats: int) -> dict[str, Any]:
+    """Times of the network and of the program in turns, and the distance of the outputs."""
+    from mlopt.runtime.comparison.measures import Distance
 
     row = BY_NAME[name]
-    network, inputs, _ = NETWORKS[row.network]()
-    arrays = {key: value.numpy() for key, value in inputs.items()}
-    memory = PeakMemory()
-    program = load(package, keep_weights=row.keep_weights)
-
-    def run() -> Any:
-        (found,) = program.predict(arrays).values()
-        return torch.from_numpy(found)
-
+    subject = NETWORKS[row.network]()
+    run_network = _network_run(subject, subject.make())
+    run_program = _program_run(row, package, subject.steps)
     for _ in range(_WARMUPS):
-        found = run()
-    ours_peak = memory.above_start_bytes()
-    memory = PeakMemory()
-    eager, ours = Timing(), Timing()
-    with torch.inference_mode():
-        for _ in range(_WARMUPS):
-            wanted = network(*inputs.values())
-        eager_peak = memory.above_start_bytes()
-        for _ in range(repeats):
-            eager.measure(lambda: network(*inputs.values()))
-            ours.measure(run)
+        wanted, found = run_network(), run_program()
     distance = Distance()
-    distance.add(wanted, found)
+    for a, b in zip(wanted, found, strict=True):
+        distance.add(a, b)
+    eager, ours = Timing(), Timing()
+    for _ in range(repeats):
+        eager.measure(run_network)
+        ours.measure(run_program)
     ratios = sorted(a / b for a, b in zip(ours.wall_s, eager.wall_s, strict=True))
     return {
         "eager": eager.summary(),
         "ours": ours.summary(),
         "ratio": ratios[len(ratios) // 2],
         "spread_of_ratio": [ratios[0], ratios[-1]],
-        "peak_bytes": {"ours": ours_peak, "eager": eager_peak},
         "snr_db": distance.snr_db,
     }
 
 
+def program_bytes(name: str, package: str) -> int:
+    """What loading and running the program takes; see above."""
+    import mlopt.runtime  # noqa: F401  as the peak is above the imports
+
+    row = BY_NAME[name]
+    steps = NETWORKS[row.network]().steps
+    memory = PeakMemory()
+    run = _program_run(row, package, steps)
+    for _ in range(_WARMUPS):
+        run()
+    return memory.above_start_bytes()
+
+
+def network_bytes(name: str) -> dict[str, int]:
+    """What the network itself takes, and running it above that; see above."""
+    subject = NETWORKS[BY_NAME[name].network]()
+    network = subject.make()
+    run = _network_run(subject, network)
+    gc.collect()
+    memory = PeakMemory()
+    for _ in range(_WARMUPS):
+        run()
+    return {"weights": weight_bytes(network), "running": memory.above_start_bytes()}
+
+
+def weight_bytes(network: Any) -> int:
+    """Bytes of the storages of a network's parameters and buffers, each storage once."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def build(network: str, path: Path) -> None:
     """Convert a network; runs in a child process."""
-    NETWORKS[network]()[2](path)
+    NETWORKS[network]().build(path)
 
 
 def build_for(network: str, path: str) -> None:
@@ -169,13 +303,35 @@ def _line(result: dict[str, Any]) -> list[str]:
         seconds(result["ours"]["median_wall_s"]),
         f"{result['ratio']:.2f}x",
         f"{low:.2f}..{high:.2f}",
-        megabytes(result["peak_bytes"]["ours"]),
-        megabytes(result["peak_bytes"]["eager"]),
+        megabytes(result["program_bytes"]),
+        megabytes(sum(result["network_bytes"].values())),
         f"{result['snr_db']:.1f} dB",
     ]
 
 
-_COLUMNS = ["row", "model", "PyTorch", "mlopt", "ratio", "spread", "MB above", "of PyTorch", "SNR"]
+_COLUMNS = [
+    "row",
+    "model",
+    "PyTorch",
+    "mlopt",
+    "ratio",
+    "spread",
+    "MB, mlopt",
+    "MB, PyTorch with its weights",
+    "SNR",
+]
+
+
+def _measured(row: Row, repeats: int) -> dict[str, Any]:
+    package = str(_package(row))
+    script = "benchmarks.runtime_speed"
+    return {
+        "name": row.name,
+        "title": row.title,
+        **child.call(f"{script}:measure", name=row.name, package=package, repeats=repeats),
+        "program_bytes": child.call(f"{script}:program_bytes", name=row.name, package=package),
+        "network_bytes": child.call(f"{script}:network_bytes", name=row.name),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -199,16 +355,11 @@ def main(argv: list[str] | None = None) -> int:
     for row in choose(BY_NAME, options.rows):
         say(row.name)
         try:
-            found = child.call(
-                "benchmarks.runtime_speed:measure",
-                name=row.name,
-                package=str(_package(row)),
-                repeats=options.repeats,
-            )
+            found = _measured(row, options.repeats)
         except child.ChildError as error:
             failures.append(f"{row.name}\n{error}")
             continue
-        results.append({"name": row.name, "title": row.title, **found})
+        results.append(found)
         if row.nbits is None and not found["snr_db"] > _LEAST_SNR:
             failures.append(f"{row.name}: {found['snr_db']:.1f} dB, less than {_LEAST_SNR}")
         write_json(options.json, SUBJECT, results)

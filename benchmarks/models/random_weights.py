@@ -28,10 +28,14 @@ def _set(parameter: torch.Tensor, value: np.ndarray) -> None:
 
 @torch.no_grad()
 def fill(module: nn.Module, seed: int) -> nn.Module:
-    """Fill every convolution, linear and batch-norm layer of ``module`` in place; return it."""
+    """Fill every convolution, linear, embedding, LSTM and norm layer of ``module``; return it.
+
+    In place. A layer of another kind that has parameters of its own is a TypeError: they would be
+    others in the next process.
+    """
     rng = np.random.default_rng(seed)
     for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             shape = tuple(layer.weight.shape)
             _set(layer.weight, random_weight(rng, shape, fan_in=int(np.prod(shape[1:]))))
             if layer.bias is not None:
@@ -42,4 +46,34 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
             _set(layer.bias, 0.1 * rng.standard_normal(n))
             _set(layer.running_mean, 0.1 * rng.standard_normal(n))
             _set(layer.running_var, np.exp(0.3 * rng.standard_normal(n)))
+        elif isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+            _set(layer.weight, 1 + 0.1 * rng.standard_normal(layer.weight.shape))
+            _set(layer.bias, 0.1 * rng.standard_normal(layer.bias.shape))
+        elif isinstance(layer, nn.Embedding):
+            shape = tuple(layer.weight.shape)
+            _set(layer.weight, random_weight(rng, shape, fan_in=shape[1]))
+        elif isinstance(layer, nn.LSTM):
+            for parameter in layer.parameters():
+                shape = tuple(parameter.shape)
+                if parameter.dim() == 1:
+                    _set(parameter, 0.02 * rng.standard_normal(shape))
+                else:
+                    _set(parameter, random_weight(rng, shape, fan_in=shape[1]))
+        elif next(layer.parameters(recurse=False), None) is not None:
+            raise TypeError(f"no random weights for {type(layer).__name__}")
+        elif isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+            _set(layer.weight, 1 + 0.1 * rng.standard_normal(layer.weight.shape))
+            _set(layer.bias, 0.1 * rng.standard_normal(layer.bias.shape))
+        elif isinstance(layer, nn.Embedding):
+            shape = tuple(layer.weight.shape)
+            _set(layer.weight, random_weight(rng, shape, fan_in=shape[1]))
+        elif isinstance(layer, nn.LSTM):
+            for parameter in layer.parameters():
+                shape = tuple(parameter.shape)
+                if parameter.dim() == 1:
+                    _set(parameter, 0.02 * rng.standard_normal(shape))
+                else:
+                    _set(parameter, random_weight(rng, shape, fan_in=shape[1]))
+        elif next(layer.parameters(recurse=False), None) is not None:
+            raise TypeError(f"no random weights for {type(layer).__name__}")
     return module
