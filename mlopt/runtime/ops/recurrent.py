@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mlopt.runtime.ops.fused_recurrent import (
+    Layer,
+    can_be_fused,
+    fused_gru,
+    fused_lstm,
+    fused_rnn,
+)
 from mlopt.runtime.registry import operation
 
 Activation = Callable[[Tensor], Tensor]
@@ -53,6 +60,13 @@ def rnn(
     """``h = activation(weight_ih x + weight_hh h + bias)`` at each step."""
     _check_weights(weight_ih, weight_hh, 1)
     activate = _activation(activation)
+    _check_direction(direction, ("forward", "reverse"))
+    is_usual = activate in (torch.tanh, torch.relu)
+    if is_usual and can_be_fused(x, initial_h, weight_ih, weight_hh, bias):
+        layer = Layer(weight_ih, weight_hh, bias)
+        is_relu = activate is torch.relu
+        found, last = fused_rnn(_taken(x, direction), initial_h, layer, is_relu=is_relu)
+        return (found if output_sequence else last[None]), last
     hidden, outputs = initial_h, []
     for inputs in _steps(functional.linear(x, weight_ih, bias), direction):
         hidden = activate(inputs + functional.linear(hidden, weight_hh))
@@ -82,6 +96,12 @@ def gru(
     """
     size = _check_weights(weight_ih, weight_hh, 3)
     gate, activate = _activation(recurrent_activation), _activation(activation)
+    _check_direction(direction, ("forward", "reverse"))
+    is_usual = reset_after and gate is torch.sigmoid and activate is torch.tanh
+    if is_usual and can_be_fused(x, initial_h, weight_ih, weight_hh, bias, input_bias):
+        layer = Layer(weight_ih, weight_hh, input_bias, bias)
+        found, last = fused_gru(_taken(x, direction), initial_h, layer)
+        return (found if output_sequence else last[None]), last
     shift = weight_hh.new_zeros(3 * size) if bias is None else bias
     of_r, of_o, of_z = weight_hh.chunk(3)
     of_gates, shift_o = torch.cat((of_r, of_z)), shift[size : 2 * size]
@@ -130,13 +150,24 @@ def lstm(
     """
     gates = _activation(recurrent_activation)
     functions = _Functions(gates, _activation(cell_activation), _activation(activation), clip)
-    ahead = _Layer(weight_ih, weight_hh, bias, peephole)
+    _check_direction(direction, ("forward", "reverse", "bidirectional"))
+    ahead = _Peephole(weight_ih, weight_hh, bias, peephole=peephole)
+    layers = [ahead]
+    if direction == "bidirectional":
+        if weight_ih_back is None or weight_hh_back is None:
+            raise ValueError("weight_ih_back and weight_hh_back are needed if it is bidirectional")
+        back = _Peephole(weight_ih_back, weight_hh_back, bias_back, peephole=peephole_back)
+        layers.append(back)
+    for layer in layers:
+        _check_weights(layer.weight_ih, layer.weight_hh, 4)
+    weights = [w for each in layers for w in (each.weight_ih, each.weight_hh, each.bias_ih)]
+    is_usual = functions.are_usual and all(layer.peephole is None for layer in layers)
+    if is_usual and can_be_fused(x, initial_h, initial_c, *weights):
+        found, hidden, cell = fused_lstm(_taken(x, direction), initial_h, initial_c, layers)
+        return (found if output_sequence else hidden[None]), hidden, cell
     if direction != "bidirectional":
         outputs, hidden, cell = _run_lstm(x, initial_h, initial_c, ahead, functions, direction)
         return _output(outputs, hidden, output_sequence), hidden, cell
-    if weight_ih_back is None or weight_hh_back is None:
-        raise ValueError("weight_ih_back and weight_hh_back are needed if it is bidirectional")
-    back = _Layer(weight_ih_back, weight_hh_back, bias_back, peephole_back)
     first_h, second_h = initial_h.chunk(2, dim=-1)
     first_c, second_c = initial_c.chunk(2, dim=-1)
     outputs, hidden, cell = _run_lstm(x, first_h, first_c, ahead, functions, "forward")
@@ -153,13 +184,10 @@ def lstm(
 
 
 @attrs.frozen(eq=False)
-class _Layer:
-    """The weights of one direction of an LSTM."""
+class _Peephole(Layer):
+    """The weights of one direction of an LSTM, and what its gates see of the cell."""
 
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor | None
-    peephole: Tensor | None
+    peephole: Tensor | None = attrs.field(kw_only=True)
 
 
 @attrs.frozen(eq=False)
@@ -171,16 +199,21 @@ class _Functions:
     output: Activation
     clip: float | None
 
+    @property
+    def are_usual(self) -> bool:
+        """Whether they are those that PyTorch's own layer has."""
+        tanh = self.cell is torch.tanh and self.output is torch.tanh
+        return tanh and self.gate is torch.sigmoid and self.clip is None
+
 
 def _run_lstm(
-    x: Tensor, hidden: Tensor, cell: Tensor, layer: _Layer, functions: _Functions, direction: str
+    x: Tensor, hidden: Tensor, cell: Tensor, layer: _Peephole, functions: _Functions, direction: str
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The outputs in the order in which they are computed, the last hidden state and cell."""
-    _check_weights(layer.weight_ih, layer.weight_hh, 4)
     none = (None, None, None)
     peephole = none if layer.peephole is None else layer.peephole.chunk(3)
     outputs = []
-    for inputs in _steps(functional.linear(x, layer.weight_ih, layer.bias), direction):
+    for inputs in _steps(functional.linear(x, layer.weight_ih, layer.bias_ih), direction):
         sums = inputs + functional.linear(hidden, layer.weight_hh)
         for_i, for_f, for_o, for_z = sums.chunk(4, dim=-1)
         enter = functions.gate(_seen(for_i, cell, peephole[0]))
@@ -197,9 +230,17 @@ def _seen(gate: Tensor, cell: Tensor, factors: Tensor | None) -> Tensor:
     return gate if factors is None else gate + factors * cell
 
 
+def _check_direction(direction: str, allowed: tuple[str, ...]) -> None:
+    if direction not in allowed:
+        raise ValueError(f"direction has to be one of {', '.join(allowed)}, got {direction!r}")
+
+
+def _taken(sequence: Tensor, direction: str) -> Tensor:
+    """A sequence in the order in which its steps are taken."""
+    return sequence.flip(0) if direction == "reverse" else sequence
+
+
 def _steps(sequence: Tensor, direction: str) -> tuple[Tensor, ...]:
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"direction has to be forward or reverse, got {direction!r}")
     steps = sequence.unbind(0)
     return steps if direction == "forward" else steps[::-1]
 

@@ -11,6 +11,7 @@ import torch
 from coremltools.converters.mil import Builder as mb
 
 from mlopt.runtime import load
+from mlopt.runtime.ops import recurrent
 from mlopt.runtime.ops.recurrent import gru, lstm, rnn
 from tests import models
 from tests.runtime.programs import assert_of_halves, run
@@ -22,6 +23,14 @@ RANDOM = np.random.default_rng(0)
 
 def random(*shape):
     return RANDOM.normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(autouse=True, params=["fused", "step by step"])
+def way(request, monkeypatch):
+    """Every layer by PyTorch's kernels, where they take it, and step by step."""
+    if request.param == "step by step":
+        monkeypatch.setattr(recurrent, "can_be_fused", lambda *tensors: False)
+    return request.param
 
 
 X, H, C = random(STEPS, BATCH, INPUTS), random(BATCH, HIDDEN), random(BATCH, HIDDEN)
@@ -392,7 +401,7 @@ def tensors(gates):
 
 def test_bad_arguments():
     x, h = torch.from_numpy(X), torch.from_numpy(H)
-    with pytest.raises(ValueError, match="direction has to be forward or reverse, got 'both'"):
+    with pytest.raises(ValueError, match="direction has to be one of forward, reverse, got 'both'"):
         rnn(x, h, *tensors(1), direction="both")
     with pytest.raises(ValueError, match=r"an activation has to be one of .*, got 'gelu'"):
         gru(x, h, *tensors(3), activation="gelu")
@@ -402,3 +411,22 @@ def test_bad_arguments():
         lstm(x, h, h, *tensors(4), direction="bidirectional")
     with pytest.raises(ValueError, match="weights have to be matrices"):
         rnn(x, h, h[0], h)
+
+
+def test_the_usual_layers_are_fused(way, monkeypatch):
+    calls = []
+    for name in ("fused_rnn", "fused_gru", "fused_lstm"):
+        kernel = getattr(recurrent, name)
+        monkeypatch.setattr(
+            recurrent, name, lambda *a, f=kernel, n=name, **k: (calls.append(n), f(*a, **k))[1]
+        )
+    x, h = torch.from_numpy(X), torch.from_numpy(H)
+    rnn(x, h, *tensors(1))
+    gru(x, h, *tensors(3), reset_after=True)
+    lstm(x, h, h, *tensors(4))
+    # no kernel computes these
+    gru(x, h, *tensors(3))
+    lstm(x, h, h, *tensors(4), clip=1.0)
+    lstm(x, h, h, *tensors(4), activation="relu")
+    lstm(x[:0], h, h, *tensors(4))
+    assert calls == (["fused_rnn", "fused_gru", "fused_lstm"] if way == "fused" else [])
