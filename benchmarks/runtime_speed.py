@@ -23,16 +23,17 @@ import argparse
 import gc
 import itertools
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import child
-from benchmarks.lib.cache import build_once
 from benchmarks.lib.memory import PeakMemory
 from benchmarks.lib.options import choose
 from benchmarks.lib.output import megabytes, print_table, seconds, write_json
+from benchmarks.lib.packages import package
 from benchmarks.lib.progress import say
 from benchmarks.lib.timing import Timing
 
@@ -78,6 +79,7 @@ ROWS = [
     Row("mobilenet-v2", "MobileNetV2, 224 x 224", "mobilenet-v2"),
     Row("unet", "diffusion U-Net, 64 x 64 x 4", "unet"),
     Row("decoder", "GPT with states, 50 steps", "decoder"),
+    Row("decoder-kept", "GPT with states, 50 steps, weights kept", "decoder", keep_weights=True),
     Row("lstm", "LSTM, 2 x bidirectional, 100 steps", "lstm"),
     Row("speech-encoder", "Whisper's encoder, 30 s", "speech-encoder"),
 ]
@@ -86,15 +88,14 @@ BY_NAME = {row.name: row for row in ROWS}
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, what it is run on, and how it is converted.
+    """A network, and what it is run on.
 
-    make: the network; steps: the inputs, tensors by name, of the calls that are one run; build:
-    writes its package; restart: called before each run, for networks that remember.
+    make: the network; steps: the inputs, tensors by name, of the calls that are one run; restart:
+    called before each run, for networks that remember.
     """
 
     make: Callable[[], Any]
     steps: list[dict[str, Any]]
-    build: Callable[[Path], None]
     restart: Callable[[Any], None] = lambda network: None
 
 
@@ -107,7 +108,7 @@ def _minilm() -> Subject:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (1, minilm.TOKENS), generator=generator, dtype=torch.int32)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return Subject(lambda: minilm.load_encoder(model_folder()), [inputs], minilm.build)
+    return Subject(lambda: minilm.load_encoder(model_folder()), [inputs])
 
 
 def _image() -> dict[str, Any]:
@@ -120,24 +121,20 @@ def _resnet50() -> Subject:
     from benchmarks.models import resnet
     from benchmarks.models.random_weights import fill
 
-    return Subject(
-        lambda: fill(resnet.resnet50(), seed=50).eval(), [_image()], resnet.build_resnet50
-    )
+    return Subject(lambda: fill(resnet.resnet50(), seed=50).eval(), [_image()])
 
 
 def _mobilenet_v2() -> Subject:
     from benchmarks.models import mobilenet_v2
     from benchmarks.models.random_weights import fill
 
-    return Subject(
-        lambda: fill(mobilenet_v2.mobilenet_v2(), seed=2).eval(), [_image()], mobilenet_v2.build
-    )
+    return Subject(lambda: fill(mobilenet_v2.mobilenet_v2(), seed=2).eval(), [_image()])
 
 
 def _unet() -> Subject:
     from benchmarks.models import unet
 
-    return Subject(unet.unet, [unet.inputs()], unet.build)
+    return Subject(unet.unet, [unet.inputs()])
 
 
 def _decoder() -> Subject:
@@ -146,7 +143,6 @@ def _decoder() -> Subject:
     return Subject(
         stateful_decoder.decoder,
         stateful_decoder.steps(),
-        stateful_decoder.build,
         restart=stateful_decoder.Decoder.restart,
     )
 
@@ -154,13 +150,13 @@ def _decoder() -> Subject:
 def _lstm() -> Subject:
     from benchmarks.models import lstm
 
-    return Subject(lstm.tagger, [lstm.inputs()], lstm.build)
+    return Subject(lstm.tagger, [lstm.inputs()])
 
 
 def _speech_encoder() -> Subject:
     from benchmarks.models import speech_encoder
 
-    return Subject(speech_encoder.speech_encoder, [speech_encoder.inputs()], speech_encoder.build)
+    return Subject(speech_encoder.speech_encoder, [speech_encoder.inputs()])
 
 
 NETWORKS: dict[str, Callable[[], Subject]] = {
@@ -174,13 +170,13 @@ NETWORKS: dict[str, Callable[[], Subject]] = {
 }
 
 
-def _program_run(row: Row, package: str, steps: list[dict[str, Any]]) -> Callable[[], list[Any]]:
+def _program_run(row: Row, path: str, steps: list[dict[str, Any]]) -> Callable[[], list[Any]]:
     """Load a package; what runs it once, with a fresh state: the output of each step."""
     import torch
 
     from mlopt.runtime import load
 
-    program = load(package, keep_weights=row.keep_weights)
+    program = load(path, keep_weights=row.keep_weights)
     arrays = [{key: value.numpy() for key, value in step.items()} for step in steps]
 
     def run() -> list[Any]:
@@ -206,14 +202,14 @@ def _network_run(subject: Subject, network: Any) -> Callable[[], list[Any]]:
     return run
 
 
-def measure(name: str, package: str, repeats: int) -> dict[str, Any]:
+def measure(name: str, path: str, repeats: int) -> dict[str, Any]:
     """Times of the network and of the program in turns, and the distance of the outputs."""
     from mlopt.runtime.comparison.measures import Distance
 
     row = BY_NAME[name]
     subject = NETWORKS[row.network]()
     run_network = _network_run(subject, subject.make())
-    run_program = _program_run(row, package, subject.steps)
+    run_program = _program_run(row, path, subject.steps)
     for _ in range(_WARMUPS):
         wanted, found = run_network(), run_program()
     distance = Distance()
@@ -233,14 +229,14 @@ def measure(name: str, package: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def program_bytes(name: str, package: str) -> int:
+def program_bytes(name: str, path: str) -> int:
     """What loading and running the program takes; see above."""
     import mlopt.runtime  # noqa: F401  as the peak is above the imports
 
     row = BY_NAME[name]
     steps = NETWORKS[row.network]().steps
     memory = PeakMemory()
-    run = _program_run(row, package, steps)
+    run = _program_run(row, path, steps)
     for _ in range(_WARMUPS):
         run()
     return memory.above_start_bytes()
@@ -265,33 +261,17 @@ def weight_bytes(network: Any) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def build(network: str, path: Path) -> None:
-    """Convert a network; runs in a child process."""
-    NETWORKS[network]().build(path)
-
-
-def build_for(network: str, path: str) -> None:
-    """As :func:`build`, of plain values."""
-    build(network, Path(path))
-
-
-def _package(row: Row) -> Path:
-    plain = build_once(
-        f"runtime-{row.network}",
-        lambda path: child.call(
-            "benchmarks.runtime_speed:build_for", network=row.network, path=str(path)
-        ),
-    )
+def _package(row: Row, folder: Path) -> Path:
+    """The package of a row: a cached one, or what is palettized of it into a folder."""
+    plain = package(row.network)
     if row.nbits is None:
         return plain
+    import mlopt.coreml as coreml
 
-    def palettize(path: Path) -> None:
-        import mlopt.coreml as coreml
-
-        op_config = coreml.OpPalettizerConfig(nbits=row.nbits)
-        coreml.palettize(plain, coreml.OptimizationConfig(global_config=op_config), output=path)
-
-    return build_once(f"runtime-{row.network}-{row.nbits}bit", palettize)
+    op_config = coreml.OpPalettizerConfig(nbits=row.nbits)
+    config = coreml.OptimizationConfig(global_config=op_config)
+    coreml.palettize(plain, config, output=folder / "palettized.mlpackage")
+    return folder / "palettized.mlpackage"
 
 
 def _line(result: dict[str, Any]) -> list[str]:
@@ -323,15 +303,16 @@ _COLUMNS = [
 
 
 def _measured(row: Row, repeats: int) -> dict[str, Any]:
-    package = str(_package(row))
     script = "benchmarks.runtime_speed"
-    return {
-        "name": row.name,
-        "title": row.title,
-        **child.call(f"{script}:measure", name=row.name, package=package, repeats=repeats),
-        "program_bytes": child.call(f"{script}:program_bytes", name=row.name, package=package),
-        "network_bytes": child.call(f"{script}:network_bytes", name=row.name),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(_package(row, Path(folder)))
+        return {
+            "name": row.name,
+            "title": row.title,
+            **child.call(f"{script}:measure", name=row.name, path=path, repeats=repeats),
+            "program_bytes": child.call(f"{script}:program_bytes", name=row.name, path=path),
+            "network_bytes": child.call(f"{script}:network_bytes", name=row.name),
+        }
 
 
 def main(argv: list[str] | None = None) -> int:

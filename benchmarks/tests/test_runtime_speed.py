@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from benchmarks import runtime_speed
+from benchmarks.lib import packages
 from benchmarks.runtime_speed import NETWORKS, ROWS, Row, Subject
 
 
 def test_rows_name_networks_that_there_are() -> None:
     assert {row.network for row in ROWS} == set(NETWORKS)
+    assert set(NETWORKS) <= set(packages.BUILDERS)
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
@@ -62,10 +64,10 @@ def test_a_run_is_all_steps_from_a_fresh_state(
     def restart(network: Any) -> None:
         network.total.zero_()
 
-    monkeypatch.setitem(NETWORKS, "sums", lambda: Subject(Sums, steps, _build, restart))
+    monkeypatch.setitem(NETWORKS, "sums", lambda: Subject(Sums, steps, restart))
     monkeypatch.setitem(runtime_speed.BY_NAME, "sums", Row("sums", "sums", "sums"))
     package = tmp_path / "sums.mlpackage"
-    runtime_speed.build("sums", package)
+    _build(package)
     subject = NETWORKS["sums"]()
     for run in (
         runtime_speed._program_run(runtime_speed.BY_NAME["sums"], str(package), steps),

@@ -104,6 +104,17 @@ class Execution:
             return self._computed(source)  # of weights that are kept, only the last form is
         return self.value(source)
 
+    def _tensor(self, parameter: Parameter, sources: tuple[Source, ...]) -> Tensor | None:
+        """An argument that is a tensor of the frame as it is; None for all others.
+
+        Most are: of small networks, what is done around operations takes as long as these.
+        """
+        if parameter.takes_several or not parameter.takes_tensor or len(sources) != 1:
+            return None
+        (source,) = sources
+        value = self._frame[source] if isinstance(source, int) else None
+        return value if isinstance(value, Tensor) else None
+
     def _reuses_memory(self) -> bool:
         # a gradient needs the weights after the step that used them
         return self.kept is None and torch.is_inference_mode_enabled()
@@ -166,8 +177,11 @@ class Execution:
         arguments = dict(step.fixed)
         try:
             for parameter, sources in step.arguments:
-                values = tuple(self._argument(step, parameter, source) for source in sources)
-                arguments[parameter.name] = parameter.coerce(values)
+                value = self._tensor(parameter, sources)
+                if value is None:
+                    values = tuple(self._argument(step, parameter, source) for source in sources)
+                    value = parameter.coerce(values)
+                arguments[parameter.name] = value
             results = self.called(step, arguments)
         except MlOptError:
             raise
@@ -242,6 +256,8 @@ class Execution:
     def _as_declared(self, step: Step, number: int, result: Any) -> Any:
         """A result in its dtype, if it has the declared shape."""
         declared, dtype = step.outputs[number], step.dtypes[number]
+        if isinstance(result, Tensor) and result.dtype == dtype and result.shape == declared.shape:
+            return result  # as most are
         if not isinstance(result, Tensor) or dtype is None:
             return result
         shape = declared.shape

@@ -46,7 +46,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-@operation("rnn")
+@operation("rnn", keeps_nothing=True)
 def rnn(
     x: Tensor,
     initial_h: Tensor,
@@ -58,6 +58,7 @@ def rnn(
     activation: str = "tanh",
 ) -> tuple[Tensor, Tensor]:
     """``h = activation(weight_ih x + weight_hh h + bias)`` at each step."""
+    initial_h = _copied_if_unchanged(initial_h, x)
     _check_weights(weight_ih, weight_hh, 1)
     activate = _activation(activation)
     _check_direction(direction, ("forward", "reverse"))
@@ -74,7 +75,7 @@ def rnn(
     return _output(outputs, hidden, output_sequence), hidden
 
 
-@operation("gru")
+@operation("gru", keeps_nothing=True)
 def gru(
     x: Tensor,
     initial_h: Tensor,
@@ -94,6 +95,7 @@ def gru(
     devices compute; the formula of the definition can be read either way. With ``reset_after`` it
     multiplies what ``weight_hh`` and ``bias`` make of the state, and ``input_bias`` stays outside.
     """
+    initial_h = _copied_if_unchanged(initial_h, x)
     size = _check_weights(weight_ih, weight_hh, 3)
     gate, activate = _activation(recurrent_activation), _activation(activation)
     _check_direction(direction, ("forward", "reverse"))
@@ -120,7 +122,7 @@ def gru(
     return _output(outputs, hidden, output_sequence), hidden
 
 
-@operation("lstm")
+@operation("lstm", keeps_nothing=True)
 def lstm(
     x: Tensor,
     initial_h: Tensor,
@@ -148,6 +150,7 @@ def lstm(
     which goes through ``x`` from its end; its states are the second halves, and its outputs stand
     beside those of the same steps of ``x``.
     """
+    initial_h, initial_c = (_copied_if_unchanged(state, x) for state in (initial_h, initial_c))
     gates = _activation(recurrent_activation)
     functions = _Functions(gates, _activation(cell_activation), _activation(activation), clip)
     _check_direction(direction, ("forward", "reverse", "bidirectional"))
@@ -228,6 +231,11 @@ def _run_lstm(
 
 def _seen(gate: Tensor, cell: Tensor, factors: Tensor | None) -> Tensor:
     return gate if factors is None else gate + factors * cell
+
+
+def _copied_if_unchanged(state: Tensor, x: Tensor) -> Tensor:
+    """An initial state, copied where it is a result as well, as there are no steps."""
+    return state if len(x) else state.clone()
 
 
 def _check_direction(direction: str, allowed: tuple[str, ...]) -> None:
