@@ -61,19 +61,4 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
                     _set(parameter, random_weight(rng, shape, fan_in=shape[1]))
         elif next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"no random weights for {type(layer).__name__}")
-        elif isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
-            _set(layer.weight, 1 + 0.1 * rng.standard_normal(layer.weight.shape))
-            _set(layer.bias, 0.1 * rng.standard_normal(layer.bias.shape))
-        elif isinstance(layer, nn.Embedding):
-            shape = tuple(layer.weight.shape)
-            _set(layer.weight, random_weight(rng, shape, fan_in=shape[1]))
-        elif isinstance(layer, nn.LSTM):
-            for parameter in layer.parameters():
-                shape = tuple(parameter.shape)
-                if parameter.dim() == 1:
-                    _set(parameter, 0.02 * rng.standard_normal(shape))
-                else:
-                    _set(parameter, random_weight(rng, shape, fan_in=shape[1]))
-        elif next(layer.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no random weights for {type(layer).__name__}")
     return module
