@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -36,6 +37,8 @@ from tests.fuzz.seeds import Files
 
 #: Seconds for one step of one package; they take a few milliseconds.
 PATIENCE = 20.0
+#: Elements of an input, for more than which no sample is drawn.
+_LARGE = 1 << 20
 RULES: tuple[dict[str, Any], ...] = (
     {"nbits": 1},
     {"nbits": 4},
@@ -272,13 +275,22 @@ def _check_raise(source: Path, folder: Path, target: str, before: Counter[_Key] 
 
 def _predict(opened: Package, source: Path) -> None:
     program = load(source)
+    if any(math.prod(getattr(f, "shape", ())) > _LARGE for f in program.inputs.values()):
+        return  # an input of that size is memory that the description asks for
     state = program.make_state()
     (sample,) = random_samples(program, 1)
-    with _one_thread():
-        outputs = program.predict(sample, state if state.tensors else None, seed=0)
+    try:
+        with _one_thread():
+            outputs = program.predict(sample, state if state.tensors else None, seed=0)
+    except _TooLong:
+        types = {node.op_type for each in opened.programs for node in each.nodes()}
+        if "while_loop" not in types:
+            raise
+        return  # whose end is nobody's to foresee
     assert isinstance(outputs, dict)
-    described = [output.name for output in opened.spec.description.output]
-    assert not described or outputs.keys() == set(described), (outputs.keys(), described)
+    described = {output.name for output in opened.spec.description.output}
+    if described and not opened.spec.description.functions:
+        assert outputs.keys() == described, (outputs.keys(), described)
 
 
 @contextmanager
