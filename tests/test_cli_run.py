@@ -197,7 +197,7 @@ def test_run_with_files_that_are_not_inputs(numbers, image_model, tmp_path):
 
 def test_texts_stay_texts():
     from mlopt.cli.model_inputs import named_texts, parsed_inputs
-    from mlopt.runtime.features import PlainFeature
+    from mlopt.runtime.features.described import PlainFeature
 
     features = {"s": PlainFeature("s", "stringType"), "n": PlainFeature("n", "int64Type")}
     assert parsed_inputs(named_texts(["s=1e5", "n=7"]), features) == {"s": "1e5", "n": 7}

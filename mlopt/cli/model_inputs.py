@@ -12,9 +12,9 @@ from typing import IO, Any
 import numpy as np
 import typer
 
-from mlopt.runtime.array_features import ArrayFeature
-from mlopt.runtime.features import Feature, PlainFeature
-from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.features.arrays import ArrayFeature
+from mlopt.runtime.features.described import Feature, PlainFeature
+from mlopt.runtime.features.images import ImageFeature
 
 _ARRAYS = (".npy",)
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

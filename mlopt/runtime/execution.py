@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mlopt.errors import MlOptError, RunError
 from mlopt.runtime.call import Call
-from mlopt.runtime.constants import Held
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.packed import Packed
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import Parameter
-from mlopt.runtime.rows import Rows
-from mlopt.runtime.scratch import Scratch
+from mlopt.runtime.weights.constants import Held
+from mlopt.runtime.weights.packed import Packed
+from mlopt.runtime.weights.rows import Rows
+from mlopt.runtime.weights.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
 """Called after each step with its arguments by parameter, and with its results."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlopt.errors import ModelFormatError
-from mlopt.runtime.features import Feature, features_of
-from mlopt.runtime.inputs import check_is_mapping, check_names, several
+from mlopt.runtime.features.checks import check_is_mapping, check_names, several
+from mlopt.runtime.features.described import Feature, features_of
 from mlopt.runtime.program import Program
 from mlopt.runtime.state import State, check_state
 

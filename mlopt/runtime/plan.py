@@ -17,11 +17,11 @@ from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.program import Constant, Function, Node, Program, Variable
 from mlopt.runtime.call import OutputType
-from mlopt.runtime.constants import Held
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.registry import Operation, Parameter, find_operation
 from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.state import state_problem
+from mlopt.runtime.weights.constants import Held
 
 _LISTED = 10
 """Places of a problem that a message lists; it counts the others."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.program import Function
 from mlopt.mil.program import Program as ProgramMessage
-from mlopt.runtime.array_features import ArrayFeature
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.execution import Execution, Observer
-from mlopt.runtime.features import Feature, features_of, output_value
-from mlopt.runtime.inputs import check_is_mapping, check_names, several
+from mlopt.runtime.features.arrays import ArrayFeature
+from mlopt.runtime.features.checks import check_is_mapping, check_names, several
+from mlopt.runtime.features.described import Feature, features_of, output_value
 from mlopt.runtime.plan import FunctionPlan, Source, plan_function
 from mlopt.runtime.state import State, check_state, make_state
 

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from mlopt.mil.targets import Target
 from mlopt.runtime.call import Call
-from mlopt.runtime.packed import Indices, Packed
-from mlopt.runtime.rows import Rows, RowsOf, Table
+from mlopt.runtime.weights.packed import Indices, Packed
+from mlopt.runtime.weights.rows import Rows, RowsOf, Table
 
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]

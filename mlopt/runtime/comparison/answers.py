@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mlopt.errors import MlOptError
-from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.features.images import ImageFeature
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.plan import Step
 from mlopt.runtime.program import Program

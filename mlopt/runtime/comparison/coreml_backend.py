@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlopt.errors import ConfigError, RunError
-from mlopt.runtime.features import features_of
-from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.features.described import features_of
+from mlopt.runtime.features.images import ImageFeature
 
 
 class CoreMLModel:
@@ -80,7 +80,7 @@ class CoreMLModel:
 def pil_image(feature: ImageFeature, value: Any) -> Any:
     """An image input in the mode that coremltools demands: ``"RGB"``, ``"L"`` or ``"F"``.
 
-    value: as for :meth:`mlopt.runtime.features.ImageFeature.tensor`.
+    value: as for :meth:`mlopt.runtime.features.images.ImageFeature.tensor`.
     """
     from PIL import Image
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mlopt.runtime.constants import Held
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.plan import Body, Lazy, Source, Step
 from mlopt.runtime.program import Program
+from mlopt.runtime.weights.constants import Held
 
 _KEEPING = {
     # rearranged

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mlopt.errors import InputError
-from mlopt.runtime.array_features import ArrayFeature
 from mlopt.runtime.comparison.indices import lengths_of_tables
-from mlopt.runtime.image_features import ImageFeature
+from mlopt.runtime.features.arrays import ArrayFeature
+from mlopt.runtime.features.images import ImageFeature
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mlopt.runtime.call import Call
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.lookup import looked_up
 from mlopt.runtime.ops.quantization import dequantized
-from mlopt.runtime.packed import Indices, Packed, unpacked
 from mlopt.runtime.registry import Ints, operation
-from mlopt.runtime.rows import Arguments, RowsOf, blocks_of, rows_of
 from mlopt.runtime.sizes import check_elements
+from mlopt.runtime.weights.lookup import looked_up
+from mlopt.runtime.weights.packed import Indices, Packed, unpacked
+from mlopt.runtime.weights.rows import Arguments, RowsOf, blocks_of, rows_of
 
 _STORED = ElementTypes("as_declared")
 

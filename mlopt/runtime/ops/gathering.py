@@ -17,7 +17,7 @@ from torch import Tensor
 from mlopt.runtime.ops.elementwise_binary import divided
 from mlopt.runtime.ops.reshaping import positive_axis
 from mlopt.runtime.registry import operation
-from mlopt.runtime.rows import Rows, Table
+from mlopt.runtime.weights.rows import Rows, Table
 
 _FEW = 0.5
 """Of the rows of a compressed weight: for more it is computed whole."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlopt.errors import InputError, ModelFormatError
 from mlopt.mil.messages import FeatureTypes_pb2
-from mlopt.runtime.lengths import Lengths, check_lengths, lengths_of
+from mlopt.runtime.features.lengths import Lengths, check_lengths, lengths_of
 
 _ARRAYS = {
     FeatureTypes_pb2.ArrayFeatureType.FLOAT16: np.float16,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mlopt.runtime import lookup
-from mlopt.runtime.lookup import looked_up
-from mlopt.runtime.packed import Packed
+from mlopt.runtime.weights import lookup
+from mlopt.runtime.weights.lookup import looked_up
+from mlopt.runtime.weights.packed import Packed
 
 RANDOM = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mlopt.runtime import load
-from mlopt.runtime.scratch import Scratch, aligned
+from mlopt.runtime.weights.scratch import Scratch, aligned
 
 
 def test_tensors_of_a_step_do_not_overlap():

@@ -12,8 +12,8 @@ from torch import Tensor
 from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type_of
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.packed import Packed
-from mlopt.runtime.scratch import Scratch, aligned
+from mlopt.runtime.weights.packed import Packed
+from mlopt.runtime.weights.scratch import Scratch, aligned
 
 _SMALL = 4096
 """Constants of at most so many elements are kept as they are computed with."""

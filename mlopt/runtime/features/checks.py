@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlopt.errors import InputError
-from mlopt.runtime.features import Feature
+from mlopt.runtime.features.described import Feature
 from mlopt.runtime.state import State
 
 

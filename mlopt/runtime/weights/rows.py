@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from mlopt.runtime.packed import Packed
+from mlopt.runtime.weights.packed import Packed
 
 Arguments = dict[str, Any]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import InputError, RunError
-from mlopt.runtime.array_features import ArrayFeature, array_feature
-from mlopt.runtime.image_features import ImageFeature, image_feature
+from mlopt.runtime.features.arrays import ArrayFeature, array_feature
+from mlopt.runtime.features.images import ImageFeature, image_feature
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mlopt.runtime.packed import Packed, unpacked, words_of_24_bits
+from mlopt.runtime.weights.packed import Packed, unpacked, words_of_24_bits
 
 _WIDE = {4: torch.int32, 8: torch.float64, 16: torch.complex128}
 """By the bytes of a row: a type of which one element is the row, for a gather in one dimension."""

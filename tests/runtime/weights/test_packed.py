@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlopt.runtime.packed import unpacked
+from mlopt.runtime.weights.packed import unpacked
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6])
