@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.run import PrecisionName, checked_named_file
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, write_text
+from mlopt.cli.run import PrecisionName
+from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
 
 if TYPE_CHECKING:
     from mlopt.runtime.comparison.results import Comparison

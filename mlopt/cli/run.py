@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file
+from mlopt.cli.terminal import checked_named_file
 
 _SHOWN = 5
 _ABOUT_ONE = 0.01
@@ -22,15 +22,6 @@ class PrecisionName(str, Enum):
 
     FLOAT32 = "float32"
     AS_DECLARED = "as_declared"
-
-
-def checked_named_file(path: Path | None) -> Path | None:
-    """A file to write later that is no text: it cannot go to standard output."""
-    if path == STANDARD_OUTPUT:
-        raise typer.BadParameter("this is no text for standard output; name a file in place of -")
-    if path is not None and path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder; name a file")
-    return checked_file(path)
 
 
 def run_model(

@@ -109,3 +109,12 @@ def sizes_line(before: int, output: Path) -> str:
     after = package_bytes(output)
     change = size_change(before, after)
     return f"Package: {human_bytes(before)} -> {human_bytes(after)}, {change}: {output}"
+
+
+def checked_named_file(path: Path | None) -> Path | None:
+    """A file to write later that is no text: it cannot go to standard output."""
+    if path == STANDARD_OUTPUT:
+        raise typer.BadParameter("this is no text for standard output; name a file in place of -")
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; name a file")
+    return checked_file(path)

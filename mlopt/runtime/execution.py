@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import MlOptError, RunError
-from mlopt.runtime.call import Call
+from mlopt.runtime.call import Call, OutputType
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import Parameter
@@ -31,8 +31,9 @@ class Execution:
     types, device: of the computation; seed: of random operations; taps: the places whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
     ``Observer``; kept: weights computed before, None to compute them at each use; _shared: the
-    results of weights that have several, for the step that is running; _shapes_differ: whether
-    shapes are others than declared already, with good reason, and so may be all that follow.
+    results of weights that have several, for the step that is running, None between steps;
+    _shapes_differ: whether shapes are others than declared already, with good reason, and so may be
+    all that follow.
     """
 
     plan: FunctionPlan
@@ -46,7 +47,7 @@ class Execution:
     kept: dict[Source, Any] | None = None
     taps: dict[int, Any] = attrs.Factory(dict)
     _frame: list[Any] = attrs.Factory(list)
-    _shared: dict[Step, tuple[Any, ...]] = attrs.Factory(dict)
+    _shared: dict[Step, tuple[Any, ...]] | None = None
     _scratch: Scratch = attrs.field(
         init=False,
         default=attrs.Factory(lambda self: Scratch(self.plan.scratch_size), takes_self=True),
@@ -82,8 +83,8 @@ class Execution:
         if isinstance(source, Held):
             return source.value()
         step = source.step
-        if len(step.outputs) == 1:
-            return self._results(step)[0]
+        if len(step.outputs) == 1 or self._shared is None:
+            return self._results(step)[source.index]
         if step not in self._shared:
             self._shared[step] = self._results(step)
         return self._shared[step][source.index]
@@ -124,7 +125,7 @@ class Execution:
         step, shape = source.step, source.step.outputs[source.index].shape
         if step.operation.rows is None or not shape or None in shape:
             return None
-        lengths = tuple(length for length in shape if length is not None)
+        lengths = _lengths(step.outputs[source.index])
         return Rows(lengths, partial(self.value, source), partial(self._selected, source))
 
     def _compact(self, source: Source) -> Any:
@@ -137,27 +138,29 @@ class Execution:
 
     def _selected(self, source: Lazy, index: Tensor) -> Tensor:
         step, rows = source.step, source.step.operation.rows
+        (count, *others), dtype = _lengths(step.outputs[source.index]), step.dtypes[source.index]
         assert rows is not None
         arguments = dict(step.fixed)
         for parameter, (inner,) in step.arguments:
             has_rows = parameter.name == rows.data
             read = self._compact if has_rows else partial(self._argument, step, parameter)
             arguments[parameter.name] = read(inner)
-        some = rows.arguments(arguments, index)
-        if some is None:
-            whole: Tensor = self.value(source)
-            return whole.index_select(0, index)
-        for parameter, _ in step.arguments:
-            value = some.get(parameter.name)
-            if isinstance(value, Packed) and not parameter.takes_packed:
-                some[parameter.name] = value.unpacked()
-        result: Tensor = self._called(step, some)
-        dtype = step.dtypes[source.index]
-        return result if dtype is None else result.to(dtype)
+        some = rows.arguments(arguments, index, count)
+        if some is not None:
+            for parameter, _ in step.arguments:
+                value = some.get(parameter.name)
+                if isinstance(value, Packed) and not parameter.takes_packed:
+                    some[parameter.name] = value.unpacked()
+            found: Tensor = self._called(step, some)
+            if list(found.shape) == [len(index), *others]:
+                return found if dtype is None else found.to(dtype)
+        whole: Tensor = self.value(source)  # or what is wrong with it
+        return whole.index_select(0, index)
 
     def _run(self, body: Body) -> tuple[Any, ...]:
         frame = self._frame
         for step in body.steps:
+            self._shared = {}
             for place, value in zip(step.results, self._results(step), strict=True):
                 if place in self.replaced:
                     value = self.replaced[place](value)
@@ -165,7 +168,7 @@ class Execution:
                 self._tap(place, value)
             for place in step.released:
                 frame[place] = None
-            self._shared.clear()
+            self._shared = None
             self._scratch.release()
         return tuple(self.value(source) for source in body.outputs)
 
@@ -272,6 +275,10 @@ class Execution:
         elif shape is not None and len(shape) != result.dim():
             result = result.reshape(()) if shape == () else result.reshape(1)
         return result if result.dtype == dtype else result.to(dtype)
+
+
+def _lengths(declared: OutputType) -> tuple[int, ...]:
+    return tuple(length for length in declared.shape or () if length is not None)
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:

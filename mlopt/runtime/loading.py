@@ -51,10 +51,11 @@ def load(
     types, place = ElementTypes(precision), _device(device)
     if function is None and package.spec.description.functions:
         function = getattr(model_or_path, "function_name", None)
-    programs = [
-        Program(program, function, types, place, keep_weights=keep_weights)
-        for program in package.programs
-    ]
+    with torch.inference_mode(False):  # else constants could have no part in gradients
+        programs = [
+            Program(program, function, types, place, keep_weights=keep_weights)
+            for program in package.programs
+        ]
     root = package.spec
     if root.WhichOneof("Type") == "mlProgram":
         return programs[0]

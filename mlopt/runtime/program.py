@@ -19,7 +19,7 @@ from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
 from mlopt.runtime.features.described import Feature, features_of, output_value
 from mlopt.runtime.plan import FunctionPlan, Source, plan_function
-from mlopt.runtime.state import State, check_state, make_state
+from mlopt.runtime.state import State, StateTensor, check_state, make_state
 
 
 @attrs.frozen(eq=False)
@@ -27,7 +27,8 @@ class Run:
     """What a run gave.
 
     outputs: as ``predict`` gives them; taps: copies of the tensors of the tapped names, None for a
-    value of a block that did not run; of a block that ran several times the last ones.
+    value of a block that did not run; of a block that ran several times the last ones, of a state
+    what it holds after the run.
     """
 
     outputs: dict[str, Any]
@@ -153,12 +154,11 @@ class Program:
             results. These are the run's own: copy what you change.
         """
         sources = self._tapped(taps)
-        # what is kept may be part of a gradient later, in which inference tensors have no place
-        with torch.inference_mode() if self._kept is None else torch.no_grad():
+        with torch.inference_mode():
             execution, values = self._started(data, state, sources, seed)
             execution.observer = observer
             found = execution.run(values)
-            tapped = {name: self._tap(execution, source) for name, source in sources.items()}
+            tapped = {name: _tapped(execution, source) for name, source in sources.items()}
         # copied outside of inference mode, in which tensors are made that are good for less
         return Run(self._described(found), {name: _copied(value) for name, value in tapped.items()})
 
@@ -201,8 +201,9 @@ class Program:
             leaves[name] = value.detach().clone().requires_grad_()
             return leaves[name]
 
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             execution, values = self._started(data, state, {}, seed)
+            execution.kept = None  # what is kept does not depend on what is wanted
             inputs = {place: name for name, place in self.plan.inputs.items()}
             replaced: dict[int, Callable[[Any], Any]] = {}
             substitutes: dict[Source, Any] = {}
@@ -243,7 +244,7 @@ class Program:
         seed: int | None,
     ) -> tuple[Execution, dict[str, Any]]:
         values: dict[str, Any] = self._converted(data)
-        check_state(state, self.plan.state_types)
+        check_state(state, self.plan.state_types, self._types)
         if state is not None:
             values |= state.tensors
         tapped = frozenset(source for source in sources.values() if isinstance(source, int))
@@ -281,9 +282,6 @@ class Program:
             found[name] = self.plan.sources[name]
         return found
 
-    def _tap(self, execution: Execution, source: Source) -> Any:
-        return execution.taps.get(source) if isinstance(source, int) else execution.value(source)
-
     def _check_description(self, where: str) -> None:
         lacking = [name for name in self.inputs if name not in self.plan.input_types]
         lacking += [name for name in self.outputs if name not in self.plan.outputs]
@@ -316,6 +314,11 @@ def _function(program: ProgramMessage, name: str | None) -> Function:
             f"the model has no function {wanted!r}; it has {', '.join(map(repr, functions))}"
         )
     return functions[wanted]
+
+
+def _tapped(execution: Execution, source: Source) -> Any:
+    found = execution.taps.get(source) if isinstance(source, int) else execution.value(source)
+    return found.value if isinstance(found, StateTensor) else found
 
 
 def _copied(value: Any) -> Any:

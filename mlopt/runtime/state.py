@@ -14,6 +14,7 @@ from torch import Tensor
 from mlopt.errors import InputError
 from mlopt.runtime.call import OutputType
 from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.features.numbers import array_of_numbers
 from mlopt.runtime.sizes import check_elements
 
 
@@ -40,16 +41,14 @@ class State:
     def write_state(self, name: str, value: np.ndarray) -> None:
         """Replace the values of one of its tensors by an array of its shape."""
         held = self._tensor(name)
-        array = np.asarray(value)
-        if array.dtype.kind not in "biuf":
-            raise InputError(
-                f"state {name!r} has to be an array of numbers, got dtype {array.dtype}"
-            )
+        array = array_of_numbers(value, f"state {name!r}")
         if array.shape != tuple(held.value.shape):
             raise InputError(
                 f"state {name!r} has shape {list(held.value.shape)}, got {list(array.shape)}"
             )
-        held.value = torch.from_numpy(array.copy()).to(held.value)
+        # torch has no elements of another byte order, or wider than 8 bytes
+        plain = array.astype(np.float64 if held.value.is_floating_point() else np.int64)
+        held.value = torch.from_numpy(plain).to(held.value)
 
     def detach(self) -> None:
         """Forget how its values were computed, which would keep all of that in memory."""
@@ -75,8 +74,13 @@ def make_state(
     return State(tensors)
 
 
-def check_state(state: Any, declared: Mapping[str, OutputType]) -> None:
-    """Refuse what is not the state of a model with these states."""
+def check_state(
+    state: Any, declared: Mapping[str, OutputType], types: ElementTypes | None = None
+) -> None:
+    """Refuse what is not the state of a model with these states.
+
+    types: how the model computes; None where its programs look for themselves.
+    """
     if state is None:
         if declared:
             raise InputError(
@@ -99,6 +103,12 @@ def check_state(state: Any, declared: Mapping[str, OutputType]) -> None:
             raise InputError(
                 f"the state is of another model: {name!r} has shape {list(shape)}, not "
                 f"{list(_lengths(kind))}"
+            )
+        dtype = state.tensors[name].value.dtype
+        if types is not None and dtype != types.dtype(kind.dtype):
+            raise InputError(
+                f"the state is of a program of another precision: {name!r} is {dtype}, not "
+                f"{types.dtype(kind.dtype)}; use make_state() of this one"
             )
 
 

@@ -102,7 +102,7 @@ def test_images_of_another_size_are_refused():
         program.predict({"image": Image.fromarray(np.moveaxis(PIXELS, 0, 1).copy())})
     with pytest.raises(InputError, match=r"give a PIL.Image, or an array \[1, 3, height, width\]"):
         program.predict({"image": PIXELS})
-    with pytest.raises(InputError, match="got str"):
+    with pytest.raises(InputError, match=r"'image' \(a PIL.Image, .* got dtype <U"):
         program.predict({"image": "cat.png"})
 
 
@@ -232,5 +232,5 @@ def test_images_wider_than_a_byte_are_refused():
     for mode in ("I", "I;16", "F"):
         with pytest.raises(InputError, match=f"mode '{mode}'; scale it"):
             program.predict({"image": Image.new(mode, (5, 6))})
-    with pytest.raises(InputError, match="input 'image' cannot be an array"):
+    with pytest.raises(InputError, match=r"input 'image' .* cannot be an array"):
         program.predict({"image": [[1, 2], [3]]})

@@ -204,3 +204,35 @@ def test_declarations_of_states_that_cannot_be(edit, problem):
         damaged = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
     with pytest.raises(ModelFormatError, match=rf"state 'total': .*{problem}"):
         load(damaged)
+
+
+def test_a_state_of_another_precision_is_refused():
+    model = counter()
+    ones = {"x": np.ones((1, 4), np.float32)}
+    program = load(model)
+    with pytest.raises(InputError, match=r"another precision: 'total' is torch\.float16"):
+        program.predict(ones, load(model, precision="as_declared").make_state())
+
+
+def test_a_tap_of_a_state_is_a_copy_of_what_it_holds_then():
+    program = load(counter())
+    state = program.make_state()
+    ones = {"x": np.ones((1, 4), np.float32)}
+    tap = program.run(ones, state, taps=["total"]).taps["total"]
+    program.predict(ones, state)
+    assert torch.equal(tap, torch.ones(1, 4))
+
+
+def test_states_are_written_from_anything_that_holds_numbers():
+    state = load(counter()).make_state()
+    values = np.arange(4.0).reshape(1, 4)
+    for value in (
+        values.astype(">f4"),
+        values.astype(np.longdouble),
+        torch.from_numpy(values).requires_grad_(),
+        values.astype(int),
+        values.tolist(),
+    ):
+        state.write_state("total", np.zeros((1, 4)))
+        state.write_state("total", value)
+        np.testing.assert_array_equal(state.read_state("total"), values)

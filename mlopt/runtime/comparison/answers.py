@@ -53,12 +53,12 @@ def score_names(model: Program | Pipeline) -> frozenset[str]:
 
     Vectors that end in a normalization or a pooling, as embeddings do, are none.
     """
-    return frozenset(
-        name
-        for program in _programs(model)
-        for name, source in zip(program.plan.outputs, program.plan.body.outputs, strict=True)
-        if _is_scored(source, _makers(program))
-    )
+    found: set[str] = set()
+    for program in _programs(model):
+        makers = _makers(program)
+        outputs = zip(program.plan.outputs, program.plan.body.outputs, strict=True)
+        found.update(name for name, source in outputs if _is_scored(source, makers))
+    return frozenset(found)
 
 
 @contextlib.contextmanager

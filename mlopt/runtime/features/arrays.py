@@ -12,6 +12,7 @@ from torch import Tensor
 from mlopt.errors import InputError, ModelFormatError
 from mlopt.mil.messages import FeatureTypes_pb2
 from mlopt.runtime.features.lengths import Lengths, check_lengths, lengths_of
+from mlopt.runtime.features.numbers import array_of_numbers
 
 _ARRAYS = {
     FeatureTypes_pb2.ArrayFeatureType.FLOAT16: np.float16,
@@ -41,14 +42,7 @@ class ArrayFeature:
 
     def tensor(self, value: Any) -> Tensor:
         """An input as a tensor of the declared dtype; InputError where it does not fit."""
-        try:
-            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"input {self.name!r} cannot be an array: {error}") from error
-        if array.dtype.kind not in "biuf":
-            raise InputError(
-                f"input {self.name!r} has to be an array of numbers, got dtype {array.dtype}"
-            )
+        array = array_of_numbers(value, f"input {self.name!r}")
         if self.shape == () and not self.allowed and not self.ranges:
             return self._converted(array)  # any shape
         if not self.takes(array.shape):
@@ -99,7 +93,7 @@ class ArrayFeature:
             self._check_whole(array)
         with np.errstate(over="ignore"):
             converted = array.astype(self.dtype)
-        return torch.from_numpy(np.ascontiguousarray(converted))
+        return torch.from_numpy(np.asarray(converted, order="C"))
 
     def _check_whole(self, array: np.ndarray) -> None:
         """Refuse numbers that the declared integers do not have."""

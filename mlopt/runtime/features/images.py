@@ -12,6 +12,7 @@ from torch import Tensor
 from mlopt.errors import InputError, ModelFormatError, RunError
 from mlopt.mil.messages import FeatureTypes_pb2
 from mlopt.runtime.features.lengths import Lengths, check_lengths, lengths_of
+from mlopt.runtime.features.numbers import array_of_numbers
 
 _SPACES = {
     FeatureTypes_pb2.ImageFeatureType.GRAYSCALE: "grayscale",
@@ -121,14 +122,12 @@ class ImageFeature:
         return pixels[None]
 
     def _from_array(self, value: Any) -> np.ndarray:
-        try:
-            array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"input {self.name!r} cannot be an array: {error}") from error
+        what = f"input {self.name!r} (a PIL.Image, or pixels from 0 to 255)"
+        array = array_of_numbers(value, what)
         channels = self.channels
-        if array.dtype.kind in "biuf" and array.ndim == 3:
+        if array.ndim == 3:
             array = array[None]
-        if array.dtype.kind not in "biuf" or array.ndim != 4 or array.shape[:2] != (1, channels):
+        if array.ndim != 4 or array.shape[:2] != (1, channels):
             raise InputError(
                 f"input {self.name!r} is an image ({self.space}): give a PIL.Image, or an array "
                 f"[1, {channels}, height, width] of numbers from 0 to 255; got "

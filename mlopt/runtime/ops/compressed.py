@@ -23,55 +23,56 @@ from mlopt.runtime.weights.rows import Arguments, RowsOf, blocks_of, rows_of
 _STORED = ElementTypes("as_declared")
 
 
-def _rows_of_stream(arguments: Arguments, index: Tensor) -> Arguments | None:
+def _rows_of_stream(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
     """Of one table and a stream of indices."""
-    bits = _bits(arguments["lut"])
-    count = _check_stream(arguments["indices"], bits, arguments["shape"], "indices")
-    if not count:
+    bits, shape = _bits(arguments["lut"]), arguments["shape"]
+    elements = _check_stream(arguments["indices"], bits, shape, "indices")
+    if not elements or shape[0] != count:
         return None
-    rows = rows_of(Packed(arguments["indices"], bits, arguments["shape"]), index)
+    rows = rows_of(Packed(arguments["indices"], bits, shape), index)
     return None if rows is None else arguments | {"indices": rows.data, "shape": rows.shape}
 
 
-def _rows_of_indices(arguments: Arguments, index: Tensor) -> Arguments | None:
+def _rows_of_indices(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
     """Of tables for blocks, whose entries do not lie on the first axis."""
     indices, lut = arguments["indices"], arguments["lut"]
     rank = len(indices.shape)
-    if lut.dim() != rank + 2:
+    if indices.shape[0] != count or lut.dim() != rank + 2:
         return None
     if lut.shape[-1] > 1 and _vector_axis(arguments.get("vector_axis"), rank) == 0:
         return None
-    rows, tables = rows_of(indices, index), blocks_of(lut, indices.shape[0], index)
-    if rows is None or tables is None:
-        return None
-    return arguments | {"indices": rows, "lut": tables}
+    parts = {"indices": rows_of(indices, index), "lut": blocks_of(lut, count, index)}
+    return _replaced(arguments, parts)
 
 
-def _rows_of_steps(arguments: Arguments, index: Tensor) -> Arguments | None:
+def _rows_of_steps(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
     """Of quantized data with one scale, or a vector of them on an axis."""
     data, axis = arguments["quantized_data"], arguments["axis"]
-    each = {}
-    if axis in (0, -data.dim()):
+    if data.shape[0] != count:
+        return None
+    parts = {"quantized_data": rows_of(data, index)}
+    if axis in (0, -len(data.shape)):
         for name in ("scale", "zero_point"):
-            if arguments[name].numel() > 1:
-                each[name] = blocks_of(arguments[name], data.shape[0], index)
-    rows = rows_of(data, index)
-    if rows is None or None in each.values():
-        return None
-    return arguments | {"quantized_data": rows} | each
+            each = arguments[name]
+            if each.numel() > 1:
+                parts[name] = each.index_select(0, index) if each.shape == (count,) else None
+    return _replaced(arguments, parts)
 
 
-def _rows_of_blocks(arguments: Arguments, index: Tensor) -> Arguments | None:
+def _rows_of_blocks(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
     """Of data with a scale, and perhaps an offset, for each block."""
-    data = arguments["data"]
-    names = [name for name in ("scale", "offset") if arguments.get(name) is not None]
-    if any(arguments[name].dim() != len(data.shape) for name in names):
+    data, scale, offset = arguments["data"], arguments["scale"], arguments.get("offset")
+    if data.shape[0] != count or scale.dim() != len(data.shape):
         return None
-    each = {name: blocks_of(arguments[name], data.shape[0], index) for name in names}
-    rows = rows_of(data, index)
-    if rows is None or None in each.values():
-        return None
-    return arguments | {"data": rows} | each
+    parts = {"data": rows_of(data, index), "scale": blocks_of(scale, count, index)}
+    if offset is not None:
+        parts["offset"] = blocks_of(offset, count, index) if offset.shape == scale.shape else None
+    return _replaced(arguments, parts)
+
+
+def _replaced(arguments: Arguments, parts: Arguments) -> Arguments | None:
+    """Arguments with parts of some; None where one of the parts is."""
+    return None if any(part is None for part in parts.values()) else arguments | parts
 
 
 @operation("constexpr_cast", since="CoreML6")
@@ -113,7 +114,7 @@ def constexpr_lut_to_dense_of_tables(
         if runs is not None:
             return looked_up(indices, runs).reshape(indices.shape)
         indices = indices.unpacked()
-    rows = _rows_of_tables(indices, lut)
+    rows = _places_in_tables(indices, lut)
     found = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
     length = lut.shape[-1]
     if length == 1:
@@ -223,10 +224,10 @@ def _tables_of_runs(indices: Packed, lut: Tensor) -> Tensor | None:
     last = max((axis for axis, count in enumerate(tables) if count > 1), default=0)
     # a block is a run if it is whole on the axes after this one, and one wide on those before it
     is_run = tables[:last] == shape[:last] and not shape[last] % max(1, tables[last])
-    return lut.reshape(-1, lut.shape[-2]) if is_run and indices.size else None
+    return lut.reshape(-1, lut.shape[-2]) if is_run and indices.size and lut.numel() else None
 
 
-def _rows_of_tables(indices: Tensor, lut: Tensor) -> Tensor:
+def _places_in_tables(indices: Tensor, lut: Tensor) -> Tensor:
     """The row of each index where all tables stand below each other: int32, in blocks."""
     rank, entries = indices.dim(), lut.shape[-2] if lut.dim() > 1 else 0
     if lut.dim() != rank + 2:
@@ -235,10 +236,11 @@ def _rows_of_tables(indices: Tensor, lut: Tensor) -> Tensor:
         )
     tables = lut.shape[:rank]
     count = math.prod(tables)
+    # a byte cannot be more than the last of 256 entries
+    if entries < 256 and indices.numel() and int(indices.max()) >= entries:
+        raise ValueError(f"a table has {entries} entries, and there is index {int(indices.max())}")
     if count == 1:
         return indices.int()
-    if indices.numel() and int(indices.max()) >= entries:
-        raise ValueError(f"a table has {entries} entries, and there is index {int(indices.max())}")
     first = torch.arange(count, dtype=torch.int32, device=indices.device).reshape(tables) * entries
     blocks, each = _blocks(indices, first, "lut")
     return (blocks.int() + each).reshape(indices.shape)

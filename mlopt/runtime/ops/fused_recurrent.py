@@ -33,15 +33,27 @@ class Layer:
     bias_hh: Tensor | None = None
 
 
-def can_be_fused(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels take the tensors, and round no less often than step after step."""
-    given = [tensor for tensor in others if tensor is not None]
+def can_be_fused(x: Tensor, states: Sequence[Tensor], layers: Sequence[Layer], gates: int) -> bool:
+    """Whether the kernels take the tensors, and round no less often than step after step.
+
+    The kernels themselves check no shapes: they read and write where a tensor has no elements.
+    """
+    if x.dim() != 3 or layers[0].weight_hh.dim() != 2:
+        return False
+    hidden, (steps, batch, inputs) = layers[0].weight_hh.shape[1], x.shape
+    wanted: list[tuple[Tensor, tuple[int, ...]]] = []
+    wanted += [(state, (batch, len(layers) * hidden)) for state in states]
+    for layer in layers:
+        wanted += [(layer.weight_ih, (gates * hidden, inputs))]
+        wanted += [(layer.weight_hh, (gates * hidden, hidden))]
+        biases = (layer.bias_ih, layer.bias_hh)
+        wanted += [(bias, (gates * hidden,)) for bias in biases if bias is not None]
     return (
         x.dtype in (torch.float32, torch.float64)
         and x.device.type == "cpu"  # cuDNN wants all weights in one piece of memory
-        and x.dim() == 3
-        and len(x) > 0
-        and all(tensor.dtype == x.dtype for tensor in given)
+        and 0 not in (steps, inputs, hidden)
+        and all(t.dtype == x.dtype and t.device == x.device for t, _ in wanted)
+        and all(tuple(t.shape) == shape for t, shape in wanted)
     )
 
 

@@ -19,8 +19,8 @@ from mlopt.runtime.ops.reshaping import positive_axis
 from mlopt.runtime.registry import operation
 from mlopt.runtime.weights.rows import Rows, Table
 
-_FEW = 0.5
-"""Of the rows of a compressed weight: for more it is computed whole."""
+_LARGEST_SHARE = 0.5
+"""Of the rows of a compressed weight: for more of them it is computed whole."""
 _REDUCTIONS = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
 
 
@@ -44,7 +44,7 @@ def gather(
     length, before, after = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
     found = _positions(indices, length, is_checked=validate_indices)
     if isinstance(x, Rows):
-        if axis == 0 and batch_dims == 0 and found.numel() <= length * _FEW:
+        if axis == 0 and batch_dims == 0 and found.numel() <= length * _LARGEST_SHARE:
             return x.select(found.reshape(-1)).reshape([*indices.shape, *after])
         x = x.whole()
     if batch_dims == 0:

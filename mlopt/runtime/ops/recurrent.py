@@ -63,8 +63,8 @@ def rnn(
     activate = _activation(activation)
     _check_direction(direction, ("forward", "reverse"))
     is_usual = activate in (torch.tanh, torch.relu)
-    if is_usual and can_be_fused(x, initial_h, weight_ih, weight_hh, bias):
-        layer = Layer(weight_ih, weight_hh, bias)
+    layer = Layer(weight_ih, weight_hh, bias)
+    if is_usual and can_be_fused(x, [initial_h], [layer], 1):
         is_relu = activate is torch.relu
         found, last = fused_rnn(_taken(x, direction), initial_h, layer, is_relu=is_relu)
         return (found if output_sequence else last[None]), last
@@ -100,8 +100,8 @@ def gru(
     gate, activate = _activation(recurrent_activation), _activation(activation)
     _check_direction(direction, ("forward", "reverse"))
     is_usual = reset_after and gate is torch.sigmoid and activate is torch.tanh
-    if is_usual and can_be_fused(x, initial_h, weight_ih, weight_hh, bias, input_bias):
-        layer = Layer(weight_ih, weight_hh, input_bias, bias)
+    layer = Layer(weight_ih, weight_hh, input_bias, bias)
+    if is_usual and can_be_fused(x, [initial_h], [layer], 3):
         found, last = fused_gru(_taken(x, direction), initial_h, layer)
         return (found if output_sequence else last[None]), last
     shift = weight_hh.new_zeros(3 * size) if bias is None else bias
@@ -154,18 +154,17 @@ def lstm(
     gates = _activation(recurrent_activation)
     functions = _Functions(gates, _activation(cell_activation), _activation(activation), clip)
     _check_direction(direction, ("forward", "reverse", "bidirectional"))
-    ahead = _Peephole(weight_ih, weight_hh, bias, peephole=peephole)
+    ahead = _LstmLayer(weight_ih, weight_hh, bias, peephole=peephole)
     layers = [ahead]
     if direction == "bidirectional":
         if weight_ih_back is None or weight_hh_back is None:
             raise ValueError("weight_ih_back and weight_hh_back are needed if it is bidirectional")
-        back = _Peephole(weight_ih_back, weight_hh_back, bias_back, peephole=peephole_back)
+        back = _LstmLayer(weight_ih_back, weight_hh_back, bias_back, peephole=peephole_back)
         layers.append(back)
     for layer in layers:
         _check_weights(layer.weight_ih, layer.weight_hh, 4)
-    weights = [w for each in layers for w in (each.weight_ih, each.weight_hh, each.bias_ih)]
     is_usual = functions.are_usual and all(layer.peephole is None for layer in layers)
-    if is_usual and can_be_fused(x, initial_h, initial_c, *weights):
+    if is_usual and can_be_fused(x, [initial_h, initial_c], layers, 4):
         found, hidden, cell = fused_lstm(_taken(x, direction), initial_h, initial_c, layers)
         return (found if output_sequence else hidden[None]), hidden, cell
     if direction != "bidirectional":
@@ -187,7 +186,7 @@ def lstm(
 
 
 @attrs.frozen(eq=False)
-class _Peephole(Layer):
+class _LstmLayer(Layer):
     """The weights of one direction of an LSTM, and what its gates see of the cell."""
 
     peephole: Tensor | None = attrs.field(kw_only=True)
@@ -210,7 +209,12 @@ class _Functions:
 
 
 def _run_lstm(
-    x: Tensor, hidden: Tensor, cell: Tensor, layer: _Peephole, functions: _Functions, direction: str
+    x: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    layer: _LstmLayer,
+    functions: _Functions,
+    direction: str,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """The outputs in the order in which they are computed, the last hidden state and cell."""
     none = (None, None, None)

@@ -19,12 +19,13 @@ class RowsOf:
     """How a ``constexpr`` operation computes some rows of its result.
 
     data: the input that has the rows, which is packed or compressed where it is so in the program;
-    arguments: of all arguments those that give the rows at int64[n], None where these cannot be
-    told apart without computing all.
+    arguments: of all arguments those that give the rows at int64[n] of a result that has so many;
+    None where these cannot be told apart without computing all, or where the arguments do not fit,
+    which computing all will say.
     """
 
     data: str
-    arguments: Callable[[Arguments, Tensor], Arguments | None]
+    arguments: Callable[[Arguments, Tensor, int], Arguments | None]
 
 
 @attrs.frozen(eq=False, repr=False)

@@ -8,14 +8,20 @@ import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
 import torch
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.ops.defs import iOS16, iOS18
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.errors import ModelFormatError, RunError
 from mlopt.runtime import load
 from mlopt.runtime.execution import Execution
+from mlopt.runtime.ops import compressed
+from mlopt.runtime.plan import Lazy
+from mlopt.runtime.weights.packed import Packed
 from tests import foreign
 from tests.foreign import constexpr, handmade, value
+from tests.runtime.programs import convert
 
 PRECISIONS = ("float32", "as_declared")
 RANDOM = np.random.default_rng(0)
@@ -457,3 +463,70 @@ def test_of_weights_that_are_kept_only_the_last_form_is():
     assert kept
     used = {s for step in program.plan.body.steps for _, sources in step.arguments for s in sources}
     assert set(kept) <= used
+
+
+def test_gradients_of_a_weight_behind_two_results():
+    mask = RANDOM.random((64, 80)) < 0.5
+    entries = int(mask.sum())
+
+    def build(x):
+        lut = mb.constexpr_blockwise_shift_scale(
+            data=RANDOM.integers(-100, 100, (1, 1, 16, 1)).astype(np.int8),
+            scale=np.full((1, 1, 1, 1), 0.25, np.float32),
+            name="lut",
+        )
+        ones, nonzero = mb.constexpr_lut_to_sparse(
+            indices_mask=mask.astype(types.np_uint1_dtype),
+            indices_nonzero_data=RANDOM.integers(0, 16, entries).astype(types.np_uint4_dtype),
+            lut=lut,
+        )
+        dense = [
+            mb.constexpr_sparse_to_dense(nonzero_data=nonzero, mask=ones, name=f"dense{number}")
+            for number in range(2)
+        ]
+        return [mb.linear(x=x, weight=weight) for weight in dense]
+
+    x = {"x": RANDOM.normal(size=(1, 80)).astype(np.float32)}
+    program = load(convert(build, x, target="iOS18"))
+
+    def loss(outputs):
+        return sum(value.sum() for value in outputs.values())
+
+    alone = program.gradients(x, loss, ["lut"])["lut"]
+    # the gradient of what is in between stays with it: half of the whole
+    beside = program.gradients(x, loss, ["dense1", "lut"])["lut"]
+    assert alone.abs().sum() > 0
+    torch.testing.assert_close(beside, alone / 2)
+
+
+def test_gradients_do_not_depend_on_what_is_kept():
+    model = foreign.build("palettized, quantized", "iOS18")
+    (lut, *_) = (
+        inner.step.node.outputs[0].name
+        for step in load(model).plan.body.steps
+        for _, sources in step.arguments
+        for source in sources
+        if isinstance(source, Lazy)
+        for _, (inner,) in source.step.arguments
+        if isinstance(inner, Lazy)
+    )
+
+    def loss(outputs):
+        return next(iter(outputs.values())).square().sum()
+
+    wanted = load(model).gradients({"x": IMAGE}, loss, [lut])[lut]
+    assert wanted.abs().sum() > 0
+    program = load(model, keep_weights=True)
+    for _ in range(2):
+        torch.testing.assert_close(program.gradients({"x": IMAGE}, loss, [lut])[lut], wanted)
+        program.predict({"x": IMAGE})
+
+
+def test_tables_that_are_not_there_and_indices_beyond_them():
+    indices = Packed(torch.full((8,), 0xFF, dtype=torch.uint8), 4, (4, 4))
+    for lut, message in (
+        (torch.zeros(0, 1, 16, 1), "blocks, which do not divide"),
+        (torch.zeros(1, 1, 8, 1), "a table has 8 entries, and there is index 15"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compressed.constexpr_lut_to_dense_of_tables(indices, lut)

@@ -430,3 +430,36 @@ def test_the_usual_layers_are_fused(way, monkeypatch):
     lstm(x, h, h, *tensors(4), activation="relu")
     lstm(x[:0], h, h, *tensors(4))
     assert calls == (["fused_rnn", "fused_gru", "fused_lstm"] if way == "fused" else [])
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_one_state_for_a_batch(batch):
+    """As a traced module has it whose state is a buffer; the kernels would go out of bounds."""
+    x, h = torch.randn(3, batch, INPUTS), torch.randn(1, HIDDEN)
+    spread = h.expand(batch, HIDDEN).contiguous()
+    for function, gates, count in ((rnn, 1, 1), (gru, 3, 1), (lstm, 4, 2)):
+        given = tensors(gates)
+        options = {"reset_after": True} if function is gru else {}
+        found = function(x, *[h] * count, *given, output_sequence=True, **options)
+        wanted = function(x, *[spread] * count, *given, output_sequence=True, **options)
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_shapes_that_do_not_fit_are_refused_before_any_kernel():
+    x, h = torch.from_numpy(X), torch.from_numpy(H)
+    weight_ih, weight_hh = tensors(4)
+    for wrong in (
+        (x, h, h, weight_ih[:, :2], weight_hh),
+        (x, torch.cat([h, h]), h, weight_ih, weight_hh),
+        (x, h, torch.cat([h, h]), weight_ih, weight_hh),
+        (x, h, h, weight_ih, weight_hh, torch.zeros(7)),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            lstm(*wrong)
+
+
+def test_layers_without_units():
+    empty = torch.zeros(BATCH, 0)
+    found, _, _ = lstm(torch.from_numpy(X), empty, empty, torch.zeros(0, INPUTS), torch.zeros(0, 0))
+    assert found.shape == (1, BATCH, 0)

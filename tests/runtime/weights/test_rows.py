@@ -17,6 +17,7 @@ from mlopt.errors import RunError
 from mlopt.runtime import load
 from mlopt.runtime.execution import Execution
 from mlopt.runtime.plan import Lazy
+from tests import foreign
 
 WORDS = 300
 PALETTES = {
@@ -178,3 +179,41 @@ def test_tokens_that_are_out_of_range_are_refused_as_ever():
     program = load(palettized("iOS18", 64, {"nbits": 4}))
     with pytest.raises(RunError, match="gather"):
         program.predict({"tokens": np.full((2, 5), WORDS)})
+
+
+def damaged(edit):
+    """An embedding of int8 with a scale for each row, its operation edited."""
+    model = quantized("iOS16", {"dtype": "int8", "mode": "linear"})
+    spec = model.get_spec()
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    (operation,) = (op for op in block.operations if op.type.startswith("constexpr"))
+    edit(operation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+
+
+def fewer_scales(operation):
+    scales = np.ones(100, np.float16)
+    operation.attributes["scale"].CopyFrom(foreign.value(scales, "fp16"))
+
+
+def fewer_rows(operation):
+    operation.outputs[0].type.tensorType.dimensions[0].constant.size = 200
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [(fewer_scales, "100 scales"), (fewer_rows, r"gave shape \[300, 64\]")],
+)
+def test_weights_that_contradict_themselves_are_refused_for_few_rows_too(edit, message):
+    with pytest.raises(RunError, match=message):
+        load(damaged(edit)).predict({"tokens": np.zeros((2, 5), int)})
+
+
+def test_a_model_loaded_where_nothing_is_differentiated():
+    with torch.inference_mode():
+        program = load(embedding("iOS18", 64))
+    (name,) = [n for n in program.value_names if "weight" in n]
+    found = program.gradients({"tokens": np.zeros((2, 5))}, lambda o: o["y"].sum(), [name])[name]
+    assert found.sum() == 10 * 64
