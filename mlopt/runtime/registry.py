@@ -161,7 +161,7 @@ def _parameters(
             name,
             _COERCIONS[kind],
             is_required,
-            takes_several=kind is Tensors,
+            takes_several=kind == Tensors,
             takes_tensor=kind in (Tensor, Tensors, Indices, Table),
             takes_packed=kind == Indices,
             takes_rows=kind == Table,

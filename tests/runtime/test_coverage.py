@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlopt.runtime.coverage import core_operations, coverage_table, missing_operations
-from mlopt.runtime.registry import find_operation, operation
+from mlopt.runtime.registry import find_operation, operation, registered_operations
 
 DOCUMENT = Path(__file__).parents[2] / "mlopt" / "runtime" / "OPERATIONS.md"
 
@@ -33,3 +33,8 @@ def test_wrong_registrations_are_refused():
         operation("reshape")(lambda: None)
     with pytest.raises(ValueError, match="since has to be one of"):
         operation("reshape", since="CoreML1")
+
+
+def test_inputs_that_take_several_values_are_known():
+    parameters = registered_operations()["concat"][0].parameters
+    assert [name for name, parameter in parameters.items() if parameter.takes_several] == ["values"]
