@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import torch
@@ -48,15 +49,9 @@ def avg_pool(
     axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
     average = _AVERAGES[len(axes)]
     if all(axis.is_native for axis in axes):
-        return average(
-            x,
-            kernel_sizes,
-            [axis.stride for axis in axes],
-            [axis.before for axis in axes],
-            ceil_mode=ceil_mode,
-            count_include_pad=not exclude_padding_from_average,
-        )
-    found = average(_covered(x, axes, 0.0), kernel_sizes, [axis.stride for axis in axes])
+        function = partial(average, count_include_pad=not exclude_padding_from_average)
+        return _pooled_natively(function, x, axes, ceil_mode=ceil_mode)
+    found = _pooled(average, x, axes, 0.0)
     for number, axis in enumerate(reversed(axes)):
         counts = axis.counts(exclude_padding=exclude_padding_from_average)
         if (counts != axis.kernel).any():
@@ -78,12 +73,10 @@ def l2_pool(
     axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
     squares = x.float().square()  # they leave the range of float16
     average = _AVERAGES[len(axes)]
-    strides = tuple(axis.stride for axis in axes)
     if all(axis.is_native and axis.covering <= axis.after for axis in axes):
-        before = [axis.before for axis in axes]
-        averages = average(squares, kernel_sizes, strides, before, ceil_mode=ceil_mode)
+        averages = _pooled_natively(average, squares, axes, ceil_mode=ceil_mode)
     else:
-        averages = average(_covered(squares, axes, 0.0), kernel_sizes, strides)
+        averages = _pooled(average, squares, axes, 0.0)
     return torch.sqrt(averages * math.prod(kernel_sizes))
 
 
@@ -99,11 +92,9 @@ def max_pool(
     """The maxima of windows; x: [N, C, *D], 1 to 3 spatial axes. Padding is minus infinity."""
     axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
     maximum = _MAXIMA[len(axes)]
-    strides = tuple(axis.stride for axis in axes)
     if all(axis.is_native for axis in axes):
-        before = [axis.before for axis in axes]
-        return maximum(x, kernel_sizes, strides, before, ceil_mode=ceil_mode)
-    return maximum(_covered(x, axes, -math.inf), kernel_sizes, strides)
+        return _pooled_natively(maximum, x, axes, ceil_mode=ceil_mode)
+    return _pooled(maximum, x, axes, -math.inf)
 
 
 @attrs.frozen
@@ -166,6 +157,20 @@ def _axes(
     return axes
 
 
-def _covered(x: Tensor, axes: list[_Axis], value: float) -> Tensor:
-    """``x`` padded so that the windows end where it ends."""
-    return padded(x, [(axis.before, axis.covering) for axis in axes], value)
+def _pooled_natively(
+    function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], *, ceil_mode: bool
+) -> Tensor:
+    """With torch's own padding."""
+    before = [axis.before for axis in axes]
+    return function(x, *_windows(axes), before, ceil_mode=ceil_mode)
+
+
+def _pooled(function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], value: float) -> Tensor:
+    """With ``value`` around ``x``, so that the windows end where it ends."""
+    covered = padded(x, [(axis.before, axis.covering) for axis in axes], value)
+    return function(covered, *_windows(axes))
+
+
+def _windows(axes: list[_Axis]) -> tuple[list[int], list[int]]:
+    """The lengths of windows and their strides."""
+    return [axis.kernel for axis in axes], [axis.stride for axis in axes]

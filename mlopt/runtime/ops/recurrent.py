@@ -253,8 +253,7 @@ def _taken(sequence: Tensor, direction: str) -> Tensor:
 
 
 def _steps(sequence: Tensor, direction: str) -> tuple[Tensor, ...]:
-    steps = sequence.unbind(0)
-    return steps if direction == "forward" else steps[::-1]
+    return _taken(sequence, direction).unbind(0)
 
 
 def _output(outputs: list[Tensor], last: Tensor, output_sequence: bool) -> Tensor:
