@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlopt.errors import ConfigError, RunError
 from mlopt.runtime.features.described import features_of
 from mlopt.runtime.features.images import ImageFeature
@@ -74,22 +72,7 @@ class CoreMLModel:
 
     def _given(self, name: str, value: Any) -> Any:
         feature = self.inputs.get(name)
-        return pil_image(feature, value) if isinstance(feature, ImageFeature) else value
-
-
-def pil_image(feature: ImageFeature, value: Any) -> Any:
-    """An image input in the mode that coremltools demands: ``"RGB"``, ``"L"`` or ``"F"``.
-
-    value: as for :meth:`mlopt.runtime.features.images.ImageFeature.tensor`.
-    """
-    from PIL import Image
-
-    planes = feature.tensor(value).numpy()[0]
-    if feature.space == "grayscale_float16":
-        return Image.fromarray(planes[0])
-    pixels = np.clip(np.rint(planes), 0, 255).astype(np.uint8)
-    if feature.space == "grayscale":
-        return Image.fromarray(pixels[0])
-    if feature.space == "BGR":
-        pixels = pixels[::-1]
-    return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+        if not isinstance(feature, ImageFeature):
+            return value
+        # coremltools demands images in the mode of the model
+        return feature.picture(feature.tensor(value).numpy()[0])

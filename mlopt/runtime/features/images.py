@@ -82,25 +82,32 @@ class ImageFeature:
 
         In the mode that coremltools gives: ``"RGBA"``, opaque, for colours; ``"L"`` or ``"F"``.
         """
-        from PIL import Image
-
         shape = (1, self.channels, *value.shape[2:])
         if value.dim() != 4 or tuple(value.shape) != shape:
             raise RunError(
                 f"output {self.name!r} is described as an image ({self.space}), [1, {shape[1]}, "
                 f"height, width]; the program gave shape {list(value.shape)}"
             )
-        array = value.detach().float().cpu().numpy()[0]
+        image = self.picture(value.detach().float().cpu().numpy()[0])
+        if image.mode == "RGB":
+            image.putalpha(255)
+        return image
+
+    def picture(self, planes: np.ndarray) -> Any:
+        """A ``PIL.Image`` in the mode ``"RGB"``, ``"L"`` or ``"F"``.
+
+        planes: float32[channels, height, width] from 0 to 255, in the order of the space.
+        """
+        from PIL import Image
+
         if self.space == "grayscale_float16":
-            return Image.fromarray(array[0].astype(np.float32), "F")
-        pixels = np.clip(np.rint(array), 0, 255).astype(np.uint8)
+            return Image.fromarray(planes[0])
+        pixels = np.clip(np.rint(planes), 0, 255).astype(np.uint8)
         if self.space == "grayscale":
-            return Image.fromarray(pixels[0], "L")
+            return Image.fromarray(pixels[0])
         if self.space == "BGR":
             pixels = pixels[::-1]
-        opaque = np.full_like(pixels[:1], 255)
-        colours = np.moveaxis(np.concatenate([pixels, opaque]), 0, -1)
-        return Image.fromarray(np.ascontiguousarray(colours), "RGBA")
+        return Image.fromarray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
     def _pixels(self, image: Any) -> np.ndarray:
         is_wide = image.mode == "F" or image.mode.startswith("I")
