@@ -22,6 +22,13 @@ class OutputType:
     dtype: str
     shape: tuple[int | None, ...] | None
 
+    @property
+    def known_shape(self) -> tuple[int, ...] | None:
+        """The shape where the rank and all lengths are known, else None."""
+        if self.shape is None or None in self.shape:
+            return None
+        return tuple(length for length in self.shape if length is not None)
+
 
 @attrs.frozen(eq=False)
 class Call:

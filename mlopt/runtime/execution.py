@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import MlOptError, RunError
-from mlopt.runtime.call import Call, OutputType
+from mlopt.runtime.call import Call
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import Parameter
@@ -122,11 +122,10 @@ class Execution:
 
     def _rows(self, source: Lazy) -> Rows | None:
         """A compressed weight by its rows, where its operation can compute them."""
-        step, shape = source.step, source.step.outputs[source.index].shape
-        if step.operation.rows is None or not shape or None in shape:
+        shape = source.step.outputs[source.index].known_shape
+        if source.step.operation.rows is None or not shape:
             return None
-        lengths = _lengths(step.outputs[source.index])
-        return Rows(lengths, partial(self.value, source), partial(self._selected, source))
+        return Rows(shape, partial(self.value, source), partial(self._selected, source, shape))
 
     def _compact(self, source: Source) -> Any:
         """What rows can be taken of without computing, or unpacking, the others."""
@@ -136,23 +135,27 @@ class Execution:
             return source.packed_value()
         return self._rows(source) or self.value(source)
 
-    def _selected(self, source: Lazy, index: Tensor) -> Tensor:
-        step, rows = source.step, source.step.operation.rows
-        (count, *others), dtype = _lengths(step.outputs[source.index]), step.dtypes[source.index]
+    def _selected(self, source: Lazy, shape: tuple[int, ...], index: Tensor) -> Tensor:
+        """Rows at indices of a compressed weight of that shape."""
+        step, rows, dtype = (
+            source.step,
+            source.step.operation.rows,
+            source.step.dtypes[source.index],
+        )
         assert rows is not None
         arguments = dict(step.fixed)
         for parameter, (inner,) in step.arguments:
             has_rows = parameter.name == rows.data
             read = self._compact if has_rows else partial(self._argument, step, parameter)
             arguments[parameter.name] = read(inner)
-        some = rows.arguments(arguments, index, count)
+        some = rows.arguments(arguments, index, shape[0])
         if some is not None:
             for parameter, _ in step.arguments:
                 value = some.get(parameter.name)
                 if isinstance(value, Packed) and not parameter.takes_packed:
                     some[parameter.name] = value.unpacked()
             found: Tensor = self._called(step, some)
-            if list(found.shape) == [len(index), *others]:
+            if found.shape == (len(index), *shape[1:]):
                 return found if dtype is None else found.to(dtype)
         whole: Tensor = self.value(source)  # or what is wrong with it
         return whole.index_select(0, index)
@@ -205,7 +208,7 @@ class Execution:
             if not all(isinstance(source, int) for source in sources)
         }
         whole = {n: v.whole() if isinstance(v, Rows) else v for n, v in arguments.items()}
-        return {n: _copied(value) if n in weights else value for n, value in whole.items()}
+        return {n: copied(value) if n in weights else value for n, value in whole.items()}
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of a step for arguments by parameter."""
@@ -277,10 +280,6 @@ class Execution:
         return result if result.dtype == dtype else result.to(dtype)
 
 
-def _lengths(declared: OutputType) -> tuple[int, ...]:
-    return tuple(length for length in declared.shape or () if length is not None)
-
-
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
     if len(shape) != len(declared):
         # coremltools declares scalars that are tensors of one element, and the reverse
@@ -292,9 +291,10 @@ def _shown(shape: Iterable[int | None]) -> str:
     return "[" + ", ".join("?" if length is None else str(length) for length in shape) + "]"
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """Tensors, also those of a tuple, copied; anything else as it is."""
     if isinstance(value, tuple):
-        return tuple(map(_copied, value))
+        return tuple(map(copied, value))
     return value.clone() if isinstance(value, Tensor) else value
 
 

@@ -256,7 +256,7 @@ class _Planning:
         )
         for declared in outputs:
             try:
-                check_elements(declared_elements(declared))
+                check_elements(math.prod(declared.known_shape or ()))
             except ValueError as error:
                 self.problems.append(f"{_title(node)}: {error}")
         step = Step(node, operation, outputs, dtypes, fixed, arguments)
@@ -332,13 +332,6 @@ def output_type(value_type: Any, where: str) -> OutputType:
         for d in tensor.dimensions
     )
     return OutputType(dtype, sizes)
-
-
-def declared_elements(declared: OutputType) -> int:
-    """The elements that an output has for sure; 0 where lengths are open."""
-    if declared.shape is None or None in declared.shape:
-        return 0
-    return math.prod(length for length in declared.shape if length is not None)
 
 
 def _scratch_size(body: Body) -> int:

@@ -14,7 +14,7 @@ from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.program import Function
 from mlopt.mil.program import Program as ProgramMessage
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.execution import Execution, Observer
+from mlopt.runtime.execution import Execution, Observer, copied
 from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
 from mlopt.runtime.features.described import Feature, features_of, output_value
@@ -153,14 +153,14 @@ class Program:
             its arguments by parameter, such as the input and the weight of a convolution, and its
             results. These are the run's own: copy what you change.
         """
-        sources = self._tapped(taps)
+        sources = self._named_sources(taps)
         with torch.inference_mode():
             execution, values = self._started(data, state, sources, seed)
             execution.observer = observer
             found = execution.run(values)
             tapped = {name: _tapped(execution, source) for name, source in sources.items()}
         # copied outside of inference mode, in which tensors are made that are good for less
-        return Run(self._described(found), {name: _copied(value) for name, value in tapped.items()})
+        return Run(self._described(found), {name: copied(value) for name, value in tapped.items()})
 
     def gradients(
         self,
@@ -193,7 +193,7 @@ class Program:
         ConfigError
             A value is no tensor of floats or was not computed, or the loss is no scalar tensor.
         """
-        sources = self._tapped(wanted)
+        sources = self._named_sources(wanted)
         leaves: dict[str, Tensor] = {}
 
         def leaf(name: str, value: Any) -> Tensor:
@@ -271,7 +271,7 @@ class Program:
             return {name: output_value(None, value) for name, value in values.items()}
         return {name: output_value(self.outputs[name], values[name]) for name in self.outputs}
 
-    def _tapped(self, names: Iterable[str]) -> dict[str, Source]:
+    def _named_sources(self, names: Iterable[str]) -> dict[str, Source]:
         found = {}
         for name in names:
             if name not in self.plan.sources:
@@ -293,9 +293,8 @@ class Program:
         for name, kind in self.plan.input_types.items():
             # a program that is a part of another message may describe nothing
             if name not in self.inputs:
-                shape = () if kind.shape is None or None in kind.shape else kind.shape
-                fixed = tuple(length for length in shape if length is not None)
-                self.inputs[name] = ArrayFeature(name, _numpy_dtype(kind.dtype), fixed)
+                shape = kind.known_shape or ()
+                self.inputs[name] = ArrayFeature(name, _numpy_dtype(kind.dtype), shape)
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -319,10 +318,6 @@ def _function(program: ProgramMessage, name: str | None) -> Function:
 def _tapped(execution: Execution, source: Source) -> Any:
     found = execution.taps.get(source) if isinstance(source, int) else execution.value(source)
     return found.value if isinstance(found, StateTensor) else found
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _check_loss(value: Any) -> None:

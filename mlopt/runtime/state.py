@@ -69,7 +69,9 @@ def make_state(
     """A new state of zeros."""
     tensors = {}
     for name, kind in declared.items():
-        zeros = torch.zeros(_lengths(kind), dtype=types.dtype(kind.dtype), device=device)
+        # the plan has refused states of unknown shape
+        shape = kind.known_shape or ()
+        zeros = torch.zeros(shape, dtype=types.dtype(kind.dtype), device=device)
         tensors[name] = StateTensor(zeros)
     return State(tensors)
 
@@ -99,10 +101,10 @@ def check_state(
         )
     for name, kind in declared.items():
         shape = tuple(state.tensors[name].value.shape)
-        if shape != _lengths(kind):
+        if shape != kind.known_shape:
             raise InputError(
                 f"the state is of another model: {name!r} has shape {list(shape)}, not "
-                f"{list(_lengths(kind))}"
+                f"{list(kind.known_shape or ())}"
             )
         dtype = state.tensors[name].value.dtype
         if types is not None and dtype != types.dtype(kind.dtype):
@@ -114,17 +116,13 @@ def check_state(
 
 def state_problem(kind: OutputType, types: ElementTypes) -> str:
     """What is wrong with the declaration of a state; "" for nothing."""
-    if not types.has(kind.dtype) or kind.shape is None or None in kind.shape:
+    if not types.has(kind.dtype) or kind.known_shape is None:
         return "a state has to be a tensor of known shape"
     try:
-        check_elements(math.prod(_lengths(kind)))
+        check_elements(math.prod(kind.known_shape))
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _lengths(kind: OutputType) -> tuple[int, ...]:
-    return tuple(length for length in kind.shape or () if length is not None)
 
 
 def _names(tensors: Mapping[str, Any]) -> str:
