@@ -113,7 +113,7 @@ def compare_models(
 
             draw_layers(found, picture)
         if json_file is not None:
-            write_text(found.to_json().rstrip("\n"), json_file)
+            write_text(found.to_json(), json_file)
         if json_file != STANDARD_OUTPUT:
             typer.echo(str(found))
 

@@ -18,13 +18,11 @@ from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.program import Constant, Function, Node, Program, Variable
 from mlopt.runtime.call import OutputType
 from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.listing import LISTED, listed
 from mlopt.runtime.registry import Operation, Parameter, find_operation
 from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.state import state_problem
 from mlopt.runtime.weights.constants import Held
-
-_LISTED = 10
-"""Places of a problem that a message lists; it counts the others."""
 
 
 @attrs.define(eq=False)
@@ -123,17 +121,12 @@ def _check_operations(nodes: Sequence[Node], opset: str, where: str) -> None:
     if not missing:
         return
     lines = [
-        f"- {op_type}, {len(names)} times: {_some(names)}" for op_type, names in missing.items()
+        f"- {op_type}, {len(names)} times: {listed(names)}" for op_type, names in missing.items()
     ]
     raise ModelFormatError(
         f"{where}: operations of opset {opset} that cannot be run:\n" + "\n".join(lines) + "\n"
         "`python -m mlopt.runtime` lists the operations that can"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_LISTED]))
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
 
 
 class _Planning:
@@ -173,8 +166,8 @@ class _Planning:
         self.names.update(scope)
         body = self._body(block, scope, ())
         if self.problems:
-            shown = "\n".join(f"- {problem}" for problem in self.problems[:_LISTED])
-            more = len(self.problems) - _LISTED
+            shown = "\n".join(f"- {problem}" for problem in self.problems[:LISTED])
+            more = len(self.problems) - LISTED
             raise ModelFormatError(
                 f"{self.where} cannot be run:\n{shown}"
                 + (f"\nand {more} more" if more > 0 else "")

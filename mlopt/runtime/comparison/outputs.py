@@ -16,11 +16,9 @@ from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import blamed, colours, is_image, is_one_row
 from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.results import Comparison, LabelRow, OutputRow
+from mlopt.runtime.listing import listed
 
 Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-_LISTED = 10
-"""Labels of classes that a message lists; it counts the others."""
 
 
 def compare_outputs(
@@ -106,16 +104,11 @@ def _check_classes(name: str, wanted: Mapping[Any, Any], found: Mapping[Any, Any
         "reference": [label for label in wanted if label not in found],
         "candidate": [label for label in found if label not in wanted],
     }
-    parts = [f"in the {role} only: {_some(labels)}" for role, labels in only.items() if labels]
+    parts = [f"in the {role} only: {listed(labels)}" for role, labels in only.items() if labels]
     raise ConfigError(
         f"output {name!r}: the models have different classes; {'; '.join(parts)}. Compare models "
         "of the same classes"
     )
-
-
-def _some(labels: Sequence[Any]) -> str:
-    shown = ", ".join(map(repr, labels[:_LISTED]))
-    return shown if len(labels) <= _LISTED else f"{shown} and {len(labels) - _LISTED} more"
 
 
 def _row(values: Sequence[float]) -> Tensor:

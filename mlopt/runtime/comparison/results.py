@@ -87,7 +87,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """:meth:`as_dict` as JSON."""
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False)
 
     def __str__(self) -> str:
         from mlopt.runtime.comparison.text import comparison_text
