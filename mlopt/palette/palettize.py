@@ -86,12 +86,14 @@ def palettize(
     groups = 1 if spec.group_size is None else weight.shape[axis] // spec.group_size
     if importance is not None:
         importance = _with_some_everywhere(importance, axis, groups)
-    if importance is not None and spec.mode != "kmeans":
-        importance = None if importance.all() else importance > 0
     if scale is not None:
         points = normalised(weight, scale)
-    if scale is not None and spec.mode == "kmeans":
-        importance = scaled_importance(scale, weight.shape, importance)
+        if spec.mode == "kmeans" or not scale.all():
+            # a channel of zeros, which any entry times 0 serves, counts for nothing
+            importance = scaled_importance(scale, weight.shape, importance)
+            importance = _with_some_everywhere(importance, axis, groups)
+    if importance is not None and spec.mode != "kmeans":
+        importance = None if importance.all() else importance > 0
     problem = Problem(
         points,
         points.dtype if scale is None else weight.dtype,

@@ -11,7 +11,7 @@ Floats = npt.NDArray[Any]
 
 
 def channel_scale(weight: Floats, axis: int) -> Floats:
-    """``s_c = max |w_c|`` over each channel of an axis, 1 where that is 0.
+    """``s_c = max |w_c|`` over each channel of an axis: 0 for a channel of zeros, which stays zero.
 
     Parameters
     ----------
@@ -32,8 +32,7 @@ def channel_scale(weight: Floats, axis: int) -> Floats:
     codes = _bits(weight)
     most_negative = codes.max(axis=others, keepdims=True) & codes.dtype.type(magnitude_bits)
     most_positive = codes.view(f"i{size}").max(axis=others, keepdims=True).clip(0)
-    scale = np.maximum(most_negative, most_positive.view(codes.dtype)).view(weight.dtype)
-    return np.where(scale == 0, scale.dtype.type(1), scale)
+    return np.asarray(np.maximum(most_negative, most_positive.view(codes.dtype)).view(weight.dtype))
 
 
 def _bits(weight: Floats) -> Floats:
@@ -42,7 +41,7 @@ def _bits(weight: Floats) -> Floats:
 
 
 def normalised(weight: Floats, scale: Floats) -> Floats:
-    """``w / s`` in a wider dtype; the source is not touched.
+    """``w / s`` in a wider dtype, 0 where the scale is 0; the source is not touched.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ def normalised(weight: Floats, scale: Floats) -> Floats:
     """
     dtype = np.float64 if weight.dtype == np.float64 else np.float32
     quotient: Floats = np.array(weight, dtype, order="C")
-    np.divide(quotient, scale.astype(dtype), out=quotient)
+    np.divide(quotient, np.where(scale == 0, 1, scale).astype(dtype), out=quotient)
     return quotient
 
 

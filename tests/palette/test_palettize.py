@@ -314,20 +314,6 @@ def test_scale_at_or_below_other_ways_to_cluster_quotients(nbits, name):
             assert distortion.noise < noise_of(weight, theirs.dequantize())
 
 
-@pytest.mark.parametrize("name", ref.FORMATS)
-def test_scale_of_channels_without_weights_is_one(name):
-    weight = random_weight((4, 30), name)
-    weight[1] = 0
-    palettized, distortion = palettize(weight, PaletteSpec(nbits=4, scale_axis=0))
-    assert palettized.scale[1, 0] == 1
-    check(weight, PaletteSpec(nbits=4, scale_axis=0), palettized, distortion)
-    assert np.isfinite(palettized.dequantize().astype(np.float64)).all()
-    nothing = np.zeros((4, 30), weight.dtype)
-    palettized, distortion = palettize(nothing, PaletteSpec(nbits=4, scale_axis=0))
-    assert not palettized.dequantize().any()
-    assert distortion.noise == 0
-
-
 # --- scaling and permuting ----------------------------------------------------------------------
 
 
@@ -591,3 +577,42 @@ def dispatched_features():
     """What numpy was built to use beyond its baseline and finds on this machine."""
     found = np._core._multiarray_umath.__cpu_features__
     return [name for name in np._core._multiarray_umath.__cpu_dispatch__ if found[name]]
+
+
+@pytest.mark.parametrize("name", list(ref.FORMATS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"nbits": 2},
+        {"nbits": 2, "channel_axis": 0, "group_size": 4},
+        {"nbits": 2, "channel_axis": 0, "cluster_dim": 2},
+        {"nbits": 2, "lut_dtype": "int8"},
+        {"nbits": 2, "mode": "uniform"},
+        {"mode": "unique"},
+        {"mode": "custom", "lut_function": halves},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_channels_of_zeros_stay_zero_under_a_scale_and_take_no_entry(options, name):
+    weight = random_weight((16, 8), name)
+    weight[3:9] = 0  # one group of 4 has nothing else
+    if options.get("mode") == "unique":
+        weight[:] = np.sign(weight.astype(np.float64)).astype(weight.dtype)
+        options = {**options, "allowed_nbits": (1,)}  # +-1; zeros would be a third
+    spec = PaletteSpec(scale_axis=0, **options)
+    palettized, distortion = palettize(weight, spec)
+    check(weight, spec, palettized, distortion)
+    assert not palettized.scale[3:9].any()
+    assert not palettized.dequantize()[3:9].any()
+    if "channel_axis" not in options and options.get("mode") != "custom":
+        without = np.delete(weight, np.s_[3:9], axis=0)
+        alone, _ = palettize(without, spec)
+        np.testing.assert_array_equal(alone.table, palettized.table)
+
+
+def test_a_weight_of_zeros_under_a_scale_stays_zero():
+    palettized, distortion = palettize(
+        np.zeros((4, 6), np.float16), PaletteSpec(nbits=2, scale_axis=0)
+    )
+    assert distortion.noise == 0
+    assert not palettized.dequantize().any()

@@ -249,8 +249,7 @@ def test_scales_follow_the_weights_and_zero_channels_stay(scheme):
     soft = ready[0].weight.detach()
     weight = original(ready).detach()
     others = torch.arange(64) != 3
-    smallest = float(weight[others].abs().amax(1).min())
-    assert float(soft[3].abs().max()) <= 0.2 * smallest
+    assert not soft[3].any()
     assert ((soft - weight).norm(dim=1) <= 0.3 * weight.norm(dim=1))[others].all()
     with torch.no_grad():
         original(ready)[7] *= 50
@@ -260,9 +259,29 @@ def test_scales_follow_the_weights_and_zero_channels_stay(scheme):
     palette = palettes(finalized)["0.weight"]
     final = original(ready).detach()
     span = final.amax(1) - final.amin(1) if scheme == "min_max" else 2 * final.abs().amax(1)
-    expected = torch.where(span > 0, span / 2, span[others].min() / 2)
-    assert torch.allclose(torch.from_numpy(palette.scale[:, 0]), expected)
-    assert float(finalized[0].weight[3].detach().abs().max()) <= 0.2 * smallest
+    assert torch.allclose(torch.from_numpy(palette.scale[:, 0]), span / 2)
+    assert not finalized[0].weight[3].detach().any()
+
+
+def test_a_channel_of_zeros_under_a_scale_can_be_trained_away_from_zero():
+    model = linear()
+    with torch.no_grad():
+        model[0].weight[3] = 0
+    palettizer, ready = prepared(model, n_bits=2, enable_per_channel_scale=True)
+    train(ready, palettizer)
+    assert original(ready)[3].detach().any()
+    palette = palettes(palettizer.finalize())["0.weight"]
+    assert (palette.scale > 0).all()
+
+
+def test_all_zeros_under_a_scale_stay_zeros():
+    model = linear()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    palettizer, ready = prepared(model, n_bits=2, enable_per_channel_scale=True)
+    assert not ready[0].weight.detach().any()
+    finalized = palettizer.finalize()
+    assert not finalized[0].weight.detach().any()
 
 
 @pytest.mark.parametrize("lut_dtype", ["f16", "bf16", "i8", "u8"])

@@ -132,7 +132,9 @@ class FakePalettize(nn.Module):
                     self._start(kept, self._importance(kept, is_zero, scale), WHOLE)
                 stored = self._hard(kept, is_zero, self._table())
             found = self.options.grouping.weight(stored)
-            found = found if scale is None else (found * scale).to(weight.dtype)
+            if scale is not None:
+                # a channel of zeros is passed on, so that training can move it away from zero
+                found = torch.where(scale > 0, found * scale, weight).to(weight.dtype)
         dense: Tensor = _DenseGradient.apply(found)  # type: ignore[no-untyped-call]
         return dense
 
@@ -180,7 +182,7 @@ class FakePalettize(nn.Module):
             return options.grouping.points(weight), None
         scale = channel_scale(weight.detach(), options.scale_axis, scheme=options.scale_scheme)
         wide = weight.float() if weight.dtype.itemsize < 4 else weight
-        return options.grouping.points(wide / scale), scale
+        return options.grouping.points(wide / scale.masked_fill(scale == 0, 1.0)), scale
 
     def _is_zero(self, weight: Tensor) -> Tensor:
         """Which points count as zero, [G, N, 1]: all their weights are within the threshold."""
@@ -193,7 +195,8 @@ class FakePalettize(nn.Module):
         found: Tensor | None = None
         if scale is not None:
             # errors of scaled weights stand for errors of the weights
-            squares = (scale / scale.max()).square().float().expand(options.grouping.shape)
+            largest = scale.max().clamp_min(torch.finfo(scale.dtype).tiny)
+            squares = (scale / largest).square().float().expand(options.grouping.shape)
             found = options.grouping.points(squares).mean(-1)
         if options.outlier_weight > 0:
             squares = points.detach().float().square()

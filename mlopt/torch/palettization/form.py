@@ -39,10 +39,7 @@ class Grouping:
 
 
 def channel_scale(weight: Tensor, axis: int, *, scheme: str) -> Tensor:
-    """The scale [1, ..., C, ..., 1] by which the channels of an axis are divided.
-
-    Channels of zeros get the smallest of the others, so that what their entry misses is small; 1
-    where all are zero.
+    """The scale [1, ..., C, ..., 1] of the channels of an axis: 0 for a channel of zeros.
 
     ``scheme``: ``"abs"`` for the largest magnitude of a channel, ``"min_max"`` for half the
     distance between its smallest and largest weight, the magnitude where all are equal.
@@ -52,7 +49,4 @@ def channel_scale(weight: Tensor, axis: int, *, scheme: str) -> Tensor:
     if scheme == "min_max":
         half = 0.5 * (weight.amax(others, keepdim=True) - weight.amin(others, keepdim=True))
         scale = torch.where(half > 0, half, scale)
-    positive = torch.where(scale > 0, scale, torch.full_like(scale, torch.inf))
-    smallest = positive.amin()
-    smallest = torch.where(smallest < torch.inf, smallest, torch.ones_like(smallest))
-    return torch.where(scale > 0, scale, smallest)
+    return scale
