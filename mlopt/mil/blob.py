@@ -4,6 +4,12 @@ All numbers are little-endian. The file begins with 64 bytes ``{u32 count, u32 v
 zeros}``. Each blob begins at the next multiple of 64 with 64 bytes of metadata ``{u32 sentinel, u32
 dtype, u64 bytes, u64 data offset, u64 padding bits, zeros}``, followed by its data. A model refers
 to a blob by the offset of its metadata.
+
+Before iOS18's types, writers left what follows the data offset uninitialised. It means something
+for types narrower than a byte alone; it is written as zeros, and not looked at for other types.
+
+Each check says why it refuses: "no reader" where coremltools' own reader refuses as well, "harm"
+where taking it could hurt the machine. What is merely odd is read, and the lint tells of it.
 """
 
 from __future__ import annotations
@@ -20,15 +26,16 @@ import attrs
 import numpy as np
 
 from mlopt.errors import ModelFormatError
-from mlopt.mil.dtypes import BY_BLOB, DType, dtype_named
+from mlopt.mil.dtypes import BY_BLOB, BY_NAME, DType, dtype_named
 from mlopt.mil.files import open_regular
+from mlopt.mil.misplaced import LONGEST_POINTER, check_no_pointer
 
 ALIGNMENT = 64
 SENTINEL = 0xDEADBEEF
 VERSION = 2
 
 _HEADER = struct.Struct("<II56x")
-_METADATA = struct.Struct("<IIQQQ32x")
+_METADATA = struct.Struct("<IIQQQ4Q")
 METADATA_BYTES = _METADATA.size
 _CHUNK = 4 << 20
 
@@ -49,6 +56,10 @@ class Blob:
         Of its data in the file, in bytes.
     padding_bits
         Unused bits at the end of the last byte; 0 unless elements are narrower than a byte.
+    spare
+        Bytes behind the last whole element, which ``data`` does not have; nearly always 0.
+    has_undefined_words
+        Whether its metadata holds anything where nothing is to be read.
     """
 
     dtype: DType
@@ -56,6 +67,8 @@ class Blob:
     offset: int
     data_offset: int
     padding_bits: int
+    spare: int = 0
+    has_undefined_words: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -67,10 +80,36 @@ class Blob:
         """Number of elements."""
         return (self.nbytes * 8 - self.padding_bits) // self.dtype.bits
 
-    def array(self) -> np.ndarray:
-        """Return the elements as a flat read-only view; packed bytes for a type below 8 bits."""
+    @property
+    def is_aligned(self) -> bool:
+        """Whether its data begins at a multiple of the size of an element."""
         assert self.dtype.numpy is not None
-        return self.data.view(self.dtype.numpy)
+        return self.data_offset % self.dtype.numpy.itemsize == 0
+
+    def array(self) -> np.ndarray:
+        """Return the elements as a flat read-only view; packed bytes for a type below 8 bits.
+
+        A copy where the data is not aligned: not everything that computes with arrays takes those.
+        """
+        assert self.dtype.numpy is not None
+        if self.is_aligned:
+            return self.data.view(self.dtype.numpy)
+        copied = self.data.copy().view(self.dtype.numpy)
+        copied.flags.writeable = False
+        return copied
+
+    def holds(self, dtype: DType, size: int) -> bool:
+        """Return whether it holds ``size`` elements of ``dtype``; booleans are stored as uint8."""
+        stored = BY_NAME["uint8"] if dtype.name == "bool" else dtype
+        return self.dtype is stored and self.size == size
+
+    def elements(self, dtype: DType) -> np.ndarray:
+        """Return the elements as those of ``dtype``, which it ``holds``; see ``array``."""
+        if dtype.name != "bool":
+            return self.array()
+        truths: np.ndarray = self.data != 0  # a byte other than 0 and 1 would be no numpy boolean
+        truths.flags.writeable = False
+        return truths
 
 
 class BlobReader:
@@ -79,8 +118,7 @@ class BlobReader:
     Raises
     ------
     ModelFormatError
-        The file is absent or no regular file, too short for its header or for the number of blobs
-        in it, or of another version.
+        The file is absent or no regular file, too short for its header, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -89,7 +127,7 @@ class BlobReader:
             file, self.state = open_regular(self.path)
             with file:
                 self.size = self.state.size
-                if self.size < _HEADER.size:
+                if self.size < _HEADER.size:  # no reader
                     raise ModelFormatError(
                         f"{self.path}: the weight file has {self.size} bytes, its header alone "
                         f"takes {_HEADER.size}; it is truncated. Fetch or convert the model again."
@@ -104,18 +142,13 @@ class BlobReader:
                 f"{self.path}: the weight file cannot be opened ({reason}). "
                 "A model package needs every weight file that its program names."
             ) from error
+        check_no_pointer(self.path, self._map[: LONGEST_POINTER + 1])
+        #: The number of blobs that its header claims. Nobody needs it to find one.
         self.count, version = _HEADER.unpack_from(self._map)
-        if version != VERSION:
+        if version != VERSION:  # no reader
             raise ModelFormatError(
                 f"{self.path}: blob storage version {version} at offset 4; only {VERSION} can "
                 "be read. The file is damaged, or no weight file."
-            )
-        most = (self.size - _HEADER.size) // _METADATA.size
-        if self.count > most:
-            raise ModelFormatError(
-                f"{self.path}: {self.count} blobs at offset 0, but the file's {self.size} bytes "
-                f"hold at most {most}. The file is truncated or damaged; fetch or convert the "
-                "model again."
             )
         self._bytes = np.frombuffer(self._map, np.uint8)
 
@@ -127,47 +160,41 @@ class BlobReader:
         ModelFormatError
             There is no sound blob at the offset.
         """
-        if offset < _HEADER.size or offset + _METADATA.size > self.size:
+        if offset + _METADATA.size > self.size:  # no reader
             raise self._damage(
                 offset, f"the file has {self.size} bytes, so no blob can begin there"
             )
-        sentinel, number, nbytes, data_offset, padding = _METADATA.unpack_from(self._map, offset)
-        if sentinel != SENTINEL:
+        sentinel, number, nbytes, data_offset, padding, *reserved = _METADATA.unpack_from(
+            self._map, offset
+        )
+        if sentinel != SENTINEL:  # no reader
             raise self._damage(
                 offset, f"no blob begins there: found {sentinel:#010x}, expected {SENTINEL:#010x}"
             )
         dtype = BY_BLOB.get(number)
-        if dtype is None:
+        if dtype is None:  # no reader: it is asked for a type, which is never this one
             raise self._damage(
                 offset, f"unknown element type {number}; known are {sorted(BY_BLOB)}"
             )
-        if data_offset < _HEADER.size or data_offset + nbytes > self.size:
+        if data_offset + nbytes > self.size:  # no reader
             raise self._damage(
                 offset,
                 f"its {nbytes} bytes of data at {data_offset} end past the file's {self.size} "
                 "bytes",
             )
-        assert dtype.numpy is not None
-        if data_offset % dtype.numpy.itemsize:
-            raise self._damage(
-                offset,
-                f"its data begins at {data_offset}, which is no multiple of the "
-                f"{dtype.numpy.itemsize} bytes of {dtype.name}",
-            )
-        if (
-            padding >= max(dtype.bits, 8)
-            or (padding and not dtype.packed)
-            or padding > nbytes * 8
-            or (nbytes * 8 - padding) % dtype.bits
-        ):
-            raise self._damage(
-                offset,
-                f"{nbytes} bytes less {padding} padding bits are no whole number of "
-                f"{dtype.name} elements",
-            )
-        return Blob(
-            dtype, self._bytes[data_offset : data_offset + nbytes], offset, data_offset, padding
-        )
+        undefined, spare = any(reserved), 0
+        if dtype.packed:
+            if not _fits(nbytes, padding, dtype):  # no reader
+                raise self._damage(
+                    offset,
+                    f"{nbytes} bytes less {padding} padding bits are no whole number of "
+                    f"{dtype.name} elements",
+                )
+        else:
+            undefined, padding = undefined or padding != 0, 0
+            spare = nbytes % (dtype.bits // 8)
+        data = self._bytes[data_offset : data_offset + nbytes - spare]
+        return Blob(dtype, data, offset, data_offset, padding, spare, undefined)
 
     def release(self, start: int, nbytes: int) -> None:
         """Drop a range of the file, in bytes, from memory; a later access reads it again."""
@@ -245,9 +272,9 @@ class BlobWriter:
         view = _bytes_of(data)
         if kind.blob is None:
             raise ValueError(f"a weight file cannot hold {kind.name} elements")
-        if not 0 <= padding_bits < 8 or (padding_bits and not kind.packed):
+        if padding_bits < 0 or (padding_bits and not kind.packed):
             raise ValueError(f"padding of {padding_bits} bits is impossible for {kind.name}")
-        if (len(view) * 8 - padding_bits) % kind.bits or len(view) * 8 < padding_bits:
+        if not _fits(len(view), padding_bits, kind):
             raise ValueError(
                 f"{len(view)} bytes less {padding_bits} padding bits are no whole number of "
                 f"{kind.name} elements"
@@ -280,7 +307,9 @@ class BlobWriter:
         start = offset + _METADATA.size
         self._file.seek(self._end)
         self._file.write(bytes(offset - self._end))
-        self._file.write(_METADATA.pack(SENTINEL, number, len(view), start, padding_bits))
+        self._file.write(
+            _METADATA.pack(SENTINEL, number, len(view), start, padding_bits, 0, 0, 0, 0)
+        )
         for at in range(0, len(view), _CHUNK):
             part = view[at : at + _CHUNK]
             self._file.write(part)
@@ -300,6 +329,15 @@ class BlobWriter:
             if not np.array_equal(found, np.frombuffer(part, np.uint8)):
                 return False
         return True
+
+
+def _fits(nbytes: int, padding_bits: int, dtype: DType) -> bool:
+    """Return whether the bytes, but for the padding, are a whole number of elements."""
+    return (
+        padding_bits < 8
+        and padding_bits <= nbytes * 8
+        and (nbytes * 8 - padding_bits) % dtype.bits == 0
+    )
 
 
 def _bytes_of(data: Any) -> memoryview:

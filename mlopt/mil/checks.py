@@ -2,20 +2,22 @@
 
 Whatever passes may be read, copied and rewritten without a further look: a damaged value is found
 here, before it can end up in an output. Nothing is read but the model and the metadata of blobs.
+
+Each check says why it refuses: "no reader" where coremltools' loader or Core ML refuses as well,
+"misread" where a value would be another one than was meant, "harm" where taking it could hurt the
+machine. What is merely odd is taken, and the lint tells of it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlopt.errors import ModelFormatError
-from mlopt.mil.blob import METADATA_BYTES, Blob
+from mlopt.mil.messages import Program as ProgramMessage
 from mlopt.mil.program import Program, operation_name
-from mlopt.mil.targets import Target
+from mlopt.mil.targets import Target, opset_target
 from mlopt.mil.values import check_immediate, tensor_type_of
 from mlopt.mil.walk import Placed, every_value, functions_in_order
 
@@ -26,6 +28,9 @@ _OPSETS = [target.opset for target in Target]
 #: Blobs after which the pages of the weight files are dropped: touching metadata maps whole runs of
 #: pages around it.
 _RELEASE_AFTER = 256
+#: How many times as large as a weight file the blobs in it may be together, where they overlap: an
+#: output holds each of them, and so does memory one after the other.
+_MOST_TIMES = 8
 
 _Parts = dict[tuple[PurePosixPath, int], tuple[int, int]]
 """Weight file and offset of the metadata -> first byte of a blob's data and the one behind it."""
@@ -43,35 +48,76 @@ def check_package(package: Package) -> tuple[str, ...]:
     """
     blobs: _Parts = {}
     names: set[str] = set()
+    where = f"{package.path / package.model_path}"
     for program in package.programs:
-        where = f"{package.path / package.model_path}"
-        Target.of_specification(program.specification_version, where)
         _check_opsets(program, where)
+        _check_version(program, where)
+        _drop_unsound_bodies(package, program)
         for placed in every_value(program.message):
-            kind = placed.value.WhichOneof("value")
-            if kind == "blobFileValue":
-                _check_stored(package, placed, blobs)
+            _check_value(package, placed, blobs)
+            if placed.value.WhichOneof("value") == "blobFileValue":
                 names.add(placed.value.blobFileValue.fileName)
-            elif kind == "immediateValue":
-                _check_immediate(placed, where)
     package.release()
-    _check_apart(package, blobs)
+    _check_amount(package, blobs)
     return tuple(sorted(names))
+
+
+def _check_version(program: Program, where: str) -> None:
+    """Check the version of the models around a program, and raise it to what their opsets need.
+
+    Core ML reads a function by its opset and coremltools by the version, so that nothing is read
+    right where the version is the older one.
+    """
+    newest = max((opset_target(f.opset) for f in program.functions), default=Target.iOS15)
+    for model in (program.model, *program.enclosing):
+        # No reader: version 0 is none, and what a newer one means is not known yet.
+        if model.specificationVersion not in range(1, newest):
+            Target.of_specification(model.specificationVersion, where)
+    for model in (program.model, *program.enclosing):
+        model.specificationVersion = max(model.specificationVersion, newest)
 
 
 def _check_opsets(program: Program, where: str) -> None:
     for name, function in functions_in_order(program.message):
         bodies = sorted(function.block_specializations)
-        if function.opset not in bodies:
+        if function.opset not in bodies:  # no reader
             raise ModelFormatError(
                 f"{where}: function {name!r} has opset {function.opset!r} but bodies only for "
                 f"{bodies}; the model is damaged"
             )
+        # No reader: Core ML knows the opsets of its time ("Unknown opset"); coremltools goes by the
+        # version alone, and would read a newer one's operations as those that it knows.
         if function.opset not in _OPSETS:
             raise ModelFormatError(
                 f"{where}: function {name!r} has the unknown opset {function.opset!r}; known are "
                 f"{', '.join(_OPSETS)}. The model is damaged, or newer than this version of mlopt."
             )
+
+
+def _drop_unsound_bodies(package: Package, program: Program) -> None:
+    """Remove bodies for other opsets than their function's that hold what cannot be copied.
+
+    Nobody reads those bodies, so the model is sound without them.
+    """
+    for name, function in functions_in_order(program.message):
+        bodies = function.block_specializations
+        for opset in sorted(set(bodies) - {function.opset}):
+            alone = ProgramMessage()
+            alone.functions[name].block_specializations[opset].CopyFrom(bodies[opset])
+            try:
+                for placed in every_value(alone):
+                    _check_value(package, placed, {})
+            except ModelFormatError:
+                del bodies[opset]
+                package.dropped_bodies.append((program.label, name, opset))
+
+
+def _check_value(package: Package, placed: Placed, blobs: _Parts) -> None:
+    kind = placed.value.WhichOneof("value")
+    if kind == "blobFileValue":
+        _check_stored(package, placed, blobs)
+    elif kind == "immediateValue":
+        _check_immediate(placed, f"{package.path / package.model_path}")
 
 
 def _check_immediate(placed: Placed, where: str) -> None:
@@ -93,12 +139,12 @@ def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
         package.release()
     try:
         typed = tensor_type_of(placed.value.type)
-        matches = typed is not None and _holds(blob, *typed)
+        matches = typed is not None and blob.holds(typed[0], math.prod(typed[1]))
     except ModelFormatError as error:
         raise ModelFormatError(
             f"{package.path / package.model_path}: {_described(placed)}: {error}"
         ) from None
-    if not matches:
+    if not matches:  # no reader
         wanted = "no tensor of known shape" if typed is None else f"{typed[0].name} of shape "
         raise ModelFormatError(
             f"{package.path / inner}: the blob at offset {blob.offset} holds {blob.size} "
@@ -107,30 +153,23 @@ def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
         )
 
 
-def _holds(blob: Blob, dtype: Any, shape: tuple[int, ...]) -> bool:
-    return blob.dtype is dtype and blob.size == math.prod(shape)
+def _check_amount(package: Package, blobs: _Parts) -> None:
+    """Check that a small weight file does not pass for a large one (harm).
 
-
-def _check_apart(package: Package, blobs: _Parts) -> None:
-    """Check that blobs do not lie in one another; equal data under two offsets may be shared."""
-    counts = Counter(inner for inner, _ in blobs)
-    for inner, count in counts.items():
+    Blobs may lie in one another: whoever cuts a weight into parts need not copy it. But n of them
+    that each take the whole file are n times the file wherever they are written or read.
+    """
+    sizes: dict[PurePosixPath, int] = {}
+    for inner, (first, end) in {(inner, part) for (inner, _), part in blobs.items()}:
+        sizes[inner] = sizes.get(inner, 0) + end - first
+    for inner, size in sorted(sizes.items()):
         reader = package.reader_at(inner)
-        if reader.count < count:
+        if size > _MOST_TIMES * reader.size:
             raise ModelFormatError(
-                f"{reader.path}: {reader.count} blobs at offset 0, but the model refers to "
-                f"{count}. The file is damaged; fetch or convert the model again."
+                f"{reader.path}: blobs overlap: together they have {size} bytes, in a file of "
+                f"{reader.size}; at most {_MOST_TIMES} times as many can be handled. The file is "
+                "damaged; fetch or convert the model again."
             )
-        parts = [(at, at + METADATA_BYTES) for file, at in blobs if file == inner]
-        parts += {part for (file, _), part in blobs.items() if file == inner and part[0] < part[1]}
-        parts.sort()
-        for (first, end), (second, _) in itertools.pairwise(parts):
-            if second < end:
-                raise ModelFormatError(
-                    f"{reader.path}: blobs overlap: bytes {first} to {end} belong to one, and "
-                    f"another has bytes from {second} on. The file is damaged; fetch or convert "
-                    "the model again."
-                )
 
 
 def _described(placed: Placed) -> str:

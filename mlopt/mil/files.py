@@ -1,13 +1,15 @@
-"""The files of a package that somebody else made: found inside of it, regular, and unchanged.
+"""The files of a package that somebody else made: where they are, regular, and unchanged.
 
 A package may come from anywhere. A name in it may lead to another folder, to a device or to a pipe
-that never answers; nothing here opens such a thing, or reads more than there is.
+that never answers; nothing here opens such a thing, or reads more than there is. All checks are
+made against harm; coremltools makes none of them.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -85,39 +87,40 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> tuple[bytes, FileS
         return file.read(state.size), state
 
 
-def path_inside(root: Path, inner: PurePosixPath) -> Path:
-    """Return ``root / inner``, once it is known that no link leads it out of the package.
+def resolved(root: Path, inner: PurePosixPath) -> tuple[Path, Path | None]:
+    """Return ``root / inner``, and where links lead that take it out of the package.
 
-    Links within the package are followed, and those that a download cache makes: it keeps files in
-    a folder ``blobs`` and a package below ``snapshots`` beside it.
-
-    Raises
-    ------
-    ModelFormatError
-        It leads out of the package.
+    The latter is None for what lies in the package, and for what a download cache keeps: it has
+    files in a folder ``blobs`` and packages that link there below ``snapshots`` beside it.
     """
     path = root / inner
     home = Path(os.path.realpath(root))
     allowed = [home, *(p.parent / "blobs" for p in home.parents if p.name == "snapshots")]
     real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(folder) for folder in allowed):
-        raise ModelFormatError(
-            f"{path}: a link leads out of the package, to {real}; allowed are links to what is "
-            "inside. Copy the package with its links resolved if you trust what they lead to."
-        )
-    return path
+    inside = any(real.is_relative_to(folder) for folder in allowed)
+    return path, None if inside else real
 
 
-def tree(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+def tree(
+    root: Path, parts: Collection[PurePosixPath] = ()
+) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
     """Return the folders and files below ``root``, relative to it; links are followed.
 
     Folders come before what they hold, names in order.
 
+    Parameters
+    ----------
+    parts
+        Files of which each is read as what it is: the model, the manifest, weight files. They may
+        be links that lead out of the package, or lie in folders that are; such a folder is not
+        followed, nor returned, nor is what it holds.
+
     Raises
     ------
     ModelFormatError
-        A link leads out or around in a circle, something is neither file nor folder, there are
-        too many, or the system cannot read one.
+        Something else leads out (harm: a copy would show what somebody keeps elsewhere) or around
+        in a circle, it is neither file nor folder, there are too many, or the system cannot read
+        one.
     """
     folders: list[PurePosixPath] = []
     files: list[PurePosixPath] = []
@@ -137,8 +140,10 @@ def tree(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
             folders.append(inner)
         below = []
         for name in names:
+            if _leads_out(root, inner / name, parts):
+                continue
             try:
-                mode = os.stat(path_inside(root, inner / name)).st_mode
+                mode = os.stat(path / name).st_mode
             except OSError as error:
                 raise ModelFormatError(f"{path / name}: it cannot be read: {error}") from error
             if stat.S_ISDIR(mode):
@@ -153,6 +158,26 @@ def tree(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
                 "what links lead to; it is damaged, or no model package"
             )
     return folders, files
+
+
+def _leads_out(root: Path, inner: PurePosixPath, parts: Collection[PurePosixPath]) -> bool:
+    """Return whether it is a folder outside of the package that some of the parts lie in.
+
+    Raises
+    ------
+    ModelFormatError
+        It leads out, and is neither that nor one of the parts.
+    """
+    path, real = resolved(root, inner)
+    if real is None or inner in parts:
+        return False
+    if any(inner in part.parents for part in parts):
+        return True
+    raise ModelFormatError(
+        f"{path}: a link leads out of the package, to {real}; allowed are links to what is inside, "
+        "and links in place of the model and of weight files. Copy the package with its links "
+        "resolved if you trust what they lead to."
+    )
 
 
 def check_name(name: str) -> None:
@@ -171,4 +196,5 @@ def check_name(name: str) -> None:
 def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((what for is_kind, what in _KINDS if is_kind(mode)), "something else")
-        raise ModelFormatError(f"{os.fspath(path)}: it is {kind} where a file is expected")
+        link = f"a link to {os.path.realpath(path)}, " if os.path.islink(path) else ""
+        raise ModelFormatError(f"{os.fspath(path)}: it is {link}{kind} where a file is expected")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,17 +12,15 @@ from google.protobuf.message import DecodeError
 from mlopt.errors import ModelFormatError
 from mlopt.mil.blob import Blob, BlobReader
 from mlopt.mil.checks import check_package
-from mlopt.mil.files import FileState, check_name, path_inside, read_regular
+from mlopt.mil.files import FileState, read_regular, resolved
+from mlopt.mil.manifest import Manifest, read_manifest, root_model, shown
 from mlopt.mil.messages import Model
+from mlopt.mil.misplaced import LONGEST_POINTER, MANIFEST, check_is_package, check_no_pointer
 from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
 
-MANIFEST = "Manifest.json"
-
 _MODEL_PATH = "@model_path/"
 _CONVERT = "Convert it again with convert_to='mlprogram'."
-#: In bytes. Real ones have a few hundred.
-_LARGEST_MANIFEST = 1 << 20
 #: In bytes; no protobuf message can be larger.
 _LARGEST_MODEL = (1 << 31) - 1
 _PIPELINES = {
@@ -50,6 +45,11 @@ class Package:
         What ``check_unchanged`` compares with: the files read so far. Weight files are added.
     programs
         The ML programs in it: one, or those of a pipeline in order.
+    manifest
+        Its manifest; None for a package that was put together in memory.
+    links
+        The files read so far that are not in the package, by their path relative to ``path``, and
+        where the links lead that are there in their place.
     """
 
     def __init__(
@@ -58,6 +58,9 @@ class Package:
         model_path: PurePosixPath,
         spec: Any,
         states: Mapping[Path, FileState] | None = None,
+        *,
+        manifest: Manifest | None = None,
+        links: Mapping[PurePosixPath, Path] | None = None,
     ) -> None:
         self.path = path
         self.model_path = model_path
@@ -66,11 +69,13 @@ class Package:
         self._weight_paths: dict[str, PurePosixPath] = {}
         self._canonical_names: dict[str, str] = {}
         self._states = dict(states or {})
+        self.manifest = manifest
+        self.links = dict(links or {})
         self.programs = [
             Program(model, self, enclosing=enclosing, label=label)
             for model, enclosing, label in _ml_programs(spec, (), "")
         ]
-        if not self.programs:
+        if not self.programs:  # no reader of ML programs
             kind = spec.WhichOneof("Type") or "none"
             raise ModelFormatError(
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
@@ -79,6 +84,9 @@ class Package:
         #: The names of the weight files that the source has, sorted, whatever becomes of the
         #: references in ``spec``. Known once the package has been checked.
         self.source_weight_files: tuple[str, ...] = ()
+        #: (label of the program, function, opset) of bodies that nobody reads, and that were left
+        #: out because they hold what cannot be copied.
+        self.dropped_bodies: list[tuple[str, str, str]] = []
         #: Set by a writer: the references in ``spec`` then belong to what was written.
         self.written = False
 
@@ -106,17 +114,19 @@ class Package:
 
     def _checked_weight_path(self, file_name: str) -> PurePosixPath:
         refused = ModelFormatError(
-            f"{self.path / self.model_path}: the weight file name {_shown(file_name)} does not "
+            f"{self.path / self.model_path}: the weight file name {shown(file_name)} does not "
             f"stay inside the package; allowed is {_MODEL_PATH!r} and a path below the model's "
             "folder that is not the model itself"
         )
+        # No reader: Core ML replaces @model_path, and nothing else; harm: a backslash is a folder's
+        # end on some systems.
         if not file_name.startswith(_MODEL_PATH) or "\\" in file_name or "\0" in file_name:
             raise refused
         inner = PurePosixPath(file_name.removeprefix(_MODEL_PATH))
         path = self.model_path.parent / inner
-        if inner.is_absolute() or ".." in inner.parts or not inner.parts:
+        if inner.is_absolute() or ".." in inner.parts or not inner.parts:  # harm
             raise refused
-        if path == self.model_path:
+        if path == self.model_path:  # no reader
             raise refused
         return path
 
@@ -134,7 +144,10 @@ class Package:
     def reader_at(self, inner: PurePosixPath) -> BlobReader:
         """Return the mapped weight file at a path relative to the package's folder."""
         if inner not in self._readers:
-            reader = BlobReader(path_inside(self.path, inner))
+            place, link = resolved(self.path, inner)
+            if link is not None:
+                self.links[inner] = link
+            reader = BlobReader(place)
             self._states[self.path / inner] = reader.state
             self._readers[inner] = reader
         return self._readers[inner]
@@ -189,25 +202,7 @@ def open_package(source: Any) -> Package:
         ``source`` is neither a path nor a model.
     """
     try:
-        if isinstance(source, str | os.PathLike):
-            path = Path(os.fspath(source)).expanduser()
-            model_path, states = _find_model(path)
-            spec, states[path / model_path] = _read_spec(path, model_path)
-        elif hasattr(source, "get_spec"):
-            spec = source.get_spec()
-            location = getattr(source, "package_path", None)
-            if location is None:
-                raise ModelFormatError(
-                    f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
-                    f"only ML programs can be handled. {_CONVERT}"
-                )
-            path = Path(location)
-            model_path, states = _find_model(path)
-        else:
-            raise TypeError(
-                f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
-            )
-        package = Package(path, model_path, spec, states)
+        package = _opened(source)
         package.source_weight_files = check_package(package)
     except RecursionError:
         raise ModelFormatError(
@@ -217,93 +212,44 @@ def open_package(source: Any) -> Package:
     return package
 
 
-def _find_model(path: Path) -> tuple[PurePosixPath, dict[Path, FileState]]:
-    """Return the path of the root model relative to the package at ``path``, and what was read."""
-    _check_is_package(path)
-    file = path / MANIFEST
-    content, state = read_manifest(path)
-    try:
-        entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-        inner = PurePosixPath(entry)
-        check_name(entry)
-    except (KeyError, TypeError):
-        raise ModelFormatError(
-            f"{file}: the manifest names no root model (rootModelIdentifier, and its entry "
-            "with a path)"
-        ) from None
-    except ValueError as error:
-        raise ModelFormatError(
-            f"{file}: the root model's path {_shown(entry)} cannot be a path: {error}"
-        ) from None
-    if inner.is_absolute() or ".." in inner.parts or not inner.parts:
-        raise ModelFormatError(
-            f"{file}: the root model's path {_shown(entry)} leaves the package; allowed is a path "
-            "below its folder Data"
+def _opened(source: Any) -> Package:
+    """Return the package, of which nothing but the manifest and the model has been read."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(os.fspath(source)).expanduser()
+        spec = None
+    elif hasattr(source, "get_spec"):
+        spec = source.get_spec()
+        location = getattr(source, "package_path", None)
+        if location is None:
+            raise ModelFormatError(
+                f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
+                f"only ML programs can be handled. {_CONVERT}"
+            )
+        path = Path(location)
+    else:
+        raise TypeError(
+            f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
         )
-    return PurePosixPath("Data") / inner, {file: state}
+    check_is_package(path)
+    manifest = read_manifest(path)
+    model_path = root_model(path, manifest)
+    states = {path / MANIFEST: manifest.state}
+    links = {} if manifest.link is None else {PurePosixPath(MANIFEST): manifest.link}
+    if spec is None:
+        spec, states[path / model_path], link = _read_spec(path, model_path)
+        if link is not None:
+            links[model_path] = link
+    return Package(path, model_path, spec, states, manifest=manifest, links=links)
 
 
-def _check_is_package(path: Path) -> None:
-    """Check that there is a folder at ``path`` that may be a package."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        raise ModelFormatError(
-            f"{path}: it does not exist; a model package is a folder named *.mlpackage"
-        ) from None
-    if not stat.S_ISDIR(mode):
-        raise ModelFormatError(
-            f"{path}: it is a file; a model package is a folder named *.mlpackage. Convert the "
-            "source again with convert_to='mlprogram'."
-        )
-    if not os.path.lexists(path / MANIFEST) and (path / "coremldata.bin").exists():
-        raise ModelFormatError(
-            f"{path}: it is a compiled model (.mlmodelc), which cannot be edited; give the "
-            ".mlpackage that it was compiled from"
-        )
-
-
-def read_manifest(path: Path) -> tuple[dict[str, Any], FileState]:
-    """Return the manifest of the package at ``path``, whose entries are a dictionary.
-
-    Raises
-    ------
-    ModelFormatError
-        It is missing, or no manifest.
-    """
-    file = path / MANIFEST
-    try:
-        raw, state = read_regular(path_inside(path, PurePosixPath(MANIFEST)), _LARGEST_MANIFEST)
-        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
-    except FileNotFoundError:
-        raise ModelFormatError(f"{file}: the file is missing; {path} is no model package") from None
-    except ModelFormatError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{file}: the manifest cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("itemInfoEntries"), dict):
-        raise ModelFormatError(
-            f"{file}: the manifest names no root model; expected an object with itemInfoEntries, "
-            "an object of entries, and rootModelIdentifier"
-        )
-    return content, state
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. Of a repeated key, every reader could take another value."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {_shown(key)} is repeated")
-    return content
-
-
-def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState]:
-    """Return the ``Model`` message in the file ``inner`` of a package, and the file's state."""
+def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path | None]:
+    """Return the ``Model`` message in a file of a package, the file's state, and a link out."""
     file = root / inner
     spec = Model()
     try:
-        content, state = read_regular(path_inside(root, inner), _LARGEST_MODEL)
+        place, link = resolved(root, inner)
+        content, state = read_regular(place, _LARGEST_MODEL)
+        check_no_pointer(file, content[: LONGEST_POINTER + 1])
         spec.ParseFromString(content)
     except DecodeError as error:
         raise ModelFormatError(
@@ -317,12 +263,7 @@ def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState]:
         raise ModelFormatError(f"{file}: the model file cannot be read: {error}") from error
     if spec.WhichOneof("Type") is None:
         raise ModelFormatError(f"{file}: the file holds no model; it is empty or damaged")
-    return spec, state
-
-
-def _shown(name: str) -> str:
-    """Return a name from a file for a message: quoted, and not longer than a line."""
-    return repr(name if len(name) <= 100 else f"{name[:97]}...")
+    return spec, state, link
 
 
 def _ml_programs(

@@ -296,14 +296,14 @@ class Constant:
         if offset >= MOVED:
             raise ValueError(f"{where}: its value has been moved to the package being written")
         blob = self.package.blob(file_name, offset)
-        if self._dtype is None or blob.dtype is not self._dtype or blob.size != self.size:
+        if self._dtype is None or not blob.holds(self._dtype, self.size):
             raise ModelFormatError(
                 f"{self.package.path / self.package.weight_path(file_name)}: the blob at offset "
                 f"{offset} holds {blob.size} {blob.dtype.name} elements, but constant "
                 f"{self.name!r} of function {self.function!r} is {self.dtype} of shape "
                 f"{list(self.shape)}"
             )
-        return blob.data if blob.dtype.packed else blob.array().reshape(self.shape)
+        return blob.data if blob.dtype.packed else blob.elements(self._dtype).reshape(self.shape)
 
     def release(self) -> None:
         """Drop the pages of its blob from memory; views stay valid and read the file again."""
@@ -329,6 +329,9 @@ class Program:
         The pipelines around that model, outermost first; empty without a pipeline.
     label
         Its name in the pipeline, "" without one.
+    declared_version
+        The specification version that the file has; where the opset of a function is newer, that of
+        ``model`` has been raised to it.
     """
 
     def __init__(
@@ -338,6 +341,7 @@ class Program:
         self.package = package
         self.enclosing = enclosing
         self.label = label
+        self.declared_version = int(model.specificationVersion)
 
     @property
     def message(self) -> Any:

@@ -89,6 +89,20 @@ class Target(enum.IntEnum):
         return self.name
 
 
+def opset_target(opset: str) -> Target:
+    """Return the target whose opset that is.
+
+    Raises
+    ------
+    ValueError
+        No target has it.
+    """
+    try:
+        return _OPSETS[opset]
+    except KeyError:
+        raise ValueError(f"unknown opset {opset!r}; known are {', '.join(_OPSETS)}") from None
+
+
 _MACOS = {
     Target.iOS15: "macOS12",
     Target.iOS16: "macOS13",
@@ -96,6 +110,7 @@ _MACOS = {
     Target.iOS18: "macOS15",
     Target.iOS26: "macOS26",
 }
+_OPSETS = {target.opset: target for target in Target}
 _NAMES = {t.ios.lower(): t for t in Target} | {name.lower(): t for t, name in _MACOS.items()}
 # tvOS counts as iOS does; watchOS was seven versions behind until both were renamed to 26.
 _NAMES |= {t.ios.lower().replace("ios", "tvos"): t for t in Target}

@@ -1,4 +1,8 @@
-"""Numpy arrays to the proto's ``Value`` and back; written as coremltools writes them."""
+"""Numpy arrays to the proto's ``Value`` and back; written as coremltools writes them.
+
+Each check of what is read says why it refuses: "no reader" where coremltools refuses as well,
+"misread" where a value would be another one than was meant.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,7 @@ def tensor_type_of(value_type: Any, where: str = "model") -> tuple[DType, tuple[
     tensor = value_type.tensorType
     if any(dimension.WhichOneof("dimension") != "constant" for dimension in tensor.dimensions):
         return None
-    if len(tensor.dimensions) > _MOST_DIMENSIONS:
+    if len(tensor.dimensions) > _MOST_DIMENSIONS:  # no reader: no array, and Core ML stops at 5
         raise ModelFormatError(
             f"{where}: a tensor of {len(tensor.dimensions)} dimensions; at most "
             f"{_MOST_DIMENSIONS} can be read. The model is damaged."
@@ -205,7 +209,10 @@ def read_immediate(value: Any, where: str = "model") -> Any:
     if field is None:
         array = np.zeros(0, dtype.numpy or object)
     elif field == "bytes":
-        array = np.frombuffer(immediate.tensor.bytes.values, dtype.numpy)
+        raw = immediate.tensor.bytes.values
+        if dtype.packed:
+            raw = raw[: dtype.nbytes(math.prod(shape))]
+        array = np.frombuffer(raw, dtype.numpy)
     elif field == "strings":
         array = np.array(list(immediate.tensor.strings.values), dtype=object)
     else:
@@ -232,7 +239,7 @@ def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] 
     None where it is no tensor of known shape.
     """
     kind, of_type = value.immediateValue.WhichOneof("value"), value.type.WhichOneof("type")
-    if kind is not None and of_type is not None and of_type != f"{kind}Type":
+    if kind is not None and of_type is not None and of_type != f"{kind}Type":  # no reader
         raise ModelFormatError(f"{where}: a {kind} stands where the type is {of_type}")
     if kind != "tensor":
         return None
@@ -245,17 +252,20 @@ def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] 
     stored = 0
     if field is not None:
         stored = len(getattr(tensor, field).values)
-        if not _can_hold(field, dtype):
+        if not _can_hold(field, dtype):  # no reader, but for text that is taken for a number
             raise ModelFormatError(f"{where}: {field} cannot hold {dtype.name} elements")
     if field == "bytes" and not dtype.packed:
         assert dtype.numpy is not None
-        if stored % dtype.numpy.itemsize:
+        if stored % dtype.numpy.itemsize:  # no reader
             raise ModelFormatError(
                 f"{where}: {stored} bytes are no whole number of {dtype.name} elements"
             )
         stored //= dtype.numpy.itemsize
+    if dtype.packed:
+        # Spare bytes at the end are passed over, as coremltools does.
+        stored = min(stored, dtype.nbytes(math.prod(shape)))
     try:
-        _check_size(stored, dtype, shape)
+        _check_size(stored, dtype, shape)  # no reader
     except ValueError as error:
         raise ModelFormatError(f"{where}: an immediate value is damaged: {error}") from None
     return typed
@@ -269,16 +279,20 @@ def _can_hold(field: str, dtype: DType) -> bool:
 
 
 def _converted(elements: Any, field: str, dtype: DType, where: str) -> np.ndarray:
-    """Return elements of a typed field as ``dtype``, refusing integers that are none of it."""
+    """Return elements of a typed field as ``dtype``, refusing numbers that are none of it.
+
+    A boolean is true for every number but 0, as it is for coremltools.
+    """
     # Through the field's own width: a damaged model may hold what its type cannot.
     stored: np.ndarray = np.array(elements, dtype=_FIELD_WIDTHS[field])
     with np.errstate(all="ignore"):  # what overflows is infinite
         array = stored.astype(dtype.numpy, copy=False)
-        if array.dtype.kind in "iub" and dtype.name != "uint64":
-            kept = np.array_equal(array.astype(stored.dtype), stored)
-        else:
-            kept = stored.dtype.kind != "f" or array.dtype.kind not in "iub"
-    if not kept:
+        kept = (
+            array.dtype.kind not in "iu"
+            or dtype.name == "uint64"
+            or np.array_equal(array.astype(stored.dtype), stored)
+        )
+    if not kept:  # misread: coremltools wraps around what is too large, and cuts off fractions
         raise ModelFormatError(f"{where}: {field} that {dtype.name} elements cannot hold")
     return array
 

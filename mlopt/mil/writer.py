@@ -19,9 +19,11 @@ from google.protobuf.message import EncodeError
 from mlopt.errors import DestinationError, ModelFormatError
 from mlopt.mil.blob import BlobWriter
 from mlopt.mil.dtypes import DType, dtype_named
-from mlopt.mil.files import open_regular, path_inside, tree
+from mlopt.mil.files import open_regular, resolved, tree
 from mlopt.mil.interrupts import interrupts_wait
-from mlopt.mil.package import MANIFEST, Package, read_manifest
+from mlopt.mil.manifest import read_manifest
+from mlopt.mil.misplaced import MANIFEST
+from mlopt.mil.package import Package
 from mlopt.mil.program import MOVED
 from mlopt.mil.staging import Staging, restore
 from mlopt.mil.values import file_value, make_value
@@ -123,11 +125,14 @@ class PackageWriter:
                 "choose another folder"
             )
         self._staging = Staging(self.destination)
-        self._source_folders, self._source_files = tree(package.path)
+        self._check_links()
+        names = package.source_weight_files
+        parts = {package.model_path, PurePosixPath(MANIFEST), *map(package.weight_path, names)}
+        self._source_folders, self._source_files = tree(package.path, parts)
         # By path: a model may spell the name of one file in two ways.
         self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
-        self._kept: dict[tuple[PurePosixPath, int], int] = {}
-        names = package.source_weight_files
+        # By weight file, and by where in it the data is: metadata may be there more than once.
+        self._kept: dict[tuple[PurePosixPath, str, int, int, int], int] = {}
         #: The weight file that new values go to unless told otherwise.
         self.default_file = _DEFAULT_FILE if _DEFAULT_FILE in names or not names else names[0]
 
@@ -216,10 +221,11 @@ class PackageWriter:
         if value.WhichOneof("value") != "blobFileValue" or value.blobFileValue.offset >= MOVED:
             return
         reference = value.blobFileValue
-        key = (self.package.weight_path(reference.fileName), reference.offset)
+        inner = self.package.weight_path(reference.fileName)
+        reader = self.package.reader_at(inner)
+        blob = reader.read(reference.offset)
+        key = (inner, blob.dtype.name, blob.data_offset, blob.nbytes, blob.padding_bits)
         if key not in self._kept:
-            reader = self.package.reader(reference.fileName)
-            blob = reader.read(reference.offset)
             self._kept[key] = self._add(
                 reference.fileName,
                 blob.dtype,
@@ -274,6 +280,18 @@ class PackageWriter:
                 self._files[inner] = (file, BlobWriter(file))
         return self._files[inner][1]
 
+    def _check_links(self) -> None:
+        """Check that no file of the source lies in the package that the output takes the place of.
+
+        The link in the source would lead to another file afterwards.
+        """
+        for inner, real in self.package.links.items():
+            if self.destination in real.parents:
+                raise DestinationError(
+                    f"{self.destination}: {self.package.path / inner} is a link to {real}, which "
+                    "the output would replace; choose another name"
+                )
+
     def _message(self) -> bytes:
         try:
             return bytes(self.package.spec.SerializeToString(deterministic=True))
@@ -304,7 +322,7 @@ class PackageWriter:
                 self._copy(inner)
 
     def _copy(self, inner: PurePosixPath) -> None:
-        path = path_inside(self.package.path, inner)
+        path, _ = resolved(self.package.path, inner)
         try:
             source, state = open_regular(path)
             with source:
@@ -328,22 +346,21 @@ class PackageWriter:
 
     def _write_manifest(self) -> None:
         """Enter a weights folder into the copied manifest where the source had none."""
-        manifest, _ = read_manifest(self.package.path)
-        entries = manifest["itemInfoEntries"]
+        manifest = read_manifest(self.package.path)
         for inner in self._files:
             folder = PurePosixPath(*inner.parts[1:]).parent
-            paths = (entry.get("path") for entry in entries.values() if isinstance(entry, dict))
+            paths = (e.get("path") for e in manifest.entries.values() if isinstance(e, dict))
             known = {path for path in paths if isinstance(path, str)}
             if str(folder) in known or any(str(parent) in known for parent in folder.parents):
                 continue
             identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, str(folder))).upper()
-            entries[identifier] = {
+            manifest.entries[identifier] = {
                 "author": "com.apple.CoreML",
                 "description": "CoreML Model Weights",
                 "name": folder.name,
                 "path": str(folder),
             }
-            self._write(PurePosixPath(MANIFEST), json.dumps(manifest, indent=4).encode())
+            self._write(PurePosixPath(MANIFEST), json.dumps(manifest.content, indent=4).encode())
 
     def _commit(self) -> None:
         """Let the finished folder take the destination's name."""

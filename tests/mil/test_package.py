@@ -453,7 +453,7 @@ def test_models_that_are_no_programs(tmp_path: Path, ct: Any, source: Path) -> N
     with pytest.raises(ModelFormatError, match="does not exist"):
         open_package(tmp_path / "absent.mlpackage")
     (tmp_path / "file.mlmodel").write_bytes(b"")
-    with pytest.raises(ModelFormatError, match="is a file"):
+    with pytest.raises(ModelFormatError, match="a model in one file, of type none"):
         open_package(str(tmp_path / "file.mlmodel"))
     with pytest.raises(TypeError, match="got int"):
         open_package(3)
