@@ -15,6 +15,7 @@ from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 from mlopt.coreml.constexpr.weights import is_part
 from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint, with_joint_weights
+from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
 from mlopt.errors import ConfigError, TargetError
@@ -69,7 +70,8 @@ class Plan:
     """All decisions of a run, in program order, and the targets they lead to.
 
     ``target`` is the newest target before, ``raises`` what has to be done to the programs that have
-    to be raised, ``target_reason`` why; ``joint_compression`` as it was asked for.
+    to be raised, ``target_reason`` why, and ``notes`` what there is to say about functions that are
+    raised for another reason; ``joint_compression`` as it was asked for.
     """
 
     decisions: tuple[Decision, ...]
@@ -79,6 +81,7 @@ class Plan:
     raises: tuple[OpsetRaise, ...]
     unmatched_rules: tuple[UnmatchedRule, ...]
     joint_compression: bool
+    notes: tuple[str, ...] = ()
 
 
 def decide(
@@ -138,6 +141,7 @@ def decide(
             + "\n".join(f"- {rule}" for rule in unmatched)
         )
 
+    targets = FunctionTargets()
     problems: list[str] = []
     violations: list[str] = []
     decisions = []
@@ -147,7 +151,7 @@ def decide(
         try:
             aliases = weight.names[1:]
             resolution = resolve(config, name, consumers, aliases=aliases)
-            decision = _decide(weight, resolution, current, joint_compression)
+            decision = _decide(weight, resolution, targets, joint_compression)
         except ConfigError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -164,7 +168,7 @@ def decide(
             f"{len(violations)} requests cannot be expressed for the deployment target:\n"
             + "\n".join(f"- {violation}" for violation in violations)
         )
-    return _with_targets(package, tuple(decisions), unmatched, joint_compression)
+    return _with_targets(package, tuple(decisions), unmatched, joint_compression, targets)
 
 
 def subjects_of(package: Package) -> tuple[list[Weight | JointWeight], list[list[Node]]]:
@@ -183,7 +187,7 @@ def _limit(current: Target, minimum_deployment_target: Any) -> Target:
 def _decide(
     weight: Weight | JointWeight,
     resolution: Resolution[OpPalettizerConfig],
-    current: Target,
+    targets: FunctionTargets,
     joint_compression: bool,
 ) -> Decision:
     config, rule = resolution.config, resolution.rule
@@ -209,7 +213,7 @@ def _decide(
     if isinstance(weight, Weight) and is_mask(weight, value):
         return kept("it looks like an attention mask", "attention mask")
     weight.release()
-    return _palettized(weight, config, resolution, current, kept)
+    return _palettized(weight, config, resolution, targets, kept)
 
 
 def _untouchable(weight: Weight | JointWeight) -> tuple[str, str] | None:
@@ -239,7 +243,7 @@ def _palettized(
     weight: Weight | JointWeight,
     config: OpPalettizerConfig,
     resolution: Resolution[OpPalettizerConfig],
-    current: Target,
+    targets: FunctionTargets,
     kept: Callable[..., Decision],
 ) -> Decision:
     rank, note = len(weight.shape), resolution.note
@@ -305,7 +309,7 @@ def _palettized(
         spec = attrs.evolve(spec, lut_dtype=None)
         weight.release()
     needs = Target.iOS18 if isinstance(weight, JointWeight) else _needed_target(spec)
-    if max(needs, _opset_target(weight, current)) < Target.iOS18:
+    if max(needs, targets.oldest(weight)) < Target.iOS18:
         # What the model may be raised to is not what it will be: unique and custom raise nothing
         spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
     # known now, so that a target is not raised for a weight that is kept in the end
@@ -417,31 +421,40 @@ def _with_targets(
     decisions: tuple[Decision, ...],
     unmatched: tuple[UnmatchedRule, ...],
     joint_compression: bool,
+    targets: FunctionTargets,
 ) -> Plan:
     """Find out which programs have to be raised, and that they can be."""
     before = [Target.of_specification(p.specification_version) for p in package.programs]
     raises: list[OpsetRaise] = []
-    reasons, refusals = [], []
+    reasons, refusals, notes = [], [], []
     for program, current in zip(package.programs, before, strict=True):
-        needing = [
+        palettized = [
             d
             for d in decisions
-            if d.weight.program is program
-            and isinstance(d.outcome, PaletteSpec)
-            and d.needs > _opset_target(d.weight, current)
+            if d.weight.program is program and isinstance(d.outcome, PaletteSpec)
         ]
-        if not needing:
+        needing = [d for d in palettized if d.needs > targets.oldest(d.weight)]
+        target = max([current, *(d.needs for d in needing)])
+        names = {name for d in palettized for name in d.weight.functions}
+        if needing or targets.below(program, names, current):
+            names |= with_compression(program)
+        functions = _raised_together(needing, palettized)
+        behind = targets.below(program, names, target) - functions
+        if not functions and not behind:
             continue
-        target = max(d.needs for d in needing)
-        functions = _raised_together(needing, decisions)
+        if behind:
+            notes.append(raised_note(program, behind, target))
+        functions |= behind
         try:
             raises.append(plan_opset_raise(program, target, functions))
         except TargetError as error:
             refusals.append(str(error))
-        first = next(d for d in needing if d.needs == target)
-        assert first.config is not None
-        others = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
-        reasons.append(f"{first.config.summary} of {first.weight.name}{others} needs {target}")
+        if needing:
+            newest = max(d.needs for d in needing)
+            first = next(d for d in needing if d.needs == newest)
+            assert first.config is not None
+            others = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
+            reasons.append(f"{first.config.summary} of {first.weight.name}{others} needs {newest}")
     if refusals:
         raise TargetError("\n".join(refusals))
     after = max([*before, *(each.target for each in raises)])
@@ -453,29 +466,18 @@ def _with_targets(
         tuple(raises),
         unmatched,
         joint_compression,
+        tuple(notes),
     )
 
 
-def _raised_together(needing: list[Decision], decisions: tuple[Decision, ...]) -> set[str]:
+def _raised_together(needing: list[Decision], palettized: list[Decision]) -> set[str]:
     """The functions that some decisions of a program raise.
 
     Those with the weights, and those that share a palettized weight with them: it is stored once,
     in one form.
     """
-    program = needing[0].weight.program
-    shared = [
-        set(d.weight.functions)
-        for d in decisions
-        if d.weight.program is program and isinstance(d.outcome, PaletteSpec)
-    ]
+    shared = [set(d.weight.functions) for d in palettized]
     functions = {name for d in needing for name in d.weight.functions}
     while more := [s for s in shared if s & functions and not s <= functions]:
         functions.update(*more)
     return functions
-
-
-def _opset_target(weight: Weight | JointWeight, current: Target) -> Target:
-    """The target whose opset the functions of a weight have, the oldest of them."""
-    opsets = {f.name: f.opset for f in weight.program.functions}
-    names = {target.opset: target for target in Target}
-    return min((names.get(opsets[name], current) for name in weight.functions), default=current)

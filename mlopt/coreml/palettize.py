@@ -217,7 +217,7 @@ def _report(plan: Plan, rows: list[WeightRow]) -> Report:
         target_after=str(plan.target_after),
         target_reason=plan.target_reason,
         unmatched_rules=plan.unmatched_rules,
-        notes=_notes(plan),
+        notes=(*plan.notes, *_notes(plan)),
     )
 
 

@@ -9,7 +9,7 @@ from mlopt.coreml.emission import PackedPalette, PaletteOperations
 from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
 from mlopt.mil.program import Constant, Node, Program, Variable
-from mlopt.mil.targets import Target
+from mlopt.mil.targets import Target, opset_target
 from mlopt.mil.writer import PackageWriter
 
 
@@ -44,7 +44,7 @@ class Replacements:
         opsets = {function.name: function.opset for function in program.functions}
         operations: dict[Target, PaletteOperations] = {}
         for node in nodes:
-            target = next(t for t in Target if t.opset == opsets[node.function])
+            target = opset_target(opsets[node.function])
             if target not in operations:
                 operations[target] = PaletteOperations(
                     palette, self._writer, target=target, file_name=file_name

@@ -233,6 +233,24 @@ def check_immediate(value: Any, where: str = "model") -> None:
     _checked_immediate(value, where)
 
 
+def is_as_written(value: Any) -> bool:
+    """Return whether the elements of an immediate value are stored where coremltools stores them.
+
+    True also for what is no tensor of known shape.
+    """
+    if value.immediateValue.WhichOneof("value") != "tensor":
+        return True
+    typed = tensor_type_of(value.type)
+    if typed is None:
+        return True
+    dtype, shape = typed
+    tensor = value.immediateValue.tensor
+    field = tensor.WhichOneof("value")
+    if field is None or field != dtype.field:
+        return field is None and math.prod(shape) == 0
+    return not dtype.packed or len(tensor.bytes.values) == dtype.nbytes(math.prod(shape))
+
+
 def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] | None:
     """Return type and shape of an immediate tensor whose elements have been counted.
 

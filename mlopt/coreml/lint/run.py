@@ -8,6 +8,7 @@ from typing import Any
 # Importing them registers the rules.
 from mlopt.coreml.lint import (  # noqa: F401
     rules_device,
+    rules_file,
     rules_form,
     rules_size,
     rules_target,

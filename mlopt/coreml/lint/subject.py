@@ -16,9 +16,10 @@ from mlopt.coreml.weights import Weight, shown_consumers, weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import DType, dtype_named
 from mlopt.mil.package import Package
-from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
+from mlopt.mil.program import Constant, Consumer, Node, Program, Variable, operation_name
 from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
+from mlopt.mil.walk import Placed
 
 LUT_TO_DENSE = "constexpr_lut_to_dense"
 LUT_TO_SPARSE = "constexpr_lut_to_sparse"
@@ -278,6 +279,17 @@ def place_of_node(program: Program, node: Node) -> Place:
         functions=(node.function,),
         operations=(f"{node.op_type}({node.name})",),
         names=frozenset({node.name}),
+    )
+
+
+def place_of_value(program: Program, placed: Placed) -> Place:
+    """Where a value is, in an operation or outside of one."""
+    name = "" if placed.op is None else operation_name(placed.op)
+    return Place(
+        model=program.label,
+        functions=() if placed.function is None else (placed.function,),
+        operations=() if placed.op is None else (f"{placed.op.type}({name})",),
+        names=frozenset({name} - {""}),
     )
 
 
