@@ -21,23 +21,32 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--only", type=int, help="run this one input here, with its traceback")
     parser.add_argument(
+        "--differential",
+        action="store_true",
+        help="odd packages beside coremltools, in place of damaged ones through everything",
+    )
+    parser.add_argument(
         "--failures", type=Path, help="a folder for the inputs that went wrong (else temporary)"
     )
     options = parser.parse_args()
     # Before coremltools is imported, which the seeds do.
     os.environ["TQDM_DISABLE"] = "1"
     logging.getLogger("coremltools").setLevel(logging.ERROR)
-    from tests.fuzz import seeds
+    from tests.fuzz import differential, seeds
 
     packages = seeds.build()
+    kind = driver.Kind(driver.input_of, trial.run)
+    if options.differential:
+        kind = driver.Kind(differential.input_of, differential.run)
     if options.only is not None:
-        files, damage, rng = driver.input_of(packages, options.seed, options.only)
+        files, damage, rng = kind.input_of(packages, options.seed, options.only)
         folder = Path(tempfile.mkdtemp())
         print(f"{damage}\nin {folder}")
-        print(trial.run(files, folder, rng))
+        print(kind.run(files, folder, rng))
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        trial.warm_up(packages, Path(folder))
+    if not options.differential:
+        with tempfile.TemporaryDirectory() as folder:
+            trial.warm_up(packages, Path(folder))
     failures = options.failures or Path(tempfile.mkdtemp(prefix="mlopt-fuzz-failures-"))
     summary = driver.run(
         packages,
@@ -47,12 +56,14 @@ def main() -> int:
         first=options.first,
         failures=failures,
         progress=True,
+        kind=kind,
     )
     print(summary)
     if summary.failures:
         print(
             f"The inputs that went wrong are in {failures}; run one again with --seed "
             f"{options.seed} --only {summary.failures[0][0]}"
+            + (" --differential" if options.differential else "")
         )
     return bool(summary.failures)
 

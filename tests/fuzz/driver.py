@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,14 @@ def input_of(seeds: dict[str, Files], seed: int, number: int) -> tuple[Files, st
     return files, f"{name}: {', '.join(damage)}", rng
 
 
+@attrs.frozen
+class Kind:
+    """A kind of trials: what an input is, by seeds, seed and number, and what is done with it."""
+
+    input_of: Callable[[dict[str, Files], int, int], tuple[Files, str, random.Random]]
+    run: Callable[[Files, Path, random.Random], dict[str, str]]
+
+
 def run(
     seeds: dict[str, Files],
     *,
@@ -82,12 +90,17 @@ def run(
     first: int = 0,
     failures: Path | None = None,
     progress: bool = False,
+    kind: Kind | None = None,
 ) -> Summary:
-    """Run trials ``first`` to ``first + inputs``; ``failures``: a folder for what went wrong."""
+    """Run trials ``first`` to ``first + inputs``; ``failures``: a folder for what went wrong.
+
+    ``kind``: None for damaged packages, which are put through everything.
+    """
+    kind = kind or Kind(input_of, trial.run)
     start = time.perf_counter()
     summary = Summary()
     waiting = {
-        index: _Worker(seeds, seed, range(first + index, first + inputs, processes))
+        index: _Worker(kind, seeds, seed, range(first + index, first + inputs, processes))
         for index in range(processes)
     }
     reported = start
@@ -126,11 +139,11 @@ def _fail(summary: Summary, worker: _Worker, number: int, what: str, failures: P
     """Note what went wrong, and keep the input."""
     summary.failures.append((number, what))
     if failures is not None:
-        seeds, seed, _ = worker.arguments
+        kind, seeds, seed, _ = worker.arguments
         folder = failures / f"{seed}-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "what.txt").write_text(f"{what}\n")
-        files, damage, _ = input_of(seeds, seed, number)
+        files, damage, _ = kind.input_of(seeds, seed, number)
         (folder / "what.txt").write_text(f"{damage}\n{what}\n")
         trial.write(files, folder / "source.mlpackage")
 
@@ -138,8 +151,8 @@ def _fail(summary: Summary, worker: _Worker, number: int, what: str, failures: P
 class _Worker:
     """A forked process that runs trials and says, line by line, how they ended."""
 
-    def __init__(self, seeds: dict[str, Files], seed: int, numbers: range) -> None:
-        self.arguments = (seeds, seed, numbers)
+    def __init__(self, kind: Kind, seeds: dict[str, Files], seed: int, numbers: range) -> None:
+        self.arguments = (kind, seeds, seed, numbers)
         self.current: int | None = None
         # In memory where that is possible: nothing of it is meant to last.
         room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -154,7 +167,7 @@ class _Worker:
             status = 1
             try:
                 with open(writing, "w") as pipe:
-                    for said in _trials(seeds, seed, numbers, self.folder):
+                    for said in _trials(kind, seeds, seed, numbers, self.folder):
                         print(json.dumps(said), file=pipe, flush=True)
                 status = 0
             finally:
@@ -169,25 +182,25 @@ class _Worker:
         shutil.rmtree(self.folder, ignore_errors=True)
         if status == 0:
             return None
-        seeds, seed, numbers = self.arguments
+        kind, seeds, seed, numbers = self.arguments
         ended = numbers[0] if self.current is None else self.current
         summary.inputs += 1
         _fail(summary, self, ended, f"the process died: status {status}", failures)
         rest = range(ended + numbers.step, numbers.stop, numbers.step)
-        return _Worker(seeds, seed, rest) if rest else None
+        return _Worker(kind, seeds, seed, rest) if rest else None
 
 
 def _trials(
-    seeds: dict[str, Files], seed: int, numbers: range, folder: Path
+    kind: Kind, seeds: dict[str, Files], seed: int, numbers: range, folder: Path
 ) -> Iterator[dict[str, Any]]:
     _bound_addresses()
     for number in numbers:
         yield {"number": number, "begins": True}
-        files, damage, rng = input_of(seeds, seed, number)
+        files, damage, rng = kind.input_of(seeds, seed, number)
         before = _memory(reset=True)
         wrong, ends = "", {}
         try:
-            ends = trial.run(files, folder, rng)
+            ends = kind.run(files, folder, rng)
         except trial.Wrong as error:
             wrong = f"{error} [{damage}]\n{traceback.format_exc()}"
         peak = _memory() - before

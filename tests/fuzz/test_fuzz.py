@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlopt.mil import checks, writer
-from tests.fuzz import driver, seeds, trial
+from tests.fuzz import driver, trial
 from tests.fuzz.mutators import mutate
 from tests.fuzz.seeds import MODEL, WEIGHTS, Files
 
@@ -18,10 +18,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="trials run in f
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Files]:
-    built = seeds.build()
-    trial.warm_up(built, tmp_path_factory.mktemp("warm"))
-    return built
+def packages(
+    tmp_path_factory: pytest.TempPathFactory, seed_packages: dict[str, Files]
+) -> dict[str, Files]:
+    trial.warm_up(seed_packages, tmp_path_factory.mktemp("warm"))
+    return seed_packages
 
 
 def test_nothing_but_documented_errors_and_correct_results(packages: dict[str, Files]) -> None:

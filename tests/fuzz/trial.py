@@ -154,6 +154,16 @@ def _step(
 
 
 @contextmanager
+def step_guard(name: str) -> Iterator[None]:
+    """Let what takes longer than ``PATIENCE`` be wrong."""
+    try:
+        with _limited():
+            yield
+    except _TooLong as error:
+        raise Wrong(f"{name}: it takes longer than {PATIENCE} s") from error
+
+
+@contextmanager
 def _limited() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise _TooLong
