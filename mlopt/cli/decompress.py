@@ -38,6 +38,8 @@ def decompress_model(
             result = decompress(model, destination, progress=progress)
         if not quiet:
             typer.echo(_summary(result))
+            for note in result.notes:
+                typer.echo(f"Note: {note}")
             typer.echo(sizes_line(before, result.path))
 
 

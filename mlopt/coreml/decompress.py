@@ -22,6 +22,7 @@ from mlopt.coreml.constexpr import (
     is_part,
     parameter_names,
 )
+from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import rewritten_mlmodel
 from mlopt.coreml.progress import Progress
 from mlopt.mil.dtypes import dtype_named
@@ -71,10 +72,13 @@ class DecompressionResult(os.PathLike[str]):
     weights
         What was compressed in the source, in program order, each stored weight once; empty where
         nothing was.
+    notes
+        What else there is to know: that the source has links out of its package.
     """
 
     path: Path
     weights: tuple[DecompressedWeight, ...]
+    notes: tuple[str, ...] = ()
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -154,7 +158,8 @@ def decompress(
                     progress(done, total, weight.name)
             _replace(nodes, constants, edits)
         edits.apply()
-        return DecompressionResult(writer.finish(), tuple(rows.values()))
+        path = writer.finish()
+        return DecompressionResult(path, tuple(rows.values()), link_notes(package))
 
 
 def _replace(nodes: Iterable[Node], constants: dict[int, list[Any]], edits: Edits) -> None:

@@ -14,12 +14,13 @@ from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.decisions import COMPRESSED, Keep, Plan, decide
 from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
 from mlopt.coreml.joint import JointWeight
+from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.report import Report, WeightRow
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
 from mlopt.errors import ConfigError
-from mlopt.mil.package import open_package
+from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter, check_destination
 
 
@@ -148,7 +149,7 @@ def palettize(
             )
             path = writer.finish()
         cleanup.pop_all()
-    report = _report(plan, rows)
+    report = _report(plan, rows, package)
     is_model = hasattr(source, "get_spec")
     return PalettizationResult(report, path, source if is_model else None, output is None)
 
@@ -192,7 +193,7 @@ def preview(
             size = exact_nbytes(decision.weight, decision.outcome, nbits)
             lut_dtype = decision.outcome.lut_dtype
             rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, note=note))
-    return _report(plan, rows)
+    return _report(plan, rows, package)
 
 
 def processors() -> int:
@@ -210,14 +211,14 @@ def _check_config(config: Any) -> None:
         )
 
 
-def _report(plan: Plan, rows: list[WeightRow]) -> Report:
+def _report(plan: Plan, rows: list[WeightRow], package: Package) -> Report:
     return Report(
         rows=rows,
         target_before=str(plan.target),
         target_after=str(plan.target_after),
         target_reason=plan.target_reason,
         unmatched_rules=plan.unmatched_rules,
-        notes=(*plan.notes, *_notes(plan)),
+        notes=(*link_notes(package), *plan.notes, *_notes(plan)),
     )
 
 
