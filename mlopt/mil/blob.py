@@ -99,17 +99,29 @@ class Blob:
         return copied
 
     def holds(self, dtype: DType, size: int) -> bool:
-        """Return whether it holds ``size`` elements of ``dtype``; booleans are stored as uint8."""
-        stored = BY_NAME["uint8"] if dtype.name == "bool" else dtype
-        return self.dtype is stored and self.size == size
+        """Return whether it holds ``size`` elements of ``dtype``, see ``stored_as``."""
+        return self.dtype is stored_as(dtype) and self.size == size
 
     def elements(self, dtype: DType) -> np.ndarray:
         """Return the elements as those of ``dtype``, which it ``holds``; see ``array``."""
-        if dtype.name != "bool":
+        if dtype is self.dtype:
             return self.array()
-        truths: np.ndarray = self.data != 0  # a byte other than 0 and 1 would be no numpy boolean
-        truths.flags.writeable = False
-        return truths
+        # Of bytes other than 0 and 1, a view would be no booleans that numpy can work with.
+        elements: np.ndarray = self.array().astype(dtype.numpy)
+        elements.flags.writeable = False
+        return elements
+
+
+def stored_as(dtype: DType) -> DType:
+    """Return the type of the blobs that hold elements of ``dtype``.
+
+    Weight files have no booleans and no numbers of 64 bits. coremltools keeps those in the model;
+    other writers store booleans as uint8, int64 as int32 and fp64 as fp32.
+    """
+    return BY_NAME[_STORED_AS.get(dtype.name, dtype.name)]
+
+
+_STORED_AS = {"bool": "uint8", "int64": "int32", "fp64": "fp32"}
 
 
 class BlobReader:

@@ -153,7 +153,7 @@ CASES: list[tuple[str, Callable[[Path], None], str]] = [
     ("blob-layout", weights(64 + 16, struct.pack("<Q", 192)), "data elsewhere than behind"),
     ("blob-layout", weights(64 + 8, struct.pack("<Q", 2049)), "bytes behind their last element"),
     ("blob-layout", weights(64 + 16, struct.pack("<Q", 256)), "lie in one another, .* byte 2176"),
-    ("bool-in-weight-file", bool_blob, r"bool of shape \[2048\]"),
+    ("type-in-weight-file", bool_blob, r"bool of shape \[2048\], stored as uint8"),
     ("value-in-another-field", message(in_ints), "1 values, the first here"),
     ("value-in-another-field", message(spare_bytes), "1 values, the first here"),
     ("unused-body", message(functools.partial(add_body, sound=True)), "a body for CoreML5, and"),

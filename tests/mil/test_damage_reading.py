@@ -190,6 +190,24 @@ def test_booleans_in_a_file(tmp_path: Path) -> None:
     refused(path, "holds 64 int8 elements, but const 'w0' of function 'main' is bool")
 
 
+@pytest.mark.parametrize(("dtype", "number", "stored"), [("int64", 14, "<i4"), ("fp64", 2, "<f4")])
+def test_numbers_of_64_bits_in_a_file(tmp_path: Path, dtype: str, number: int, stored: str) -> None:
+    """They are stored in 32, by the one writer that stores them in a file."""
+    path = tmp_path / "a.mlpackage"
+    numbers = np.arange(-8, 8).astype(stored)
+    package_of_blobs(path, (64, dtype, (2, 8)))
+    blob_file(path / WEIGHTS, (64, number, 64, 128))
+    with open(path / WEIGHTS, "r+b") as file:
+        file.seek(128)
+        file.write(numbers.tobytes())
+    with PackageWriter(open_package(path), tmp_path / "out") as writer:
+        output = writer.finish()
+    for package in (path, output):
+        (constant,) = open_package(package).programs[0].constants()
+        assert constant.value().dtype == np.dtype(dtype.replace("fp", "float"))
+        np.testing.assert_array_equal(constant.value(), numbers.reshape(2, 8))
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape"),
     [

@@ -11,7 +11,7 @@ from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, place_of_value
-from mlopt.mil.blob import ALIGNMENT, METADATA_BYTES, Blob
+from mlopt.mil.blob import ALIGNMENT, METADATA_BYTES, Blob, stored_as
 from mlopt.mil.package import Package
 from mlopt.mil.targets import Target, opset_target
 from mlopt.mil.values import is_as_written, tensor_type_of
@@ -95,23 +95,26 @@ def blob_layout(subject: Subject) -> Iterator[Found]:
 
 
 @rule(
-    "bool-in-weight-file",
+    "type-in-weight-file",
     severity="warning",
-    remedy="convert the source again with coremltools, which stores booleans in the model",
+    remedy="convert the source again with coremltools, which stores such constants in the model",
 )
-def bool_in_weight_file(subject: Subject) -> Iterator[Found]:
-    """A boolean constant in the weight file.
+def type_in_weight_file(subject: Subject) -> Iterator[Found]:
+    """A constant in the weight file of a type that weight files do not have.
 
-    It is read as one byte an element, which is true where it is not 0. coremltools has no such form
-    and cannot load the model.
+    Booleans are read from bytes, as true where they are not 0, and numbers of 64 bits from those of
+    32. coremltools has no such form, and cannot load the model.
     """
     for program in subject.package.programs:
         for placed in every_value(program.message):
             if placed.value.WhichOneof("value") == "blobFileValue":
                 typed = tensor_type_of(placed.value.type)
-                if typed is not None and typed[0].name == "bool":
-                    shape = list(typed[1])
-                    yield Found(f"bool of shape {shape}", place_of_value(program, placed))
+                if typed is not None and stored_as(typed[0]) is not typed[0]:
+                    yield Found(
+                        f"{typed[0].name} of shape {list(typed[1])}, stored as "
+                        f"{stored_as(typed[0]).name}",
+                        place_of_value(program, placed),
+                    )
 
 
 @rule(
