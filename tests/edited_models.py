@@ -450,6 +450,61 @@ def weights_in_operations(path: Path) -> None:
     edit(linear(64, 48, target="iOS15", seed=49), path, change)
 
 
+def bind_values(spec: Message, weights: Path, *, stored: str) -> None:
+    """Bind every constant to the operations that read it, as go-coreml does, and drop its const.
+
+    Constants that blocks return stay. ``stored`` "inline" puts those of the weight file into the
+    message, once for each operation; with "file" bindings share the blobs.
+    """
+    for part in judges.ml_programs(spec):
+        for function in part.mlProgram.functions.values():
+            for block in function.block_specializations.values():
+                _bind_in(block, {}, weights, stored)
+
+
+def _bind_in(block: Message, outer: dict[str, Message], weights: Path, stored: str) -> None:
+    known = {
+        op.outputs[0].name: op.attributes["val"]
+        for op in block.operations
+        if op.type == "const" and op.outputs[0].name not in _returned(block)
+    }
+    for name, value in known.items():
+        if stored == "inline" and value.HasField("blobFileValue"):
+            known[name] = _in_message(value, weights)
+    names = outer | known
+    for op in block.operations:
+        for argument in op.inputs.values():
+            for binding in argument.arguments:
+                if binding.name in names:
+                    binding.value.CopyFrom(names[binding.name])
+        for nested in op.blocks:
+            _bind_in(nested, names, weights, stored)
+    kept = [op for op in block.operations if op.type != "const" or op.outputs[0].name not in known]
+    copies = [MIL_pb2.Operation.FromString(op.SerializeToString()) for op in kept]
+    del block.operations[:]
+    block.operations.extend(copies)
+
+
+def _returned(block: Message) -> set[str]:
+    inner = (_returned(nested) for op in block.operations for nested in op.blocks)
+    return set(block.outputs).union(*inner)
+
+
+def _in_message(value: Message, weights: Path) -> Message:
+    inline = MIL_pb2.Value(type=value.type)
+    data = judges.read_blob(weights, value.blobFileValue)[2]
+    tensor = inline.immediateValue.tensor
+    kind = value.type.tensorType.dataType
+    if kind == MIL_pb2.FLOAT32:
+        tensor.floats.values.extend(np.frombuffer(data, np.float32).tolist())
+    elif kind in (MIL_pb2.INT16, MIL_pb2.UINT16, MIL_pb2.INT32):
+        types = {MIL_pb2.INT16: np.int16, MIL_pb2.UINT16: np.uint16, MIL_pb2.INT32: np.int32}
+        tensor.ints.values.extend(np.frombuffer(data, types[kind]).tolist())
+    else:
+        tensor.bytes.values = data
+    return inline
+
+
 # --- pipelines ------------------------------------------------------------------------------------
 
 

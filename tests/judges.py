@@ -204,6 +204,8 @@ def messages_equal_except(
     - the operation that writes a name in ``changed`` may turn from a const into a constexpr op (or
       back), with everything in it, but for its name and the name and type of its output;
     - const and constexpr ops that exist in one model only, if all their consumers are such ops;
+    - a value bound to a parameter may have become a const op of equal value whose name is bound
+      there, or one in ``changed``;
     - with ``raised``: a later specification version and opset, and the parameters that ops gain
       with it (``GAINED_INPUTS``), together with the constants that feed only these. Repairs of
       negative indices are listed: a test that raises past iOS16 has to expect them.
@@ -228,6 +230,7 @@ class _Comparison:
         self.changed = changed
         self.raised = raised
         self.seen: set[str] = set()
+        self.added: dict[str, Any] = {}
         self.differences: list[str] = []
 
     def differ(self, where: str, before: object, after: object) -> None:
@@ -239,6 +242,9 @@ class _Comparison:
         """Compare two messages of one type."""
         if isinstance(a, MIL_pb2.Block):
             self.block(a, b, where)
+            return
+        if isinstance(a, MIL_pb2.Argument.Binding) and a.HasField("value") and b.name in self.added:
+            self.named(a.value, b.name, where)
             return
         stored = (isinstance(v, MIL_pb2.Value) and v.HasField("blobFileValue") for v in (a, b))
         if all(stored):
@@ -299,8 +305,13 @@ class _Comparison:
             if field.name != "operations":
                 self.field(field, a, b, f"{where}.{field.name}")
         ops_a, ops_b = ({_writes(op): op for op in block.operations} for block in (a, b))
+        self.added |= {
+            name[0]: op for name, op in ops_b.items() if name not in ops_a and _is_constant(op)
+        }
         for ops, others, verb in ((ops_a, ops_b, "removed"), (ops_b, ops_a, "added")):
             for name, op in ops.items():
+                if verb == "added" and self.was_bound(name[0], ops_a, ops_b):
+                    continue
                 if name not in others and not self.dispensable(op, ops.values()):
                     self.differences.append(f"{where}: {op.type} {name[0]} was {verb}")
         common = [name for name in ops_a if name in ops_b]
@@ -308,6 +319,33 @@ class _Comparison:
             self.differences.append(f"{where}: operations changed places")
         for name in common:
             self.operation(ops_a[name], ops_b[name], f"{where}/{name[0]}")
+
+    def named(self, value: Any, name: str, where: str) -> None:
+        """Compare a bound value with the constant that is bound by name in its place."""
+        op = self.added[name]
+        if name in self.changed and op.type != "const":
+            self.seen.add(name)
+        elif op.type == "const":
+            self.message(value, op.attributes["val"], f"{where}/{name}.attributes[val]")
+        else:
+            self.differ(where, "a value", op.type)
+
+    def was_bound(self, name: str, before: dict[Any, Any], after: dict[Any, Any]) -> bool:
+        """Whether nothing reads a constant but ops that had values in that place."""
+        uses = [
+            (before.get(written), key, index)
+            for written, op in after.items()
+            for key, argument in op.inputs.items()
+            for index, binding in enumerate(argument.arguments)
+            if binding.name == name
+        ]
+        return bool(uses) and all(
+            old is not None
+            and key in old.inputs
+            and index < len(old.inputs[key].arguments)
+            and old.inputs[key].arguments[index].HasField("value")
+            for old, key, index in uses
+        )
 
     def operation(self, a: Any, b: Any, where: str) -> None:
         name = a.outputs[0].name if a.outputs else ""

@@ -113,8 +113,24 @@ Key = tuple[int, str, str, int]
 """Program, function, name, and how often the function has had the name before."""
 
 
+def bound_weights(op: Any) -> Iterator[Any]:
+    """The weights that an ordinary operation has bound as values, as the const operations to be."""
+    if op.type in ("const", "custom_layer") or op.type.startswith("constexpr_"):
+        return
+    for parameter, argument in sorted(op.inputs.items()):
+        for index, binding in enumerate(argument.arguments):
+            value = binding.value
+            in_file = value.HasField("blobFileValue")
+            if binding.HasField("value") and (in_file or math.prod(shape_of(value)) >= 10):
+                const = MIL_pb2.Operation(type="const")
+                const.outputs.add(name=f"{op.outputs[0].name}_{parameter}_{index}")
+                const.outputs[0].type.CopyFrom(value.type)
+                const.attributes["val"].CopyFrom(value)
+                yield const
+
+
 def constants(package: Path) -> dict[Key, Any]:
-    """The const and constexpr operations of a package."""
+    """The const and constexpr operations of a package, and weights that are bound as values."""
     spec, _ = judges.spec_and_weights(package)
     found: dict[Key, Any] = {}
     for index, program in enumerate(judges.ml_programs(spec)):
@@ -122,9 +138,10 @@ def constants(package: Path) -> dict[Key, Any]:
             block = function.block_specializations[function.opset]
             seen: Counter[str] = Counter()
             for op in operations_of(block):
-                if op.type == "const" or op.type.startswith("constexpr_"):
-                    written = op.outputs[0].name
-                    found[(index, name, written, seen[written])] = op
+                is_constant = op.type == "const" or op.type.startswith("constexpr_")
+                for const in [op] if is_constant else bound_weights(op):
+                    written = const.outputs[0].name
+                    found[(index, name, written, seen[written])] = const
                     seen[written] += 1
     return found
 

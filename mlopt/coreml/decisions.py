@@ -227,7 +227,7 @@ def _untouchable(weight: Weight | JointWeight) -> tuple[str, str] | None:
                 "read by a custom layer",
             )
     if weight.inline:
-        return "written into its operation", "written into its operation"
+        return "an attribute of its operation", "an attribute of its operation"
     if weight.dtype not in _FLOATS:
         return f"{weight.dtype}; only {' and '.join(_FLOATS)} can be palettized", "not a float"
     if len(weight.shape) < 2:

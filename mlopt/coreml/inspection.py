@@ -31,8 +31,8 @@ class StoredWeight:
     Parameters
     ----------
     name
-        The name of the constant; ``"operation.parameter"`` where it is written into an operation.
-        Of a compressed weight the name that it has when it is decompressed.
+        The name of the constant; ``"<operation>_<parameter>_<index>"`` where it is bound to an
+        operation without one. Of a compressed weight the name that it has when it is decompressed.
     functions
         The functions that use it, in program order.
     consumers

@@ -19,7 +19,8 @@ from mlopt.coreml.constexpr import (
     is_part,
     unpacked,
 )
-from mlopt.coreml.weights import NUMPY_NAMES, SMALLEST, Weight, weights_of
+from mlopt.coreml.weights import NUMPY_NAMES, Weight, weights_of
+from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Consumer, Node
 

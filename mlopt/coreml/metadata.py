@@ -252,9 +252,10 @@ def get_weights_metadata(
     WeightMetadataDict
         Name to metadata in program order, nested blocks and all functions included. A constant that
         functions share is listed once. Constants of one name that differ are listed as
-        ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is written into
-        an operation is called ``"<operation>_<parameter>_0"``, as coremltools calls it. ``val`` is
-        a read-only view of the weight file; types below 8 bits are unpacked to a byte each.
+        ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is bound to an
+        operation without a constant is called ``"<operation>_<parameter>_<index>"``, as coremltools
+        calls it. ``val`` is a read-only view of the weight file; types below 8 bits are unpacked to
+        a byte each.
 
         A compressed weight is listed under the name that it has when it is decompressed, with its
         plain values in ``val``, the operations that read these, and how it is compressed in
@@ -325,11 +326,8 @@ def _listed(program: Program, weight_threshold: int, contents: ContentKeys) -> I
             if constant.size > weight_threshold and constant.dtype != "string":
                 if is_part(constant):
                     continue
-                name = constant.name
-                if constant.inline:
-                    name = f"{node.name}_{constant.parameter}_{constant.index}"
                 yield _Listed(
-                    name=name,
+                    name=constant.name,
                     qualifier=qualifier,
                     # One file may be spelled in two ways.
                     content=(constant.storage, constant.dtype, constant.shape)

@@ -12,11 +12,9 @@ from typing import Any
 import attrs
 import numpy as np
 
+from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Consumer, Node, Program
-
-SMALLEST = 10
-"""Elements from which a constant counts as a weight: fewer are written into the message itself."""
 
 NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
 
@@ -35,7 +33,7 @@ class Weight:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The operations that its constants stand in: const operations, unless it is inline."""
+        """The const operations of its constants; for an inline one the operation that has it."""
         return tuple(constant.node for constant in self.constants)
 
     @property
@@ -92,7 +90,7 @@ class Weight:
 
     @property
     def inline(self) -> bool:
-        """Whether it is written into an operation that is no const."""
+        """Whether it is written into an operation that is no const and cannot be named there."""
         return self.constants[0].inline
 
     def value(self) -> Any:

@@ -10,6 +10,8 @@ class UniqueNames:
 
     def __init__(self, nodes: list[Node], function: Function) -> None:
         self._used = {item.name for item in function.message.inputs}
+        # The number to try next, so that many equal names do not take the square of their count.
+        self._next: dict[str, int] = {}
         for node in nodes:
             if node.function == function.name:
                 self._used.add(node.name)
@@ -21,9 +23,10 @@ class UniqueNames:
 
     def __call__(self, wanted: str) -> str:
         """Return ``wanted``, or ``wanted`` with a number behind it."""
-        name, number = wanted, 0
+        name, number = wanted, self._next.get(wanted, 1)
         while name in self._used:
-            number += 1
             name = f"{wanted}_{number}"
+            number += 1
+        self._next[wanted] = number
         self._used.add(name)
         return name

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.blob import Blob, BlobReader
+from mlopt.mil.bound_values import name_bound_values
 from mlopt.mil.checks import check_package
 from mlopt.mil.files import FileState, read_regular, resolved
 from mlopt.mil.manifest import Manifest, read_manifest, root_model, shown
@@ -187,6 +188,8 @@ class Package:
 def open_package(source: Any) -> Package:
     """Open a model package; every reference into its weight files is checked.
 
+    Weights that operations have bound as values are constants in it: see ``name_bound_values``.
+
     Parameters
     ----------
     source
@@ -204,6 +207,8 @@ def open_package(source: Any) -> Package:
     try:
         package = _opened(source)
         package.source_weight_files = check_package(package)
+        for program in package.programs:
+            name_bound_values(program)
     except RecursionError:
         raise ModelFormatError(
             f"{source}: values, types or blocks of the model are nested too deep to be read; it "

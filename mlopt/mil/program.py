@@ -191,7 +191,9 @@ class Constant:
     variable
         The name it defines; None for an inline constant.
     inline
-        Whether it is written into an operation that is no const (an attribute or a bound value).
+        Whether it is written into an operation that is no const: an attribute, or a bound value. Of
+        a package that has been opened these are no weights, but options of the operation and parts
+        of compressed weights; see ``name_bound_values``.
     dtype
         Its element type's name: "fp16", "uint4", "string", ...; "list", "tuple" or "dictionary" for
         values that are no tensors.

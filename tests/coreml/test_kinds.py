@@ -135,7 +135,6 @@ KEPT = {
         for name in ("int8", "uint8", "int16", "uint16", "int32")
     },
     "custom_layers": {"second": "read by a custom layer"},
-    "weights_in_operations": {"own.weight": "written into its operation"},
 }
 
 
@@ -249,7 +248,7 @@ def test_the_report_has_one_row_for_each_stored_weight(name, form, output_of):
     names: dict[object, list[str]] = {}
     for place in places(output.source):
         if place.is_weight:
-            key = (place.program, place.key, shape_of(place.value), place.op.type == "const")
+            key = (place.program, place.key, shape_of(place.value))
             groups.setdefault(key, set()).add((place.program, place.function))
             names.setdefault(key, []).append(place.name)
     expected = Counter(tuple(sorted({f for _, f in users})) for users in groups.values())

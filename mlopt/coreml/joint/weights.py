@@ -11,7 +11,8 @@ import attrs
 
 from mlopt.coreml.constexpr import is_constexpr
 from mlopt.coreml.constexpr.weights import CompressedWeight, ContentKeys, compressed_weights
-from mlopt.coreml.weights import NUMPY_NAMES, SMALLEST, Weight
+from mlopt.coreml.weights import NUMPY_NAMES, Weight
+from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Consumer, Node, Program
 

@@ -1,0 +1,126 @@
+"""Weights that are bound to parameters as values, made constants with names.
+
+A parameter of an operation takes the name of a variable, or a value. coremltools writes the names
+of const operations; other writers bind the values themselves, held by the message or the weight
+file. Both mean the same. A program is given the first form when it is opened, so that whatever
+looks at constants sees them all, and what is written can be read by coremltools, which refuses
+values bound from the weight file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from mlopt.mil.edits import Edits
+from mlopt.mil.messages import Operation
+from mlopt.mil.names import UniqueNames
+from mlopt.mil.values import string_value, tensor_type_of
+from mlopt.mil.walk import by_key
+
+if TYPE_CHECKING:
+    from mlopt.mil.program import Node, Program
+
+SMALLEST = 10
+"""Elements from which a constant counts as a weight: coremltools writes fewer into the message."""
+
+
+@attrs.frozen(eq=False)
+class _Bound:
+    """A binding whose value gets a name, and the operation that has it."""
+
+    node: Node
+    binding: Any
+    name: str
+
+
+def name_bound_values(program: Program) -> None:
+    """Let const operations hold the weights that other operations have bound as values.
+
+    Such a constant stands before the operation, in its block. It is called
+    ``"<operation>_<parameter>_<index>"``, as coremltools calls what is given to an operation as an
+    array; with a number behind that where its function has the name already.
+
+    A weight is a tensor in the weight file, or one of at least ``SMALLEST`` numbers. What is less,
+    strings and lists are options of the operation and stay there, and so do all values of constexpr
+    operations, of which a compressed weight is made, and of custom layers, whose code may ask
+    where they are.
+    """
+    if not any(_has_weights(function.block) for function in program.functions):
+        return
+    nodes = program.nodes()
+    edits = Edits()
+    found: list[_Bound] = []
+    for function in program.functions:
+        unique_name = UniqueNames(nodes, function)
+        for node in (node for node in nodes if node.function == function.name):
+            of_node = [
+                _Bound(node, binding, unique_name(f"{node.name}_{parameter}_{index}"))
+                for parameter, index, binding in _weights_of(node.op)
+            ]
+            if of_node:
+                edits.insert_before(node.block, node.op, [_const(bound) for bound in of_node])
+                found += of_node
+    edits.apply()
+    _move_values(found)
+
+
+def _has_weights(block: Any) -> bool:
+    """Whether there is anything to be done, found out quickly: in most models there is not."""
+    for op in block.operations:
+        if op.type == "const":
+            continue
+        for argument in op.inputs.values():
+            for binding in argument.arguments:
+                if binding.HasField("value") and _is_weight(binding.value) and _may_name(op):
+                    return True
+        if len(op.blocks) and any(map(_has_weights, op.blocks)):
+            return True
+    return False
+
+
+def _may_name(op: Any) -> bool:
+    return op.type not in ("const", "custom_layer") and not op.type.startswith("constexpr_")
+
+
+def _weights_of(op: Any) -> Iterator[tuple[str, int, Any]]:
+    """Yield parameter, index and binding of each weight that an operation has bound as a value."""
+    if not _may_name(op):
+        return
+    for parameter, argument in by_key(op.inputs):
+        for index, binding in enumerate(argument.arguments):
+            if binding.HasField("value") and _is_weight(binding.value):
+                yield parameter, index, binding
+
+
+def _is_weight(value: Any) -> bool:
+    if value.WhichOneof("value") == "blobFileValue":
+        return True
+    typed = tensor_type_of(value.type)
+    return typed is not None and typed[0].name != "string" and math.prod(typed[1]) >= SMALLEST
+
+
+def _const(bound: _Bound) -> Any:
+    """The const operation, as yet without its value."""
+    op = Operation(type="const")
+    op.attributes["name"].CopyFrom(string_value(bound.name))
+    op.outputs.add(name=bound.name).type.CopyFrom(bound.binding.value.type)
+    return op
+
+
+def _move_values(found: Iterable[_Bound]) -> None:
+    """Give the constants their values, copying each once, since they may be large."""
+    blocks = {id(bound.node.block): bound.node.block for bound in found}
+    consts = {
+        (function_block, op.outputs[0].name): op
+        for function_block, block in blocks.items()
+        for op in block.operations
+        if op.type == "const" and "val" not in op.attributes and op.outputs
+    }
+    for bound in found:
+        const = consts[id(bound.node.block), bound.name]
+        const.attributes["val"].CopyFrom(bound.binding.value)
+        bound.binding.name = bound.name
