@@ -14,6 +14,7 @@ import attrs
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 from mlopt.coreml.constexpr.weights import is_part
+from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint, with_joint_weights
 from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
 from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
@@ -53,7 +54,7 @@ class Decision:
 
     ``outcome`` is a ``PaletteSpec`` or ``Keep``; ``config`` is what was asked for (None: nothing),
     ``group_size`` what is stored (None without groups), ``needs`` the oldest target that can
-    express it.
+    express it, ``is_elementwise`` whether only elementwise operations read the weight.
     """
 
     weight: Weight | JointWeight
@@ -63,6 +64,7 @@ class Decision:
     config: OpPalettizerConfig | None = None
     group_size: int | None = None
     needs: Target = Target.iOS15
+    is_elementwise: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -145,6 +147,10 @@ def decide(
     problems: list[str] = []
     violations: list[str] = []
     decisions = []
+    readers = {
+        id(program): ElementwiseReaders(ns)
+        for program, ns in zip(package.programs, nodes_of_programs, strict=True)
+    }
     for weight, (name, consumers) in zip(weights, users, strict=True):
         current = Target.of_specification(weight.program.specification_version)
         limit = _limit(current, minimum_deployment_target)
@@ -157,7 +163,8 @@ def decide(
             continue
         if decision.needs > limit:
             violations.append(_violation(decision, current, limit, minimum_deployment_target))
-        decisions.append(decision)
+        is_elementwise = readers[id(weight.program)].are_all(weight.consumers)
+        decisions.append(attrs.evolve(decision, is_elementwise=is_elementwise))
     if problems:
         raise ConfigError(
             "the configuration does not fit some weights:\n"

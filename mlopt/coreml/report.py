@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any, Literal
 
 import attrs
+import yaml
 from rich.box import Box
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,8 @@ _RESULT_WIDTH = 28  # characters of a result before it wraps, at least
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 # From this share of the bytes on, the summary names the largest weights that were kept.
 _NOTEWORTHY_SHARE = 0.1
+# Weights that the summary names one below the other, at most; JSON has all.
+_MOST_NAMED = 32
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +65,9 @@ class WeightRow:
         Stored bits divided by the number of weights: indices, tables and scales counted.
     bytes_before, bytes_after
         Bytes of stored data.
+    is_elementwise
+        Whether only elementwise operations read it, so that each error is one of an activation; see
+        `Report.elementwise`.
     snr_db
         ``10 log10(sum w^2 / sum (w - stored)^2)``; infinity where the stored weight is equal, None
         where nothing was measured.
@@ -87,6 +93,7 @@ class WeightRow:
     cluster_dim: int = 1
     per_channel_scale: bool = False
     lut_dtype: str | None = None
+    is_elementwise: bool = False
     snr_db: float | None = None
 
     @property
@@ -197,6 +204,15 @@ class Report:
         return tuple(row for row in self.rows if not row.is_palettized)
 
     @property
+    def elementwise(self) -> tuple[WeightRow, ...]:
+        """The rows of palettized weights that only elementwise operations read.
+
+        Rotary and position tables, windows and the like: no sum over many of them evens out what
+        their palettes lose. They may be worth a rule that leaves them alone.
+        """
+        return tuple(row for row in self.palettized if row.is_elementwise)
+
+    @property
     def bytes_before(self) -> int:
         """Bytes of all the weights as they came."""
         return sum(row.bytes_before for row in self.rows)
@@ -262,7 +278,25 @@ class Report:
                 f"Larger than before: {_count(len(grown), 'palettized weight')}, "
                 f"{human_bytes(before)} -> {human_bytes(after)}."
             )
+        lines += self._elementwise_lines()
         return "\n".join(map(printable, lines + self._closing_lines()))
+
+    def _elementwise_lines(self) -> list[str]:
+        """What only elementwise operations read, and how it is left alone."""
+        rows = self.elementwise
+        if not rows:
+            return []
+        names = list(dict.fromkeys(row.name for row in rows))
+        sizes = [sum(getattr(row, f"bytes_{when}") for row in rows) for when in ("before", "after")]
+        more = len(names) - _MOST_NAMED
+        return [
+            f"Only elementwise operations read {_count(len(rows), 'palettized weight')}, "
+            f"{' -> '.join(map(human_bytes, sizes))}: rotary or position tables, windows and the "
+            "like, whose errors no sum evens out. To leave them alone, --skip NAME for each, "
+            "op_name_configs={NAME: None, ...}, or in a YAML file:",
+            *(f"  {line}" for line in rules_to_keep(names[:_MOST_NAMED]).splitlines()),
+            *([f"  # and {more} more: see elementwise of the report in JSON"] if more > 0 else []),
+        ]
 
     def _closing_lines(self) -> list[str]:
         """The target, rules without use, notes."""
@@ -333,14 +367,37 @@ class Report:
                     for category, (weights, size) in self.kept_categories.items()
                 },
             },
+            "elementwise": self._elementwise_as_dict(),
             "unmatched_rules": [rule.as_dict() for rule in self.unmatched_rules],
             "notes": list(self.notes),
             "rows": [row.as_dict() for row in self.rows],
         }
 
+    def _elementwise_as_dict(self) -> dict[str, Any]:
+        rows = self.elementwise
+        names = list(dict.fromkeys(row.name for row in rows))
+        return {
+            "weights": len(rows),
+            "bytes_before": sum(row.bytes_before for row in rows),
+            "bytes_after": sum(row.bytes_after for row in rows),
+            "op_name_configs": dict.fromkeys(names),
+            "yaml": rules_to_keep(names) if names else "",
+        }
+
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text without NaN or infinities."""
         return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
+    """The YAML of rules that leave weights alone, whatever is in their names."""
+    rules: dict[str, None] = dict.fromkeys(names)
+    text: str = yaml.safe_dump(
+        rules, sort_keys=False, width=math.inf, default_flow_style=on_one_line
+    )
+    if on_one_line:
+        return f"op_name_configs: {text}"
+    return "op_name_configs:\n" + "".join(f"  {line}\n" for line in text.splitlines())
 
 
 def printable(text: str) -> str:

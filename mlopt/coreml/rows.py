@@ -21,7 +21,7 @@ def kept_row(decision: Decision, keep: Keep) -> WeightRow:
         reason=keep.reason,
         category=keep.category,
         note="; ".join(filter(None, (decision.note, _other_names(decision.weight)))) or None,
-        **_of_weight(decision.weight, decision.weight.nbytes),
+        **_of_weight(decision, decision.weight.nbytes),
     )
 
 
@@ -66,7 +66,7 @@ def palettized_row(
         per_channel_scale=spec.scale_axis is not None,
         lut_dtype=lut_dtype,
         snr_db=snr_db,
-        **_of_weight(weight, nbytes),
+        **_of_weight(decision, nbytes),
     )
 
 
@@ -113,8 +113,9 @@ def _other_names(weight: Weight | JointWeight) -> str | None:
     return f"also named {', '.join(others[:_MOST_NAMES])}{more}"
 
 
-def _of_weight(weight: Weight | JointWeight, nbytes: int) -> dict[str, Any]:
+def _of_weight(decision: Decision, nbytes: int) -> dict[str, Any]:
     """What any row says of its weight, of which ``nbytes`` are stored afterwards."""
+    weight = decision.weight
     return {
         "name": weight.name,
         "model": weight.program.label,
@@ -126,4 +127,5 @@ def _of_weight(weight: Weight | JointWeight, nbytes: int) -> dict[str, Any]:
         "bits_per_weight": 8 * nbytes / weight.size if weight.size else 0.0,
         "bytes_before": weight.nbytes,
         "bytes_after": nbytes,
+        "is_elementwise": decision.is_elementwise,
     }

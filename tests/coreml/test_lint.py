@@ -269,6 +269,10 @@ FOUND = {
         "2.1 kB of compressed weights take",
         config=global_config(),
     ),
+    "elementwise-constant": Case(
+        lambda: converted(lambda x: mb.add(x=x, y=lut(1, 1)), (64, 64), "iOS18"),
+        "palettized, 8.2 kB before; op_name_configs: {w: null}",
+    ),
 }
 
 SILENT = {
@@ -300,6 +304,7 @@ SILENT = {
     "compression-newer-than-target": Case(lambda: reference_palettized(4), target="iOS16"),
     "interface-newer-than-target": Case(plain, edit=input_of(FLOAT16)),
     "decompressed-at-load": Case(lambda: reference_palettized(4), target="iOS17"),
+    "elementwise-constant": Case(GOOD),
 }
 
 

@@ -12,6 +12,7 @@ from mlopt.coreml.lint import (  # noqa: F401
     rules_form,
     rules_size,
     rules_target,
+    rules_use,
 )
 from mlopt.coreml.lint.findings import SEVERITIES, Finding, LintReport
 from mlopt.coreml.lint.registry import RULES, Silence, rules_matching

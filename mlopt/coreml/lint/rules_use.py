@@ -1,0 +1,61 @@
+"""Rules about what weights are used for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
+from mlopt.coreml.elementwise import ElementwiseReaders
+from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.subject import Subject, place_of_weight
+from mlopt.coreml.report import human_bytes, rules_to_keep
+from mlopt.coreml.weights import Weight, is_mask
+from mlopt.palette.palettize import is_finite
+
+_FLOATS = ("float16", "float32")
+
+
+@rule(
+    "elementwise-constant",
+    severity="note",
+    remedy="nothing, if the outputs are good enough (mlopt compare); to leave such a constant "
+    "alone, palettize the original with the op_name_configs that its row shows, which in Python is "
+    "op_name_configs={NAME: None}, or with --skip NAME",
+)
+def elementwise_constant(subject: Subject) -> Iterator[Found]:
+    """A constant that only elementwise operations read, and that is palettized or would be.
+
+    Rotary and position tables, windows and offsets are used as they are stored: each error of a
+    palette is one of an activation, where a matrix product would sum over many and even them out.
+    palettize takes them like any other weight, as coremltools does.
+    """
+    readers = {
+        id(program): ElementwiseReaders(nodes)
+        for program, nodes in zip(subject.package.programs, subject.nodes, strict=True)
+    }
+    for compressed in subject.compressed:
+        if compressed.palettes and readers[id(compressed.program)].are_all(compressed.consumers):
+            size = human_bytes(compressed.plain_bytes)
+            yield Found(f"palettized, {size} before; {_rule(compressed.name)}", compressed.place)
+    for plain in subject.plain:
+        if readers[id(plain.program)].are_all(plain.consumers) and _would_be_palettized(plain):
+            yield Found(
+                f"{human_bytes(plain.nbytes)}, not palettized yet; {_rule(plain.name)}",
+                place_of_weight(plain),
+            )
+
+
+def _rule(name: str) -> str:
+    return rules_to_keep([name], on_one_line=True).strip()
+
+
+def _would_be_palettized(weight: Weight) -> bool:
+    """Whether a configuration that names no weight palettizes it, values considered."""
+    if weight.dtype not in _FLOATS or len(weight.shape) < 2 or weight.inline:
+        return False
+    if weight.size <= DEFAULT_WEIGHT_THRESHOLD or weight.is_block_output:
+        return False
+    value = weight.value()
+    is_taken = is_finite(value) and not is_mask(weight, value)
+    weight.release()
+    return is_taken
