@@ -2,7 +2,8 @@
 
 ``import mlopt as cto`` stands where ``import coremltools.optimize as cto`` stood. The rooms of the
 library (``cto.coreml`` and the others) are loaded when first used, so that importing mlopt itself
-costs nothing: it loads neither coremltools nor torch nor numpy.
+costs nothing: it loads neither coremltools nor torch nor numpy. What mlopt has no version of is
+coremltools' own, see ``mlopt.drop_in``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from mlopt.drop_in import install
 
 if TYPE_CHECKING:
     from mlopt import coreml, errors, mil, palette, runtime, torch
@@ -30,3 +33,6 @@ def __getattr__(name: str) -> ModuleType:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+install()

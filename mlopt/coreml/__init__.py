@@ -1,8 +1,11 @@
 """Compressing, inspecting and decompressing Core ML models.
 
 The names and parameters of ``coremltools.optimize.coreml``, and :func:`palettize`, which goes from
-file to file and accounts for every weight.
+file to file and accounts for every weight. What is not here (quantization, pruning) is coremltools'
+own, loaded when it is asked for: see ``mlopt.drop_in``.
 """
+
+from typing import Any
 
 from mlopt.coreml.config import (
     CompressionGranularity,
@@ -26,6 +29,7 @@ from mlopt.coreml.palettize import (
     preview,
 )
 from mlopt.coreml.report import Report, WeightRow
+from mlopt.drop_in import attribute, names_besides
 
 __all__ = [
     "CompressedForm",
@@ -51,3 +55,12 @@ __all__ = [
     "raise_target",
     "set_deployment_target",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What coremltools has under this name; AttributeError where it has nothing."""
+    return attribute(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *names_besides(__name__)})

@@ -1,5 +1,8 @@
 """Palettizing PyTorch models: with the names and parameters of coremltools.optimize.torch."""
 
+from typing import Any
+
+from mlopt.drop_in import attribute, names_besides
 from mlopt.torch.palettization.config import (
     DKMPalettizerConfig,
     PostTrainingPalettizerConfig,
@@ -29,3 +32,12 @@ __all__ = [
     "SKMPalettizer",
     "SKMPalettizerConfig",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What coremltools has under this name; AttributeError where it has nothing."""
+    return attribute(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *names_besides(__name__)})
