@@ -3,6 +3,9 @@
 The names, the order of the parameters and the documented behaviour are coremltools'. Three things
 are stricter: every value is checked when it is given, a configuration is never changed behind its
 owner's back, and a key that means nothing is refused instead of being carried along.
+
+Rules may also be configs of coremltools, see ``mlopt.coreml.foreign_configs``; and a configuration
+made here serves coremltools' compressors as well.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import os
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, TypeAlias
 
 import attrs
 import yaml
 
+from mlopt.coreml import foreign_configs as foreign
 from mlopt.coreml.checked import (
     check_keys,
     flag,
@@ -34,11 +38,7 @@ ON_INDIVISIBLE = ("skip", "divisor", "per_tensor")
 DEFAULT_WEIGHT_THRESHOLD = 2048
 
 CONFIG_TYPE = "OpPalettizerConfig"
-_OTHER_CONFIG_TYPES = (
-    "OpLinearQuantizerConfig",
-    "OpMagnitudePrunerConfig",
-    "OpThresholdPrunerConfig",
-)
+CONFIG_TYPES = (CONFIG_TYPE, *foreign.COMPRESSORS)
 
 
 class Granularity(str, Enum):
@@ -79,7 +79,7 @@ def _granularity(value: Any) -> Granularity:
 
 
 def _group_size(value: Any) -> int:
-    return integer(value, "group_size", minimum=1)
+    return 0 if value is None else integer(value, "group_size", minimum=0)
 
 
 def _cluster_dim(value: Any) -> int:
@@ -91,7 +91,7 @@ def _per_channel_scale(value: Any) -> bool:
 
 
 def _workers(value: Any) -> int:
-    return integer(value, "num_kmeans_workers", minimum=1)
+    return integer(value, "num_kmeans_workers")
 
 
 def _on_indivisible(value: Any) -> str:
@@ -132,17 +132,20 @@ class OpPalettizerConfig:
         ``"per_tensor"`` (default) or ``"per_grouped_channel"``: a table for each `group_size`
         channels.
     group_size
-        Channels that share a table. Only used when granularity is per_grouped_channel.
+        Channels that share a table; 0 or None: all of them. Only used when granularity is
+        per_grouped_channel.
     channel_axis
         The axis whose channels form groups or vectors, negative counts from the end. None: chosen
         by the type of the operation.
     cluster_dim
         Weights along the channel axis that one table entry stands for; above 1 the table holds
-        vectors. Not with uniform. Divides `group_size` where there are groups.
+        vectors. Not with uniform. Where it does not divide a group, the weight is left alone.
     enable_per_channel_scale
         Divide each output channel by its largest magnitude before clustering, and store that scale.
     num_kmeans_workers
-        Threads that cluster at the same time. The result does not depend on it.
+        Threads that cluster at the same time, where ``workers`` of :func:`palettize` does not say:
+        the largest number above 1 in a configuration; with none, one a processor. The result does
+        not depend on it.
     weight_threshold
         Weights of **more** elements than this are palettized. None: 2048.
     lut_dtype
@@ -204,11 +207,6 @@ class OpPalettizerConfig:
                 f"mode 'uniform' has no table of vectors, got cluster_dim={self.cluster_dim}; "
                 "use cluster_dim=1, or mode 'kmeans'"
             )
-        if self.is_grouped and self.group_size % self.cluster_dim:
-            raise ConfigError(
-                f"cluster_dim must divide group_size, got cluster_dim={self.cluster_dim} and "
-                f"group_size={self.group_size}; a vector cannot belong to two groups"
-            )
 
     @property
     def is_grouped(self) -> bool:
@@ -220,7 +218,7 @@ class OpPalettizerConfig:
         """The request in a few words: ``"4-bit kmeans, groups of 32, vectors of 2"``."""
         return summary_of(
             self.mode if self.nbits is None else f"{self.nbits}-bit {self.mode}",
-            group_size=self.group_size if self.is_grouped else None,
+            group_size=self.group_size or None if self.is_grouped else None,
             vector_length=self.cluster_dim,
             has_scale=self.enable_per_channel_scale,
             lut_dtype=self.lut_dtype,
@@ -265,7 +263,12 @@ class OpPalettizerConfig:
                 f"the parameters of a rule must be a mapping, got {shown(values)}; "
                 "None (null) leaves the weights alone"
             )
-        _check_config_type(values.get("config_type"))
+        config_type = _config_type(values.get("config_type"), CONFIG_TYPE)
+        if config_type != CONFIG_TYPE:
+            raise ConfigError(
+                f"these are the parameters of an {config_type}, got config_type={config_type!r}; "
+                "read them with OptimizationConfig.from_dict"
+            )
         allowed = [f.name for f in attrs.fields(OpPalettizerConfig)]
         check_keys(values, [*allowed, "config_type"])
         if values.get("lut_function") is not None:
@@ -297,27 +300,46 @@ def summary_of(
     return ", ".join(parts)
 
 
-def _check_config_type(config_type: object) -> None:
-    if config_type is None or config_type == CONFIG_TYPE:
-        return
-    remedy = ""
-    if config_type in _OTHER_CONFIG_TYPES:
-        remedy = "; this library palettizes only, quantize and prune with coremltools"
-    raise ConfigError(f"config_type must be {CONFIG_TYPE!r}, got {shown(config_type)}{remedy}")
+OpConfig: TypeAlias = OpPalettizerConfig | Any
+"""A rule that does not leave weights alone: an OpPalettizerConfig, or a config of coremltools for a
+compressor of its own."""
 
 
-def _check_op_config(config: object, rule: str) -> OpPalettizerConfig | None:
+def _config_type(given: object, default: str) -> str:
+    if given is None:
+        return default
+    if isinstance(given, str) and given in CONFIG_TYPES:
+        return given
+    raise ConfigError(f"config_type must be {listed(CONFIG_TYPES)}, got {shown(given)}")
+
+
+def _check_op_config(config: object, rule: str) -> OpConfig | None:
     if config is None or isinstance(config, OpPalettizerConfig):
+        return config
+    if foreign.is_palettizer_config(config):
+        try:
+            return OpPalettizerConfig(**foreign.parameters_of(config))
+        except ConfigError as error:
+            raise ConfigError(f"{rule}: {error}") from error
+    if foreign.is_compressor_config(config):
         return config
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     remedy = ""
     if isinstance(config, Mapping):
         remedy = "; plain values go through OptimizationConfig.from_dict"
-    elif type(config).__name__ == CONFIG_TYPE:
-        remedy = "; import it from mlopt.coreml"
     raise ConfigError(
         f"{rule} must be an OpPalettizerConfig or None (leave alone), got a {kind}{remedy}"
     )
+
+
+def _check_type_of_operation(key: str, config: Any, rule: str) -> None:
+    """Have a config of coremltools say whether it is for such operations."""
+    if config is None or isinstance(config, OpPalettizerConfig):
+        return
+    try:
+        config._validate_op_type(key)
+    except ValueError as error:
+        raise ConfigError(f"{rule}: {error}") from error
 
 
 def _check_key(key: object, kind: str) -> str:
@@ -332,33 +354,42 @@ def _check_key(key: object, kind: str) -> str:
     return key
 
 
-def _rules(rules: Any, kind: str) -> dict[str, OpPalettizerConfig | None]:
+def _checked_rule(key: object, config: object, kind: str) -> tuple[str, OpConfig | None]:
+    name, rule = _check_key(key, kind), f"{kind}[{key!r}]"
+    checked = _check_op_config(config, rule)
+    if kind == "op_type_configs":
+        _check_type_of_operation(name, checked, rule)
+    return name, checked
+
+
+def _rules(rules: Any, kind: str) -> dict[str, OpConfig | None]:
     """A checked copy of a mapping of rules; None has none."""
     if rules is None:
         return {}
     if not isinstance(rules, Mapping):
         raise ConfigError(f"{kind} must be a mapping from names to configs, got {shown(rules)}")
-    return {
-        _check_key(key, kind): _check_op_config(config, f"{kind}[{key!r}]")
-        for key, config in rules.items()
-    }
+    return dict(_checked_rule(key, config, kind) for key, config in rules.items())
 
 
-def _type_rules(rules: Any) -> dict[str, OpPalettizerConfig | None]:
+def _type_rules(rules: Any) -> dict[str, OpConfig | None]:
     return _rules(rules, "op_type_configs")
 
 
-def _name_rules(rules: Any) -> dict[str, OpPalettizerConfig | None]:
+def _name_rules(rules: Any) -> dict[str, OpConfig | None]:
     return _rules(rules, "op_name_configs")
 
 
-def _global(config: Any) -> OpPalettizerConfig | None:
+def _global(config: Any) -> OpConfig | None:
     return _check_op_config(config, "global_config")
 
 
 @attrs.define
 class OptimizationConfig:
-    """Which weights are palettized, and how: by name, else by operation type, else globally.
+    """Which weights are compressed, and how: by name, else by operation type, else globally.
+
+    It is for :func:`palettize` and its kind, and for coremltools' ``linear_quantize_weights``,
+    ``prune_weights`` and ``linear_quantize_activations``: each refuses rules of another kind than
+    its own. An OpPalettizerConfig of coremltools is taken over as one of mlopt.
 
     Parameters
     ----------
@@ -377,38 +408,64 @@ class OptimizationConfig:
     Raises
     ------
     ConfigError
-        A value is not an OpPalettizerConfig or None, or a key is not a name.
+        A value is no config and not None, or a key is not a name.
     """
 
-    global_config: OpPalettizerConfig | None = attrs.field(default=None, converter=_global)
-    op_type_configs: dict[str, OpPalettizerConfig | None] = attrs.field(
-        default=None, converter=_type_rules
-    )
-    op_name_configs: dict[str, OpPalettizerConfig | None] = attrs.field(
-        default=None, converter=_name_rules
-    )
+    # What coremltools' compressors ask a configuration for besides: as in one that is not made for
+    # its deprecated functions.
+    _is_deprecated: ClassVar[bool] = False
+    _op_selector: ClassVar[None] = None
 
-    def set_global(self, op_config: OpPalettizerConfig | None) -> None:
+    global_config: OpConfig | None = attrs.field(default=None, converter=_global)
+    op_type_configs: dict[str, OpConfig | None] = attrs.field(default=None, converter=_type_rules)
+    op_name_configs: dict[str, OpConfig | None] = attrs.field(default=None, converter=_name_rules)
+
+    def set_global(self, op_config: OpConfig | None) -> None:
         """Set the rule for every weight that no other rule covers."""
         self.global_config = op_config
 
-    def set_op_type(self, op_type: str, op_config: OpPalettizerConfig | None) -> None:
+    def set_op_type(self, op_type: str, op_config: OpConfig | None) -> None:
         """Set the rule for the operations of a type (or of the types that a glob matches)."""
-        key = _check_key(op_type, "op_type_configs")
-        self.op_type_configs[key] = _check_op_config(op_config, f"op_type_configs[{key!r}]")
+        key, config = _checked_rule(op_type, op_config, "op_type_configs")
+        self.op_type_configs[key] = config
 
-    def set_op_name(self, op_name: str, op_config: OpPalettizerConfig | None) -> None:
+    def set_op_name(self, op_name: str, op_config: OpConfig | None) -> None:
         """Set the rule for an operation or a constant by its name (or a glob over names)."""
-        key = _check_key(op_name, "op_name_configs")
-        self.op_name_configs[key] = _check_op_config(op_config, f"op_name_configs[{key!r}]")
+        key, config = _checked_rule(op_name, op_config, "op_name_configs")
+        self.op_name_configs[key] = config
+
+    def _get_op_config(self, op: Any) -> OpConfig | None:
+        """For coremltools' compressors: the config for an operation of its own that is no const."""
+        from mlopt.coreml.rules import rule_for
+
+        return rule_for(self, (op.name, op.op_type))
+
+    def _get_const_op_config(self, op: Any) -> OpConfig | None:
+        """For coremltools' compressors: the config for a constant, None to leave it alone."""
+        from mlopt.coreml.rules import rule_for
+
+        if op.name in self.op_name_configs:
+            return self.op_name_configs[op.name]
+        readers = [reader for output in op.outputs for reader in output.child_ops]
+        if readers and all(reader.op_type.startswith("constexpr_") for reader in readers):
+            return self._get_const_op_config(readers[0])
+        wanted = [rule_for(self, (reader.name, reader.op_type), op.name) for reader in readers]
+        if any(config != wanted[0] for config in wanted):
+            users = ", ".join(f"{reader.op_type}({reader.name})" for reader in readers)
+            raise ConfigError(
+                f"{op.name}: its users {users} have different rules; set one for the constant in "
+                "op_name_configs"
+            )
+        return wanted[0] if wanted else None
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> OptimizationConfig:
         """The configuration that nested plain values describe; they are only read.
 
-        Keys, all optional: ``"config_type"`` (``"OpPalettizerConfig"``), ``"global_config"`` (the
-        parameters of an OpPalettizerConfig, or None), ``"op_type_configs"`` and
-        ``"op_name_configs"`` (name to such parameters, or to None to leave alone).
+        Keys, all optional: ``"config_type"`` (which config a rule is of, ``"OpPalettizerConfig"``
+        where it is not told), ``"global_config"`` (the parameters of that config, or None),
+        ``"op_type_configs"`` and ``"op_name_configs"`` (name to such parameters, or to None to
+        leave alone). Parameters may have a ``"config_type"`` of their own among them.
 
         Raises
         ------
@@ -420,7 +477,7 @@ class OptimizationConfig:
                 f"a configuration must be a mapping, got {shown(config_dict)}; its keys are "
                 "global_config, op_type_configs and op_name_configs"
             )
-        _check_config_type(config_dict.get("config_type"))
+        config_type = _config_type(config_dict.get("config_type"), CONFIG_TYPE)
         misplaced = [f.name for f in attrs.fields(OpPalettizerConfig) if f.name in config_dict]
         if misplaced:
             raise ConfigError(
@@ -429,18 +486,18 @@ class OptimizationConfig:
             )
         kinds = ("op_type_configs", "op_name_configs")
         check_keys(config_dict, ["config_type", "global_config", *kinds])
-        rules: dict[str, dict[str, OpPalettizerConfig | None]] = {}
+        rules: dict[str, dict[str, OpConfig | None]] = {}
         for kind in kinds:
             given = config_dict.get(kind)
             if given is not None and not isinstance(given, Mapping):
                 raise ConfigError(f"{kind} must be a mapping from names, got {shown(given)}")
             # Keys are checked with the values in hand, where the configuration is constructed.
             rules[kind] = {
-                key: _read_rule(values, f"{kind}[{key!r}]") for key, values in (given or {}).items()
+                key: _read_rule(values, f"{kind}[{key!r}]", config_type)
+                for key, values in (given or {}).items()
             }
-        return cls(
-            global_config=_read_rule(config_dict.get("global_config"), "global_config"), **rules
-        )
+        values = config_dict.get("global_config")
+        return cls(global_config=_read_rule(values, "global_config", config_type), **rules)
 
     @classmethod
     def from_yaml(cls, yml: str | os.PathLike[str] | IO[Any]) -> OptimizationConfig:
@@ -493,17 +550,77 @@ class OptimizationConfig:
         return text
 
 
-def _read_rule(values: Any, rule: str) -> OpPalettizerConfig | None:
-    if values is None or isinstance(values, OpPalettizerConfig):
+def for_palettization(config: Any) -> OptimizationConfig:
+    """A configuration as palettization takes it: every rule an OpPalettizerConfig, or None.
+
+    Parameters
+    ----------
+    config
+        An OptimizationConfig, mlopt's or coremltools'.
+
+    Raises
+    ------
+    ConfigError
+        It is none, or has rules that are not for palettes; all of these are listed.
+    """
+    if not (isinstance(config, OptimizationConfig) or foreign.is_configuration(config)):
+        remedy = ""
+        if isinstance(config, OpPalettizerConfig) or foreign.is_compressor_config(config):
+            remedy = "; wrap a single config as OptimizationConfig(global_config=...)"
+        raise ConfigError(
+            f"config must be an mlopt.coreml.OptimizationConfig, got {type(config).__name__}"
+            f"{remedy}"
+        )
+    if config._op_selector is not None:
+        raise ConfigError(
+            "config has an op_selector, which only coremltools' deprecated compression_utils know; "
+            "name what is meant in op_type_configs and op_name_configs"
+        )
+    # Once more also where it is mlopt's: its mappings may have been changed directly.
+    checked = OptimizationConfig(
+        config.global_config, config.op_type_configs, config.op_name_configs
+    )
+    rules = {"global_config": checked.global_config}
+    for kind in ("op_type_configs", "op_name_configs"):
+        rules |= {f"{kind}[{key!r}]": rule for key, rule in getattr(checked, kind).items()}
+    others = [
+        f"{name} is an {type(rule).__name__}, which "
+        f"{foreign.COMPRESSORS.get(type(rule).__name__, 'coremltools')} takes"
+        for name, rule in rules.items()
+        if not (rule is None or isinstance(rule, OpPalettizerConfig))
+    ]
+    if others:
+        raise ConfigError(
+            f"{'; '.join(others)}. To palettize, every rule has to be an OpPalettizerConfig, or "
+            "None to leave weights alone: give the others a configuration of their own"
+        )
+    return checked
+
+
+def _read_rule(values: Any, rule: str, config_type: str) -> OpConfig | None:
+    is_config = isinstance(values, OpPalettizerConfig) or foreign.is_compressor_config(values)
+    if values is None or is_config:
         return values
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{rule}: the parameters of a rule must be a mapping, got {shown(values)}; "
+            "None (null) leaves the weights alone"
+        )
     try:
-        return OpPalettizerConfig.from_dict(values)
+        kind = _config_type(values.get("config_type"), config_type)
+        if kind == CONFIG_TYPE:
+            return OpPalettizerConfig.from_dict(values)
+        return foreign.read_rule(values, kind)
     except ConfigError as error:
         raise ConfigError(f"{rule}: {error}") from error
 
 
-def _written_rule(config: OpPalettizerConfig | None, rule: str) -> dict[str, Any] | None:
+def _written_rule(config: OpConfig | None, rule: str) -> dict[str, Any] | None:
     try:
-        return None if config is None else config.as_dict()
+        if config is None:
+            return None
+        if isinstance(config, OpPalettizerConfig):
+            return config.as_dict()
+        return foreign.plain_values(config)
     except ConfigError as error:
         raise ConfigError(f"{rule}: {error}") from error

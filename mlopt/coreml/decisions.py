@@ -278,6 +278,7 @@ def _palettized(
     group_size = config.group_size if grouped else None
     if group_size is not None and channel_axis is not None:
         channels = weight.shape[channel_axis]
+        group_size = group_size or channels
         if channels % group_size:
             what = f"{channels} channels on axis {channel_axis} do not divide into groups of"
             fallback, change = _fallback(config, channels)
@@ -285,6 +286,12 @@ def _palettized(
                 return kept(f"{what} {group_size}", "channels do not divide into groups")
             note = "; ".join(filter(None, (note, f"{what} {group_size}: {change}")))
             group_size = fallback
+    if group_size is not None and group_size % config.cluster_dim:
+        return kept(
+            f"cluster_dim {config.cluster_dim} does not divide groups of {group_size} channels; a "
+            "vector cannot belong to two groups",
+            "cluster_dim does not divide the channels",
+        )
     if config.cluster_dim > 1 and channel_axis is not None:
         together = channels_of_one_group(weight.consumers, weight.shape, channel_axis)
         if together % config.cluster_dim:

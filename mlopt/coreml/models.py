@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,6 @@ def as_mlmodel(
     skip_model_load
         Whether Core ML, where there is one, does not load it. None: as ``like``.
     """
-    # coremltools takes seconds to import, and files can be palettized without it
-    from coremltools.models import MLModel
-
     options: dict[str, Any] = {"is_temp_package": is_temporary}
     if like is not None:
         options["compute_units"] = like.compute_unit
@@ -52,7 +50,49 @@ def as_mlmodel(
         options["skip_model_load"] = like.__proxy__ is None
     if skip_model_load is not None:
         options["skip_model_load"] = skip_model_load
-    return MLModel(str(path), **options)
+    return _model_class()(str(path), **options)
+
+
+@cache
+def _model_class() -> type:
+    """A class of ``MLModel`` that has its program in memory as soon as somebody asks for it.
+
+    coremltools' functions return models with the program that they were made of, and code that
+    looks into one reads its ``_mil_program``. Here there was none: it is loaded from the package.
+    """
+    # coremltools takes seconds to import, and files can be palettized without it
+    from coremltools.converters.mil.frontend.milproto import load
+    from coremltools.models import MLModel
+
+    class LoadingMLModel(MLModel):  # type: ignore[misc]
+        """An ``MLModel`` that loads its program when asked for it."""
+
+        _program: Any = None
+        _is_saved: bool = False
+
+        @property
+        def _mil_program(self) -> Any:
+            is_there = self._program is not None or self._is_saved
+            if not is_there and self._spec.WhichOneof("Type") == "mlProgram":
+                self._program = load.load(
+                    self._spec, self._spec.specificationVersion, self.weights_dir
+                )
+            return self._program
+
+        @_mil_program.setter
+        def _mil_program(self, program: Any) -> None:
+            self._program = program
+
+        def save(self, save_path: str) -> None:
+            # It looks for debug handles in the program, which none has that a package holds.
+            self._is_saved = True
+            try:
+                super().save(save_path)
+            finally:
+                self._is_saved = False
+
+    LoadingMLModel.save.__doc__ = MLModel.save.__doc__
+    return LoadingMLModel
 
 
 def rewritten_mlmodel(write: Callable[[Path], Path], *, like: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.checked import integer
+from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import COMPRESSED, Keep, Plan, decide
 from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
 from mlopt.coreml.joint import JointWeight
@@ -19,7 +20,6 @@ from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.report import Report, WeightRow
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
-from mlopt.errors import ConfigError
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter, check_destination
 
@@ -57,7 +57,7 @@ def palettize_weights(
     mlmodel
         An ``MLModel`` of type ``mlprogram``. It is not changed.
     config
-        Which weights, and how.
+        Which weights, and how; coremltools' own OptimizationConfig is taken as well.
     joint_compression
         Palettize the nonzero values of sparse weights and the integers of quantized ones as well.
 
@@ -92,7 +92,7 @@ def palettize(
         The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram`` (also with several
         functions, or a pipeline of such). It is not changed.
     config
-        Which weights, and how.
+        Which weights, and how; coremltools' own OptimizationConfig is taken as well.
     output
         Where to write the palettized package; it appears complete or not at all, and may replace
         an earlier one, the source included. None: a temporary package behind ``result.model``.
@@ -107,7 +107,8 @@ def palettize(
         stay zero, and the integers of quantized ones, whose scales stay. This takes iOS18. False:
         such weights stay as they are.
     workers
-        Threads; None for one a processor. The result does not depend on it.
+        Threads, at least 1. None: what `num_kmeans_workers` of the rules says, and one a processor
+        where that is 1. The result does not depend on it.
     progress
         Called as ``progress(elements_done, elements_in_all, weight_name)``.
 
@@ -125,7 +126,8 @@ def palettize(
     ModelFormatError
         The source is damaged or no ML program.
     """
-    _check_config(config)
+    config = for_palettization(config)
+    threads = _threads(workers, config)
     if output is not None:
         check_destination(output)
     package = open_package(source)
@@ -144,7 +146,7 @@ def palettize(
                 package,
                 writer,
                 readable=readable_weights(plan, source),
-                workers=workers or processors(),
+                workers=threads,
                 progress=progress,
             )
             path = writer.finish()
@@ -170,7 +172,7 @@ def preview(
 
     Parameters and errors as for :func:`palettize`.
     """
-    _check_config(config)
+    config = for_palettization(config)
     package = open_package(source)
     plan = decide(
         package,
@@ -203,12 +205,14 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def _check_config(config: Any) -> None:
-    if not isinstance(config, OptimizationConfig):
-        raise ConfigError(
-            f"config must be an mlopt.coreml.OptimizationConfig, got {type(config).__name__}; wrap "
-            "a single OpPalettizerConfig as OptimizationConfig(global_config=...)"
-        )
+def _threads(workers: int | None, config: OptimizationConfig) -> int:
+    """How many threads cluster."""
+    if workers is not None:
+        return integer(workers, "workers", minimum=1)
+    rules = [*config.op_type_configs.values(), *config.op_name_configs.values()]
+    asked = [rule.num_kmeans_workers for rule in (config.global_config, *rules) if rule is not None]
+    most = max(asked, default=1)
+    return min(most, processors()) if most > 1 else processors()
 
 
 def _report(plan: Plan, rows: list[WeightRow], package: Package) -> Report:

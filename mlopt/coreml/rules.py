@@ -16,6 +16,7 @@ more careful of two equally specific rules is the one with more bits a weight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Generic
@@ -120,6 +121,13 @@ def resolve(
     return Resolution(granted.config, granted.rule, note)
 
 
+def rule_for(
+    config: OptimizationConfig, consumer: Consumer, *weight_names: str
+) -> OpPalettizerConfig | Any | None:
+    """What `config` says about one operation (name and type) and the weights of these names."""
+    return _wish(config, weight_names, consumer).config
+
+
 def _wish(
     config: OptimizationConfig, weight_names: Sequence[str], consumer: Consumer | None
 ) -> Wish[OpPalettizerConfig]:
@@ -144,11 +152,11 @@ def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | No
     return next((key for key in rules if any(fnmatchcase(name, key) for name in names)), None)
 
 
-def _carefulness(config: OpPalettizerConfig) -> tuple[int, float, bool, int]:
+def _carefulness(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
     # Lossless before a number of bits; a function of the user's is not known to be either.
     care = {"unique": 2, "custom": 1}.get(config.mode, 0)
     bits = (config.nbits or 0) / config.cluster_dim
-    return (care, bits, config.is_grouped, -config.group_size)
+    return (care, bits, config.is_grouped, -(config.group_size or math.inf))
 
 
 def unmatched_rules(

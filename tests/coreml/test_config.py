@@ -99,17 +99,28 @@ def test_granularity_that_palettes_lack(granularity):
     assert "one of per_tensor, per_grouped_channel" in refusal(nbits=4, granularity=granularity)
 
 
-@pytest.mark.parametrize(
-    "name", ["group_size", "cluster_dim", "num_kmeans_workers", "weight_threshold"]
-)
+@pytest.mark.parametrize("name", ["group_size", "cluster_dim", "weight_threshold"])
 @pytest.mark.parametrize("value", [-1, True, 1.0, "2", [1]])
 def test_whole_numbers_are_whole(name, value):
     assert f"{name} must be an integer of at least" in refusal(nbits=4, **{name: value})
 
 
-@pytest.mark.parametrize("name", ["group_size", "cluster_dim", "num_kmeans_workers"])
-def test_there_is_no_group_of_no_channels(name):
-    assert "at least 1, got 0" in refusal(nbits=4, **{name: 0})
+@pytest.mark.parametrize("value", [True, 1.0, "2", [1], None])
+def test_a_number_of_workers_is_whole(value):
+    assert "num_kmeans_workers must be an integer" in refusal(nbits=4, num_kmeans_workers=value)
+
+
+def test_there_is_no_vector_of_no_weights():
+    assert "at least 1, got 0" in refusal(nbits=4, cluster_dim=0)
+
+
+@pytest.mark.parametrize("size", [None, 0])
+def test_no_group_size_is_all_channels(size):
+    config = OpPalettizerConfig(nbits=4, granularity="per_grouped_channel", group_size=size)
+    assert config.group_size == 0
+    assert config.summary == "4-bit kmeans, per tensor"
+    assert OpPalettizerConfig.from_dict(config.as_dict()) == config
+    assert OpPalettizerConfig(nbits=4, group_size=size)
 
 
 def test_weight_threshold():
@@ -133,9 +144,8 @@ def test_vectors():
     assert OpPalettizerConfig(nbits=4, cluster_dim=2, enable_per_channel_scale=True)
     grouped = {"nbits": 4, "granularity": "per_grouped_channel"}
     assert OpPalettizerConfig(**grouped, group_size=12, cluster_dim=4)
-    assert "cluster_dim must divide group_size" in refusal(**grouped, group_size=6, cluster_dim=4)
-    # Without groups the size of one has no meaning.
-    assert OpPalettizerConfig(nbits=4, group_size=6, cluster_dim=4)
+    # Weights are left alone for it, one by one, as coremltools leaves them.
+    assert OpPalettizerConfig(**grouped, group_size=6, cluster_dim=4)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "INT8", np.int8, np.dtype("int8")])
@@ -219,7 +229,7 @@ def op_configs():
         return OpPalettizerConfig(
             mode=mode,
             nbits=nbits if told else None,
-            group_size=group_size * cluster_dim,
+            group_size=group_size,
             cluster_dim=1 if mode == "uniform" else cluster_dim,
             lut_dtype=None if mode == "unique" else lut_dtype,
             **rest,
@@ -229,12 +239,12 @@ def op_configs():
         build,
         mode=st.sampled_from(["kmeans", "uniform", "unique"]),
         nbits=st.sampled_from([1, 2, 3, 4, 6, 8]),
-        group_size=st.integers(1, 64),
+        group_size=st.integers(0, 64),
         cluster_dim=st.integers(1, 4),
         granularity=st.sampled_from(list(Granularity)),
         channel_axis=st.none() | st.integers(-4, 3),
         enable_per_channel_scale=st.booleans(),
-        num_kmeans_workers=st.integers(1, 8),
+        num_kmeans_workers=st.integers(-1, 8),
         weight_threshold=st.integers(0, 10**9),
         lut_dtype=st.sampled_from([None, "int8", "uint8"]),
         on_indivisible=st.sampled_from(["skip", "divisor", "per_tensor"]),
@@ -312,11 +322,15 @@ def test_everything_in_a_dictionary_is_optional():
         ({"op_name_configs": {"c": 4}}, r"op_name_configs\['c'\]: .* must be a mapping, got 4"),
         ({"op_type_configs": ["conv"]}, "op_type_configs must be a mapping"),
         ({"op_name_configs": {1: None}}, "quotes"),
-        ({"config_type": "OpLinearQuantizerConfig"}, "palettizes only"),
-        ({"config_type": 3}, "config_type must be 'OpPalettizerConfig'"),
+        ({"config_type": "OpPruner"}, "config_type must be one of OpPalettizerConfig, OpLinear"),
+        ({"config_type": 3}, "config_type must be one of OpPalettizerConfig"),
         (
             {"op_type_configs": {"conv": {"config_type": "OpMagnitudePrunerConfig"}}},
-            r"op_type_configs\['conv'\]: config_type",
+            r"op_type_configs\['conv'\]: coremltools refuses it for an OpMagnitudePrunerConfig",
+        ),
+        (
+            {"config_type": "OpLinearQuantizerConfig", "global_config": {"nbits": 4}},
+            r"global_config: .*OpLinearQuantizerConfig: .*nbits",
         ),
         ({"global_config": {"mode": "custom", "lut_function": len}}, "set_global"),
         (None, "must be a mapping, got None"),
@@ -446,11 +460,6 @@ def test_only_configs_are_configs(wrong):
     config = OptimizationConfig()
     with pytest.raises(ConfigError):
         config.global_config = wrong
-
-
-def test_configs_of_coremltools_are_recognised(reference):
-    with pytest.raises(ConfigError, match=r"import it from mlopt\.coreml"):
-        OptimizationConfig(reference.OpPalettizerConfig(nbits=4))
 
 
 @pytest.mark.parametrize("key", ["", None, 3])

@@ -209,6 +209,27 @@ def test_indivisible_channels_are_told(menagerie, tmp_path):
             assert row.granularity == ("per_grouped_channel" if tables[0] > 1 else "per_tensor")
 
 
+@pytest.mark.parametrize("size", [None, 0])
+def test_a_group_of_all_channels_is_one_table(size, menagerie):
+    """As coremltools takes it; and one table needs no target for groups."""
+    rule = {"nbits": 4, "granularity": "per_grouped_channel", "group_size": size}
+    for more in ({}, {"on_indivisible": "divisor"}, {"cluster_dim": 2}):
+        row = preview(menagerie, by_name({"good": rule | more}))["good"]
+        assert row.is_palettized
+        assert (row.granularity, row.group_size) == ("per_tensor", None)
+        assert row.cluster_dim == more.get("cluster_dim", 1)
+
+
+def test_a_vector_belongs_to_one_group(menagerie):
+    rule = {"nbits": 4, "granularity": "per_grouped_channel", "group_size": 16, "cluster_dim": 32}
+    row = preview(menagerie, by_name({"good": rule}))["good"]
+    assert row.outcome == "kept"
+    assert row.reason == (
+        "cluster_dim 32 does not divide groups of 16 channels; a vector cannot belong to two groups"
+    )
+    assert row.category == "cluster_dim does not divide the channels"
+
+
 @pytest.mark.parametrize(
     ("group_size", "d", "expected"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import shutil
 import threading
 from pathlib import Path
@@ -99,6 +100,34 @@ def test_num_kmeans_workers_changes_nothing(source, tmp_path):
         for n in (1, 5)
     )
     assert contents(one.path) == contents(five.path)
+
+
+@pytest.mark.parametrize(
+    ("workers", "numbers", "expected"),
+    [(None, (1, 1), 6), (None, (1, 3), 3), (None, (0, -1), 6), (None, (64, 1), 6), (4, (2, 2), 4)],
+)
+def test_how_many_threads_cluster(workers, numbers, expected, source, tmp_path, monkeypatch):
+    module = importlib.import_module("mlopt.coreml.palettize")
+    seen = []
+    carry_out = module.carry_out
+
+    def watched(*args, workers, **options):
+        seen.append(workers)
+        return carry_out(*args, workers=workers, **options)
+
+    monkeypatch.setattr(module, "processors", lambda: 6)
+    monkeypatch.setattr(module, "carry_out", watched)
+    config = global_config(num_kmeans_workers=numbers[0])
+    config.set_op_type("conv", OpPalettizerConfig(nbits=4, num_kmeans_workers=numbers[1]))
+    module.palettize(source, config, output=tmp_path / "out.mlpackage", workers=workers)
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 2.0, True])
+def test_workers_are_checked_before_anything_is_written(workers, source, tmp_path):
+    with pytest.raises(ConfigError, match="workers must be an integer of at least 1"):
+        palettize(source, global_config(), output=tmp_path / "out.mlpackage", workers=workers)
+    assert not (tmp_path / "out.mlpackage").exists()
 
 
 def test_a_second_call_with_workers_works(source, tmp_path):
