@@ -11,7 +11,7 @@ palette is in buffers, so it goes wherever the state of the module goes: ``state
   ``dtype``: the number of the weight's dtype when it was palettized, since ``model.half()`` and the
   like cast weights and tables each on their own.
 
-With a table in 8 bits and a per-channel scale, coremltools has no way to say both; its
+A table in 8 bits of vectors, or with a per-channel scale, is nothing that coremltools converts; its
 fields then hold the table in floats, which stands for the same weight.
 """
 
@@ -257,7 +257,7 @@ def _buffers(palettized: Palettized) -> dict[str, torch.Tensor]:
         fields["codes_scale"] = as_tensor(quantized.scale)
         if quantized.offset is not None:
             fields["offset"] = as_tensor(quantized.offset)
-        if palettized.scale is None:
+        if palettized.scale is None and palettized.vector_axis is None:
             kinds.append(QUANTIZATION)
             fields["quantization_n_bits"] = torch.tensor(8)
             fields["quantization_scale"] = fields["codes_scale"].clone()

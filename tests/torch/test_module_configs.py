@@ -191,7 +191,8 @@ def test_vectors():
     assert ModuleSKMPalettizerConfig(cluster_dim=4).vector_length == 4
     assert "cluster_dim must be an integer of at least 1, got 0" in refusal(cluster_dim=0)
     assert ModuleSKMPalettizerConfig(**GROUPED, group_size=8, cluster_dim=4)
-    assert "cluster_dim must divide group_size" in refusal(**GROUPED, group_size=6, cluster_dim=4)
+    # weights are left alone for it, one by one, as coremltools leaves them
+    assert ModuleSKMPalettizerConfig(**GROUPED, group_size=6, cluster_dim=4)
 
 
 def test_vectors_have_no_scale():

@@ -8,6 +8,7 @@ from torch import nn
 
 from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
+from mlopt.torch.modules import ADAPTERS
 from mlopt.torch.palettization.config import OptimizationConfig
 
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig[Any])
@@ -21,17 +22,18 @@ class Palettizer(Generic[ConfigT]):
 
     config_class: ClassVar[type[Any]]
 
-    def __init__(self, model: nn.Module, config: ConfigT | None = None) -> None:
+    def __init__(self, model: nn.Module, config: ConfigT | Any | None = None) -> None:
         config = self.config_class() if config is None else config
         if not isinstance(config, self.config_class):
-            got = f"{type(config).__module__}.{type(config).__name__}"
-            raise ConfigError(
-                f"config has to be an mlopt.torch.palettization.{self.config_class.__name__}, got "
-                f"{got}; a dictionary goes through its from_dict"
-            )
+            config = self.config_class.taken_over(config)
         self._model = model
         self._config: ConfigT = config
         self._report: Report | None = None
+
+    @property
+    def supported_modules(self) -> tuple[type[nn.Module], ...]:
+        """The classes of modules whose weights can be palettized; derived ones belong to them."""
+        return tuple(kind for adapter in ADAPTERS for kind in adapter.types)
 
     def report(self) -> Report:
         """The account of the last ``compress``: a row for each parameter of the model.

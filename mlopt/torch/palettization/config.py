@@ -19,6 +19,7 @@ from mlopt.coreml.decisions import Keep
 from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
+from mlopt.torch.palettization.foreign_configs import is_foreign, parameters_of
 from mlopt.torch.palettization.module_configs import (
     ModuleOptimizationConfig,
     ModulePostTrainingPalettizerConfig,
@@ -91,8 +92,9 @@ _reads_rules = attrs.setters.pipe(attrs.setters.convert, _read_rules)
 class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
     """What the configurations of all palettizers have in common.
 
-    A rule is a config of the class in `module_config`, a mapping of its parameters, or None to
-    leave the modules alone; ``mlopt.torch.palettization.rules`` says which rule wins.
+    A rule is a config of the class in `module_config`, coremltools' of that name, a mapping of its
+    parameters, or None to leave the modules alone; ``mlopt.torch.palettization.rules`` says which
+    rule wins.
 
     Parameters
     ----------
@@ -155,6 +157,30 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         rule = rule_text("module_name_configs", key)
         self.module_name_configs[key] = self._read(opt_config, rule)
         return self
+
+    def get_module_config(self, name: str, module: nn.Module) -> RuleT | None:
+        """The rule that decides for a module of that qualified name; None: it is left alone."""
+        from mlopt.torch.palettization.rules import rule_for
+
+        rule: RuleT | None = rule_for(self, name, module)[2]
+        return rule
+
+    @classmethod
+    def taken_over(cls, config: Any) -> Self:
+        """The configuration that equals one of coremltools' class of the same name.
+
+        Raises
+        ------
+        ConfigError
+            It is none, or has a rule that is not allowed here.
+        """
+        if not is_foreign(config, cls.__name__):
+            got = f"{type(config).__module__}.{type(config).__name__}"
+            raise ConfigError(
+                f"config has to be an mlopt.torch.palettization.{cls.__name__}, or coremltools' "
+                f"class of that name, got {got}; a dictionary goes through its from_dict"
+            )
+        return cls.from_dict(parameters_of(config))
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
@@ -237,18 +263,17 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         if config is None or isinstance(config, cls.module_config):
             return cast("RuleT | None", config)
         wanted = cls.module_config.__name__
+        if is_foreign(config, wanted):
+            config = parameters_of(config)
         if isinstance(config, Mapping):
             try:
                 return cast("RuleT", cls.module_config.from_dict(config))
             except ConfigError as error:
                 raise ConfigError(f"{rule}: {error}") from error
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        remedy = ""
-        if type(config).__name__ == wanted:
-            remedy = "; import it from mlopt.torch.palettization"
         raise ConfigError(
             f"{rule} must be a {wanted}, a mapping of its parameters, or None (leave alone), got "
-            f"a {kind}{remedy}"
+            f"a {kind}"
         )
 
 

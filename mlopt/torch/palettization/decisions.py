@@ -160,6 +160,12 @@ def _palettized(
             f"{channels} channels on axis {axis} do not divide into groups of {group_size}",
             "channels do not divide into groups",
         )
+    if group_size is not None and group_size % config.vector_length:
+        return kept(
+            f"cluster_dim {config.vector_length} does not divide groups of {group_size} channels; "
+            "a vector cannot belong to two groups",
+            "cluster_dim does not divide the channels",
+        )
     if config.vector_length > 1:
         together = parameter.channels_together(axis)
         if together % config.vector_length:

@@ -97,14 +97,14 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         How often ``step`` is called before palettization begins; 0: it begins at once.
     cluster_dim
         Weights along the output channels that one entry stands for; above 1 the table holds
-        vectors. Not with `enable_per_channel_scale`. Divides `group_size` where there are groups.
-        None: 1.
+        vectors. Not with `enable_per_channel_scale`. Where it does not divide `group_size`, weights
+        are left alone. None: 1.
     quant_min, quant_max
         The least and the greatest code of activations, codes that `dtype` has. Entries in 8 bits
         (`lut_dtype`) use all their codes.
     dtype
         ``torch.qint8`` or ``torch.quint8``, or the name of one, for the codes of activations. Only
-        with `quantize_activations`.
+        with `quantize_activations`; ``torch.float32`` without them.
     lut_dtype
         How entries are stored: ``"i8"`` or ``"u8"`` in 8 bits with one scale for all tables of a
         weight, ``"f16"`` or ``"bf16"`` rounded to that format, ``"f32"`` (default) in the dtype of
@@ -288,6 +288,13 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
             )
 
     def _check_codes(self) -> None:
+        if self.dtype is torch.float32:
+            if self.quantize_activations:
+                raise ConfigError(
+                    "quantize_activations needs a dtype with codes, got torch.float32; use "
+                    "torch.qint8 or torch.quint8, or leave quantize_activations out"
+                )
+            return
         least, greatest = checked.code_range(self.dtype)
         if not least <= self.quant_min < self.quant_max <= greatest:
             raise ConfigError(

@@ -30,7 +30,8 @@ SCALING_FACTOR_SCHEMES = ("min_max", "abs")
 OUTPUT_CHANNELS_LAST = "oc_last"
 
 _SHORT_NAMES = {str(dtype).removeprefix("torch."): short for short, dtype in LUT_DTYPES.items()}
-_ACTIVATION_DTYPES = {"qint8": torch.qint8, "quint8": torch.quint8}
+_SHORT_NAMES["b16"] = "bf16"  # what coremltools calls it
+_ACTIVATION_DTYPES = {"qint8": torch.qint8, "quint8": torch.quint8, "float32": torch.float32}
 
 
 def number(
@@ -79,7 +80,7 @@ def cluster_dtype(value: Any) -> str | None:
 
 
 def activation_dtype(value: Any) -> torch.dtype:
-    """``torch.qint8`` or ``torch.quint8``, given as such or by name."""
+    """``torch.qint8``, ``torch.quint8`` or ``torch.float32``, given as such or by name."""
     try:
         return _ACTIVATION_DTYPES[_bare_name(value)]
     except KeyError:

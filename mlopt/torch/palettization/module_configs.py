@@ -100,8 +100,8 @@ class ModuleOptimizationConfig:
         its weight, and 0 means these.
     cluster_dim
         Weights along the channels that one table entry stands for; above 1 the table holds
-        vectors. Not with `enable_per_channel_scale`. Divides `group_size` where there are groups.
-        None: 1.
+        vectors. Not with `enable_per_channel_scale`. Where it does not divide `group_size`, weights
+        are left alone. None: 1.
     enable_per_channel_scale
         Divide each output channel by its largest magnitude before clustering, and store that scale.
 
@@ -136,11 +136,6 @@ class ModuleOptimizationConfig:
             raise ConfigError(
                 "enable_per_channel_scale is for tables of numbers, got True with cluster_dim="
                 f"{self.cluster_dim}; use cluster_dim=1, or leave the scale out"
-            )
-        if self.group_size is not None and self.group_size % self.vector_length:
-            raise ConfigError(
-                f"cluster_dim must divide group_size, got cluster_dim={self.cluster_dim} and "
-                f"group_size={self.group_size}; a vector cannot belong to two groups"
             )
 
     @property

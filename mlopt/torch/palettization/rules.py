@@ -99,14 +99,14 @@ def _wish(
     config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
 ) -> Wish[ModuleConfigT]:
     user = f"{type(module).__name__} {name!r}"
-    kind, key, rule = _rule(config, name, module)
+    kind, key, rule = rule_for(config, name, module)
     wanted = None if rule is None else config.config_for(rule, module)
     if isinstance(wanted, Keep):
         return _Unmet(user, kind, key, None, wanted)
     return Wish(user, kind, key, wanted)
 
 
-def _rule(
+def rule_for(
     config: OptimizationConfig[Any], name: str, module: nn.Module
 ) -> tuple[RuleKind, str | None, Any]:
     """The rule that decides for a module: its kind, its key, and what it says."""

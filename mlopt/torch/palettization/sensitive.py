@@ -70,6 +70,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         loss_fn: LossFunction,
         sensitivity_path: str | os.PathLike[str] | None = None,
         num_sensitivity_workers: int = 1,
+        fsdp_auto_wrap_policy: Any = None,
     ) -> dict[str, torch.Tensor]:
         """The sensitivities of the weights that can be palettized.
 
@@ -94,6 +95,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         num_sensitivity_workers
             Copies of the model, spread over the GPUs, that work on samples at the same time. The
             result does not depend on it.
+        fsdp_auto_wrap_policy
+            None: a model is sharded before it is given here, and stays so.
 
         Returns
         -------
@@ -105,6 +108,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         ConfigError
             There are no samples, or the loss is no finite scalar with a gradient.
         """
+        _refuse_policy(fsdp_auto_wrap_policy)
         found = self._sensitivities(dataloader, loss_fn, sensitivity_path, num_sensitivity_workers)
         return found.values
 
@@ -116,6 +120,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         num_kmeans_workers: int = 1,
         num_sensitivity_workers: int = 1,
         inplace: bool = False,
+        fsdp_auto_wrap_policy: Any = None,
     ) -> nn.Module:
         """Palettize the model.
 
@@ -134,6 +139,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         inplace
             Change the model itself; an error leaves it as it was. False: it stays as it is, and a
             copy is palettized and returned.
+        fsdp_auto_wrap_policy
+            As for :meth:`compute_sensitivity`.
 
         Returns
         -------
@@ -146,6 +153,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         ConfigError
             Neither samples with a loss nor a file; see also :meth:`compute_sensitivity`.
         """
+        _refuse_policy(fsdp_auto_wrap_policy)
         reasons: Mapping[str, str] = {}
         notes: list[str] = []
         if sensitivity_path is not None:
@@ -209,6 +217,17 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         if path is not None:
             save_on_first_rank(found, path)
         return found
+
+
+def _refuse_policy(policy: Any) -> None:
+    """A model is not sharded here: that would leave another one behind than was given."""
+    if policy is not None:
+        raise ConfigError(
+            f"fsdp_auto_wrap_policy has to be None, got a {type(policy).__name__}: shard the model "
+            "first, FullyShardedDataParallel(model, auto_wrap_policy=policy.get_policy()), save "
+            "its sensitivities with compute_sensitivity(sensitivity_path=...), and compress the "
+            "model as it was with that file"
+        )
 
 
 def _check_names(
