@@ -51,7 +51,7 @@ def test_commands_run_in_order(folder):
     (folder / "rules.yaml").write_text(rules, encoding="utf-8")
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("mlopt ")]
-    assert len(commands) == 8
+    assert len(commands) == 10
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
@@ -63,7 +63,9 @@ def test_commands_run_in_order(folder):
             env={**os.environ, "PYTHONPATH": path},
         )
         assert result.stderr == b""
-    assert packages(folder) == {"digits", "digits-small", "digits-rules", "digits-plain"}
+    small, rules, plain = "digits-small", "digits-rules", "digits-plain"
+    assert packages(folder) == {"digits", small, rules, plain, "digits-18"}
+    assert packages(folder / "small") == {"digits", "digits-18"}
     assert (folder / "report.json").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Commands: ``mlopt inspect``, ``palettize``, ``decompress``, ``lint``, ``run``, ``compare``.
+"""Commands: ``mlopt inspect``, ``palettize``, ``decompress``, ``raise``, ``lint`` and others.
 
 Commands build values, call the library and print what it returns. Starting up loads neither the
 library nor coremltools; a command loads what it needs.
@@ -21,6 +21,7 @@ from mlopt.cli.inspect import inspect_model
 from mlopt.cli.lint import lint_model
 from mlopt.cli.outcome import EXIT_CODES
 from mlopt.cli.palettize import palettize_model
+from mlopt.cli.raising import raise_model
 from mlopt.cli.run import run_model
 
 __all__ = ["app", "main"]
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("inspect", epilog=EXIT_CODES)(inspect_model)
 app.command("palettize", epilog=EXIT_CODES)(palettize_model)
 app.command("decompress", epilog=EXIT_CODES)(decompress_model)
+app.command("raise", epilog=EXIT_CODES)(raise_model)
 app.command("run", epilog=EXIT_CODES)(run_model)
 app.command("compare", epilog=EXIT_CODES)(compare_models)
 app.command("lint", epilog=EXIT_CODES)(lint_model)

@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.terminal import checked_output, progress_bar, sizes_line
+from mlopt.cli.terminal import Done, progress_bar, written
 
 if TYPE_CHECKING:
     from mlopt.coreml.decompress import DecompressionResult
 
 
 def decompress_model(
-    model: Annotated[
-        Path, typer.Argument(help="The .mlpackage with compressed weights.", metavar="MODEL")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The .mlpackage to write.")
-    ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT where it exists.")
-    ] = False,
+    models: Models,
+    output: Output = None,
+    output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Put plain weights in the place of compressed ones, whoever compressed them."""
-    with errors_explained():
+    with (
+        errors_explained(),
+        destinations(models, output, output_dir, overwrite=overwrite) as outputs,
+    ):
         from mlopt.coreml.decompress import decompress
         from mlopt.coreml.inspection import package_bytes
 
-        destination = checked_output(output, overwrite=overwrite)
-        before = package_bytes(model)  # OUT may be MODEL itself
-        with progress_bar("Decompressing", quiet=quiet) as progress:
-            result = decompress(model, destination, progress=progress)
-        if not quiet:
-            typer.echo(_summary(result))
-            for note in result.notes:
-                typer.echo(f"Note: {note}")
-            typer.echo(sizes_line(before, result.path))
+        def work(place: int) -> Done:
+            model = models[place]
+            before = package_bytes(model)  # OUT may be MODEL itself
+            with progress_bar("Decompressing", quiet=quiet) as progress:
+                result = decompress(model, outputs[place], progress=progress)
+            return written(_summary(result), before, result.path)
+
+        code = run_each(models, work, quiet=quiet)
+    raise typer.Exit(code)
 
 
 def _summary(result: DecompressionResult) -> str:
-    """How many weights were decompressed, and of which form."""
+    """How many weights were decompressed, of which form, and the notes."""
+    return "\n".join([_counted(result), *(f"Note: {note}" for note in result.notes)])
+
+
+def _counted(result: DecompressionResult) -> str:
     if not result.weights:
         return "No weight was compressed: the package was copied as it is."
     forms = Counter(weight.compression.form for weight in result.weights)

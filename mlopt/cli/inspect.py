@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlopt.cli.batch import Models, run_each
 from mlopt.cli.outcome import errors_explained
-from mlopt.cli.terminal import (
-    STANDARD_OUTPUT,
-    checked_file,
-    output_width,
-    progress_bar,
-    write_text,
-)
+from mlopt.cli.terminal import Done, checked_file, output_width, progress_bar
 
 if TYPE_CHECKING:
     from mlopt.coreml.inspection import Inventory
@@ -33,7 +28,7 @@ class SortKey(str, Enum):
 
 
 def inspect_model(
-    model: Annotated[Path, typer.Argument(help="The .mlpackage to look into.", metavar="MODEL")],
+    models: Models,
     sort: Annotated[
         SortKey,
         typer.Option(help="Sort by a column: names ascending, numbers from the largest down."),
@@ -68,7 +63,7 @@ def inspect_model(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
 ) -> None:
-    """List the weights of a model.
+    """List the weights of a model, or of several.
 
     Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. Of a
     compressed weight also its form, bits, and how many elements share a table or a scale; its bytes
@@ -82,21 +77,23 @@ def inspect_model(
             )
         from mlopt.coreml.inspection import inspect_weights
 
-        with progress_bar("Reading", quiet=quiet) as progress:
-            inventory = inspect_weights(
-                model,
-                patterns=patterns or (),
-                min_size=min_size,
-                statistics=stats,
-                progress=progress,
-            ).sorted_by(sort.value)
-        if json_file is not None:
-            write_text(inventory.to_json(), json_file)
-        if not quiet and json_file != STANDARD_OUTPUT:
+        def work(place: int) -> Done:
             from mlopt.cli.tables import inventory_table
 
-            typer.echo(inventory_table(inventory, output_width(80)))
-            typer.echo(_summary(inventory))
+            with progress_bar("Reading", quiet=quiet) as progress:
+                inventory = inspect_weights(
+                    models[place],
+                    patterns=patterns or (),
+                    min_size=min_size,
+                    statistics=stats,
+                    progress=progress,
+                ).sorted_by(sort.value)
+            summary = _summary(inventory)
+            text = f"{inventory_table(inventory, output_width(80))}\n\n{summary}"
+            return Done(text=text, line=summary, values=inventory.as_dict())
+
+        code = run_each(models, work, quiet=quiet, json_file=json_file)
+    raise typer.Exit(code)
 
 
 def _summary(inventory: Inventory) -> str:
@@ -106,4 +103,4 @@ def _summary(inventory: Inventory) -> str:
     if len(inventory.rows) != inventory.weights_in_all:
         count = f"{len(inventory.rows)} of {count}"
         size = f"{human_bytes(inventory.nbytes)} of {size}"
-    return f"\n{count} weights, {size}. Target: {inventory.target}."
+    return f"{count} weights, {size}. Target: {inventory.target}."

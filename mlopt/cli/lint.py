@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mlopt.cli.batch import Models, run_each
 from mlopt.cli.outcome import ExitCode, errors_explained
-from mlopt.cli.terminal import output_width, target_name
+from mlopt.cli.terminal import STANDARD_OUTPUT, TARGET_OPTIONS, Done, output_width, target_name
 
 # Narrower, what was found breaks after every word.
 _NARROWEST = 100
@@ -46,10 +46,11 @@ def _explain_rule(pattern: str | None) -> None:
 
 
 def lint_model(
-    model: Annotated[Path, typer.Argument(help="The .mlpackage to look at.", metavar="MODEL")],
+    models: Models,
     target: Annotated[
         str | None,
         typer.Option(
+            *TARGET_OPTIONS,
             metavar="TARGET",
             callback=target_name,
             help="The oldest system that shall run it, such as iOS16 or macOS15. "
@@ -101,10 +102,16 @@ def lint_model(
     with errors_explained():
         from mlopt.coreml.lint import lint
 
-        report = lint(model, target, select=select or None, ignore=ignore or None)
-        if output_format is Format.JSON:
-            typer.echo(report.to_json())
-        else:
-            typer.echo(report.to_text(output_width(_NARROWEST)))
-    if report.has("warning" if strict else "error"):
-        raise typer.Exit(ExitCode.FINDINGS)
+        def work(place: int) -> Done:
+            report = lint(models[place], target, select=select or None, ignore=ignore or None)
+            is_clean = not report.has("warning" if strict else "error")
+            return Done(
+                text=report.to_text(output_width(_NARROWEST)),
+                line=report.summary().splitlines()[0],
+                values=report.as_dict(),
+                code=ExitCode.DONE if is_clean else ExitCode.FINDINGS,
+            )
+
+        json_file = STANDARD_OUTPUT if output_format is Format.JSON else None
+        code = run_each(models, work, json_file=json_file)
+    raise typer.Exit(code)

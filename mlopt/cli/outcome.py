@@ -58,25 +58,31 @@ def errors_explained() -> Iterator[None]:
         raise
     except KeyboardInterrupt:
         _fail("Interrupted.", ExitCode.INTERRUPTED)
-    except TargetError as error:
-        hint = "Parameters are options here, such as --minimum-deployment-target iOS18."
-        _fail(f"Error: {error}\n{hint}", ExitCode.TARGET)
-    except ModelFormatError as error:
-        _fail(f"Error: {error}", ExitCode.MODEL)
-    except RunError as error:
-        _fail(f"Error: {error}", ExitCode.FAILED)
-    except MlOptError as error:
-        _fail(f"Error: {error}", ExitCode.USAGE)
-    except OSError as error:
-        _fail(f"Error: {error}", ExitCode.FAILED)
     except Exception as error:
-        if os.environ.get(_TRACEBACK):
-            traceback.print_exc()
-        _fail(
-            f"Error: unexpected {type(error).__name__}: {error}\n"
-            f"This is a fault of mlopt. Run it with {_TRACEBACK}=1 to see where.",
-            ExitCode.FAILED,
-        )
+        _fail(*explained(error))
+
+
+def explained(error: Exception) -> tuple[str, ExitCode]:
+    """What to print of an error, and the exit code that it means."""
+    if isinstance(error, TargetError):
+        hint = "Parameters are options here: minimum_deployment_target is --target, such as iOS18."
+        return f"Error: {error}\n{hint}", ExitCode.TARGET
+    known = {
+        ModelFormatError: ExitCode.MODEL,
+        RunError: ExitCode.FAILED,
+        MlOptError: ExitCode.USAGE,
+        OSError: ExitCode.FAILED,
+    }
+    for kind, code in known.items():
+        if isinstance(error, kind):
+            return f"Error: {error}", code
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(error)
+    return (
+        f"Error: unexpected {type(error).__name__}: {error}\n"
+        f"This is a fault of mlopt. Run it with {_TRACEBACK}=1 to see where.",
+        ExitCode.FAILED,
+    )
 
 
 def _fail(message: str, code: ExitCode) -> NoReturn:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
 from mlopt.cli.outcome import ExitCode, errors_explained
 from mlopt.cli.settings import Settings
 from mlopt.cli.terminal import (
-    STANDARD_OUTPUT,
+    TARGET_OPTIONS,
+    Done,
     checked_file,
-    checked_output,
     output_width,
     progress_bar,
-    sizes_line,
     target_name,
-    write_text,
+    written,
 )
 
 if TYPE_CHECKING:
+    from mlopt.coreml.config import OptimizationConfig
     from mlopt.coreml.report import Report
 
 # Narrower, reasons break after every word; a terminal's own wrapping reads better then.
@@ -59,16 +60,10 @@ class LutDtype(str, Enum):
 
 
 def palettize_model(
-    model: Annotated[Path, typer.Argument(help="The .mlpackage to palettize.", metavar="MODEL")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="OUT", help="The .mlpackage to write; needless for --dry-run."
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT where it exists, MODEL included.")
-    ] = False,
+    models: Models,
+    output: Output = None,
+    output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
     nbits: Annotated[
         int | None,
         typer.Option(
@@ -157,6 +152,7 @@ def palettize_model(
     minimum_deployment_target: Annotated[
         str | None,
         typer.Option(
+            *TARGET_OPTIONS,
             metavar="TARGET",
             callback=target_name,
             help="The newest target that the result may need, such as iOS18 or macOS15. Default: "
@@ -199,7 +195,7 @@ def palettize_model(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
 ) -> None:
-    """Palettize a model, and account for every weight."""
+    """Palettize a model, or each of several, and account for every weight."""
     with errors_explained():
         settings = Settings(
             nbits=nbits,
@@ -216,49 +212,74 @@ def palettize_model(
             skip_type=tuple(skip_type or ()),
         )
         optimization = settings.configuration(config)
-        if output is None and not dry_run:
-            raise typer.BadParameter(
-                "name the package to write, or try --dry-run", param_hint="'--output' / '-o'"
+        options = {
+            "minimum_deployment_target": minimum_deployment_target,
+            "strict": strict,
+            "joint_compression": joint,
+        }
+        if dry_run:
+            code = run_each(
+                models,
+                lambda place: _previewed(models[place], optimization, options),
+                quiet=quiet,
+                json_file=report_file,
             )
-        destination = output and checked_output(output, overwrite=overwrite)
-
-        from mlopt.coreml.inspection import package_bytes
-        from mlopt.coreml.palettize import palettize, preview
-
-        if dry_run or destination is None:
-            report = preview(
-                model,
-                optimization,
-                minimum_deployment_target=minimum_deployment_target,
-                strict=strict,
-                joint_compression=joint,
-            )
-            closing = "Dry run: nothing was clustered, and nothing was written."
         else:
-            before = package_bytes(model)  # OUT may be MODEL itself
-            with progress_bar("Palettizing", quiet=quiet) as progress:
-                result = palettize(
-                    model,
-                    optimization,
-                    output=destination,
-                    minimum_deployment_target=minimum_deployment_target,
-                    strict=strict,
-                    joint_compression=joint,
-                    workers=workers,
-                    progress=progress,
+            with destinations(models, output, output_dir, overwrite=overwrite) as outputs:
+                code = run_each(
+                    models,
+                    lambda place: _palettized(
+                        models[place],
+                        optimization,
+                        outputs[place],
+                        {**options, "workers": workers},
+                        quiet=quiet,
+                    ),
+                    quiet=quiet,
+                    json_file=report_file,
                 )
-            report = result.report
-            closing = sizes_line(before, result.path)
-        if report_file is not None:
-            write_text(report.to_json(), report_file)
-        if not quiet and report_file != STANDARD_OUTPUT:
-            _print(report, closing)
-        if not report.palettized:
+        if code == ExitCode.NOTHING_PALETTIZED:
             typer.echo("Nothing was palettized: every weight was kept as it is.", err=True)
-            raise typer.Exit(ExitCode.NOTHING_PALETTIZED)
+    raise typer.Exit(code)
 
 
-def _print(report: Report, closing: str) -> None:
-    if report.rows:
-        typer.echo(report.to_table(output_width(_NARROWEST)) + "\n")
-    typer.echo(f"{report.summary()}\n{closing}")
+def _previewed(model: Path, config: OptimizationConfig, options: dict[str, Any]) -> Done:
+    from mlopt.coreml.palettize import preview
+    from mlopt.coreml.report import human_bytes, size_change
+
+    report = preview(model, config, **options)
+    before, after = report.bytes_before, report.bytes_after
+    return Done(
+        text=f"{_text(report)}\nDry run: nothing was clustered, and nothing was written.",
+        line=f"{human_bytes(before)} -> {human_bytes(after)} of weights, "
+        f"{size_change(before, after)}",
+        values=report.as_dict(),
+        code=_code(report),
+    )
+
+
+def _palettized(
+    model: Path,
+    config: OptimizationConfig,
+    output: Path,
+    options: dict[str, Any],
+    *,
+    quiet: bool,
+) -> Done:
+    from mlopt.coreml.inspection import package_bytes
+    from mlopt.coreml.palettize import palettize
+
+    before = package_bytes(model)  # OUT may be MODEL itself
+    with progress_bar("Palettizing", quiet=quiet) as progress:
+        result = palettize(model, config, output=output, progress=progress, **options)
+    report = result.report
+    return written(_text(report), before, result.path, values=report.as_dict(), code=_code(report))
+
+
+def _code(report: Report) -> ExitCode:
+    return ExitCode.DONE if report.palettized else ExitCode.NOTHING_PALETTIZED
+
+
+def _text(report: Report) -> str:
+    table = f"{report.to_table(output_width(_NARROWEST))}\n\n" if report.rows else ""
+    return table + report.summary()

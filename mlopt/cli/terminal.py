@@ -6,11 +6,17 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import typer
+
+from mlopt.cli.outcome import ExitCode
 
 _WIDTH_WITHOUT_TERMINAL = 120
 STANDARD_OUTPUT = Path("-")
+TARGET_OPTIONS = ("--target", "--minimum-deployment-target")
+"""What a deployment target is given with, in every command that has one."""
 
 
 def output_width(narrowest: int) -> int:
@@ -88,7 +94,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
         yield show
 
 
-def checked_output(output: Path, *, overwrite: bool) -> Path:
+def checked_output(output: Path, *, overwrite: bool, option: str = "'--output' / '-o'") -> Path:
     """The package that will be written; refused where it exists and ``overwrite`` was not given."""
     from mlopt.mil.writer import check_destination
 
@@ -96,19 +102,38 @@ def checked_output(output: Path, *, overwrite: bool) -> Path:
     if destination.exists() and not overwrite:
         raise typer.BadParameter(
             f"{destination} exists already; choose another name, or give --overwrite to replace it",
-            param_hint="'--output' / '-o'",
+            param_hint=option,
         )
     return destination
 
 
-def sizes_line(before: int, output: Path) -> str:
-    """What became of the package's size: ``before`` in bytes, and the package that was written."""
+@attrs.frozen(kw_only=True)
+class Done:
+    """What there is to say of a model that something was done with.
+
+    text: what is printed; values: the same for JSON; line: in the summary of several models;
+    output: the package that was written; before, after: bytes of the packages, 0 without output.
+    """
+
+    text: str
+    line: str
+    values: dict[str, Any] = attrs.Factory(dict)
+    code: ExitCode = ExitCode.DONE
+    output: Path | None = None
+    before: int = 0
+    after: int = 0
+
+
+def written(text: str, before: int, output: Path, **more: Any) -> Done:
+    """``text`` and what became of a package of so many bytes, with the one that was written."""
     from mlopt.coreml.inspection import package_bytes
     from mlopt.coreml.report import human_bytes, size_change
 
     after = package_bytes(output)
-    change = size_change(before, after)
-    return f"Package: {human_bytes(before)} -> {human_bytes(after)}, {change}: {output}"
+    change = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
+    line = f"{change}: {output}"
+    text = f"{text}\nPackage: {line}"
+    return Done(text=text, line=line, output=output, before=before, after=after, **more)
 
 
 def checked_named_file(path: Path | None) -> Path | None:

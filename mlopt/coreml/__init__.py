@@ -15,7 +15,7 @@ from mlopt.coreml.config import (
 )
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.decompress import DecompressionResult, decompress, decompress_weights
-from mlopt.coreml.deployment import raise_target, set_deployment_target
+from mlopt.coreml.deployment import deployment_target, raise_target, set_deployment_target
 from mlopt.coreml.lint import Finding, LintReport, lint
 from mlopt.coreml.metadata import (
     CoreMLOpMetaData,
@@ -47,6 +47,7 @@ __all__ = [
     "WeightRow",
     "decompress",
     "decompress_weights",
+    "deployment_target",
     "get_weights_metadata",
     "lint",
     "palettize",

@@ -47,6 +47,22 @@ def set_deployment_target(model: Any, target: Any) -> Any:
     return rewritten_mlmodel(lambda path: raise_target(model, path, target), like=like)
 
 
+def deployment_target(source: Any) -> str:
+    """The deployment target of a model by name; of a pipeline, the newest of its programs.
+
+    Parameters
+    ----------
+    source
+        The path of an ``.mlpackage``, or an ``MLModel``.
+
+    Raises
+    ------
+    ModelFormatError
+        The model is damaged or no ML program.
+    """
+    return str(_current(open_package(source)))
+
+
 def raise_target(source: Any, output: str | os.PathLike[str], target: Any) -> Path:
     """Write a package whose deployment target is raised, from file to file.
 
@@ -80,10 +96,14 @@ def raise_target(source: Any, output: str | os.PathLike[str], target: Any) -> Pa
         return writer.finish()
 
 
+def _current(package: Package) -> Target:
+    version = max(program.specification_version for program in package.programs)
+    return Target.of_specification(version)
+
+
 def _plans(package: Package, target: Target) -> list[OpsetRaise]:
     """Plan every program of a package, or refuse with the reasons of all."""
-    version = max(program.specification_version for program in package.programs)
-    current = Target.of_specification(version)
+    current = _current(package)
     if target < current:
         raise TargetError(
             f"{package.path}: the model is for {current} ({current.macos}) and cannot be lowered "

@@ -1,0 +1,228 @@
+"""Several packages in one call: where each result goes, and one account of all.
+
+Language models come in chunks, which want the same done to each. What would go wrong for any of
+them for its name alone is refused before work begins; what goes wrong with one later does not keep
+the others from being done, and is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from mlopt.cli.outcome import ExitCode, explained
+from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, write_text
+
+if TYPE_CHECKING:
+    from mlopt.cli.terminal import Done
+
+_SUFFIX = ".mlpackage"
+
+Models: TypeAlias = Annotated[
+    list[Path], typer.Argument(help="The .mlpackage, or several.", metavar="MODEL...")
+]
+Output: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="OUT", help="The .mlpackage to write, of one MODEL."),
+]
+OutputDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The folder to write to, in place of --output, under the names that the models have; "
+        "it is made if need be.",
+    ),
+]
+Overwrite: TypeAlias = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what exists, MODEL included.")
+]
+
+
+@contextlib.contextmanager
+def destinations(
+    models: Sequence[Path], output: Path | None, output_dir: Path | None, *, overwrite: bool
+) -> Iterator[list[Path]]:
+    """The package that is written for each model, all checked; a new folder stays if it is used.
+
+    Raises
+    ------
+    typer.BadParameter
+        There is no destination, or one for several; or one exists and ``overwrite`` was not given.
+    """
+    if (output is None) == (output_dir is None):
+        raise typer.BadParameter(
+            "name the package to write, or the folder for several with --output-dir"
+            if output is None
+            else "give either --output or --output-dir",
+            param_hint="'--output' / '-o'",
+        )
+    if output is not None:
+        if len(models) > 1:
+            raise typer.BadParameter(
+                f"it is the one package to write, got {len(models)} models; give the folder for "
+                "them with --output-dir",
+                param_hint="'--output' / '-o'",
+            )
+        yield [checked_output(output, overwrite=overwrite)]
+        return
+    assert output_dir is not None
+    names = _names(models)
+    with _folder(output_dir):
+        yield [
+            checked_output(output_dir / name, overwrite=overwrite, option="'--output-dir'")
+            for name in names
+        ]
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """The name of each model's package in a common folder; refused where two are the same."""
+    seen: dict[str, Path] = {}
+    names = []
+    for model in models:
+        # "." and a path that ends in ".." have a name as well
+        name = model.name if model.name not in ("", "..") else model.resolve().name
+        name = name if name.endswith(_SUFFIX) else f"{name}{_SUFFIX}"
+        # many file systems take names that differ in case for the same
+        other = seen.setdefault(name.casefold(), model)
+        if other is not model:
+            raise typer.BadParameter(
+                f"{other} and {model} would both be written to {name} there; rename one, or call "
+                "mlopt for each",
+                param_hint="'--output-dir'",
+            )
+        names.append(name)
+    return names
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder where there is none; what stays empty is removed afterwards."""
+    path = path.expanduser()
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise typer.BadParameter(
+            f"{path} cannot be made: {reason}; choose another folder", param_hint="'--output-dir'"
+        ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+
+
+def run_each(
+    models: Sequence[Path],
+    work: Callable[[int], Done],
+    *,
+    quiet: bool = False,
+    json_file: Path | None = None,
+) -> ExitCode:
+    """Do something with each model, print what there is to say, and return the one exit code.
+
+    Of one model, an error passes through, and the text and the JSON are its own. Of several, each
+    has its heading, an error is printed and the next one is begun; then there is a summary, and the
+    JSON is ``{"models": [...], "exit_code": ...}``. The exit code is that of the first failure;
+    without one, that models were not clean, or that nothing was to be done for any.
+
+    Parameters
+    ----------
+    work
+        Called with the place of the model among ``models``.
+    quiet
+        Print errors only.
+    json_file
+        Where to write the values as JSON; for standard output, nothing else is printed there.
+    """
+    shows = not quiet and json_file != STANDARD_OUTPUT
+    if len(models) == 1:
+        done = work(0)
+        if json_file is not None:
+            write_text(_json(done.values), json_file)
+        if shows:
+            typer.echo(done.text)
+        return done.code
+    results: list[Done | tuple[str, ExitCode]] = []
+    for place, model in enumerate(models):
+        if shows:
+            typer.echo(f"{'' if place == 0 else chr(10)}== {_shown(model)}")
+        try:
+            done = work(place)
+        except (typer.Exit, typer.BadParameter, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            typer.echo(f"{len(results)} of {len(models)} were done with before.", err=True)
+            raise
+        except Exception as error:
+            message, code = explained(error)
+            typer.echo(f"{_shown(model)}: {message}", err=True)
+            results.append((message, code))
+            continue
+        if shows:
+            typer.echo(done.text)
+        results.append(done)
+    code = _common(results)
+    if json_file is not None:
+        rows = [_row(model, result) for model, result in zip(models, results, strict=True)]
+        write_text(_json({"models": rows, "exit_code": int(code)}), json_file)
+    if shows:
+        typer.echo("\n" + _summary(models, results))
+    return code
+
+
+def _common(results: Sequence[Done | tuple[str, ExitCode]]) -> ExitCode:
+    failures = [result[1] for result in results if isinstance(result, tuple)]
+    if failures:
+        return failures[0]
+    codes = [result.code for result in results if not isinstance(result, tuple)]
+    if ExitCode.FINDINGS in codes:
+        return ExitCode.FINDINGS
+    return codes[0] if len(set(codes)) == 1 else ExitCode.DONE
+
+
+def _row(model: Path, result: Done | tuple[str, ExitCode]) -> dict[str, Any]:
+    if isinstance(result, tuple):
+        return {"model": str(model), "error": result[0], "exit_code": int(result[1])}
+    output = {} if result.output is None else {"output": str(result.output)}
+    return {"model": str(model), **output, "exit_code": int(result.code), **result.values}
+
+
+def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCode]]) -> str:
+    """A line for each model, and one for all."""
+    width = max(len(_shown(model)) for model in models)
+    lines, before, after, failed = [], 0, 0, 0
+    for model, result in zip(models, results, strict=True):
+        if isinstance(result, tuple):
+            failed += 1
+            line = "failed: " + result[0].removeprefix("Error: ").splitlines()[0]
+        else:
+            line = result.line
+            before, after = before + result.before, after + result.after
+        lines.append(f"{_shown(model):{width}}  {line}")
+    counts = f"{len(models) - failed} of {len(models)} done"
+    if failed:
+        counts += f", {failed} failed"
+    if after:
+        from mlopt.coreml.report import human_bytes, size_change
+
+        sizes = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
+        counts += f": {sizes}"
+    return "\n".join([*lines, f"{counts}."])
+
+
+def _shown(model: Path) -> str:
+    from mlopt.coreml.report import printable
+
+    return printable(str(model))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
