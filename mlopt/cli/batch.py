@@ -17,6 +17,7 @@ import typer
 
 from mlopt.cli.outcome import ExitCode, explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, write_text
+from mlopt.text import printable, printable_lines
 
 if TYPE_CHECKING:
     from mlopt.cli.terminal import Done
@@ -163,7 +164,7 @@ def run_each(
             raise
         except Exception as error:
             message, code = explained(error)
-            typer.echo(f"{_shown(model)}: {message}", err=True)
+            typer.echo(f"{_shown(model)}: {printable_lines(message)}", err=True)
             results.append((message, code))
             continue
         if shows:
@@ -202,7 +203,7 @@ def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCod
     for model, result in zip(models, results, strict=True):
         if isinstance(result, tuple):
             failed += 1
-            line = "failed: " + result[0].removeprefix("Error: ").splitlines()[0]
+            line = "failed: " + printable(result[0].removeprefix("Error: ").split("\n")[0])
         else:
             line = result.line
             before, after = before + result.before, after + result.after
@@ -219,8 +220,6 @@ def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCod
 
 
 def _shown(model: Path) -> str:
-    from mlopt.coreml.report import printable
-
     return printable(str(model))
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from mlopt.errors import MlOptError, ModelFormatError, RunError, TargetError
+from mlopt.text import printable_lines
 
 _TRACEBACK = "MLOPT_TRACEBACK"
 
@@ -86,5 +87,5 @@ def explained(error: Exception) -> tuple[str, ExitCode]:
 
 
 def _fail(message: str, code: ExitCode) -> NoReturn:
-    typer.echo(message, err=True)
+    typer.echo(printable_lines(message), err=True)
     raise typer.Exit(code) from None

@@ -11,6 +11,7 @@ import typer
 
 from mlopt.cli.outcome import errors_explained
 from mlopt.cli.terminal import checked_named_file
+from mlopt.text import printable
 
 _SHOWN = 5
 _ABOUT_ONE = 0.01
@@ -86,12 +87,12 @@ def run_model(
         found = program.predict(given, program.make_state(), seed=seed)
         assert isinstance(found, dict)
         for name, value in found.items():
-            typer.echo(f"{name}: {_described(value)}")
+            typer.echo(printable(f"{name}: {_described(value)}"))
         if output is not None:
             arrays = named_arrays(found)
             write_arrays(arrays, output)
             saved = (f"{name} {value.dtype}{list(value.shape)}" for name, value in arrays.items())
-            typer.echo(f"Saved in {output}: {', '.join(saved)}")
+            typer.echo(printable(f"Saved in {output}: {', '.join(saved)}"))
 
 
 def _described_inputs(features: Mapping[str, Any]) -> str:
@@ -105,7 +106,8 @@ def _described_inputs(features: Mapping[str, Any]) -> str:
             getattr(kind, "__name__", "") or getattr(feature, "space", feature.__class__.__name__)
         ]
         words += [shape()] if shape is not None else []
-        lines.append(f"  {name}: {' '.join(words)}" + (", optional" * feature.is_optional))
+        line = f"  {name}: {' '.join(words)}" + (", optional" * feature.is_optional)
+        lines.append(printable(line))
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlopt.coreml.inspection import Inventory, StoredWeight
-from mlopt.coreml.report import human_bytes, middle_elided, printable
+from mlopt.coreml.report import human_bytes
+from mlopt.text import elided_apart, middle_elided, printable
 
 # Plain ASCII, so that the table can go to any terminal, log or file.
 _BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
@@ -47,8 +48,8 @@ def inventory_table(inventory: Inventory, width: int) -> str:
     for title in ("weight", "read by", *columns):
         on_left = title in ("weight", "read by", "shape", "dtype", "stored as")
         table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
-    for name, user, *cells in zip(names, users, *columns.values(), strict=True):
-        texts = (middle_elided(name, name_width), middle_elided(user, user_width), *cells)
+    names, users = elided_apart(names, name_width), elided_apart(users, user_width)
+    for texts in zip(names, users, *columns.values(), strict=True):
         # As Text: a string would be searched for markup such as "[0]".
         table.add_row(*map(Text, texts))
     out = StringIO()

@@ -75,7 +75,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    from mlopt.coreml.report import middle_elided
+    from mlopt.text import middle_elided, printable
 
     columns = (
         TextColumn("{task.description}"),
@@ -88,7 +88,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
 
         def show(done: int, total: int, name: str) -> None:
             # The package is finished after the last weight, which may take a while as well.
-            weight = escape(middle_elided(name, 40)) if done < total else "finishing"
+            weight = escape(middle_elided(printable(name), 40)) if done < total else "finishing"
             bar.update(task, completed=done, total=total, weight=weight)
 
         yield show

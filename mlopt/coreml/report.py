@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlopt.coreml.rules import UnmatchedRule
+from mlopt.text import elided_apart, middle_elided, printable
 
 Outcome = Literal["palettized", "kept"]
 
@@ -311,7 +312,10 @@ class Report:
         return f"Target: raised from {self.target_before} to {self.target_after}{why}."
 
     def to_table(self, width: int = 120) -> str:
-        """A plain text table of the rows, `width` columns wide at most; long names are elided."""
+        """A plain text table of the rows, `width` columns wide at most.
+
+        Long names are elided, different ones differently.
+        """
         columns = [
             [middle_elided(printable(_used_by(row.consumers)), 14) for row in self.rows],
             [middle_elided("x".join(map(str, row.shape)) or "scalar", 14) for row in self.rows],
@@ -333,11 +337,11 @@ class Report:
             on_left = title in ("used by", "shape")
             table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
         table.add_column("result", overflow="fold")
-        for row, *cells in zip(self.rows, *columns, strict=True):
+        names = elided_apart((printable(row.full_name) for row in self.rows), name_width)
+        for row, name, *cells in zip(self.rows, names, *columns, strict=True):
             result = row.form if row.is_palettized else f"kept: {row.reason}"
             if row.note:
                 result += f" ({row.note})"
-            name = middle_elided(printable(row.full_name), name_width)
             texts = (name, *cells, printable(result))
             # As Text: a string would be searched for markup such as "[0]".
             table.add_row(*(Text(text) for text in texts))
@@ -398,21 +402,6 @@ def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
     if on_one_line:
         return f"op_name_configs: {text}"
     return "op_name_configs:\n" + "".join(f"  {line}\n" for line in text.splitlines())
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with escapes for what would move the cursor or colour a terminal."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
-def middle_elided(text: str, width: int) -> str:
-    """`text` in at most `width` (5 or more) characters, its middle replaced by dots if need be."""
-    if len(text) <= width:
-        return text
-    head = (width - 2) // 2
-    return f"{text[:head]}..{text[len(text) - (width - 2 - head) :]}"
 
 
 def human_bytes(count: int) -> str:

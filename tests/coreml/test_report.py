@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.coreml.report import Report, WeightRow, human_bytes, middle_elided
+from mlopt.coreml.report import Report, WeightRow, human_bytes
 from mlopt.coreml.rules import UnmatchedRule
+from mlopt.text import middle_elided
 
 
 def palettized(name="conv_w", **changes):

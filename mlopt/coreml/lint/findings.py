@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlopt.coreml.report import middle_elided
+from mlopt.text import elided_apart, printable
 
 Severity = Literal["error", "warning", "note"]
 """error: it cannot load, cannot be expressed, or aborts; warning: slower, off the Neural Engine, or
@@ -120,7 +120,7 @@ class Finding:
     source: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.rule}: {self.place}: {self.what}"
+        return printable(f"{self.severity}: {self.rule}: {self.place}: {self.what}")
 
     def as_dict(self) -> dict[str, Any]:
         """The finding as values that JSON has."""
@@ -209,7 +209,7 @@ class LintReport:
         if self.silenced:
             lines.append(f"Silenced: {self.silenced}.")
         lines += [f"Silences nothing: {entry}" for entry in self.unused_ignores]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_text(self, width: int = 120) -> str:
         """A block of plain text for each rule that found something, and the summary.
@@ -257,7 +257,8 @@ def _block(findings: list[Finding], width: int) -> str:
         *(f"  What to do: {remedy}" for remedy in remedies),
         f"  How sure: {how_sure(first.certainty, first.source)}",
     ]
-    return "\n".join([*(wrapped(line, width) for line in lines), _rows(findings, width)])
+    lines = [wrapped(printable(line), width) for line in lines]
+    return "\n".join([*lines, _rows(findings, width)])
 
 
 def _rows(findings: list[Finding], width: int) -> str:
@@ -268,7 +269,7 @@ def _rows(findings: list[Finding], width: int) -> str:
         "weight": [place.weight or "" for place in places],
         "operation": [place.operation for place in places],
     }
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
+    columns = {title: list(map(printable, cells)) for title, cells in columns.items() if any(cells)}
     name_width = max((width - _INDENT - _FOUND_WIDTH) // max(len(columns), 1) - _GAP, _NARROWEST)
     table = Table(
         box=_BOX,
@@ -280,8 +281,9 @@ def _rows(findings: list[Finding], width: int) -> str:
     for title in columns:
         table.add_column(title, no_wrap=True)
     table.add_column("found", overflow="fold")
-    for finding, *cells in zip(findings, *columns.values(), strict=True):
-        texts = (*(middle_elided(cell, name_width) for cell in cells), finding.what)
+    shown = [elided_apart(cells, name_width) for cells in columns.values()]
+    for *cells, finding in zip(*shown, findings, strict=True):
+        texts = (*cells, printable(finding.what))
         # As Text: a string would be searched for markup such as "[0]".
         table.add_row(*map(Text, texts))
     out = StringIO()

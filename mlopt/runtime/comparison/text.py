@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from mlopt.text import elided_apart, printable
 
 if TYPE_CHECKING:
     from mlopt.runtime.comparison.measures import Distance
@@ -22,21 +24,23 @@ def comparison_text(comparison: Comparison) -> str:
         parts.append(_output_table(comparison.outputs))
     if comparison.layers:
         header = ["operation", "weight", "SNR entering", "SNR so far"]
+        worst_first = sorted(comparison.layers, key=_badness)
+        weights = _shortened(", ".join(row.weights) for row in worst_first)
         layers = [
             [
-                row.op_type,
-                _short(", ".join(row.weights)),
-                _marked(row.entering) if row.entering.samples else row.mismatch or "",
+                printable(row.op_type),
+                shown,
+                _marked(row.entering) if row.entering.samples else printable(row.mismatch or ""),
                 _marked(row.so_far) if row.so_far.samples else "",
             ]
-            for row in sorted(comparison.layers, key=_badness)
+            for row, shown in zip(worst_first, weights, strict=True)
         ]
         parts.append(_table(header, layers))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
     parts += _notes(comparison)
     if comparison.unmatched:
-        names = ", ".join(map(_short, comparison.unmatched))
+        names = ", ".join(_shortened(comparison.unmatched))
         parts.append(f"Not in the candidate, so not compared: {names}")
     parts.append("1 sample." if comparison.samples == 1 else f"{comparison.samples} samples.")
     return "\n\n".join(parts)
@@ -51,7 +55,8 @@ def decibels(value: float) -> str:
 
 def _output_table(outputs: Sequence[OutputRow]) -> str:
     header = ["output", "SNR", "cosine", "max error", "of largest"]
-    rows = [[_short(output.name), *_numbers(output.distance)] for output in outputs]
+    names = _shortened(output.name for output in outputs)
+    rows = [[name, *_numbers(output.distance)] for name, output in zip(names, outputs, strict=True)]
     agreements = [output.agreement for output in outputs]
     columns = {
         "top 1": [None if found is None else found.top1_share for found in agreements],
@@ -67,8 +72,9 @@ def _output_table(outputs: Sequence[OutputRow]) -> str:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     """What the numbers of the outputs do not say."""
-    for row in comparison.outputs:
-        name, distance, agreement = _short(row.name), row.distance, row.agreement
+    names = _shortened(row.name for row in comparison.outputs)
+    for name, row in zip(names, comparison.outputs, strict=True):
+        distance, agreement = row.distance, row.agreement
         if distance.left_out:
             where = (
                 f", {distance.mismatched} of them not the same in both models"
@@ -82,8 +88,9 @@ def _notes(comparison: Comparison) -> Iterator[str]:
                 f"{name}: {agreement.not_a_number} of {agreement.samples} samples have NaN among "
                 "their scores, and count as no agreement."
             )
-    for label in comparison.labels:
-        yield f"{_short(label.name)}: the same for {label.equal} of {label.samples} samples."
+    labels = _shortened(label.name for label in comparison.labels)
+    for name, label in zip(labels, comparison.labels, strict=True):
+        yield f"{name}: the same for {label.equal} of {label.samples} samples."
 
 
 def _badness(row: LayerRow) -> tuple[bool, float]:
@@ -108,8 +115,9 @@ def _numbers(distance: Distance) -> list[str]:
     ]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _WIDEST else f"...{name[3 - _WIDEST :]}"
+def _shortened(names: Iterable[str]) -> list[str]:
+    """Names as they are shown beside each other."""
+    return elided_apart(map(printable, names), _WIDEST)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,95 @@
+"""Text from a model on a terminal: names may hold anything, and be of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_DOTS = ".."
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with escapes for what would move the cursor or colour a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """`text` with such escapes, its line ends kept."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def middle_elided(text: str, width: int) -> str:
+    """`text` in at most `width` (5 or more) characters, its middle replaced by dots if need be."""
+    if len(text) <= width:
+        return text
+    head = (width - len(_DOTS)) // 2
+    return f"{text[:head]}{_DOTS}{text[len(text) - (width - len(_DOTS) - head) :]}"
+
+
+def elided_apart(texts: Iterable[str], width: int) -> list[str]:
+    """Each of `texts` in at most `width` (12 or more) characters, different ones differently.
+
+    What fits stays. Of others the middle is left out; where that makes some the same, what they
+    differ in is shown between two gaps; and what is the same even then is numbered.
+    """
+    given = list(texts)
+    names = list(dict.fromkeys(given))
+    shown = {name: middle_elided(name, width) for name in names}
+    _tell_apart([name for name in names if len(name) > width], width, shown)
+    taken = {name for name in names if len(name) <= width}
+    for name in names:
+        if len(name) <= width:
+            continue
+        number = 1
+        while shown[name] in taken:
+            number += 1
+            shown[name] = _numbered(name, width, number)
+        taken.add(shown[name])
+    return [shown[name] for name in given]
+
+
+def _tell_apart(names: Sequence[str], width: int, shown: dict[str, str]) -> None:
+    """Change what is shown of those of `names` that are shown as the same."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(shown[name], []).append(name)
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        first = _common_prefix(group)
+        for name in group:
+            shown[name] = _around(name, first, width)
+        # The character there is shown of all, so that each part of the group is a smaller one.
+        if len({shown[name] for name in group}) > 1:
+            _tell_apart(group, width, shown)
+
+
+def _common_prefix(names: Sequence[str]) -> int:
+    """How many characters all `names`, which are different, begin with."""
+    low, high = min(names), max(names)
+    pairs = zip(low, high, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
+
+
+def _around(text: str, place: int, width: int) -> str:
+    """The head of a text, what stands around a place in it, and its tail."""
+    room = width - 2 * len(_DOTS)
+    side = room // 4
+    middle = room - 2 * side
+    start = max(0, place - middle // 2)
+    if start <= side + len(_DOTS):  # no gap in front
+        front, start, end = "", 0, middle + side + len(_DOTS)
+    else:
+        front, end = text[:side] + _DOTS, start + middle
+    if len(text) - end <= side + len(_DOTS):  # no gap behind
+        return front + text[start:]
+    return f"{front}{text[start:end]}{_DOTS}{text[len(text) - side :]}"
+
+
+def _numbered(text: str, width: int, number: int) -> str:
+    """The head and the tail of a text around a number."""
+    middle = f"{_DOTS}{number}{_DOTS}"
+    head = max(width - len(middle), 2) // 2
+    tail = max(width - len(middle) - head, 1)
+    return f"{text[:head]}{middle}{text[len(text) - tail :]}"
