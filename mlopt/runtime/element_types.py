@@ -33,6 +33,8 @@ _OTHERS = {
     **dict.fromkeys(("uint1", "uint2", "uint3", "uint4", "uint6"), torch.uint8),
 }
 _NARROW = ("fp16", "bf16", "fp8e4m3fn", "fp8e5m2")
+NARROW = (torch.float16, torch.bfloat16)
+"""Dtypes that are computed with in float32 where the machine has no arithmetic of them."""
 
 
 class ElementTypes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlopt.errors import MlOptError, RunError
 from mlopt.runtime.call import Call
-from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.element_types import NARROW, ElementTypes
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import Parameter
 from mlopt.runtime.weights.constants import Held
@@ -30,7 +30,8 @@ class Execution:
 
     types, device: of the computation; seed: of random operations; taps: the places whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
-    ``Observer``; kept: weights computed before, None to compute them at each use; _shared: the
+    ``Observer``; kept: weights computed before, as they are and widened, None to compute them at
+    each use; _shared: the
     results of weights that have several, for the step that is running, None between steps;
     _shapes_differ: whether shapes are others than declared already, with good reason, and so may be
     all that follow.
@@ -44,7 +45,7 @@ class Execution:
     substitutes: Mapping[Source, Any] = attrs.Factory(dict)
     replaced: Mapping[int, Callable[[Any], Any]] = attrs.Factory(dict)
     observer: Observer | None = None
-    kept: dict[Source, Any] | None = None
+    kept: dict[tuple[Source, bool], Any] | None = None
     taps: dict[int, Any] = attrs.Factory(dict)
     _frame: list[Any] = attrs.Factory(list)
     _shared: dict[Step, tuple[Any, ...]] | None = None
@@ -67,17 +68,19 @@ class Execution:
             self._tap(place, self._frame[place])
         return self._run(self.plan.body)
 
-    def value(self, source: Source) -> Any:
-        """What a source has now."""
+    def value(self, source: Source, *, widens: bool = False) -> Any:
+        """What a source has now; ``widens``: a weight of narrower floats in float32."""
         if isinstance(source, int):
             return self._frame[source]
         if source in self.substitutes:
             return self.substitutes[source]
         if self.kept is None:
             return self._computed(source)
-        if source not in self.kept:
-            self.kept[source] = self._computed(source)
-        return self.kept[source]
+        key = (source, widens)
+        if key not in self.kept:
+            found = self._computed(source)
+            self.kept[key] = _widened(found) if widens else found
+        return self.kept[key]
 
     def _computed(self, source: Held | Lazy) -> Any:
         if isinstance(source, Held):
@@ -98,12 +101,12 @@ class Execution:
         if isinstance(source, Held) and step.operation.moves_only:
             return source.stored_value()
         if isinstance(source, Held) and step.operation.keeps_nothing and self._reuses_memory():
-            return source.converted(self._scratch)
+            return source.converted(self._scratch, widens=step.widens)
         if isinstance(source, Lazy) and parameter.takes_rows and self.kept is None:
             return self._rows(source) or self.value(source)
         if step.is_weight:
             return self._computed(source)  # of weights that are kept, only the last form is
-        return self.value(source)
+        return self.value(source, widens=step.widens)
 
     def _tensor(self, parameter: Parameter, sources: tuple[Source, ...]) -> Tensor | None:
         """An argument that is a tensor of the frame as it is; None for all others.
@@ -222,6 +225,8 @@ class Execution:
 
     def _called(self, step: Step, arguments: dict[str, Any]) -> Any:
         operation = step.operation
+        if step.widens:
+            arguments = {name: _widened(value) for name, value in arguments.items()}
         if operation.call_parameter is not None:
             arguments[operation.call_parameter] = self._call(step)
         try:
@@ -301,7 +306,7 @@ def copied(value: Any) -> Any:
 def _widened(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_widened(item) for item in value)
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+    if isinstance(value, Tensor) and value.dtype in NARROW:
         return value.float()
     return value
 

@@ -43,7 +43,7 @@ class Step:
 
     fixed: arguments that are known before; arguments: those that are not, by parameter; results: a
     place for each output, None for what nobody reads; blocks: the nested ones; released: the places
-    that are free after it.
+    that are free after it; widens: whether narrower floats are computed in float32, and rounded.
     """
 
     node: Node
@@ -55,6 +55,7 @@ class Step:
     results: tuple[int, ...] = ()
     blocks: tuple[Body, ...] = ()
     released: tuple[int, ...] = ()
+    widens: bool = attrs.field(default=False, kw_only=True)
 
     @property
     def is_weight(self) -> bool:
@@ -252,7 +253,8 @@ class _Planning:
                 check_elements(math.prod(declared.known_shape or ()))
             except ValueError as error:
                 self.problems.append(f"{_title(node)}: {error}")
-        step = Step(node, operation, outputs, dtypes, fixed, arguments)
+        is_wide = widens(operation, self.types, self.device)
+        step = Step(node, operation, outputs, dtypes, fixed, arguments, widens=is_wide)
         step.blocks = tuple(self._nested(nested, scope) for nested in node.op.blocks)
         if step.is_weight:
             for index, variable in enumerate(node.outputs):
@@ -312,6 +314,17 @@ class _Planning:
         return tuple(found)
 
 
+def widens(operation: Operation, types: ElementTypes, device: torch.device) -> bool:
+    """Whether an operation gets float32 for narrower floats, and its results are rounded.
+
+    The CPU has no arithmetic of float16: torch's products and sums of it there are up to 40 times
+    slower, and some round in between. What weights decompress to is defined to the bit.
+    """
+    is_needed = types.precision == "as_declared" and device.type == "cpu"
+    is_weight = operation.op_type.startswith("constexpr_")
+    return is_needed and not is_weight and not operation.in_half
+
+
 def output_type(value_type: Any, where: str) -> OutputType:
     """What a ``ValueType`` says of a value."""
     if value_type.WhichOneof("type") != "tensorType":
@@ -334,7 +347,8 @@ def _scratch_size(body: Body) -> int:
         most = max([most, *map(_scratch_size, step.blocks)])
         if step.operation.keeps_nothing:
             sources = (source for _, several in step.arguments for source in several)
-            most = max(most, sum(s.scratch_size for s in sources if isinstance(s, Held)))
+            sizes = (s.scratch_size(widens=step.widens) for s in sources if isinstance(s, Held))
+            most = max(most, sum(sizes))
     return most
 
 

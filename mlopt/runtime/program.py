@@ -60,7 +60,7 @@ class Program:
         chosen = _function(program, function)
         self._types, self._device = types, device
         self.plan: FunctionPlan = plan_function(program, chosen, types, device)
-        self._kept: dict[Source, Any] | None = {} if keep_weights else None
+        self._kept: dict[tuple[Source, bool], Any] | None = {} if keep_weights else None
         described = next((f for f in description.functions if f.name == chosen.name), description)
         self.inputs: dict[str, Feature] = features_of(described.input, where)
         self.outputs: dict[str, Feature] = features_of(described.output, where)

@@ -73,7 +73,10 @@ class Operation:
     are elements of the inputs as they are, so that constants need not be widened for it; rows: how
     some rows of its result are computed without the others; declared_loosely: coremltools declares
     wrong shapes of its result in some cases, so that what is computed counts; keeps_nothing: its
-    result never shares memory with its inputs, whose memory may be used again after it.
+    result never shares memory with its inputs, whose memory may be used again after it; in_half:
+    float16 is computed in float16 on the CPU too, as elements are only moved, or as one kernel of
+    torch is as fast as in float32 and rounds once. All others get float32 there, and their results
+    are rounded.
     """
 
     op_type: str
@@ -85,6 +88,7 @@ class Operation:
     rows: RowsOf | None
     declared_loosely: bool
     keeps_nothing: bool
+    in_half: bool
 
 
 _REGISTRY: dict[str, dict[str, Operation]] = {}
@@ -98,6 +102,7 @@ def operation(
     rows: RowsOf | None = None,
     declared_loosely: bool = False,
     keeps_nothing: bool = False,
+    in_half: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as an operation, from an opset on (until a newer definition).
 
@@ -121,6 +126,7 @@ def operation(
             rows=rows,
             declared_loosely=declared_loosely,
             keeps_nothing=keeps_nothing,
+            in_half=in_half,
         )
         return function
 

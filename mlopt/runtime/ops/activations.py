@@ -43,7 +43,7 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     raise ValueError(f"mode has to be one of {', '.join(_GELU_MODES)}, got {mode!r}")
 
 
-@operation("leaky_relu")
+@operation("leaky_relu", in_half=True)
 def leaky_relu(x: Tensor, alpha: float) -> Tensor:
     """``x`` where ``x >= 0``, elsewhere ``alpha * x``."""
     return F.leaky_relu(x, alpha)
@@ -64,13 +64,13 @@ def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.where(x > 0, x, x * _per_channel(alpha, x, "alpha"))
 
 
-@operation("relu")
+@operation("relu", in_half=True)
 def relu(x: Tensor) -> Tensor:
     """``max(x, 0)``."""
     return torch.relu(x)
 
 
-@operation("relu6")
+@operation("relu6", in_half=True)
 def relu6(x: Tensor) -> Tensor:
     """``min(max(x, 0), 6)``."""
     return torch.clamp(x, 0, 6)
@@ -82,7 +82,7 @@ def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     return alpha * torch.tanh(beta * x)
 
 
-@operation("sigmoid")
+@operation("sigmoid", in_half=True)
 def sigmoid(x: Tensor) -> Tensor:
     """``1 / (1 + e ** -x)``."""
     return torch.sigmoid(x)
@@ -94,7 +94,7 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.clamp(x * alpha + beta, 0, 1)
 
 
-@operation("silu")
+@operation("silu", in_half=True)
 def silu(x: Tensor) -> Tensor:
     """``x * sigmoid(x)``."""
     return F.silu(x)
@@ -132,7 +132,7 @@ def softsign(x: Tensor) -> Tensor:
     return F.softsign(x)
 
 
-@operation("thresholded_relu")
+@operation("thresholded_relu", in_half=True)
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
     """``x`` where ``x >= alpha``, elsewhere 0."""
     return torch.where(x < alpha, 0, x)  # NaN stays

@@ -12,7 +12,7 @@ from mlopt.runtime.registry import operation
 _Label = str | int
 
 
-@operation("classify")
+@operation("classify", in_half=True)
 def classify(probabilities: Tensor, classes: Any) -> tuple[_Label, dict[_Label, float]]:
     """The label of the greatest probability, and a dictionary from labels to probabilities.
 

@@ -11,7 +11,7 @@ from mlopt.runtime.call import Call
 from mlopt.runtime.registry import operation
 
 
-@operation("cond")
+@operation("cond", in_half=True)
 def cond(pred: bool, call: Call) -> tuple[Any, ...]:
     """What the first block gives if ``pred`` is true, otherwise what the second one gives."""
     if len(call.blocks) != 2:
@@ -19,7 +19,7 @@ def cond(pred: bool, call: Call) -> tuple[Any, ...]:
     return call.blocks[0 if pred else 1](())
 
 
-@operation("while_loop")
+@operation("while_loop", in_half=True)
 def while_loop(loop_vars: Any, call: Call) -> tuple[Any, ...]:
     """The last values of ``loop_vars``: the second block gives the next ones while the first holds.
 
@@ -34,7 +34,7 @@ def while_loop(loop_vars: Any, call: Call) -> tuple[Any, ...]:
     return values
 
 
-@operation("select", declared_loosely=True)
+@operation("select", declared_loosely=True, in_half=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Elements of ``a`` where ``cond`` is true and of ``b`` where it is not, all broadcast."""
     return torch.where(cond.bool(), a, b)

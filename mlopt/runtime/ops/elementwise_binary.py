@@ -14,13 +14,13 @@ from torch import Tensor
 from mlopt.runtime.registry import operation
 
 
-@operation("add")
+@operation("add", in_half=True)
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``."""
     return torch.add(x, y)
 
 
-@operation("equal")
+@operation("equal", in_half=True)
 def equal(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x == y``."""
     return torch.eq(x, y)
@@ -36,55 +36,55 @@ def floor_div(x: Tensor, y: Tensor) -> Tensor:
     return divided(x, y, torch.floor_divide)
 
 
-@operation("greater")
+@operation("greater", in_half=True)
 def greater(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x > y``."""
     return torch.gt(x, y)
 
 
-@operation("greater_equal")
+@operation("greater_equal", in_half=True)
 def greater_equal(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x >= y``."""
     return torch.ge(x, y)
 
 
-@operation("less")
+@operation("less", in_half=True)
 def less(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x < y``."""
     return torch.lt(x, y)
 
 
-@operation("less_equal")
+@operation("less_equal", in_half=True)
 def less_equal(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x <= y``."""
     return torch.le(x, y)
 
 
-@operation("logical_and")
+@operation("logical_and", in_half=True)
 def logical_and(x: Tensor, y: Tensor) -> Tensor:
     """Whether both are true."""
     return torch.logical_and(x, y)
 
 
-@operation("logical_or")
+@operation("logical_or", in_half=True)
 def logical_or(x: Tensor, y: Tensor) -> Tensor:
     """Whether one is true, or both."""
     return torch.logical_or(x, y)
 
 
-@operation("logical_xor")
+@operation("logical_xor", in_half=True)
 def logical_xor(x: Tensor, y: Tensor) -> Tensor:
     """Whether one is true, and the other is not."""
     return torch.logical_xor(x, y)
 
 
-@operation("maximum")
+@operation("maximum", in_half=True)
 def maximum(x: Tensor, y: Tensor) -> Tensor:
     """The greater of both; NaN if one is."""
     return torch.maximum(x, y)
 
 
-@operation("minimum")
+@operation("minimum", in_half=True)
 def minimum(x: Tensor, y: Tensor) -> Tensor:
     """The lesser of both; NaN if one is."""
     return torch.minimum(x, y)
@@ -96,13 +96,13 @@ def mod(x: Tensor, y: Tensor) -> Tensor:
     return divided(x, y, torch.remainder)
 
 
-@operation("mul")
+@operation("mul", in_half=True)
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """``x * y``."""
     return torch.mul(x, y)
 
 
-@operation("not_equal")
+@operation("not_equal", in_half=True)
 def not_equal(x: Tensor, y: Tensor) -> Tensor:
     """Whether ``x != y``."""
     return torch.ne(x, y)
@@ -114,7 +114,7 @@ def power(x: Tensor, y: Tensor) -> Tensor:
     return torch.pow(x, y)
 
 
-@operation("real_div")
+@operation("real_div", in_half=True)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """``x / y``; of integers with the fraction cut off.
 
@@ -124,7 +124,7 @@ def real_div(x: Tensor, y: Tensor) -> Tensor:
     return divided(x, y, _quotient)
 
 
-@operation("sub")
+@operation("sub", in_half=True)
 def sub(x: Tensor, y: Tensor) -> Tensor:
     """``x - y``."""
     return torch.sub(x, y)

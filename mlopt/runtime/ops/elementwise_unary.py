@@ -12,7 +12,7 @@ _HELD_WIDER = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
 """All bits of the element types that torch's narrow ones cannot hold."""
 
 
-@operation("abs")
+@operation("abs", in_half=True)
 def absolute(x: Tensor) -> Tensor:
     """``|x|``."""
     return torch.abs(x)
@@ -42,7 +42,7 @@ def atanh(x: Tensor) -> Tensor:
     return torch.atanh(x)
 
 
-@operation("cast")
+@operation("cast", in_half=True)
 def cast(x: Tensor, dtype: str, call: Call) -> Tensor:
     """``x`` in another element type; fractions are cut off, and ``bool`` is ``x != 0``.
 
@@ -57,19 +57,19 @@ def cast(x: Tensor, dtype: str, call: Call) -> Tensor:
     return x.to(wanted) if bits is None else x.to(torch.int64).bitwise_and(bits).to(wanted)
 
 
-@operation("ceil")
+@operation("ceil", in_half=True)
 def ceil(x: Tensor) -> Tensor:
     """The least integer that is not less."""
     return torch.ceil(x)
 
 
-@operation("clip")
+@operation("clip", in_half=True)
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
     """``min(max(x, alpha), beta)``."""
     return torch.clamp(x, alpha, beta)
 
 
-@operation("cos")
+@operation("cos", in_half=True)
 def cos(x: Tensor) -> Tensor:
     """The cosine of radians."""
     return torch.cos(x)
@@ -81,13 +81,13 @@ def cosh(x: Tensor) -> Tensor:
     return torch.cosh(x)
 
 
-@operation("erf")
+@operation("erf", in_half=True)
 def erf(x: Tensor) -> Tensor:
     """The error function."""
     return torch.erf(x)
 
 
-@operation("exp")
+@operation("exp", in_half=True)
 def exp(x: Tensor) -> Tensor:
     """``e ** x``."""
     return torch.exp(x)
@@ -99,7 +99,7 @@ def exp2(x: Tensor) -> Tensor:
     return torch.pow(2, x)
 
 
-@operation("floor")
+@operation("floor", in_half=True)
 def floor(x: Tensor) -> Tensor:
     """The greatest integer that is not greater."""
     return torch.floor(x)
@@ -117,13 +117,13 @@ def log(x: Tensor, epsilon: float = 1e-45) -> Tensor:
     return torch.log(x + epsilon)
 
 
-@operation("logical_not")
+@operation("logical_not", in_half=True)
 def logical_not(x: Tensor) -> Tensor:
     """Whether ``x`` is zero."""
     return torch.logical_not(x)
 
 
-@operation("round")
+@operation("round", in_half=True)
 def round_(x: Tensor) -> Tensor:
     """The nearest integer; halves go to the even one."""
     return torch.round(x)
@@ -135,13 +135,13 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     return torch.rsqrt(x + epsilon)
 
 
-@operation("sign")
+@operation("sign", in_half=True)
 def sign(x: Tensor) -> Tensor:
     """-1, 0 or 1; NaN of NaN."""
     return torch.where(x.isnan(), x, torch.sign(x))
 
 
-@operation("sin")
+@operation("sin", in_half=True)
 def sin(x: Tensor) -> Tensor:
     """The sine of radians."""
     return torch.sin(x)
@@ -153,7 +153,7 @@ def sinh(x: Tensor) -> Tensor:
     return torch.sinh(x)
 
 
-@operation("sqrt")
+@operation("sqrt", in_half=True)
 def sqrt(x: Tensor) -> Tensor:
     """The square root."""
     return torch.sqrt(x)
@@ -171,13 +171,13 @@ def tan(x: Tensor) -> Tensor:
     return torch.tan(x)
 
 
-@operation("tanh")
+@operation("tanh", in_half=True)
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent."""
     return torch.tanh(x)
 
 
-@operation("threshold")
+@operation("threshold", in_half=True)
 def threshold(x: Tensor, alpha: float) -> Tensor:
     """``max(x, alpha)``."""
     # torch compares integers with a float in float32, in which large ones are not exact

@@ -24,7 +24,7 @@ _LARGEST_SHARE = 0.5
 _REDUCTIONS = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
 
 
-@operation("gather", moves_only=True)
+@operation("gather", moves_only=True, in_half=True)
 def gather(
     x: Table,
     indices: Tensor,
@@ -57,7 +57,7 @@ def gather(
     return picked.reshape([*before, *indices.shape[batch_dims:], *after])
 
 
-@operation("gather_along_axis", moves_only=True)
+@operation("gather_along_axis", moves_only=True, in_half=True)
 def gather_along_axis(
     x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
 ) -> Tensor:
@@ -67,7 +67,7 @@ def gather_along_axis(
     return torch.gather(x, axis, _positions(indices, x.shape[axis], is_checked=validate_indices))
 
 
-@operation("gather_nd", moves_only=True)
+@operation("gather_nd", moves_only=True, in_half=True)
 def gather_nd(
     x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False
 ) -> Tensor:

@@ -33,7 +33,7 @@ _PADDING_MODES = ("constant", "border", "reflection", "symmetric")
 _COORDINATES_MODES = ("unnormalized", "normalized_minus_one_to_one", "normalized_zero_to_one")
 
 
-@operation("upsample_nearest_neighbor")
+@operation("upsample_nearest_neighbor", in_half=True)
 def upsample_nearest_neighbor(
     x: Tensor, call: Call, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0
 ) -> Tensor:
@@ -45,7 +45,7 @@ def upsample_nearest_neighbor(
     return _resized(x, sizes, lambda before, after: torch.arange(after) * before // after)
 
 
-@operation("resize_nearest_neighbor")
+@operation("resize_nearest_neighbor", in_half=True)
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """An image in another size: the pixel at ``floor((i + 1/2) * before / after)``.
 
@@ -123,7 +123,7 @@ def resize(
     )
 
 
-@operation("crop")
+@operation("crop", in_half=True)
 def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
     """An image without so many rows at its top and bottom, and columns at its left and right."""
     for name, amounts, length in (

@@ -70,7 +70,7 @@ class TensorList:
             raise ValueError(f"index {index} is not in the list, which has {self.length} elements")
 
 
-@operation("make_list")
+@operation("make_list", in_half=True)
 def make_list(
     call: Call,
     init_length: Tensor | None = None,
@@ -96,25 +96,25 @@ def make_list(
     return TensorList(length, {}, shape, kind, device, dynamic_length)
 
 
-@operation("list_length")
+@operation("list_length", in_half=True)
 def list_length(ls: Any) -> Tensor:
     """How many elements a list has."""
     return torch.tensor(_list(ls).length, dtype=torch.int32, device=_list(ls).device)
 
 
-@operation("list_read")
+@operation("list_read", in_half=True)
 def list_read(ls: Any, index: int) -> Tensor:
     """The element at ``index``."""
     return _list(ls).element(index)
 
 
-@operation("list_write")
+@operation("list_write", in_half=True)
 def list_write(ls: Any, index: int, value: Tensor) -> TensorList:
     """A list with ``value`` at ``index``, longer if that lies beyond the end."""
     return _list(ls).written({index: value})
 
 
-@operation("list_gather")
+@operation("list_gather", in_half=True)
 def list_gather(ls: Any, indices: Ints) -> Tensor:
     """The elements at ``indices``, stacked on a new first axis."""
     values = _list(ls)
@@ -123,7 +123,7 @@ def list_gather(ls: Any, indices: Ints) -> Tensor:
     return torch.stack([values.element(index) for index in indices])
 
 
-@operation("list_scatter")
+@operation("list_scatter", in_half=True)
 def list_scatter(ls: Any, indices: Ints, value: Tensor) -> TensorList:
     """A list with the rows of ``value`` at ``indices``; of equal indices the last one counts."""
     if value.dim() == 0 or value.shape[0] != len(indices):

@@ -18,7 +18,7 @@ _Reduction = Callable[[Tensor, Ints, bool], Tensor]
 """Of a tensor over at least one axis, which are not negative; the flag keeps them."""
 
 
-@operation("reduce_argmax")
+@operation("reduce_argmax", in_half=True)
 def reduce_argmax(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
@@ -28,7 +28,7 @@ def reduce_argmax(
     return torch.argmax(x, dim, keep_dims)
 
 
-@operation("reduce_argmin")
+@operation("reduce_argmin", in_half=True)
 def reduce_argmin(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
@@ -62,7 +62,7 @@ def reduce_log_sum_exp(x: Tensor, axes: Ints | None = None, keep_dims: bool = Fa
     return _reduced(_wide(x), axes, keep_dims, torch.logsumexp)
 
 
-@operation("reduce_max")
+@operation("reduce_max", in_half=True)
 def reduce_max(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
     """The maximum; NaN if one element is."""
     return _reduced(x, axes, keep_dims, torch.amax)
@@ -74,7 +74,7 @@ def reduce_mean(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) ->
     return _reduced(_wide(x), axes, keep_dims, torch.mean)
 
 
-@operation("reduce_min")
+@operation("reduce_min", in_half=True)
 def reduce_min(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
     """The minimum; NaN if one element is."""
     return _reduced(x, axes, keep_dims, torch.amin)

@@ -18,7 +18,7 @@ def positive_axis(axis: int, rank: int) -> int:
     return axis % rank
 
 
-@operation("depth_to_space")
+@operation("depth_to_space", in_half=True)
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     """Square blocks made of channels; channels are read in the order row, column, channel.
 
@@ -33,7 +33,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     return blocks.reshape(n, inner, height * block_size, width * block_size)
 
 
-@operation("space_to_depth")
+@operation("space_to_depth", in_half=True)
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     """Channels made of square blocks, in the order row, column, channel.
 
@@ -47,7 +47,7 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     return blocks.reshape(n, channels * block_size**2, rows, columns)
 
 
-@operation("pixel_shuffle")
+@operation("pixel_shuffle", in_half=True)
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """Square blocks made of channels; channels are read in the order channel, row, column.
 
@@ -62,7 +62,7 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     return blocks.reshape(n, inner, height * factor, width * factor)
 
 
-@operation("pixel_unshuffle")
+@operation("pixel_unshuffle", in_half=True)
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """Channels made of square blocks, in the order channel, row, column.
 
@@ -77,7 +77,7 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     return blocks.reshape(n, channels * factor**2, rows, columns)
 
 
-@operation("space_to_batch")
+@operation("space_to_batch", in_half=True)
 def space_to_batch(x: Tensor, block_shape: Ints, paddings: Tensor) -> Tensor:
     """Batches made of blocks of the last two axes, padded with zeros before.
 
@@ -97,7 +97,7 @@ def space_to_batch(x: Tensor, block_shape: Ints, paddings: Tensor) -> Tensor:
     return blocks.reshape(tall * wide * n, channels, rows, columns)
 
 
-@operation("batch_to_space")
+@operation("batch_to_space", in_half=True)
 def batch_to_space(x: Tensor, block_shape: Ints, crops: Tensor) -> Tensor:
     """Blocks of the last two axes made of batches, and cropped after.
 
@@ -119,7 +119,7 @@ def batch_to_space(x: Tensor, block_shape: Ints, crops: Tensor) -> Tensor:
     return whole[:, :, top : height - bottom, left : width - right]
 
 
-@operation("expand_dims")
+@operation("expand_dims", in_half=True)
 def expand_dims(x: Tensor, axes: Ints) -> Tensor:
     """New axes of length 1; ``axes`` count in the result."""
     rank = x.dim() + len(axes)
@@ -128,7 +128,7 @@ def expand_dims(x: Tensor, axes: Ints) -> Tensor:
     return x
 
 
-@operation("squeeze")
+@operation("squeeze", in_half=True)
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
     """``x`` without axes of length 1; those of another length stay, given or not.
 
@@ -139,7 +139,7 @@ def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
     return x.reshape(kept)
 
 
-@operation("reshape")
+@operation("reshape", in_half=True)
 def reshape(x: Tensor, shape: Ints) -> Tensor:
     """The elements in another shape.
 
@@ -154,7 +154,7 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
     return _reshaped(x, [n or x.shape[axis] for axis, n in enumerate(shape)])
 
 
-@operation("reshape", since="CoreML7")
+@operation("reshape", since="CoreML7", in_half=True)
 def reshape_right_aligned(x: Tensor, shape: Ints) -> Tensor:
     """The elements in another shape.
 
@@ -166,7 +166,7 @@ def reshape_right_aligned(x: Tensor, shape: Ints) -> Tensor:
     return _reshaped(x, [n or length for n, length in zip(shape, own, strict=True)])
 
 
-@operation("reshape_like")
+@operation("reshape_like", in_half=True)
 def reshape_like(
     x: Tensor, ref_tensors: Tensors, begins: Ints, ends: Ints, end_masks: Bools
 ) -> Tensor:
@@ -187,7 +187,7 @@ def reshape_like(
     return _reshaped(x, lengths)
 
 
-@operation("transpose")
+@operation("transpose", in_half=True)
 def transpose(x: Tensor, perm: Ints) -> Tensor:
     """The axes in another order: axis i of the result is axis ``perm[i]`` of ``x``."""
     order = [positive_axis(axis, x.dim()) for axis in perm]
@@ -196,13 +196,13 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
     return x.permute(order)
 
 
-@operation("flatten2d")
+@operation("flatten2d", in_half=True)
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
     """A matrix: the axes before ``axis`` are made one, and those from it on."""
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-@operation("reverse")
+@operation("reverse", in_half=True)
 def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
     """The elements in reverse order along axes; ``axes`` left out: along all."""
     chosen = range(x.dim()) if axes is None else [positive_axis(axis, x.dim()) for axis in axes]
@@ -210,7 +210,7 @@ def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
     return torch.flip(x, [axis for axis in range(x.dim()) if list(chosen).count(axis) % 2])
 
 
-@operation("reverse_sequence")
+@operation("reverse_sequence", in_half=True)
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first ``lengths[i]`` elements along one axis in reverse order, i along another axis.
 
@@ -233,7 +233,7 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
     return torch.gather(x, along, order.reshape(shape).expand(x.shape))
 
 
-@operation("sliding_windows")
+@operation("sliding_windows", in_half=True)
 def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """All windows of ``size`` elements along an axis, ``stride`` apart.
 

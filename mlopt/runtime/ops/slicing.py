@@ -10,7 +10,7 @@ from torch import Tensor
 from mlopt.runtime.registry import Bools, Ints, operation
 
 
-@operation("slice_by_index")
+@operation("slice_by_index", in_half=True)
 def slice_by_index(
     x: Tensor,
     begin: Ints,
@@ -30,7 +30,7 @@ def slice_by_index(
     return _turned(x[_slices(ranges)], ranges).reshape(_shape(ranges, squeeze_mask))
 
 
-@operation("slice_by_size", declared_loosely=True)
+@operation("slice_by_size", declared_loosely=True, in_half=True)
 def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     """``x[begin[0]:begin[0] + size[0], ...]``.
 
@@ -50,7 +50,7 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
     return x[_slices(ranges)]
 
 
-@operation("slice_update", since="CoreML8")
+@operation("slice_update", since="CoreML8", in_half=True)
 def slice_update(
     x: Tensor,
     update: Tensor,

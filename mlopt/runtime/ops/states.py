@@ -15,7 +15,7 @@ from mlopt.runtime.registry import operation
 from mlopt.runtime.state import StateTensor
 
 
-@operation("read_state", since="CoreML8")
+@operation("read_state", since="CoreML8", in_half=True)
 def read_state(input: Any) -> Tensor:
     """What a state holds now."""
     value = _state(input).value
@@ -25,7 +25,7 @@ def read_state(input: Any) -> Tensor:
     return value
 
 
-@operation("write_state", since="CoreML8")
+@operation("write_state", since="CoreML8", in_half=True)
 def write_state(input: Any, data: Tensor) -> tuple[()]:
     """``data`` becomes what a state holds; there is no output."""
     state = _state(input)

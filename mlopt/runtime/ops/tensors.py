@@ -15,7 +15,7 @@ from mlopt.runtime.registry import Ints, Tensors, operation
 from mlopt.runtime.sizes import check_elements
 
 
-@operation("band_part")
+@operation("band_part", in_half=True)
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     """Matrices with zeros outside of a band around the diagonal.
 
@@ -33,7 +33,7 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     return torch.where(is_kept, x, torch.zeros_like(x))
 
 
-@operation("concat")
+@operation("concat", in_half=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     """Tensors one after another along an axis; scalars make a vector.
 
@@ -73,7 +73,7 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
 
 
 # ``shape`` is a tensor for its device
-@operation("fill")
+@operation("fill", in_half=True)
 def fill(shape: Tensor, call: Call, value: float = 0.0) -> Tensor:
     """A tensor of a shape, all ``value``."""
     lengths: list[int] = shape.reshape(-1).tolist()
@@ -82,25 +82,25 @@ def fill(shape: Tensor, call: Call, value: float = 0.0) -> Tensor:
     return _filled(lengths, value, call, shape.device)
 
 
-@operation("fill_like", since="CoreML6")
+@operation("fill_like", since="CoreML6", in_half=True)
 def fill_like(ref_tensor: Tensor, call: Call, value: float = 0.0) -> Tensor:
     """A tensor of the shape of another, all ``value``."""
     return _filled(list(ref_tensor.shape), value, call, ref_tensor.device)
 
 
-@operation("identity")
+@operation("identity", in_half=True)
 def identity(x: Any) -> Any:
     """``x``: a tensor, a list, or whatever it is."""
     return x
 
 
-@operation("non_zero")
+@operation("non_zero", in_half=True)
 def non_zero(x: Tensor) -> Tensor:
     """Where ``x`` is not zero: [count, rank], a row of indices for each, in row-major order."""
     return torch.nonzero(x)
 
 
-@operation("one_hot")
+@operation("one_hot", in_half=True)
 def one_hot(
     indices: Tensor,
     one_hot_vector_size: int,
@@ -125,7 +125,7 @@ def one_hot(
     return off.masked_fill(is_hot, on_value)
 
 
-@operation("pad")
+@operation("pad", in_half=True)
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """``x`` with elements added before and after along its last axes.
 
@@ -161,13 +161,13 @@ def range_1d(end: Tensor, start: Tensor, step: Tensor, call: Call) -> Tensor:
     return start.float() + places.float() * step.float()
 
 
-@operation("shape")
+@operation("shape", in_half=True)
 def shape(x: Tensor) -> Tensor:
     """The lengths of the axes."""
     return torch.tensor(x.shape, dtype=torch.int32, device=x.device)
 
 
-@operation("split")
+@operation("split", in_half=True)
 def split(
     x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None
 ) -> Tensors:
@@ -193,7 +193,7 @@ def split(
     return tuple(x.narrow(axis, *part) for part in zip(starts, split_sizes, strict=False))
 
 
-@operation("stack")
+@operation("stack", in_half=True)
 def stack(values: Tensors, axis: int) -> Tensor:
     """Tensors of one shape along a new axis."""
     if len({value.shape for value in values}) != 1:
@@ -203,7 +203,7 @@ def stack(values: Tensors, axis: int) -> Tensor:
     return torch.stack(values, positive_axis(axis, values[0].dim() + 1))
 
 
-@operation("tile")
+@operation("tile", in_half=True)
 def tile(x: Tensor, reps: Ints) -> Tensor:
     """``x`` repeated ``reps[i]`` times along axis i."""
     if len(reps) != x.dim() or any(count < 1 for count in reps):
@@ -214,7 +214,7 @@ def tile(x: Tensor, reps: Ints) -> Tensor:
     return x.repeat(reps)
 
 
-@operation("argsort")
+@operation("argsort", in_half=True)
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
     """The indices of the elements along an axis, greatest first, or least first if ``ascending``.
 
@@ -223,7 +223,7 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
     return _sorted(x, positive_axis(axis, x.dim()), ascending)[1]
 
 
-@operation("topk")
+@operation("topk", in_half=True)
 def topk(
     x: Tensor,
     k: int = 1,

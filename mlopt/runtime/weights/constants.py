@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type_of
-from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.element_types import NARROW, ElementTypes
 from mlopt.runtime.weights.packed import Packed
 from mlopt.runtime.weights.scratch import Scratch, aligned
 
@@ -57,20 +57,25 @@ class Held:
         value = self.stored_value()
         return value.to(self._dtype) if isinstance(value, Tensor) else value
 
-    @property
-    def scratch_size(self) -> int:
+    def scratch_size(self, *, widens: bool) -> int:
         """The bytes that :meth:`converted` takes of a scratch."""
         value = self._value
-        is_as_stored = not isinstance(value, Tensor) or self._bits or value.dtype == self._dtype
-        if is_as_stored or self._device.type != "cpu":
+        if not isinstance(value, Tensor) or self._bits or self._device.type != "cpu":
             return 0
-        return aligned(value.numel() * self._dtype.itemsize)
+        dtype = self._dtype_of(widens=widens)
+        return 0 if value.dtype == dtype else aligned(value.numel() * dtype.itemsize)
 
-    def converted(self, scratch: Scratch) -> Any:
-        """As :meth:`value`, but what has to be converted is so in memory that is used again."""
-        if not self.scratch_size:
+    def converted(self, scratch: Scratch, *, widens: bool) -> Any:
+        """As :meth:`value`, but what has to be converted is so in memory that is used again.
+
+        widens: into float32 where the program is computed in a narrower float.
+        """
+        if not self.scratch_size(widens=widens):
             return self.value()
-        return scratch.converted(self.stored_value(), self._dtype)
+        return scratch.converted(self.stored_value(), self._dtype_of(widens=widens))
+
+    def _dtype_of(self, *, widens: bool) -> torch.dtype:
+        return torch.float32 if widens and self._dtype in NARROW else self._dtype
 
     def stored_value(self) -> Any:
         """The same in the dtype that it is stored in, if torch has that."""

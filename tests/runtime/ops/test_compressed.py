@@ -462,7 +462,7 @@ def test_of_weights_that_are_kept_only_the_last_form_is():
     kept = program.execution().kept
     assert kept
     used = {s for step in program.plan.body.steps for _, sources in step.arguments for s in sources}
-    assert set(kept) <= used
+    assert {source for source, _ in kept} <= used
 
 
 def test_gradients_of_a_weight_behind_two_results():
