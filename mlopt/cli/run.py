@@ -56,6 +56,13 @@ def run_model(
     function: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which function, of a model with several.")
     ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|N",
+            help="One model of a pipeline alone, by its name or its position from 0.",
+        ),
+    ] = None,
     precision: Annotated[
         PrecisionName,
         typer.Option(help="float32 throughout, or float16 where the model says so."),
@@ -77,7 +84,7 @@ def run_model(
 
         texts = named_texts(inputs or ())
         seed = checked_seed(seed)
-        program = load(model, function, precision=precision.value)
+        program = load(model, function, stage=stage, precision=precision.value)
         if not texts and not random and program.inputs:
             typer.echo(_described_inputs(program.inputs))
             return
@@ -101,14 +108,19 @@ def _described_inputs(features: Mapping[str, Any]) -> str:
         shape = getattr(feature, "described_shapes", None) or getattr(
             feature, "described_sizes", None
         )
-        kind = getattr(feature, "dtype", None)
-        words = [
-            getattr(kind, "__name__", "") or getattr(feature, "space", feature.__class__.__name__)
-        ]
+        words = [_kind(feature)]
         words += [shape()] if shape is not None else []
         line = f"  {name}: {' '.join(words)}" + (", optional" * feature.is_optional)
         lines.append(printable(line))
     return "\n".join(lines)
+
+
+def _kind(feature: Any) -> str:
+    """What a feature holds, in a word or two."""
+    plain = {"doubleType": "number", "int64Type": "whole number", "stringType": "text"}
+    if hasattr(feature, "kind"):
+        return plain.get(feature.kind, str(feature.kind))
+    return getattr(getattr(feature, "dtype", None), "__name__", "") or str(feature.space)
 
 
 def _described(value: Any) -> str:

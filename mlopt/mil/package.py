@@ -45,7 +45,7 @@ class Package:
     states
         What ``check_unchanged`` compares with: the files read so far. Weight files are added.
     programs
-        The ML programs in it: one, or those of a pipeline in order.
+        The ML programs in it: one, or those of a pipeline in order; none where that is allowed.
     manifest
         Its manifest; None for a package that was put together in memory.
     links
@@ -62,6 +62,7 @@ class Package:
         *,
         manifest: Manifest | None = None,
         links: Mapping[PurePosixPath, Path] | None = None,
+        without_programs: bool = False,
     ) -> None:
         self.path = path
         self.model_path = model_path
@@ -76,7 +77,7 @@ class Package:
             Program(model, self, enclosing=enclosing, label=label)
             for model, enclosing, label in _ml_programs(spec, (), "")
         ]
-        if not self.programs:  # no reader of ML programs
+        if not self.programs and not without_programs:  # no reader of ML programs
             kind = spec.WhichOneof("Type") or "none"
             raise ModelFormatError(
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
@@ -185,7 +186,7 @@ class Package:
         return f"Package({str(self.path)!r}, {len(self.programs)} program(s))"
 
 
-def open_package(source: Any) -> Package:
+def open_package(source: Any, *, without_programs: bool = False) -> Package:
     """Open a model package; every reference into its weight files is checked.
 
     Weights that operations have bound as values are constants in it: see ``name_bound_values``.
@@ -196,16 +197,18 @@ def open_package(source: Any) -> Package:
         The path of an ``.mlpackage`` folder, or a coremltools ``MLModel`` that is an ML program or
         a pipeline. Of an ``MLModel`` the message in memory is taken, which its user may have
         edited, and the weights of the package behind it.
+    without_programs
+        Whether a model is wanted, too, that holds no ML program.
 
     Raises
     ------
     ModelFormatError
-        It is no model package, it is damaged, or it holds no ML program.
+        It is no model package, it is damaged, or it holds no ML program and has to.
     TypeError
         ``source`` is neither a path nor a model.
     """
     try:
-        package = _opened(source)
+        package = _opened(source, without_programs=without_programs)
         package.source_weight_files = check_package(package)
         for program in package.programs:
             name_bound_values(program)
@@ -217,7 +220,7 @@ def open_package(source: Any) -> Package:
     return package
 
 
-def _opened(source: Any) -> Package:
+def _opened(source: Any, *, without_programs: bool) -> Package:
     """Return the package, of which nothing but the manifest and the model has been read."""
     if isinstance(source, str | os.PathLike):
         path = Path(os.fspath(source)).expanduser()
@@ -244,7 +247,15 @@ def _opened(source: Any) -> Package:
         spec, states[path / model_path], link = _read_spec(path, model_path)
         if link is not None:
             links[model_path] = link
-    return Package(path, model_path, spec, states, manifest=manifest, links=links)
+    return Package(
+        path,
+        model_path,
+        spec,
+        states,
+        manifest=manifest,
+        links=links,
+        without_programs=without_programs,
+    )
 
 
 def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path | None]:

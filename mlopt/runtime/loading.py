@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mlopt.errors import ConfigError, ModelFormatError
+from mlopt.errors import ConfigError
 from mlopt.mil.package import open_package
+from mlopt.mil.program import Program as ProgramMessage
 from mlopt.runtime.element_types import ElementTypes, Precision
+from mlopt.runtime.features.described import features_of
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
+from mlopt.runtime.stages import Stage, check_can_run, chosen, stage_of
+from mlopt.runtime.suppression import Suppression
 
 
 def load(
     model_or_path: Any,
     function: str | None = None,
     *,
+    stage: int | str | None = None,
     precision: Precision = "float32",
     device: str | torch.device = "cpu",
     keep_weights: bool = False,
@@ -26,13 +32,18 @@ def load(
     Parameters
     ----------
     model_or_path
-        The path of an ``.mlpackage``, or an ``MLModel``: an ML program, or a pipeline of them.
+        The path of an ``.mlpackage``, or an ``MLModel``: an ML program, a non-maximum suppression,
+        or a pipeline of them.
     function
         Which function of a model that has several; None: the one that an ``MLModel`` was made for,
         else the default one.
+    stage
+        One model of a pipeline alone, by its position from 0 or by its name (``"outer/inner"`` in a
+        pipeline of a pipeline), so that its programs can be run where others of its models cannot.
     precision
         ``"float32"``: everything that is declared in a narrower float is computed in float32.
-        ``"as_declared"``: float16 is computed in float16, operation by operation.
+        ``"as_declared"``: the result of each operation is rounded to float16 where the program says
+        so, and is infinite beyond its range. On the CPU operations compute in float32 within.
     device
         Where tensors are computed, of torch.
     keep_weights
@@ -43,26 +54,47 @@ def load(
     Raises
     ------
     ModelFormatError
-        The model is damaged, no ML program, or has operations that cannot be run: all are named.
+        The model is damaged, or has operations, or models of a pipeline, that cannot be run: all
+        are named.
     ConfigError
-        An argument is none of those allowed, or the model has no such function.
+        An argument is none of those allowed, or the model has no such function or stage.
     """
-    package = open_package(model_or_path)
     types, place = ElementTypes(precision), _device(device)
+    package = open_package(model_or_path, without_programs=True)
+    where = str(package.path)
+    root = stage_of(package.spec, iter(package.programs))
+    wanted = root if stage is None else chosen(root, stage, where)
+    check_can_run(wanted, where)
+    if wanted.program is None and function is not None:
+        raise ConfigError(
+            f"the model is a {wanted.kind}, which has no function {function!r}; leave it out"
+        )
     if function is None and package.spec.description.functions:
         function = getattr(model_or_path, "function_name", None)
+
+    def program_of(message: ProgramMessage) -> Program:
+        return Program(message, function, types, place, keep_weights=keep_weights)
+
     with torch.inference_mode(False):  # else constants could have no part in gradients
-        programs = [
-            Program(program, function, types, place, keep_weights=keep_weights)
-            for program in package.programs
-        ]
-    root = package.spec
-    if root.WhichOneof("Type") == "mlProgram":
-        return programs[0]
-    _check_pipeline(root, str(package.path))
-    if function is not None:
-        raise ConfigError(f"the model is a pipeline, which has no function {function!r}")
-    return Pipeline(root, programs, str(package.path))
+        made = _made(wanted, program_of, where)
+    if isinstance(made, Suppression):
+        return Pipeline(made.inputs, made.outputs, [made])
+    return made
+
+
+def _made(
+    stage: Stage, program_of: Callable[[ProgramMessage], Program], where: str
+) -> Program | Suppression | Pipeline:
+    """What runs a model."""
+    if stage.program is not None:
+        return program_of(stage.program)
+    if not stage.is_pipeline:
+        return Suppression(stage.message, where)
+    description = stage.message.description
+    parts = [_made(part, program_of, where) for part in stage.parts]
+    return Pipeline(
+        features_of(description.input, where), features_of(description.output, where), parts
+    )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -74,14 +106,3 @@ def _device(device: str | torch.device) -> torch.device:
             f"device has to be one that torch has here, such as 'cpu', got {device!r}: {error}"
         ) from None
     return place
-
-
-def _check_pipeline(model: Any, where: str) -> None:
-    kind = model.WhichOneof("Type")
-    pipeline = model.pipeline if kind == "pipeline" else getattr(model, kind).pipeline
-    others = {inner.WhichOneof("Type") for inner in pipeline.models} - {"mlProgram"}
-    if others:
-        raise ModelFormatError(
-            f"{where}: the pipeline has models of type {', '.join(sorted(map(str, others)))}; only "
-            "ML programs can be run"
-        )

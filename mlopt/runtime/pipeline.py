@@ -1,34 +1,64 @@
-"""ML programs one after the other."""
+"""Models one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from mlopt.errors import ModelFormatError
+from mlopt.runtime.call import OutputType
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
-from mlopt.runtime.features.described import Feature, features_of
+from mlopt.runtime.features.described import Feature
 from mlopt.runtime.program import Program
 from mlopt.runtime.state import State, check_state
+from mlopt.runtime.suppression import Suppression
 
 
 class Pipeline:
-    """ML programs one after the other: each gets what those before it put out."""
+    """Models one after the other: each gets what those before it put out.
 
-    def __init__(self, model: Any, programs: list[Program], where: str) -> None:
-        self._programs = programs
-        self.inputs: dict[str, Feature] = features_of(model.description.input, where)
-        self.outputs: dict[str, Feature] = features_of(model.description.output, where)
+    Attributes
+    ----------
+    inputs, outputs
+        The features that the pipeline describes, by name.
+    stages
+        Its models in their order: programs, non-maximum suppressions, and pipelines in it.
+    optional
+        The names of inputs for which one of the models has a value of its own.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Feature],
+        outputs: Mapping[str, Feature],
+        stages: Sequence[Program | Suppression | Pipeline],
+    ) -> None:
+        self.stages = tuple(stages)
+        self.optional = frozenset(name for stage in stages for name in _optional(stage))
+        self.inputs: dict[str, Feature] = {
+            name: attrs.evolve(feature, is_optional=True) if name in self.optional else feature
+            for name, feature in inputs.items()
+        }
+        self.outputs: dict[str, Feature] = dict(outputs)
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """The programs in their order."""
-        return tuple(self._programs)
+        """The ML programs in their order, those of pipelines in it too."""
+        return tuple(program for stage in self.stages for program in _programs(stage))
+
+    @property
+    def state_types(self) -> dict[str, OutputType]:
+        """What its programs declare of their states, by name."""
+        return {
+            n: kind for program in self.programs for n, kind in program.plan.state_types.items()
+        }
 
     def make_state(self) -> State:
         """A new state of all programs."""
         states: dict[str, Any] = {}
-        for program in self._programs:
+        for program in self.programs:
             states |= program.make_state().tensors
         return State(states)
 
@@ -39,7 +69,7 @@ class Pipeline:
         *,
         seed: int | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """Run all programs; see :meth:`Program.predict`."""
+        """Run all models; see :meth:`Program.predict`."""
         if isinstance(data, Mapping):
             return self._predicted(data, state, seed)
         return [self._predicted(each, None, seed) for each in several(data, state)]
@@ -49,21 +79,46 @@ class Pipeline:
     ) -> dict[str, Any]:
         check_is_mapping(data)
         check_names(data, self.inputs, "input")
-        declared = {n: k for program in self._programs for n, k in program.plan.state_types.items()}
-        check_state(state, declared)
+        check_state(state, self.state_types)
         values = dict(data)
         for name, feature in self.inputs.items():
-            if name not in values:
+            if name not in values and name not in self.optional:
                 values[name] = feature.default_tensor()
-        for number, program in enumerate(self._programs):
-            own = {name: values[name] for name in program.inputs if name in values}
-            part = None
-            if state is not None and program.plan.state_types:
-                part = State({name: state.tensors[name] for name in program.plan.state_types})
-            values |= program.run(own, part, seed=seed).outputs
-            later = set(self.outputs).union(*(p.inputs for p in self._programs[number + 1 :]))
+        for number, stage in enumerate(self.stages):
+            own = {name: values[name] for name in stage.inputs if name in values}
+            values |= _answer(stage, own, state, seed)
+            later = set(self.outputs).union(*(s.inputs for s in self.stages[number + 1 :]))
             values = {name: value for name, value in values.items() if name in later}
         lacking = [name for name in self.outputs if name not in values]
         if lacking:
             raise ModelFormatError(f"no model of the pipeline puts out {', '.join(lacking)}")
         return {name: values[name] for name in self.outputs}
+
+
+def _optional(stage: Program | Suppression | Pipeline) -> Collection[str]:
+    return () if isinstance(stage, Program) else stage.optional
+
+
+def _programs(stage: Program | Suppression | Pipeline) -> Iterator[Program]:
+    if isinstance(stage, Pipeline):
+        yield from stage.programs
+    elif isinstance(stage, Program):
+        yield stage
+
+
+def _answer(
+    stage: Program | Suppression | Pipeline,
+    data: Mapping[str, Any],
+    state: State | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """What a stage puts out, of the states of all stages with its own."""
+    if isinstance(stage, Suppression):
+        return stage.predict(data)
+    own = stage.plan.state_types if isinstance(stage, Program) else stage.state_types
+    part = None
+    if state is not None and own:
+        part = State({name: state.tensors[name] for name in own})
+    found = stage.predict(data, part, seed=seed)
+    assert isinstance(found, dict)
+    return found

@@ -10,6 +10,7 @@ import torch
 
 from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
+from mlopt.runtime.comparison.detections import detections_of
 from mlopt.runtime.comparison.layers import compare_layers
 from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
@@ -36,7 +37,8 @@ def compare(
 
     Images are measured as they are before they become pixels (those of a pipeline: as pixels,
     without alpha). The best classes are compared of the probabilities of a classifier, and of
-    outputs of one row of floats that come out of a softmax, a sigmoid or a layer's sums.
+    outputs of one row of floats that come out of a softmax, a sigmoid or a layer's sums. Boxes of a
+    detector, of which there may be more in one model, are compared in pairs.
 
     Parameters
     ----------
@@ -65,13 +67,16 @@ def compare(
     checked = None if samples is None else _checked_samples(samples)
     first, second = _loaded(reference, candidate, function, precision, device)
     given = random_samples(first, random, seed) if checked is None else checked
+    boxes = detections_of(first)
     found = compare_outputs(
         lambda data: answer(first, data, seed),
         lambda data: answer(second, data, seed),
         given,
+        paired=boxes.paired,
         labels=label_names(first),
         scores=score_names(first),
     )
+    found = attrs.evolve(found, detections=boxes.rows())
     if not layers:
         return found
     if not (isinstance(first, Program) and isinstance(second, Program)):

@@ -18,7 +18,9 @@ from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.results import Comparison, LabelRow, OutputRow
 from mlopt.runtime.listing import listed
 
-Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Outputs = Mapping[str, Any]
+Paired = Callable[[Outputs, Outputs], tuple[Outputs, Outputs]]
+Predict = Callable[[Mapping[str, Any]], Outputs]
 
 
 def compare_outputs(
@@ -26,11 +28,13 @@ def compare_outputs(
     candidate: Predict,
     samples: Sequence[Mapping[str, Any]],
     *,
+    paired: Paired = lambda wanted, found: (wanted, found),
     labels: Collection[str] = (),
     scores: Collection[str] = (),
 ) -> Comparison:
     """Measure how far the outputs of two functions of inputs are apart.
 
+    paired: makes of the outputs of both, of which rows may differ in number, those to measure;
     labels: names of outputs that are labels of classes (texts always are); scores: of those whose
     best classes are compared where they have one row (dictionaries of probabilities always are).
     """
@@ -46,7 +50,7 @@ def compare_outputs(
             raise ConfigError(
                 f"the models have different outputs: {', '.join(wanted)} and {', '.join(found)}"
             )
-        sums.add(wanted, found)
+        sums.add(*paired(wanted, found))
     return Comparison(len(samples), sums.rows(), labels=sums.label_rows(len(samples)))
 
 

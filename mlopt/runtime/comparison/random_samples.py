@@ -11,6 +11,7 @@ import numpy as np
 from mlopt.errors import InputError
 from mlopt.runtime.comparison.indices import lengths_of_tables
 from mlopt.runtime.features.arrays import ArrayFeature
+from mlopt.runtime.features.described import PlainFeature
 from mlopt.runtime.features.images import ImageFeature
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
@@ -26,7 +27,7 @@ def random_samples(model: Program | Pipeline, count: int, seed: int = 0) -> list
     """Draw inputs at their default shapes, the same for the same seed.
 
     Floats are normal, images uniform. What looks rows of a table up is a whole number below its
-    length, other integers are 0 or 1.
+    length, other integers are 0 or 1. Numbers and texts that may be left out are.
     """
     try:
         count = operator.index(count)
@@ -39,7 +40,12 @@ def random_samples(model: Program | Pipeline, count: int, seed: int = 0) -> list
     random = np.random.default_rng(checked_seed(seed))
     limits = lengths_of_tables(model)
     return [
-        {name: _drawn(feature, random, limits) for name, feature in model.inputs.items()}
+        {
+            name: _drawn(feature, random, limits)
+            for name, feature in model.inputs.items()
+            # a number that may be left out, as a threshold, means something
+            if not (isinstance(feature, PlainFeature) and feature.is_optional)
+        }
         for _ in range(count)
     ]
 

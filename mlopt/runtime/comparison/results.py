@@ -33,6 +33,23 @@ class LabelRow:
 
 
 @attrs.frozen
+class DetectionRow:
+    """Two outputs that are boxes of a detector, of all samples.
+
+    names: of the outputs of scores and of boxes; reference, candidate: how many boxes there are;
+    paired: how many are in both, of the same class and sharing half of their union at least, of
+    which alone the outputs are measured; overlap: the mean share of these, None where there are
+    none.
+    """
+
+    names: tuple[str, str]
+    reference: int
+    candidate: int
+    paired: int
+    overlap: float | None
+
+
+@attrs.frozen
 class LayerRow:
     """One operation with a weight.
 
@@ -60,6 +77,7 @@ class Comparison:
     outputs: tuple[OutputRow, ...]
     layers: tuple[LayerRow, ...] = ()
     unmatched: tuple[str, ...] = ()
+    detections: tuple[DetectionRow, ...] = attrs.field(default=(), kw_only=True)
     labels: tuple[LabelRow, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,6 +89,7 @@ class Comparison:
                 for row in self.outputs
             ],
             "labels": [attrs.asdict(row) for row in self.labels],
+            "detections": [attrs.asdict(row) for row in self.detections],
             "layers": [
                 {
                     "name": row.name,

@@ -72,6 +72,12 @@ def _output_table(outputs: Sequence[OutputRow]) -> str:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     """What the numbers of the outputs do not say."""
+    for boxes in comparison.detections:
+        yield (
+            f"{' and '.join(map(printable, boxes.names))}: {boxes.paired} of {boxes.reference} "
+            f"boxes of the reference are among the {boxes.candidate} of the candidate (same class, "
+            "half of the union shared); these are compared."
+        )
     names = _shortened(row.name for row in comparison.outputs)
     for name, row in zip(names, comparison.outputs, strict=True):
         distance, agreement = row.distance, row.agreement

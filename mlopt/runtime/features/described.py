@@ -31,7 +31,8 @@ class PlainFeature:
         """A number as a tensor; a string as it is."""
         if self.kind == "stringType":
             return str(value)
-        dtype = torch.int32 if self.kind == "int64Type" else torch.float32
+        kinds = {"int64Type": torch.int32, "doubleType": torch.float64}
+        dtype = kinds.get(self.kind, torch.float32)
         try:
             return torch.tensor(value, dtype=dtype)
         except (TypeError, ValueError, RuntimeError) as error:

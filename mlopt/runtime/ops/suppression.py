@@ -84,15 +84,22 @@ def _selected(
         best, classes = rated.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)
         order = order[: max(1, int((best >= score_threshold).sum()))]
-        kept = _greedy(
+        kept = not_suppressed(
             of_image[order], classes[order] if per_class else None, iou_threshold, max_boxes
         )
         found[number, : len(kept)] = order[kept]
     return found
 
 
-def _greedy(boxes: Tensor, classes: Tensor | None, threshold: float, most: int) -> Tensor:
-    """Positions of the boxes, best first, that overlap none of the positions before."""
+def not_suppressed(boxes: Tensor, classes: Tensor | None, threshold: float, most: int) -> Tensor:
+    """The boxes that overlap no better one of them too much.
+
+    boxes: [n, 4], middle (x, y), width and height, best first; classes: [n], of which boxes only
+    suppress their own, None for no difference; threshold: what part of the union the intersection
+    may be. A pair without area suppresses nothing.
+
+    Returns int64[kept], positions, of which there are ``most`` at most.
+    """
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
     areas = boxes[:, 2] * boxes[:, 3]
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
