@@ -12,7 +12,7 @@ import mlopt.coreml as cto
 from mlopt.cli import app
 from mlopt.errors import ConfigError, InputError, ModelFormatError
 from mlopt.runtime import Pipeline, Program, compare, load
-from mlopt.runtime.comparison.detections import Detections
+from mlopt.runtime.comparison.paired_boxes import Detections
 from mlopt.runtime.comparison.random_samples import random_samples
 from tests.runtime.detectors import DOUBLE, THRESHOLDS, detector, network, suppression
 

@@ -10,9 +10,9 @@ import torch
 
 from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
-from mlopt.runtime.comparison.detections import detections_of
 from mlopt.runtime.comparison.layers import compare_layers
 from mlopt.runtime.comparison.outputs import compare_outputs
+from mlopt.runtime.comparison.paired_boxes import detections_of
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
 from mlopt.runtime.comparison.results import Comparison
 from mlopt.runtime.element_types import Precision
