@@ -253,6 +253,25 @@ def test_compare(packages, tmp_path):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_compare_with_a_least_ratio(packages, tmp_path):
+    first, small = packages / "model.mlpackage", packages / "small.mlpackage"
+    good = invoke("compare", first, first, "--random", 1, "--min-snr", 100)
+    assert good.exit_code == 0, good.output
+    result = invoke("compare", first, small, "--random", 1, "--min-snr", 100)
+    assert result.exit_code == 6
+    assert "Below 100 dB, or with nothing to compare: " in result.stderr
+    # black images give nothing that a candidate could differ in
+    images = np.zeros((1, 3, 32, 32), np.float32)
+    zeros = tmp_path / "zeros.mlpackage"
+    convert(lambda x: mb.relu(x=x, name="y"), {"x": images}).save(str(zeros))
+    np.savez(tmp_path / "x.npz", x=images)
+    result = invoke(
+        "compare", zeros, zeros, "--inputs", tmp_path / "x.npz", "--min-snr", 1, "--json", "-"
+    )
+    assert result.exit_code == 6
+    assert json.loads(result.stdout)["outputs"][0]["status"] == "zero"
+
+
 def test_compare_on_a_file_of_samples(packages, tmp_path):
     images = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
     np.savez(tmp_path / "x.npz", image=images)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlopt.cli.outcome import errors_explained
+from mlopt.cli.outcome import ExitCode, errors_explained
 from mlopt.cli.run import PrecisionName
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
 
@@ -73,6 +73,14 @@ def compare_models(
             help="float32 throughout (default), or float16 where the models say so.",
         ),
     ] = None,
+    min_snr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="Fail (exit code 6) where an output has a lower signal-to-noise ratio, or nothing "
+            "to compare: where the reference is zero, constant, saturated or not finite.",
+        ),
+    ] = None,
     backend: Annotated[
         Backend,
         typer.Option(help="PyTorch on any machine, or Core ML itself on a Mac (no layers)."),
@@ -116,6 +124,10 @@ def compare_models(
             write_text(found.to_json(), json_file)
         if json_file != STANDARD_OUTPUT:
             typer.echo(str(found))
+    if min_snr is not None and found.below(min_snr):
+        names = ", ".join(map(repr, found.below(min_snr)))
+        typer.echo(f"Below {min_snr:g} dB, or with nothing to compare: {names}", err=True)
+        raise typer.Exit(ExitCode.FINDINGS)
 
 
 def _check_core_ml_takes(precision: PrecisionName | None, *, needs_layers: bool) -> None:
@@ -160,6 +172,7 @@ def _by_core_ml(
     from mlopt.runtime import load
     from mlopt.runtime.comparison.answers import blamed, score_names
     from mlopt.runtime.comparison.coreml_backend import CoreMLModel
+    from mlopt.runtime.comparison.ends import ends_of_outputs
     from mlopt.runtime.comparison.outputs import compare_outputs
     from mlopt.runtime.comparison.random_samples import random_samples
     from mlopt.runtime.comparison.split_samples import split_samples
@@ -175,4 +188,5 @@ def _by_core_ml(
         random_samples(model, random, seed) if arrays is None else split_samples(model, arrays),
         labels=first.labels,
         scores=score_names(model),
+        ends=ends_of_outputs(model),
     )

@@ -39,7 +39,7 @@ Exit codes:
   3    the deployment target cannot express the request
   4    the model is missing, damaged, or no ML program
   5    palettize: every weight was kept as it is
-  6    lint: errors were found (with --strict: errors or warnings)
+  6    lint: errors were found (with --strict: errors or warnings); compare --min-snr: it is less
   130  interrupted; what was unfinished is removed, an earlier output as it was
 """
 

@@ -708,3 +708,126 @@ def test_samples_of_the_network_itself():
     model, small = palettized("encoder", 6)
     sample = {name: x.numpy() for name, x in inputs.items()}
     assert compare(model, small, [sample]).samples == 1
+
+
+def stated(values, ends=None):
+    found = Distance.within(ends)
+    for value in values:
+        found.add(torch.tensor(value), torch.tensor(value))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "ends", "status"),
+    [
+        ([[0.0, 0.0]], None, "zero"),
+        ([[0.0], [0.0]], None, "zero"),
+        ([[0.0, math.nan, 0.0]], None, "zero"),
+        ([[0.25, 0.25], [0.25, 0.25]], None, "constant"),
+        ([[65504.0, -65504.0]], None, "saturated"),
+        ([[65504.0, 65504.0]], None, "saturated"),
+        ([[0.0, 1.0]], (0.0, 1.0), "saturated"),
+        ([[math.nan, math.inf]], None, "not finite"),
+        ([[]], None, "empty"),
+        ([], None, "unmeasured"),
+        ([[0.25]], None, "equal"),
+        ([[0.0, 1.0]], None, "equal"),
+        ([[0.0, 1.0, 0.5]], (0.0, 1.0), "equal"),
+        ([[0.25, 0.25], [0.5, 0.5]], None, "equal"),
+        ([[65504.0, 1.0]], None, "equal"),
+    ],
+)
+def test_equal_is_what_says_something(values, ends, status):
+    distance = stated(values, ends)
+    assert distance.status == status
+    if status in ("zero", "empty", "not finite", "unmeasured"):
+        assert math.isnan(distance.snr_db)
+        assert math.isnan(distance.cosine)
+
+
+def test_what_differs_is_different_whatever_the_reference_is():
+    found = distance([0.0, 0.0], [0.0, 1.0])
+    assert (found.status, found.reference.state, found.snr_db) == ("different", "zero", -math.inf)
+
+
+def outputs_of(*builders, samples, inputs=None):
+    """Each builder's program as reference and candidate in one comparison."""
+    inputs = inputs or {"x": np.ones((1, 8), np.float32)}
+    return [compare(convert(build, inputs), convert(build, inputs), samples) for build in builders]
+
+
+SAMPLES = [{"x": np.random.default_rng(n).normal(size=(1, 8)).astype(np.float32)} for n in range(3)]
+
+
+def test_nothing_is_never_called_equal():
+    names = ("zero", "constant", "saturated", "clipped", "nothing finite", "told")
+    found = outputs_of(
+        lambda x: mb.mul(x=x, y=np.float32(0.0), name="y"),
+        lambda x: mb.add(x=mb.mul(x=x, y=np.float32(0.0)), y=np.float32(2.5), name="y"),
+        lambda x: mb.sigmoid(x=mb.mul(x=x, y=np.float32(1e9)), name="y"),
+        lambda x: mb.clip(x=mb.mul(x=x, y=np.float32(1e9)), alpha=-3.0, beta=4.0, name="y"),
+        lambda x: mb.log(x=mb.mul(x=x, y=np.float32(0.0)), epsilon=0.0, name="y"),
+        lambda x: mb.sigmoid(x=x, name="y"),
+        samples=SAMPLES,
+    )
+    cases = dict(zip(names, found, strict=True))
+    statuses = {name: case.outputs[0].status for name, case in cases.items()}
+    assert statuses == {
+        "zero": "zero",
+        "constant": "constant",
+        "saturated": "saturated",
+        "clipped": "saturated",
+        "nothing finite": "not finite",
+        "told": "equal",
+    }
+    for name, case in cases.items():
+        (output,) = json.loads(case.to_json())["outputs"]
+        assert output["status"] == statuses[name]
+        assert output["depends_on_samples"] is (name in ("saturated", "clipped", "told"))
+        is_told = name == "told"
+        assert case.uninformative == (() if is_told else ("y",))
+        assert case.below(-1e9) == case.uninformative
+        assert ("equal" in str(case)) is is_told
+        assert ("1.000000" in str(case)) is is_told
+        assert ("compare --float16 MODEL" in str(case)) is not is_told
+    assert "y: both are 2.5 everywhere, which says nothing" in str(cases["constant"])
+    assert "saturated: -3 or 4 everywhere" in str(cases["clipped"])
+
+
+def test_a_candidate_that_has_lost_everything_is_told():
+    x = {"x": np.ones((1, 8), np.float32)}
+    good = convert(lambda x: mb.exp(x=x, name="y"), x)
+    lost = convert(lambda x: mb.mul(x=x, y=np.float32(0.0), name="y"), x)
+    (row,) = compare(good, lost, SAMPLES).outputs
+    assert (row.status, row.distance.candidate.state) == ("different", "zero")
+    text = str(compare(good, lost, SAMPLES))
+    assert "y: the candidate is zero everywhere, the reference is not." in text
+    assert "y: the reference is zero everywhere." in str(compare(lost, good, SAMPLES))
+
+
+def test_what_does_not_depend_on_the_samples_is_told():
+    x = {"x": np.ones((1, 8), np.float32)}
+    grid = np.arange(8, dtype=np.float32)
+    model = convert(lambda x: mb.add(x=mb.mul(x=x, y=np.float32(0.0)), y=grid, name="y"), x)
+    (row,) = (found := compare(model, model, SAMPLES)).outputs
+    assert (row.status, row.depends_on_samples) == ("equal", False)
+    assert "y: the same for all samples in the reference" in str(found)
+    for same in (SAMPLES[:1], [SAMPLES[0], dict(SAMPLES[0])]):
+        (row,) = (found := compare(model, model, same)).outputs
+        assert row.depends_on_samples is None
+        assert "the same for all samples" not in str(found)
+
+
+def test_layers_of_zeros_are_not_the_worst():
+    layers = (layer("bad", distance([1.0], [1.5])), layer("dead", distance([0.0], [0.0])))
+    lines = str(Comparison(1, (), layers)).splitlines()[2:4]
+    assert [line.split()[1] for line in lines] == ["bad", "dead"]
+    assert lines[1].split()[-3:] == ["zero", "in", "both"]
+
+
+def test_outputs_below_a_ratio():
+    x = {"x": np.ones((1, 8), np.float32)}
+    first = convert(lambda x: mb.mul(x=x, y=np.float32(10.0), name="y"), x)
+    second = convert(lambda x: mb.mul(x=x, y=np.float32(11.0), name="y"), x)
+    found = compare(first, second, SAMPLES)  # 20 dB
+    assert (found.below(19.0), found.below(21.0)) == ((), ("y",))

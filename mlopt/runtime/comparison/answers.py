@@ -42,7 +42,7 @@ def label_names(model: Program | Pipeline) -> frozenset[str]:
     """The outputs that are labels of classes, texts or integers."""
     return frozenset(
         step.node.outputs[0].name
-        for program in _programs(model)
+        for program in programs_of(model)
         for step in program.plan.body.steps
         if step.node.op_type == "classify"
     )
@@ -54,8 +54,8 @@ def score_names(model: Program | Pipeline) -> frozenset[str]:
     Vectors that end in a normalization or a pooling, as embeddings do, are none.
     """
     found: set[str] = set()
-    for program in _programs(model):
-        makers = _makers(program)
+    for program in programs_of(model):
+        makers = makers_of(program)
         outputs = zip(program.plan.outputs, program.plan.body.outputs, strict=True)
         found.update(name for name, source in outputs if _is_scored(source, makers))
     return frozenset(found)
@@ -95,11 +95,13 @@ def is_one_row(value: Any) -> bool:
     return array.dtype.kind == "f" and rows == 1 and array.ndim <= 2 and array.shape[-1] > 1
 
 
-def _programs(model: Program | Pipeline) -> tuple[Program, ...]:
+def programs_of(model: Program | Pipeline) -> tuple[Program, ...]:
+    """The programs of a model in their order."""
     return model.programs if isinstance(model, Pipeline) else (model,)
 
 
-def _makers(program: Program) -> dict[int, Step]:
+def makers_of(program: Program) -> dict[int, Step]:
+    """The step that each place of a program's own block comes from."""
     return {place: step for step in program.plan.body.steps for place in step.results}
 
 

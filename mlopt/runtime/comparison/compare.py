@@ -10,6 +10,7 @@ import torch
 
 from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
+from mlopt.runtime.comparison.ends import ends_of_outputs
 from mlopt.runtime.comparison.layers import compare_layers
 from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.paired_boxes import detections_of
@@ -75,6 +76,7 @@ def compare(
         paired=boxes.paired,
         labels=label_names(first),
         scores=score_names(first),
+        ends=ends_of_outputs(first),
     )
     found = attrs.evolve(found, detections=boxes.rows())
     if not layers:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
+
+from mlopt.runtime.comparison.content import FLOAT16_ENDS, Content, Ends
+
+Status = Literal[
+    "different", "equal", "zero", "constant", "saturated", "not finite", "empty", "unmeasured"
+]
+"""different, equal: of a reference that tells something; zero, constant, saturated: the candidate
+is equal, and so would be any other that holds nothing either; not finite: NaN or infinite in all
+elements, or not in the same ones; empty: no elements; unmeasured: no samples."""
 
 _FIRST = 5
 """How many of the best classes are compared as a set."""
@@ -17,22 +27,32 @@ class Distance:
     """The distance of a candidate from a reference, of all samples that were added.
 
     elements: of all samples; left_out: those that are NaN or infinite in one or in both, which no
-    sum holds; mismatched: those of them that are not the same in both.
+    sum holds; mismatched: those of them that are not the same in both; reference, candidate: what
+    each holds.
 
-    Sums are of float64. Everything is NaN where nothing was measured: no sample was added, no
-    element is left, or some are mismatched.
+    Sums are of float64. Everything is NaN where nothing was measured: no sample was added, there is
+    no element or none is left, or some are mismatched. Of two that are zero everywhere the ratio
+    and the cosine are NaN as well, since both are 0 / 0.
     """
 
     samples: int = 0
     elements: int = 0
     left_out: int = 0
     mismatched: int = 0
+    reference: Content = attrs.Factory(Content)
+    candidate: Content = attrs.Factory(Content)
     _signal: float = 0.0
     _noise: float = 0.0
     _products: float = 0.0
-    _candidate: float = 0.0
+    _candidate_signal: float = 0.0
     _largest: float = 0.0
     _largest_difference: float = 0.0
+
+    @classmethod
+    def within(cls, ends: Ends | None) -> Distance:
+        """One of tensors that have these ends; see :class:`Content`."""
+        ends = FLOAT16_ENDS if ends is None else ends
+        return cls(reference=Content(ends), candidate=Content(ends))
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         """Add a sample: two tensors of the same shape."""
@@ -43,6 +63,8 @@ class Distance:
         same = (a == b) | (a.isnan() & b.isnan())
         self.samples += 1
         self.elements += a.numel()
+        self.reference.add(a)
+        self.candidate.add(b)
         self.left_out += int((~finite).sum())
         self.mismatched += int((~finite & ~same).sum())
         a, b = a[finite], b[finite]
@@ -50,16 +72,30 @@ class Distance:
             return
         difference = a - b
         self._signal += float(a.square().sum())
-        self._candidate += float(b.square().sum())
+        self._candidate_signal += float(b.square().sum())
         self._noise += float(difference.square().sum())
         self._products += float(torch.dot(a, b))
         self._largest = max(self._largest, float(a.abs().max()))
         self._largest_difference = max(self._largest_difference, float(difference.abs().max()))
 
     @property
+    def status(self) -> Status:
+        """What the numbers amount to; ``"equal"`` only where that says something."""
+        if not self.samples:
+            return "unmeasured"
+        if not self.elements:
+            return "empty"
+        if self._is_unknown:
+            return "not finite"
+        if self._noise > 0.0:
+            return "different"
+        state = self.reference.state
+        return "equal" if state == "informative" else state
+
+    @property
     def snr_db(self) -> float:
         """Ten times the logarithm of the squared signal over the squared error; inf if equal."""
-        if self._is_unknown:
+        if self._is_unknown or self._is_zero:
             return math.nan
         if self._noise == 0.0:
             return math.inf
@@ -67,12 +103,12 @@ class Distance:
 
     @property
     def cosine(self) -> float:
-        """The cosine of the angle between both, all samples in a row; 1 if both are zero."""
-        if self._is_unknown:
+        """The cosine of the angle between both, all samples in a row; 0 if only one is zero."""
+        if self._is_unknown or self._is_zero:
             return math.nan
-        norms = math.sqrt(self._signal * self._candidate)
+        norms = math.sqrt(self._signal * self._candidate_signal)
         if norms == 0.0:
-            return 1.0 if self._signal == self._candidate else 0.0
+            return 0.0
         return min(1.0, self._products / norms)
 
     @property
@@ -90,10 +126,12 @@ class Distance:
         return math.inf if self._largest == 0.0 else self._largest_difference / self._largest
 
     @property
+    def _is_zero(self) -> bool:
+        return self._signal == self._candidate_signal == 0.0
+
+    @property
     def _is_unknown(self) -> bool:
-        # samples without elements are equal, samples without finite ones are not
-        nothing_left = self.left_out == self.elements and self.elements > 0
-        return self.samples == 0 or self.mismatched > 0 or nothing_left
+        return self.samples == 0 or self.mismatched > 0 or self.left_out == self.elements
 
 
 @attrs.define

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import blamed, colours, is_image, is_one_row
+from mlopt.runtime.comparison.content import Ends
 from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.results import Comparison, LabelRow, OutputRow
 from mlopt.runtime.listing import listed
@@ -31,16 +33,18 @@ def compare_outputs(
     paired: Paired = lambda wanted, found: (wanted, found),
     labels: Collection[str] = (),
     scores: Collection[str] = (),
+    ends: Mapping[str, Ends] | None = None,
 ) -> Comparison:
     """Measure how far the outputs of two functions of inputs are apart.
 
     paired: makes of the outputs of both, of which rows may differ in number, those to measure;
     labels: names of outputs that are labels of classes (texts always are); scores: of those whose
-    best classes are compared where they have one row (dictionaries of probabilities always are).
+    best classes are compared where they have one row (dictionaries of probabilities always are);
+    ends: what the elements of some outputs cannot be beyond.
     """
     if not samples:
         raise InputError("there are no samples to compare the models on")
-    sums = _Sums(frozenset(labels), frozenset(scores))
+    sums = _Sums(frozenset(labels), frozenset(scores), ends or {}, _are_all_the_same(samples))
     for sample in samples:
         with blamed("reference"):
             wanted = reference(sample)
@@ -60,6 +64,10 @@ class _Sums:
 
     labels: frozenset[str]
     scores: frozenset[str]
+    ends: Mapping[str, Ends]
+    samples_are_the_same: bool
+    firsts: dict[str, bytes] = attrs.Factory(dict)
+    varying: set[str] = attrs.Factory(set)
     distances: dict[str, Distance] = attrs.Factory(dict)
     agreements: dict[str, Agreement] = attrs.Factory(dict)
     equal_labels: Counter[str] = attrs.Factory(Counter)
@@ -76,21 +84,53 @@ class _Sums:
     def _measure(self, name: str, wanted: Any, found: Any) -> None:
         a, b = _comparable(name, wanted, found)
         try:
-            self.distances.setdefault(name, Distance()).add(a, b)
+            self._distance(name).add(a, b)
         except ValueError as error:
             raise ConfigError(f"output {name!r}: {error}") from error
+        content = _digest(a)
+        if self.firsts.setdefault(name, content) != content:
+            self.varying.add(name)
         is_row = name in self.scores and is_one_row(wanted)
         if is_row or (isinstance(wanted, Mapping) and len(wanted) > 1):
             self.agreements.setdefault(name, Agreement()).add(a.reshape(-1), b.reshape(-1))
 
+    def _distance(self, name: str) -> Distance:
+        if name not in self.distances:
+            self.distances[name] = Distance.within(self.ends.get(name))
+        return self.distances[name]
+
     def rows(self) -> tuple[OutputRow, ...]:
         return tuple(
-            OutputRow(name, distance, self.agreements.get(name))
+            OutputRow(
+                name,
+                distance,
+                self.agreements.get(name),
+                None if self.samples_are_the_same else name in self.varying,
+            )
             for name, distance in self.distances.items()
         )
 
     def label_rows(self, samples: int) -> tuple[LabelRow, ...]:
         return tuple(LabelRow(name, samples, equal) for name, equal in self.equal_labels.items())
+
+
+def _are_all_the_same(samples: Sequence[Mapping[str, Any]]) -> bool:
+    first, *others = samples
+    return all(_is_same(first, other) for other in others)
+
+
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    if first is second:
+        return True
+    return first.keys() == second.keys() and all(
+        np.array_equal(np.asarray(value), np.asarray(second[name])) for name, value in first.items()
+    )
+
+
+def _digest(values: Tensor) -> bytes:
+    """What tells the outputs of samples apart without keeping them."""
+    content = (values.double() + 0.0).contiguous().numpy()  # -0.0 and 0.0 are the same
+    return hashlib.blake2b(content.data, digest_size=16).digest()
 
 
 def _comparable(name: str, wanted: Any, found: Any) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,26 @@ from typing import Any
 
 import attrs
 
-from mlopt.runtime.comparison.measures import Agreement, Distance
+from mlopt.runtime.comparison.measures import Agreement, Distance, Status
 
 
 @attrs.frozen
 class OutputRow:
-    """One output: its distance, and for scores of classes how often the answers agree."""
+    """One output: its distance, and for scores of classes how often the answers agree.
+
+    depends_on_samples: whether the reference's output is another one for another sample; None where
+    that cannot be told of one sample, or of samples that are all the same.
+    """
 
     name: str
     distance: Distance
     agreement: Agreement | None
+    depends_on_samples: bool | None = None
+
+    @property
+    def status(self) -> Status:
+        """What the numbers amount to: see :class:`Distance`."""
+        return self.distance.status
 
 
 @attrs.frozen
@@ -80,12 +90,30 @@ class Comparison:
     detections: tuple[DetectionRow, ...] = attrs.field(default=(), kw_only=True)
     labels: tuple[LabelRow, ...] = ()
 
+    @property
+    def uninformative(self) -> tuple[str, ...]:
+        """Outputs whose comparison says nothing: the reference is zero, constant, saturated, ..."""
+        told = ("different", "equal")
+        return tuple(row.name for row in self.outputs if row.status not in told)
+
+    def below(self, snr_db: float) -> tuple[str, ...]:
+        """Outputs whose ratio is less than that, or unknown since there is nothing to compare."""
+        unknown = self.uninformative
+        return tuple(
+            row.name for row in self.outputs if row.name in unknown or row.distance.snr_db < snr_db
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite as text."""
         return {
             "samples": self.samples,
             "outputs": [
-                {"name": row.name, **_plain(row.distance), **_agreement(row.agreement)}
+                {
+                    "name": row.name,
+                    **_plain(row.distance),
+                    **_agreement(row.agreement),
+                    "depends_on_samples": row.depends_on_samples,
+                }
                 for row in self.outputs
             ],
             "labels": [attrs.asdict(row) for row in self.labels],
@@ -122,7 +150,9 @@ def _plain(distance: Distance) -> dict[str, Any]:
         "max_relative": distance.max_relative,
     }
     counts = {name: getattr(distance, name) for name in ("elements", "left_out", "mismatched")}
-    return {n: v if math.isfinite(v) else str(v) for n, v in numbers.items()} | counts
+    found: dict[str, Any] = {n: v if math.isfinite(v) else str(v) for n, v in numbers.items()}
+    states = {"reference": distance.reference.state, "candidate": distance.candidate.state}
+    return found | counts | {"status": distance.status, **states}
 
 
 def _agreement(agreement: Agreement | None) -> dict[str, Any]:

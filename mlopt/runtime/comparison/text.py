@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,10 @@ if TYPE_CHECKING:
 
 _WIDEST = 48
 _MARK = " *"
+_HINT = (
+    "Where an output says nothing of the two models, compare on other samples. If float16 has lost "
+    "what was there, `mlopt compare --float16 MODEL` shows the operation."
+)
 _FOOTNOTE = "* without the elements that are NaN or infinite in both models"
 
 
@@ -39,6 +42,8 @@ def comparison_text(comparison: Comparison) -> str:
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
     parts += _notes(comparison)
+    if comparison.uninformative:
+        parts.append(_HINT)
     if comparison.unmatched:
         names = ", ".join(_shortened(comparison.unmatched))
         parts.append(f"Not in the candidate, so not compared: {names}")
@@ -46,11 +51,12 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def decibels(value: float) -> str:
-    """A ratio for a reader: ``"23.4 dB"``, ``"equal"``, ``"not finite"``."""
-    if math.isnan(value):
-        return "not finite"
-    return "equal" if value == math.inf else f"{value:.1f} dB"
+def decibels(distance: Distance) -> str:
+    """A ratio for a reader: ``"23.4 dB"``, or in its place ``"equal"``, ``"zero in both"``, ..."""
+    status = distance.status
+    if status == "different":
+        return f"{distance.snr_db:.1f} dB"
+    return f"{status} in both" if status in ("zero", "constant", "saturated") else status
 
 
 def _output_table(outputs: Sequence[OutputRow]) -> str:
@@ -81,6 +87,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     names = _shortened(row.name for row in comparison.outputs)
     for name, row in zip(names, comparison.outputs, strict=True):
         distance, agreement = row.distance, row.agreement
+        yield from _uninformative(name, row)
         if distance.left_out:
             where = (
                 f", {distance.mismatched} of them not the same in both models"
@@ -99,19 +106,33 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{name}: the same for {label.equal} of {label.samples} samples."
 
 
-def _badness(row: LayerRow) -> tuple[bool, float]:
+def _uninformative(name: str, row: OutputRow) -> Iterator[str]:
+    """What an output has too little of to be compared."""
+    reference, candidate = row.distance.reference, row.distance.candidate
+    if row.status in ("zero", "constant", "saturated"):
+        yield f"{name}: both are {reference}, which says nothing of the two models."
+    elif reference.state in ("zero", "constant", "saturated"):
+        yield f"{name}: the reference is {reference}."
+    elif reference.state == "informative" and candidate.state not in ("informative", "empty"):
+        yield f"{name}: the candidate is {candidate}, the reference is not."
+    if row.depends_on_samples is False and row.status != "zero":
+        yield f"{name}: the same for all samples in the reference; it does not depend on them."
+
+
+def _badness(row: LayerRow) -> tuple[int, float]:
     """For sorting, the worst first: what could not be measured, then the least ratio."""
-    is_measured = not math.isnan(row.entering.snr_db)
-    return is_measured, row.entering.snr_db if is_measured else 0.0
+    if row.entering.status == "different":
+        return 1, row.entering.snr_db
+    return (0 if row.entering.status in ("unmeasured", "not finite") else 2), 0.0
 
 
 def _marked(distance: Distance) -> str:
-    text = decibels(distance.snr_db)
-    return text + _MARK if distance.left_out and not math.isnan(distance.snr_db) else text
+    text = decibels(distance)
+    return text + _MARK if distance.left_out and distance.status != "not finite" else text
 
 
 def _numbers(distance: Distance) -> list[str]:
-    if math.isnan(distance.snr_db):
+    if distance.status not in ("different", "equal"):
         return [_marked(distance), "", "", ""]
     return [
         _marked(distance),
