@@ -13,6 +13,7 @@ from mlopt.cli.run import PrecisionName
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
 
 if TYPE_CHECKING:
+    from mlopt.runtime.comparison.float16_rows import Float16Comparison
     from mlopt.runtime.comparison.results import Comparison
 
 
@@ -24,10 +25,23 @@ class Backend(str, Enum):
 
 
 def compare_models(
-    reference: Annotated[Path, typer.Argument(help="The model as it was.", metavar="REFERENCE")],
-    candidate: Annotated[
-        Path, typer.Argument(help="What compression made of it.", metavar="CANDIDATE")
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="The model as it was; with --float16 the only one.", metavar="REFERENCE"
+        ),
     ],
+    candidate: Annotated[
+        Path | None, typer.Argument(help="What compression made of it.", metavar="CANDIDATE")
+    ] = None,
+    float16: Annotated[
+        bool,
+        typer.Option(
+            "--float16",
+            help="Compare one model in float32 with itself as it declares its numbers: shows the "
+            "operations at which float16 overflows, vanishes or loses most.",
+        ),
+    ] = False,
     inputs: Annotated[
         Path | None,
         typer.Option(
@@ -91,11 +105,15 @@ def compare_models(
     For each output: the signal-to-noise ratio, the cosine, the largest difference, and that over
     the largest magnitude; for scores of classes how often the top answers agree, and for labels how
     often they are the same. Scores are the probabilities of a classifier, and outputs of one row
-    that come out of a softmax, a sigmoid or a last layer. What is NaN or infinite is counted.
+    that come out of a softmax, a sigmoid or a last layer. What is NaN or infinite is counted; what
+    is zero, constant or saturated in the reference is told as that.
     """
     with errors_explained():
         if inputs is not None and random is not None:
             raise typer.BadParameter("give either --inputs or --random", param_hint="'--random'")
+        _check_models(candidate, float16=float16)
+        if float16:
+            _check_float16_takes(precision, backend, needs_layers=layers or picture is not None)
         if backend is Backend.COREML:
             _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
         if picture is not None:
@@ -103,6 +121,11 @@ def compare_models(
 
             check_picture(picture)
         drawn = 8 if random is None else random
+        if candidate is None:
+            by_itself = _float16(reference, inputs, random=drawn, seed=seed, function=function)
+            _show(by_itself, json_file)
+            _check_ratio(by_itself, min_snr)
+            return
         if backend is Backend.COREML:
             found = _by_core_ml(reference, candidate, inputs, drawn, seed, function)
         else:
@@ -120,13 +143,53 @@ def compare_models(
             from mlopt.runtime.comparison.picture import draw_layers
 
             draw_layers(found, picture)
-        if json_file is not None:
-            write_text(found.to_json(), json_file)
-        if json_file != STANDARD_OUTPUT:
-            typer.echo(str(found))
-    if min_snr is not None and found.below(min_snr):
-        names = ", ".join(map(repr, found.below(min_snr)))
-        typer.echo(f"Below {min_snr:g} dB, or with nothing to compare: {names}", err=True)
+        _show(found, json_file)
+    _check_ratio(found, min_snr)
+
+
+def _show(found: Comparison | Float16Comparison, json_file: Path | None) -> None:
+    if json_file is not None:
+        write_text(found.to_json(), json_file)
+    if json_file != STANDARD_OUTPUT:
+        typer.echo(str(found))
+
+
+def _check_models(candidate: Path | None, *, float16: bool) -> None:
+    if float16 and candidate is not None:
+        raise typer.BadParameter(
+            "one model is compared with itself; leave the second one out", param_hint="'--float16'"
+        )
+    if candidate is None and not float16:
+        raise typer.BadParameter(
+            "give the model to compare with, or --float16 to compare one with itself",
+            param_hint="'CANDIDATE'",
+        )
+
+
+def _check_float16_takes(
+    precision: PrecisionName | None, backend: Backend, *, needs_layers: bool
+) -> None:
+    given = {
+        "--precision": precision is not None,
+        "--backend": backend is Backend.COREML,
+        "--layers and --picture": needs_layers,
+    }
+    wrong = [option for option, is_given in given.items() if is_given]
+    if wrong:
+        raise typer.BadParameter(
+            f"it runs every operation in both precisions; leave {', '.join(wrong)} out",
+            param_hint="'--float16'",
+        )
+
+
+def _check_ratio(found: Comparison | Float16Comparison, least: float | None) -> None:
+    """Fail where an output is below the ratio that is asked for."""
+    if least is None:
+        return
+    below = found.below(least)
+    if below:
+        names = ", ".join(map(repr, below))
+        typer.echo(f"Below {least:g} dB, or with nothing to compare: {names}", err=True)
         raise typer.Exit(ExitCode.FINDINGS)
 
 
@@ -141,6 +204,18 @@ def _check_core_ml_takes(precision: PrecisionName | None, *, needs_layers: bool)
             "Core ML computes in the numbers that it chooses for a device; leave --precision out",
             param_hint="'--backend'",
         )
+
+
+def _float16(reference: Path, inputs: Path | None, **options: Any) -> Float16Comparison:
+    from mlopt.cli.model_inputs import arrays_of
+    from mlopt.runtime import compare_float16, load
+    from mlopt.runtime.comparison.split_samples import split_samples
+
+    if inputs is None:
+        return compare_float16(reference, **options)
+    arrays = arrays_of(inputs)
+    samples = split_samples(load(reference, options["function"]), arrays)
+    return compare_float16(reference, samples, **options)
 
 
 def _by_runtime(

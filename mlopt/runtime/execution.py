@@ -62,10 +62,7 @@ class Execution:
         inputs: tensors and states by name. They are taken out of it, so that nothing holds them
         longer than the program needs them.
         """
-        self._frame = [None] * self.plan.size
-        for name, place in self.plan.inputs.items():
-            self._frame[place] = inputs.pop(name)
-            self._tap(place, self._frame[place])
+        self.begin(inputs)
         return self._run(self.plan.body)
 
     def value(self, source: Source, *, widens: bool = False) -> Any:
@@ -163,19 +160,35 @@ class Execution:
         whole: Tensor = self.value(source)  # or what is wrong with it
         return whole.index_select(0, index)
 
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Stand before the first step, with inputs as for :meth:`run`."""
+        self._frame = [None] * self.plan.size
+        for name, place in self.plan.inputs.items():
+            self._frame[place] = inputs.pop(name)
+            self._tap(place, self._frame[place])
+
+    def finish(self) -> tuple[Any, ...]:
+        """Take all steps after :meth:`begin`; the outputs of the function in their order."""
+        return self._run(self.plan.body)
+
+    def advance(self, step: Step) -> tuple[Any, ...]:
+        """Take one step, and return its results; for those who take all of a body in order."""
+        self._shared = {}
+        results = self._results(step)
+        for place, value in zip(step.results, results, strict=True):
+            if place in self.replaced:
+                value = self.replaced[place](value)
+            self._frame[place] = value
+            self._tap(place, value)
+        for place in step.released:
+            self._frame[place] = None
+        self._shared = None
+        self._scratch.release()
+        return results
+
     def _run(self, body: Body) -> tuple[Any, ...]:
-        frame = self._frame
         for step in body.steps:
-            self._shared = {}
-            for place, value in zip(step.results, self._results(step), strict=True):
-                if place in self.replaced:
-                    value = self.replaced[place](value)
-                frame[place] = value
-                self._tap(place, value)
-            for place in step.released:
-                frame[place] = None
-            self._shared = None
-            self._scratch.release()
+            self.advance(step)
         return tuple(self.value(source) for source in body.outputs)
 
     def _tap(self, place: int, value: Any) -> None:

@@ -236,6 +236,17 @@ class Program:
         """What runs steps of the plan, for those who do it themselves."""
         return Execution(self.plan, self._types, self._device, seed=seed, kept=self._kept)
 
+    def begin(
+        self, data: Mapping[str, Any], state: State | None = None, *, seed: int | None = None
+    ) -> Execution:
+        """A run that stands before its first step, for those who take the steps themselves.
+
+        data, state, seed: as for :meth:`predict`, one dictionary. In ``torch.inference_mode()``.
+        """
+        execution, values = self._started(data, state, {}, seed)
+        execution.begin(values)
+        return execution
+
     def _started(
         self,
         data: Mapping[str, Any],

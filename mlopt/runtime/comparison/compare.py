@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import torch
 
-from mlopt.errors import ConfigError, InputError
+from mlopt.errors import ConfigError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
 from mlopt.runtime.comparison.layers import compare_layers
@@ -16,6 +16,7 @@ from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.paired_boxes import detections_of
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
 from mlopt.runtime.comparison.results import Comparison
+from mlopt.runtime.comparison.samples import checked_samples
 from mlopt.runtime.element_types import Precision
 from mlopt.runtime.loading import load
 from mlopt.runtime.pipeline import Pipeline
@@ -65,7 +66,7 @@ def compare(
     Errors of one of the models say which.
     """
     seed = checked_seed(seed)
-    checked = None if samples is None else _checked_samples(samples)
+    checked = None if samples is None else checked_samples(samples)
     first, second = _loaded(reference, candidate, function, precision, device)
     given = random_samples(first, random, seed) if checked is None else checked
     boxes = detections_of(first)
@@ -108,18 +109,3 @@ def _loaded(
                 model = load(model, function, precision=precision, device=device)
         found.append(model)
     return found[0], found[1]
-
-
-def _checked_samples(samples: Any) -> list[Mapping[str, Any]]:
-    """Samples as a list: a dictionary is one."""
-    wanted = "samples have to be a list of dictionaries of inputs by name, as for predict"
-    if isinstance(samples, Mapping):
-        return [samples]
-    try:
-        given = list(samples)
-    except TypeError:
-        raise InputError(f"{wanted}; got {type(samples).__name__}") from None
-    for number, sample in enumerate(given):
-        if not isinstance(sample, Mapping):
-            raise InputError(f"{wanted}; sample {number} is {type(sample).__name__}")
-    return given

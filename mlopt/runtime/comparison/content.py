@@ -69,10 +69,9 @@ class Content:
         if self.state == "constant":
             return f"{self.least:g} everywhere"
         if self.state == "saturated":
-            low, high = self.ends
-            found = [end for end in self.ends if self.least <= end <= self.greatest]
-            which = " or ".join(f"{end:g}" for end in found) or f"beyond {low:g} to {high:g}"
-            return f"saturated: {which} everywhere, the most that it can be"
+            found = {f"{value:g}" for value in (self.least, self.greatest)}
+            which = " or ".join(sorted(found, key=float))
+            return f"saturated: {which} everywhere, where what it can be ends"
         return {
             "empty": "without elements",
             "not finite": "NaN or infinite everywhere",

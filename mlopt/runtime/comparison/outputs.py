@@ -34,21 +34,22 @@ def compare_outputs(
     labels: Collection[str] = (),
     scores: Collection[str] = (),
     ends: Mapping[str, Ends] | None = None,
+    roles: tuple[str, str] = ("reference", "candidate"),
 ) -> Comparison:
     """Measure how far the outputs of two functions of inputs are apart.
 
     paired: makes of the outputs of both, of which rows may differ in number, those to measure;
     labels: names of outputs that are labels of classes (texts always are); scores: of those whose
     best classes are compared where they have one row (dictionaries of probabilities always are);
-    ends: what the elements of some outputs cannot be beyond.
+    ends: what the elements of some outputs cannot be beyond; roles: what errors call the functions.
     """
     if not samples:
         raise InputError("there are no samples to compare the models on")
     sums = _Sums(frozenset(labels), frozenset(scores), ends or {}, _are_all_the_same(samples))
     for sample in samples:
-        with blamed("reference"):
+        with blamed(roles[0]):
             wanted = reference(sample)
-        with blamed("candidate"):
+        with blamed(roles[1]):
             found = candidate(sample)
         if wanted.keys() != found.keys():
             raise ConfigError(

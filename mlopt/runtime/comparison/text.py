@@ -20,15 +20,18 @@ _HINT = (
 _FOOTNOTE = "* without the elements that are NaN or infinite in both models"
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """Tables of the outputs and, if they were compared, of the layers, the worst first."""
+def comparison_text(comparison: Comparison, *, hint: bool = True) -> str:
+    """Tables of the outputs and, if they were compared, of the layers, the worst first.
+
+    hint: whether to say what to do where an output has nothing to compare.
+    """
     parts = []
     if comparison.outputs:
         parts.append(_output_table(comparison.outputs))
     if comparison.layers:
         header = ["operation", "weight", "SNR entering", "SNR so far"]
         worst_first = sorted(comparison.layers, key=_badness)
-        weights = _shortened(", ".join(row.weights) for row in worst_first)
+        weights = shortened(", ".join(row.weights) for row in worst_first)
         layers = [
             [
                 printable(row.op_type),
@@ -38,14 +41,14 @@ def comparison_text(comparison: Comparison) -> str:
             ]
             for row, shown in zip(worst_first, weights, strict=True)
         ]
-        parts.append(_table(header, layers))
+        parts.append(table(header, layers))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
     parts += _notes(comparison)
-    if comparison.uninformative:
+    if hint and comparison.uninformative:
         parts.append(_HINT)
     if comparison.unmatched:
-        names = ", ".join(_shortened(comparison.unmatched))
+        names = ", ".join(shortened(comparison.unmatched))
         parts.append(f"Not in the candidate, so not compared: {names}")
     parts.append("1 sample." if comparison.samples == 1 else f"{comparison.samples} samples.")
     return "\n\n".join(parts)
@@ -61,7 +64,7 @@ def decibels(distance: Distance) -> str:
 
 def _output_table(outputs: Sequence[OutputRow]) -> str:
     header = ["output", "SNR", "cosine", "max error", "of largest"]
-    names = _shortened(output.name for output in outputs)
+    names = shortened(output.name for output in outputs)
     rows = [[name, *_numbers(output.distance)] for name, output in zip(names, outputs, strict=True)]
     agreements = [output.agreement for output in outputs]
     columns = {
@@ -73,7 +76,7 @@ def _output_table(outputs: Sequence[OutputRow]) -> str:
             header.append(title)
             for row, share in zip(rows, shares, strict=True):
                 row.append("" if share is None else f"{share:.1%}")
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
@@ -84,7 +87,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
             f"boxes of the reference are among the {boxes.candidate} of the candidate (same class, "
             "half of the union shared); these are compared."
         )
-    names = _shortened(row.name for row in comparison.outputs)
+    names = shortened(row.name for row in comparison.outputs)
     for name, row in zip(names, comparison.outputs, strict=True):
         distance, agreement = row.distance, row.agreement
         yield from _uninformative(name, row)
@@ -101,7 +104,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
                 f"{name}: {agreement.not_a_number} of {agreement.samples} samples have NaN among "
                 "their scores, and count as no agreement."
             )
-    labels = _shortened(label.name for label in comparison.labels)
+    labels = shortened(label.name for label in comparison.labels)
     for name, label in zip(labels, comparison.labels, strict=True):
         yield f"{name}: the same for {label.equal} of {label.samples} samples."
 
@@ -142,20 +145,25 @@ def _numbers(distance: Distance) -> list[str]:
     ]
 
 
-def _shortened(names: Iterable[str]) -> list[str]:
+def shortened(names: Iterable[str]) -> list[str]:
     """Names as they are shown beside each other."""
     return elided_apart(map(printable, names), _WIDEST)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text; the first ones to the left, numbers to the right."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    texts: Sequence[str] = ("output", "operation", "weight"),
+) -> str:
+    """Columns of text; those named in ``texts`` to the left, numbers to the right."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = [i for i, name in enumerate(header) if name in ("output", "operation", "weight")]
+    lefts = [i for i, name in enumerate(header) if name in texts]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.ljust(width) if i in texts else cell.rjust(width)
+            cell.ljust(width) if i in lefts else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "  ".join(padded).rstrip()

@@ -1,0 +1,190 @@
+"""A program in float32 and as declared, step by step side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from mlopt.runtime.comparison.answers import pixels_of_anything
+from mlopt.runtime.comparison.float16_rows import Float16Row
+from mlopt.runtime.comparison.inside import largest_inside
+from mlopt.runtime.comparison.measures import Distance
+from mlopt.runtime.comparison.rounding import Rounded
+from mlopt.runtime.execution import Execution
+from mlopt.runtime.plan import Step
+from mlopt.runtime.program import Program
+
+NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Element types whose range and precision are looked at."""
+
+_ROUNDED_DB = 70.0
+"""About the ratio of numbers that were rounded to float16 once: arguments that are better than that
+lose nothing where the result has it."""
+_NEAR = 0.98
+"""Up to which share of the largest number an element counts as one that fits."""
+_SPREADING = 2.0
+"""How many times the share of zeros has to grow where more of them enter."""
+
+
+@attrs.define
+class Value:
+    """What is known of a value in the sample that is running.
+
+    overflows: whether elements are infinite for its type, and finite in float32; vanished: the
+    share of elements that are zero for its type only; is_broken: whether elements are not finite as
+    declared, and finite in float32; snr_db: of the value as declared.
+    """
+
+    overflows: bool = False
+    vanished: float = 0.0
+    is_broken: bool = False
+    snr_db: float = math.inf
+
+
+@attrs.define(eq=False)
+class Found:
+    """An output of a step with what was found, and the sample in which it lost most."""
+
+    row: Float16Row
+    place: int
+    dtype: torch.dtype
+    worst_sample: int = 0
+    most_lost: float = -1.0
+
+
+@attrs.define(eq=False)
+class Watch:
+    """Both programs, and what is found of each output that is declared narrow, by place.
+
+    partners: the step of the narrow program for each in the wide program's own block.
+    """
+
+    wide: Program
+    narrow: Program
+    found: dict[int, Found] = attrs.Factory(dict)
+    partners: dict[int, Step] = attrs.Factory(dict)
+    values: dict[int, Value] = attrs.Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        # both were made of one program, so that steps are the same in the same order
+        pairs = zip(self.wide.plan.body.steps, self.narrow.plan.body.steps, strict=True)
+        self.partners = {id(first): second for first, second in pairs}
+
+    def run(self, sample: Mapping[str, Any], number: int, seed: int) -> None:
+        """Run both on a sample, and add what is found."""
+        self.values = {}
+        with pixels_of_anything(), torch.inference_mode():
+            shadow = self.narrow.begin(sample, self.narrow.make_state(), seed=seed)
+
+        def watch(
+            execution: Execution, step: Step, arguments: Mapping[str, Any], results: tuple[Any, ...]
+        ) -> None:
+            partner = self.partners.get(id(step))
+            declared = [None] * len(results) if partner is None else shadow.advance(partner)
+            for index, result in enumerate(results):
+                if isinstance(result, Tensor) and result.is_floating_point():
+                    self._add(step, index, arguments, result.float(), declared[index], number)
+
+        with pixels_of_anything():
+            self.wide.run(sample, self.wide.make_state(), observer=watch, seed=seed)
+
+    def _add(
+        self,
+        step: Step,
+        index: int,
+        arguments: Mapping[str, Any],
+        result: Tensor,
+        declared: Any,
+        number: int,
+    ) -> None:
+        """Add one result of a step: in float32, and as declared (None in nested blocks)."""
+        before, after = self._before(step), Value()
+        so_far = None
+        if isinstance(declared, Tensor) and declared.shape == result.shape:
+            declared, so_far = declared.float(), Distance()
+            so_far.add(result, declared)
+            after.is_broken = so_far.mismatched > 0
+            after.snr_db = so_far.snr_db if so_far.status == "different" else math.inf
+        self.values[step.results[index]] = after
+        dtype = NARROW.get(step.outputs[index].dtype)
+        if dtype is None:
+            return
+        found = self._found(step, index, dtype)
+        rounded = Rounded.of(result, dtype)
+        after.overflows = rounded.overflowed > 0
+        after.vanished = rounded.vanished / max(result.numel(), 1)
+        _add_range(found.row, rounded, result.numel())
+        if so_far is not None:
+            found.row.so_far.add(result, declared)
+            _add_lost(found.row, before, after)
+        # what moves elements, or runs blocks, adds nothing of its own
+        if not step.operation.moves_only and not step.blocks:
+            lost = _add_entering(found.row, result, declared, rounded, before)
+            if lost > found.most_lost:
+                found.most_lost, found.worst_sample = lost, number
+            limit = torch.finfo(dtype).max
+            inside = largest_inside(step.node.op_type, arguments, result, limit)
+            found.row.inside = max(filter(None, (inside, found.row.inside)), default=None)
+
+    def _before(self, step: Step) -> list[Value]:
+        """What is known of the arguments of a step that are no weights."""
+        return [
+            self.values[source]
+            for _, sources in step.arguments
+            for source in sources
+            if isinstance(source, int) and source in self.values
+        ]
+
+    def _found(self, step: Step, index: int, dtype: torch.dtype) -> Found:
+        place = step.results[index]
+        if place not in self.found:
+            node = step.node
+            kind = step.outputs[index].dtype
+            row = Float16Row(node.name, node.op_type, node.outputs[index].name, kind)
+            self.found[place] = Found(row, place, dtype)
+        return self.found[place]
+
+
+def _add_range(row: Float16Row, rounded: Rounded, elements: int) -> None:
+    row.elements += elements
+    # of NaN and a number the number
+    row.least = min(rounded.least, row.least) if row.least == row.least else rounded.least
+    row.greatest = max(rounded.greatest, row.greatest)
+    if row.greatest != row.greatest:
+        row.greatest = rounded.greatest
+
+
+def _add_lost(row: Float16Row, before: list[Value], after: Value) -> None:
+    """How much lower the ratio is than in the worst argument, where all is finite."""
+    if not before or after.is_broken or any(value.is_broken for value in before):
+        return
+    worst = min(_ROUNDED_DB, *(value.snr_db for value in before))
+    row.lost_db = max(row.lost_db, worst - after.snr_db)
+
+
+def _add_entering(
+    row: Float16Row, result: Tensor, declared: Any, rounded: Rounded, before: list[Value]
+) -> float:
+    """Count what enters here; returns how much that is, for comparing samples."""
+    if any(value.overflows for value in before):
+        row.carried += rounded.overflowed
+        return 0.0
+    row.overflowed += rounded.overflowed
+    row.subnormal += rounded.subnormal
+    worst = max((value.vanished for value in before), default=0.0)
+    share = rounded.vanished / max(result.numel(), 1)
+    vanished = rounded.vanished if share > _SPREADING * worst else 0
+    row.vanished += vanished
+    if vanished or not rounded.vanished:
+        row.entering.add(result, rounded.values)
+    if isinstance(declared, Tensor) and not any(value.is_broken for value in before):
+        # close to the limit the errors of arguments decide whether a number is beyond it
+        fits = result.abs() < _NEAR * torch.finfo(NARROW[row.dtype]).max
+        broken = ~declared.isfinite() & fits
+        row.not_finite += int(broken.sum())
+    return 2.0 * rounded.overflowed + vanished + rounded.subnormal / 2
