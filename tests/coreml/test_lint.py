@@ -209,6 +209,24 @@ def matmul_by_columns() -> Any:
     return converted(lambda x: mb.matmul(x=x, y=lut(1, 4), transpose_y=False), (1, 64), "iOS18")
 
 
+def halves(body: Callable[[Any], Any]) -> Callable[[], Any]:
+    return lambda: converted(body, (1, 64), "iOS17")
+
+
+def mean_square(x: Any) -> Any:
+    return mb.reduce_mean(x=mb.square(x=x), axes=[-1], keep_dims=True)
+
+
+def looked_up(rows: int) -> Callable[[], Any]:
+    table = np.ones((rows, 2), np.float16)
+
+    def body(x):
+        places = mb.cast(x=mb.cast(x=x, dtype="int32"), dtype="int16")
+        return mb.gather(x=table, indices=places, axis=0, validate_indices=False)
+
+    return lambda: converted(body, (1, 4), "iOS17", dtype="fp32")
+
+
 def with_infinity() -> Any:
     table = normal(1, 1, 16, 1)
     table[0, 0, 3] = -np.inf
@@ -273,6 +291,16 @@ FOUND = {
         lambda: converted(lambda x: mb.add(x=x, y=lut(1, 1)), (64, 64), "iOS18"),
         "palettized, 8.2 kB before; op_name_configs: {w: null}",
     ),
+    "epsilon-lost-in-float16": Case(
+        halves(lambda x: mb.layer_norm(x=x, axes=[-1], epsilon=np.float16(1e-12))), "0 in float16"
+    ),
+    "beyond-float16": Case(
+        halves(lambda x: mb.softmax(x=mb.add(x=x, y=np.full(64, -np.inf, np.float16)))),
+        "rows of infinities",
+    ),
+    "squares-in-float16": Case(halves(mean_square), "squares are summed"),
+    "exponentials-in-float16": Case(halves(lambda x: mb.softplus(x=x)), "softplus in float16"),
+    "narrowing-cast": Case(looked_up(40000), "indices into 40,000 rows"),
 }
 
 SILENT = {
@@ -305,6 +333,17 @@ SILENT = {
     "interface-newer-than-target": Case(plain, edit=input_of(FLOAT16)),
     "decompressed-at-load": Case(lambda: reference_palettized(4), target="iOS17"),
     "elementwise-constant": Case(GOOD),
+    "epsilon-lost-in-float16": Case(
+        halves(lambda x: mb.layer_norm(x=x, axes=[-1], epsilon=np.float16(1e-5)))
+    ),
+    "beyond-float16": Case(
+        halves(lambda x: mb.softmax(x=mb.add(x=x, y=np.full(64, -1e4, np.float16))))
+    ),
+    "squares-in-float16": Case(
+        lambda: converted(mean_square, (1, 64), "iOS17", dtype="fp32"),
+    ),
+    "exponentials-in-float16": Case(halves(lambda x: mb.softmax(x=x))),
+    "narrowing-cast": Case(looked_up(32768)),
 }
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from mlopt.coreml.lint import (  # noqa: F401
     rules_device,
     rules_file,
+    rules_float16,
     rules_form,
+    rules_int16,
     rules_size,
     rules_target,
     rules_use,
