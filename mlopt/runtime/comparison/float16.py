@@ -12,9 +12,10 @@ from mlopt.runtime.comparison.answers import answer, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
 from mlopt.runtime.comparison.float16_effects import measure_effects
 from mlopt.runtime.comparison.float16_rows import Float16Comparison
-from mlopt.runtime.comparison.float16_watch import Watch
+from mlopt.runtime.comparison.float16_watch import Watch, declares_narrow
 from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
+from mlopt.runtime.comparison.results import Comparison
 from mlopt.runtime.comparison.samples import checked_samples
 from mlopt.runtime.loading import load
 from mlopt.runtime.pipeline import Pipeline
@@ -60,6 +61,8 @@ def compare_float16(
     checked = None if samples is None else checked_samples(samples)
     wide, narrow = _loaded(model, function, device)
     given = random_samples(wide, random, seed) if checked is None else checked
+    if not declares_narrow(wide.plan.body):
+        return Float16Comparison(Comparison(0, ()), (), 0)
     outputs = compare_outputs(
         lambda data: answer(wide, data, seed),
         lambda data: answer(narrow, data, seed),

@@ -15,8 +15,8 @@ Kind = Literal["overflows", "vanishes", "not finite", "imprecise", "cancels", "i
 """overflows: finite numbers are infinite in float16; vanishes: numbers become zero; not finite: NaN
 or infinite in float16 though all arguments are finite and the result would fit; imprecise: much is
 lost by rounding, as of numbers below the smallest normal one; cancels: the error of the arguments
-grows, as in a difference of nearly equal numbers; inside: the result fits, but squares within the
-operation do not where a device computes these in float16 as well."""
+grows, as in a difference of nearly equal numbers; inside: the result fits, but squares or
+exponentials within the operation do not, where a device computes these in float16 as well."""
 
 IMPRECISE_DB = 50.0
 """Below it rounding counts as lossy: that to float16 has a ratio of about 74 dB."""
@@ -37,8 +37,8 @@ class Float16Row:
     below the smallest normal number; not_finite: how many are NaN or infinite in float16 for
     another reason. These counts are of what enters here: where arguments have it already, as far
     as they do, nothing is counted (``carried``: how many elements merely carry an overflow on).
-    inside: the largest square, or sum of squares, within the operation, None where there is none
-    beyond float16.
+    inside: the largest square, sum of squares or exponential within the operation, None where there
+    is none beyond float16.
     entering: the distance of the rounded result from the result in float32; so_far: that of the
     result as the program computes it, all errors before it included (not of nested blocks).
     lost_db: how much lower the ratio is after the operation than in the worst of its arguments.

@@ -21,11 +21,7 @@ _REMEDY = (
 def float16_text(found: Float16Comparison) -> str:
     """Tables of the outputs and of the operations that lose something, the worst first."""
     if not found.operations:
-        kind = "sample" if found.samples == 1 else "samples"
-        return (
-            "The program declares no result of float16: there is nothing to compare with float32. "
-            f"{found.samples} {kind}."
-        )
+        return "The program declares no result of float16: there is nothing to compare."
     parts = ["float32 (the reference) against what the program declares (the candidate)."]
     parts.append(comparison_text(found.outputs, hint=False))
     if found.harmful:
@@ -65,7 +61,7 @@ def _what(row: Float16Row) -> Iterator[str]:
         elif kind == "cancels":
             yield f"loses {row.lost_db:.0f} dB of its arguments"
         else:
-            yield f"squares inside reach {row.inside:.2g}"
+            yield f"inside up to {row.inside:.2g}"
 
 
 def _share(count: int, row: Float16Row) -> str:
@@ -105,6 +101,6 @@ def _notes(found: Float16Comparison) -> Iterator[str]:
         yield f"The effect of {found.unmeasured} operations that lose least was not measured."
     if any(row.inside is not None for row in found.harmful):
         yield (
-            "Squares inside an operation overflow where a device computes them in float16, as the "
-            "Neural Engine may; here they were computed in float32."
+            "What is beyond 65504 inside an operation overflows where a device computes it in "
+            "float16, as the Neural Engine may; here it was computed in float32."
         )

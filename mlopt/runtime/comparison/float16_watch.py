@@ -16,7 +16,7 @@ from mlopt.runtime.comparison.inside import largest_inside
 from mlopt.runtime.comparison.measures import Distance
 from mlopt.runtime.comparison.rounding import Rounded
 from mlopt.runtime.execution import Execution
-from mlopt.runtime.plan import Step
+from mlopt.runtime.plan import Body, Step
 from mlopt.runtime.program import Program
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -148,6 +148,15 @@ class Watch:
             row = Float16Row(node.name, node.op_type, node.outputs[index].name, kind)
             self.found[place] = Found(row, place, dtype)
         return self.found[place]
+
+
+def declares_narrow(body: Body) -> bool:
+    """Whether any result in a body, or in the blocks in it, is declared in a narrow type."""
+    return any(
+        any(output.dtype in NARROW for output in step.outputs)
+        or any(declares_narrow(block) for block in step.blocks)
+        for step in body.steps
+    )
 
 
 def _add_range(row: Float16Row, rounded: Rounded, elements: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-_SQUARES = ("l2_norm", "reduce_l2_norm")
-_VARIANCES = ("instance_norm", "layer_norm")
+_Inside = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
+"""The largest number inside, of the argument ``x``, all arguments, and the result."""
 
 
 def largest_inside(
@@ -17,19 +16,27 @@ def largest_inside(
 ) -> float | None:
     """The largest number on the way to a result, where it is beyond a limit; else None.
 
-    Of norms the sum of squares; of normalizations the square of the distance from the mean, which
-    is no more than their own sum and no less than the least that any order of computing has.
+    Of norms the sum of squares; of normalizations the square of a distance from the mean, which
+    every way to compute them has; of softplus and of logarithms of sums the exponential, which the
+    Neural Engine computes as it is (apple/coremltools #2687 and #2690).
     """
     x = arguments.get("x")
-    if op_type not in _SQUARES + _VARIANCES or not isinstance(x, Tensor) or not x.numel():
+    if op_type not in _INSIDE or not isinstance(x, Tensor) or not x.numel():
         return None
-    if op_type == "reduce_l2_norm":
-        found = result.square().max()
-    elif op_type == "l2_norm":
-        found = x.float().square().sum((-3, -2, -1)).max()
-    else:
-        axes = list(range(2, x.dim())) if op_type == "instance_norm" else arguments.get("axes")
-        mean = x.mean(list(axes) if axes else list(range(x.dim())), keepdim=True)
-        found = (x - mean).square().max()
-    largest = float(found)
-    return largest if limit < largest < torch.inf else None
+    largest = float(_INSIDE[op_type](x.float(), arguments, result))
+    return largest if largest > limit else None
+
+
+def _largest_deviation(x: Tensor, axes: list[int]) -> Tensor:
+    mean = x.mean(axes or list(range(x.dim())), keepdim=True)
+    return (x - mean).square().max()
+
+
+_INSIDE: dict[str, _Inside] = {
+    "l2_norm": lambda x, given, result: x.square().sum((-3, -2, -1)).max(),
+    "reduce_l2_norm": lambda x, given, result: result.square().max(),
+    "instance_norm": lambda x, given, result: _largest_deviation(x, list(range(2, x.dim()))),
+    "layer_norm": lambda x, given, result: _largest_deviation(x, list(given.get("axes") or ())),
+    "softplus": lambda x, given, result: x.double().max().exp(),
+    "reduce_log_sum_exp": lambda x, given, result: result.double().max().exp(),
+}

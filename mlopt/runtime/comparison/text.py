@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,13 @@ def comparison_text(comparison: Comparison, *, hint: bool = True) -> str:
         parts.append(table(header, layers))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
+    parts += _states(comparison)
     parts += _notes(comparison)
-    if hint and comparison.uninformative:
-        parts.append(_HINT)
     if comparison.unmatched:
         names = ", ".join(shortened(comparison.unmatched))
         parts.append(f"Not in the candidate, so not compared: {names}")
+    if hint and comparison.uninformative:
+        parts.append(_HINT)
     parts.append("1 sample." if comparison.samples == 1 else f"{comparison.samples} samples.")
     return "\n\n".join(parts)
 
@@ -90,7 +92,6 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     names = shortened(row.name for row in comparison.outputs)
     for name, row in zip(names, comparison.outputs, strict=True):
         distance, agreement = row.distance, row.agreement
-        yield from _uninformative(name, row)
         if distance.left_out:
             where = (
                 f", {distance.mismatched} of them not the same in both models"
@@ -109,24 +110,27 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"{name}: the same for {label.equal} of {label.samples} samples."
 
 
-def _uninformative(name: str, row: OutputRow) -> Iterator[str]:
-    """What an output has too little of to be compared."""
-    reference, candidate = row.distance.reference, row.distance.candidate
-    if row.status in ("zero", "constant", "saturated"):
-        yield f"{name}: both are {reference}, which says nothing of the two models."
-    elif reference.state in ("zero", "constant", "saturated"):
-        yield f"{name}: the reference is {reference}."
-    elif reference.state == "informative" and candidate.state not in ("informative", "empty"):
-        yield f"{name}: the candidate is {candidate}, the reference is not."
-    if row.depends_on_samples is False and row.status != "zero":
-        yield f"{name}: the same for all samples in the reference; it does not depend on them."
+def _states(comparison: Comparison) -> Iterator[str]:
+    """What outputs have too little of to be compared."""
+    names = shortened(row.name for row in comparison.outputs)
+    for name, row in zip(names, comparison.outputs, strict=True):
+        reference, candidate = row.distance.reference, row.distance.candidate
+        if row.status in ("zero", "constant", "saturated"):
+            yield f"{name}: both are {reference}, which says nothing of the two models."
+        elif reference.state in ("zero", "constant", "saturated"):
+            yield f"{name}: the reference is {reference}."
+        elif reference.state == "informative" and candidate.state not in ("informative", "empty"):
+            yield f"{name}: the candidate is {candidate}, the reference is not."
+        if row.depends_on_samples is False and row.status != "zero":
+            yield f"{name}: the same for all samples in the reference; it does not depend on them."
 
 
 def _badness(row: LayerRow) -> tuple[int, float]:
     """For sorting, the worst first: what could not be measured, then the least ratio."""
     if row.entering.status == "different":
         return 1, row.entering.snr_db
-    return (0 if row.entering.status in ("unmeasured", "not finite") else 2), 0.0
+    is_unknown = row.entering.status in ("unmeasured", "not finite")
+    return (0, -math.inf) if is_unknown else (2, math.inf)
 
 
 def _marked(distance: Distance) -> str:
