@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch, digits):
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 def test_python_blocks_run_in_order(folder, capsys):
     sources = blocks("python")
-    assert len(sources) == 8
+    assert len(sources) == 9
     for index, source in enumerate(sources):
         exec(compile(source, f"README, python block {index}", "exec"), {"__name__": "readme"})
     assert packages(folder) == {"digits", "digits-4bit", "digits-mixed", "network"}

@@ -4,11 +4,12 @@ from typing import Any
 
 from mlopt.drop_in import attribute, names_besides
 from mlopt.torch import palettization
+from mlopt.torch.adapters import register_module
 from mlopt.torch.carried import remove_palettes
 from mlopt.torch.convert import convert
 from mlopt.torch.state import load_state_dict
 
-__all__ = ["convert", "load_state_dict", "palettization", "remove_palettes"]
+__all__ = ["convert", "load_state_dict", "palettization", "register_module", "remove_palettes"]
 
 
 def __getattr__(name: str) -> Any:

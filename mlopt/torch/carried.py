@@ -13,6 +13,9 @@ palette is in buffers, so it goes wherever the state of the module goes: ``state
 
 A table in 8 bits of vectors, or with a per-channel scale, is nothing that coremltools converts; its
 fields then hold the table in floats, which stands for the same weight.
+
+A weight that coremltools takes apart into gates has all of them under ``_MLOPT_``, and ``gates``
+with their number, so that ``coremltools.convert`` finds nothing there and takes the dense weight.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from mlopt.mil.targets import Target
 from mlopt.palette.bits import pack_bits, unpack_bits
 from mlopt.palette.palettized import Palettized
 from mlopt.palette.quantized import QuantizedTable
+from mlopt.torch.gates import ARRANGEMENTS
 from mlopt.torch.tensors import as_array, as_tensor
 
 COREML = "_COREML_"
@@ -40,15 +44,22 @@ _VERSION = f"{COREML}/metadata_version"
 _PALETTIZATION, QUANTIZATION = 2, 3
 
 
-def attach(module: nn.Module, parameter_name: str, palettized: Palettized) -> None:
+def attach(
+    module: nn.Module, parameter_name: str, palettized: Palettized, gates: int | None = None
+) -> None:
     """Let a module carry the palette of one of its parameters, in the place of an earlier one.
 
-    The parameter itself is left alone; the buffers are made on its device.
+    The parameter itself is left alone; the buffers are made on its device. ``gates``: so many
+    coremltools takes the weight apart into, in this module or in one that shares it.
     """
     detach(module, parameter_name)
     device = getattr(module, parameter_name).device
-    for name, tensor in _buffers(palettized).items():
-        prefix = COREML if name in _COREML_FIELDS else _MLOPT
+    fields = _buffers(palettized)
+    if gates is not None:
+        fields = {name: field for name, field in fields.items() if name not in _ONLY_COREML_FIELDS}
+        fields["gates"] = torch.tensor(gates)
+    for name, tensor in fields.items():
+        prefix = COREML if name in _COREML_FIELDS and gates is None else _MLOPT
         module.register_buffer(f"{prefix}/{parameter_name}/{name}", tensor.to(device))
 
 
@@ -82,6 +93,22 @@ class CarriedPalette:
         module_name, _, parameter_name = self.name.rpartition(".")
         return f"{module_name}.{COREML}/{parameter_name}/".removeprefix(".")
 
+    @property
+    def gates(self) -> int | None:
+        """So many gates coremltools takes the weight apart into; None: it takes it as it is.
+
+        Raises
+        ------
+        ConfigError
+            No module has weights of so many.
+        """
+        if "gates" not in self.fields:
+            return None
+        gates = self.fields["gates"]
+        if gates.numel() != 1 or int(gates) not in ARRANGEMENTS:
+            raise self._damaged(f"{gates.tolist()} gates")
+        return int(gates)
+
     def palettized(self) -> Palettized:
         """The palette, in the dtype that the weight had when it was palettized.
 
@@ -96,10 +123,7 @@ class CarriedPalette:
             first = _DTYPES[int(self.fields["dtype"])]
             palettized = self._read(first)
         except (IndexError, KeyError, ValueError) as error:
-            raise ConfigError(
-                f"{self.name}: the palette that the model carries is damaged ({error}); palettize "
-                "the model again"
-            ) from error
+            raise self._damaged(error) from error
         if palettized.shape != tuple(self.weight.shape) or not self._agrees(palettized, first):
             raise ConfigError(
                 f"{self.name}: the weight is not the one that the model's palette stands for; it "
@@ -107,6 +131,12 @@ class CarriedPalette:
                 "palette with mlopt.torch.remove_palettes(model)"
             )
         return palettized
+
+    def _damaged(self, reason: object) -> ConfigError:
+        return ConfigError(
+            f"{self.name}: the palette that the model carries is damaged ({reason}); palettize the "
+            "model again"
+        )
 
     def _read(self, dtype: torch.dtype) -> Palettized:
         fields = self.fields
@@ -235,6 +265,11 @@ _COREML_FIELDS = frozenset(
         "vector_axis",
         "zero_point",
     }
+)
+
+
+_ONLY_COREML_FIELDS = frozenset(
+    {"compression_type", "quantization_n_bits", "quantization_scale", "zero_point"}
 )
 
 

@@ -16,13 +16,15 @@ from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.replacement import Replacements
 from mlopt.errors import ConfigError, TargetError
 from mlopt.mil.package import open_package
-from mlopt.mil.program import Node
+from mlopt.mil.program import Node, Program
 from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.palettized import Palettized
 from mlopt.torch.activations import quantizes_activations
 from mlopt.torch.carried import CarriedPalette, carried_palettes, target_of_others
+from mlopt.torch.gated_weights import GatedConstants
+from mlopt.torch.gates import arranged
 from mlopt.torch.stand_ins import MOST, is_untouched, stand_ins, state_with, without_folding
 from mlopt.torch.tracing import described_as, input_types, state_of, traced
 
@@ -42,7 +44,8 @@ def convert(
     coremltools converts everything but the palettized weights, in whose places the operations for
     their palettes come then: the very tables, scales and indices that the modules carry, with no
     search for them and with no more memory than the weights take. ``coremltools.convert`` itself
-    finds nearly always the same, but tries every entry of a table for every weight.
+    finds nearly always the same, but tries every entry of a table for every weight; it has dense
+    weights for ``LSTM`` and ``GRU``, and no form of ``LSTMCell``, ``GRUCell`` and ``Bilinear``.
 
     Parameters
     ----------
@@ -71,7 +74,8 @@ def convert(
     Warns
     -----
     UserWarning
-        A palettized weight is in no operation of the program: the program does not use it.
+        A palettized weight is in no operation of the program: the program does not use it. Or it
+        is there as a dense one, since its palette does not fit the gates of a recurrent module.
 
     Raises
     ------
@@ -173,8 +177,10 @@ def _target(
     if is_quantized:
         newest = max(newest or Target.iOS17, Target.iOS17)
     for sharing in palettes.values():
-        palettized = sharing[0].palettized()
-        need = needed_target(palettized)
+        palettized, forms = sharing[0].palettized(), _forms(sharing)
+        if not forms:
+            continue
+        need = max(map(needed_target, forms))
         if asked is not None and need > asked:
             violations.append(f"- {sharing[0].name}: {_form(palettized)} needs {need.ios}")
         newest = need if newest is None else max(newest, need)
@@ -187,6 +193,16 @@ def _target(
             "1, 2, 4, 6 or 8 bits, without scale."
         )
     return newest
+
+
+def _forms(sharing: list[CarriedPalette]) -> list[Palettized]:
+    """The palettes that a program may have for the weight that these are of."""
+    palettized, gates = sharing[0].palettized(), sharing[0].gates
+    if gates is None:
+        return [palettized]
+    forms = arranged(palettized, gates) or ()
+    # modules that share it may read it as it is
+    return [*forms, palettized] if len(sharing) > 1 else [*forms]
 
 
 def _form(palettized: Palettized) -> str:
@@ -235,16 +251,55 @@ def _with_palettes(
                 packed = PackedPalette.of(palettized)
                 replacements.replace(program, nodes, packed, file_name=None)
                 missing.pop(number, None)
+            for number in _replace_gates(replacements, program, palettes, state):
+                missing.pop(number, None)
         replacements.apply()
         path = writer.finish()
-    if missing:
-        names = ", ".join(sharing[0].name for sharing in missing.values())
+    _warn_of(missing)
+    return path
+
+
+def _replace_gates(
+    replacements: Replacements,
+    program: Program,
+    palettes: Mapping[int, list[CarriedPalette]],
+    state: Mapping[str, torch.Tensor],
+) -> Iterator[int]:
+    """Replace the gates of weights in a program; yields the numbers of palettes that it has."""
+    gated = [(n, sharing) for n, sharing in palettes.items() if sharing[0].gates is not None]
+    constants = GatedConstants(program) if gated else None
+    for number, sharing in gated:
+        palette, gates = sharing[0], sharing[0].gates
+        assert constants is not None and gates is not None
+        can_be_whole = len(sharing) > 1
+        for index, dtype, nodes in constants.take(state[palette.name], gates):
+            palettized = _rounded(palette, dtype)
+            forms = (palettized if can_be_whole else None, *(arranged(palettized, gates) or ()))
+            form = forms[index] if index < len(forms) else None
+            if form is not None:
+                replacements.replace(program, nodes, PackedPalette.of(form), file_name=None)
+                yield number
+
+
+def _warn_of(missing: Mapping[int, list[CarriedPalette]]) -> None:
+    """Say which palettes a converted model does not have, if any."""
+    dense = [each for each in missing.values() if not _forms(each)]
+    unread = [each for each in missing.values() if _forms(each)]
+    if dense:
+        names = ", ".join(sharing[0].name for sharing in dense)
+        warnings.warn(
+            f"palettized weights that the converted model has as dense ones: {names}; their "
+            "palettes do not fit the gates of the modules. Choose a group_size that divides the "
+            "rows of a gate, or fewer tables",
+            stacklevel=4,
+        )
+    if unread:
+        names = ", ".join(sharing[0].name for sharing in unread)
         warnings.warn(
             f"palettized weights that the converted model does not have: {names}; no operation "
             "of the program reads them",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return path
 
 
 def _result_dtype(node: Node) -> str:

@@ -1,12 +1,8 @@
-"""The parameters of a model: what they are to the modules that own them, and which have adapters.
-
-An adapter says which parameters of a kind of module can be palettized, and which of their axes are
-output and input channels.
-"""
+"""The parameters of a model, and what they are to the modules that own them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -15,54 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from mlopt.errors import ConfigError
-
-
-def _channels(module: nn.Module, length: int, axis: int) -> int:
-    return length
-
-
-def _convolution_channels(module: nn.Module, length: int, axis: int) -> int:
-    # on axis 0 of its weight, a convolution in groups keeps their channels apart
-    return length // int(module.groups) if axis == 0 else length  # type: ignore[arg-type]
-
-
-@attrs.frozen
-class Adapter:
-    """How the weights of a kind of module are palettized.
-
-    types: its classes, subclasses included; parameters: names of the weights, those that a module
-    lacks are passed over; output_axis, input_axis: of these weights; together: the number of
-    consecutive channels, of so many on an axis, that a vector may reach across.
-    """
-
-    types: tuple[type[nn.Module], ...]
-    parameters: tuple[str, ...] = ("weight",)
-    output_axis: int = 0
-    input_axis: int = 1
-    together: Callable[[nn.Module, int, int], int] = _channels
-
-
-ADAPTERS = (
-    Adapter((nn.Linear,)),
-    Adapter((nn.Conv1d, nn.Conv2d, nn.Conv3d), together=_convolution_channels),
-    Adapter(
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-        output_axis=1,
-        input_axis=0,
-        together=_convolution_channels,
-    ),
-    Adapter((nn.Embedding,)),
-    Adapter((nn.LayerNorm,)),
-    Adapter(
-        (nn.MultiheadAttention,),
-        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-    ),
-)
-
-
-def adapter_of(module: nn.Module) -> Adapter | None:
-    """The adapter for a module; None where there is none for its class."""
-    return next((adapter for adapter in ADAPTERS if isinstance(module, adapter.types)), None)
+from mlopt.torch.adapters import Adapter, adapter_for
 
 
 @attrs.frozen(eq=False)
@@ -87,10 +36,7 @@ class Owner:
     @property
     def adapter(self) -> Adapter | None:
         """The adapter that palettizes this parameter; None where there is none."""
-        adapter = adapter_of(self.module)
-        if adapter is None or self.parameter_name not in adapter.parameters:
-            return None
-        return adapter
+        return adapter_for(self.module, self.parameter_name)
 
 
 @attrs.frozen(eq=False)
@@ -121,6 +67,15 @@ class ModelParameter:
     def adapted(self) -> tuple[Owner, ...]:
         """The owners with an adapter for it."""
         return tuple(owner for owner in self.owners if owner.adapter is not None)
+
+    @property
+    def gates(self) -> int | None:
+        """So many gates coremltools takes it apart into, for one of its owners at least.
+
+        It knows a tied weight by one name alone, so that it takes no compressed weight then.
+        """
+        gates = (owner.adapter.gates for owner in self.owners if owner.adapter)
+        return next((number for number in gates if number is not None), None)
 
     def channels_together(self, axis: int) -> int:
         """The most consecutive channels on an axis that a vector may reach across, to any owner."""

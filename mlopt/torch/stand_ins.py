@@ -98,9 +98,13 @@ def _parameters(number: int) -> tuple[float, int]:
 def state_with(
     state: Mapping[str, torch.Tensor], palettes: Mapping[int, list[CarriedPalette]]
 ) -> dict[str, torch.Tensor]:
-    """A state in which palettized weights are described as the stand-ins of their numbers."""
+    """A state in which palettized weights are described as the stand-ins of their numbers.
+
+    Not those that are taken apart into gates, which have to be dense for that.
+    """
     described = dict(state)
     for number, sharing in palettes.items():
         for palette in sharing:
-            described |= stand_in(palette, number)
+            if palette.gates is None:
+                described |= stand_in(palette, number)
     return described

@@ -16,6 +16,7 @@ from torch import nn
 from mlopt.errors import ConfigError
 from mlopt.torch.carried import is_palette_field
 from mlopt.torch.copies import computed_tensors
+from mlopt.torch.plain_forms import use_plain_form
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -123,7 +124,11 @@ def _in_order(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, 
 
 
 def _convertible(model: nn.Module) -> nn.Module:
-    """A copy of a module whose tensors are float32 on the CPU, and its own where they are that."""
+    """A copy of a module for coremltools to convert.
+
+    Its tensors are float32 on the CPU, and the module's own where they are that; modules that
+    coremltools has no form of compute the same in a plainer one.
+    """
     memo = computed_tensors(model)
     for module in model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
@@ -142,7 +147,10 @@ def _convertible(model: nn.Module) -> nn.Module:
             else:
                 is_parameter = isinstance(tensor, nn.Parameter) and not is_field
                 memo[id(tensor)] = nn.Parameter(plain, False) if is_parameter else plain
-    return copy.deepcopy(model, memo)
+    found = copy.deepcopy(model, memo)
+    for module in found.modules():
+        use_plain_form(module)
+    return found
 
 
 def _converted(example: Any) -> Any:

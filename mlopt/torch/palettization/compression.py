@@ -152,4 +152,4 @@ class _Taker:
         else:
             store(taking, palettized)
         for module, name in {(id(m), n): (m, n) for m, n in owners}.values():
-            attach(module, name, palettized)
+            attach(module, name, palettized, parameter.gates)

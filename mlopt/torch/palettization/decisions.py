@@ -13,6 +13,7 @@ from mlopt.coreml.rules import UnmatchedRule
 from mlopt.errors import ConfigError
 from mlopt.palette.palettize import can_quantize_table, is_finite
 from mlopt.palette.spec import PaletteSpec
+from mlopt.torch.adapters import adapters_of, check_registered
 from mlopt.torch.modules import ModelParameter, parameters_of
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
@@ -45,7 +46,8 @@ def decide(
     Raises
     ------
     ConfigError
-        Some parameters have no values, or they are distributed over processes.
+        Some parameters have no values, or they are distributed over processes; or modules are not
+        as they were registered.
     """
     if is_sharded(model):
         raise ConfigError(
@@ -53,6 +55,8 @@ def decide(
             "sensitivities with compute_sensitivity(..., sensitivity_path=...), and palettize the "
             "model as it is before it is sharded with that sensitivity_path"
         )
+    for module_name, module in model.named_modules():
+        check_registered(module_name, module)
     parameters = parameters_of(model)
     weighted = {owner.module_name for p in parameters for owner in p.adapted}
     unmatched = unmatched_rules(config, list(model.named_modules(remove_duplicate=False)), weighted)
@@ -124,8 +128,9 @@ def _untouchable(parameter: ModelParameter) -> tuple[str, str] | None:
             "torch.nn.utils.remove_weight_norm first",
             "part of a reparametrization",
         )
+    remedy = "" if adapters_of(first.module) else "; mlopt.torch.register_module makes one"
     return (
-        f"no adapter palettizes {first.parameter_name!r} of {kind}",
+        f"no adapter palettizes {first.parameter_name!r} of {kind}{remedy}",
         "no adapter for its module",
     )
 
@@ -138,7 +143,7 @@ def _palettized(
     kept: Callable[..., Decision],
 ) -> Decision:
     tensor = parameter.tensor
-    axes = {(o.adapter.output_axis, o.adapter.input_axis) for o in parameter.adapted if o.adapter}
+    axes = {o.adapter.axes(tensor.dim()) for o in parameter.adapted if o.adapter}
     shape = tuple(tensor.shape)
     is_cut = config.group_size_for(shape) is not None or config.vector_length > 1
     needs_axis = is_cut or config.enable_per_channel_scale

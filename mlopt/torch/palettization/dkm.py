@@ -55,8 +55,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
     model
         The model to be trained.
     config
-        Which modules, and how. None: weights of more than 2048 elements, at 4 bits for linear
-        layers and 2 for all others.
+        Which modules, and how. None: weights of more than 2048 elements, at 4 bits for linear,
+        bilinear and recurrent layers, and 2 for all others.
 
     Examples
     --------
@@ -198,7 +198,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 _remove_parametrization(module, name)
             store(weight, found.palettized)
             for module, name in owners:
-                attach(module, name, found.palettized)
+                attach(module, name, found.palettized, decision.parameter.gates)
         freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)

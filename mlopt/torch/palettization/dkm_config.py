@@ -18,6 +18,7 @@ from mlopt.coreml.checked import flag, index_bits, integer
 from mlopt.coreml.config import summary_of
 from mlopt.coreml.decisions import Keep
 from mlopt.errors import ConfigError
+from mlopt.torch.adapters import is_linear
 from mlopt.torch.palettization import dkm_values as checked
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
@@ -79,8 +80,8 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     Parameters
     ----------
     n_bits
-        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**n_bits`` entries. None: 4 for linear
-        layers and 2 for all others.
+        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**n_bits`` entries. None: 4 for
+        linear, bilinear and recurrent layers, and 2 for all others.
     weight_threshold
         Only weights of more elements are palettized, and those of a module with several only if all
         of them have more.
@@ -324,7 +325,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         """Bits per index in a module: `n_bits`, or the default for its class."""
         if self.n_bits is not None:
             return self.n_bits
-        return LINEAR_N_BITS if isinstance(module, nn.Linear) else OTHER_N_BITS
+        return LINEAR_N_BITS if is_linear(module) else OTHER_N_BITS
 
     def group_size_for(self, weight_shape: Sequence[int], axis: int = 0) -> int | Keep | None:
         """Channels of a weight that share a table; None: all.

@@ -12,9 +12,11 @@ from mlopt.torch.palettization.config import PostTrainingPalettizerConfig
 class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
     """Palettizes the weights of a model without data: the clusters of least squared error.
 
-    The weights of convolutions, transposed convolutions, linear layers, embeddings, attention
-    (``MultiheadAttention``) and layer norms are palettized, subclasses included. A weight that
-    several modules share is palettized once and stays shared.
+    The weights of convolutions, transposed convolutions, linear and bilinear layers (``Conv1D`` of
+    transformers among them), embeddings, attention (``MultiheadAttention``), layer norms, recurrent
+    layers and their cells are palettized, subclasses included, and those of modules that
+    ``mlopt.torch.register_module`` was told of. A weight that several modules share is palettized
+    once and stays shared.
 
     Parameters
     ----------

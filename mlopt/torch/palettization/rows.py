@@ -11,6 +11,7 @@ from mlopt.coreml.report import WeightRow
 from mlopt.palette.distortion import Distortion
 from mlopt.palette.palettized import Palettized
 from mlopt.palette.spec import PaletteSpec
+from mlopt.torch.conversion_notes import conversion_notes
 from mlopt.torch.palettization.decisions import Decision
 from mlopt.torch.tensors import dtype_name
 
@@ -54,6 +55,7 @@ def row_of(decision: Decision, computed: Computed | None) -> WeightRow:
     palettized = computed.palettized
     codes = None if palettized.quantized is None else palettized.quantized.codes
     notes += computed.notes
+    notes += conversion_notes(parameter, palettized)
     if outcome.lut_dtype is not None and codes is None:
         notes.append(float_table_note(outcome.lut_dtype, dtype_name(tensor.dtype)))
     if palettized.nbytes > nbytes:

@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 
 from mlopt.coreml.decisions import Keep
-from mlopt.torch.modules import adapter_of
+from mlopt.torch.adapters import weights_of
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 
 
@@ -26,7 +26,7 @@ def config_by_size(
     configs
         At least one, in any order, no two of one threshold.
     module
-        What is to be palettized. Its weights are those that its adapter names.
+        What is to be palettized. Its weights are those that have an adapter.
     """
     name, size = _smallest_weight(module)
     exceeded = [config for config in configs if size > config.weight_threshold]
@@ -46,9 +46,6 @@ def _threshold(config: ModuleDKMPalettizerConfig) -> int:
 
 def _smallest_weight(module: nn.Module) -> tuple[str, float]:
     """The name of the smallest weight and its number of elements; infinite if there is none."""
-    adapter = adapter_of(module)
-    names = () if adapter is None else adapter.parameters
-    weights = ((name, module._parameters.get(name)) for name in names)
-    sizes = [(weight.numel(), name) for name, weight in weights if weight is not None]
+    sizes = [(weight.numel(), name) for name, weight in weights_of(module)]
     size, name = min(sizes, default=(math.inf, ""))
     return name, size

@@ -1,0 +1,65 @@
+"""The constants of a converted program that are gates of the weights of a model.
+
+They are told by their values: a constant is a weight's where all its numbers are those of the
+weight's rows, rounded to the constant's type. Whatever such a constant was before, the palette for
+these rows stands for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from mlopt.mil.program import Constant, Node, Program
+from mlopt.torch.gates import ARRANGEMENTS, rows_of
+
+_READERS = frozenset({"linear", "lstm"})
+_DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+class GatedConstants:
+    """The constants of a program that can be gates of weights; each is given out once."""
+
+    def __init__(self, program: Program) -> None:
+        self._found: dict[tuple[str, tuple[int, ...]], list[Constant]] = {}
+        for constant in program.constants():
+            if _is_weight(constant):
+                self._found.setdefault((constant.dtype, constant.shape), []).append(constant)
+
+    def take(self, weight: torch.Tensor, gates: int) -> Iterator[tuple[int, str, list[Node]]]:
+        """The const operations that hold gates of a weight.
+
+        Parameters
+        ----------
+        weight
+            float32, of rank 2; its rows are those of so many gates.
+
+        Yields
+        ------
+        Which of the weight as it is (for another module that shares it) and then of
+        ``ARRANGEMENTS[gates]`` they hold, the numpy name of their type, and they.
+        """
+        dense = weight.detach().cpu().numpy()
+        for number, order in enumerate((tuple(range(gates)), *ARRANGEMENTS[gates])):
+            rows = dense[rows_of(order, gates, len(dense))]
+            for dtype, name in _DTYPES.items():
+                candidates = self._found.get((dtype, rows.shape), [])
+                with np.errstate(over="ignore"):
+                    expected = rows.astype(name) if candidates else rows
+                equal = [c for c in candidates if np.array_equal(c.value(), expected)]
+                for constant in equal:
+                    candidates.remove(constant)
+                if equal:
+                    yield number, name, [constant.node for constant in equal]
+
+
+def _is_weight(constant: Constant) -> bool:
+    """Whether nothing reads a constant but operations that compressed weights may be given to."""
+    if constant.inline or constant.is_block_output:
+        return False
+    return all(
+        consumer.op_type in _READERS and consumer.parameter.startswith("weight")
+        for consumer in constant.consumers
+    )

@@ -1,0 +1,84 @@
+"""Weights of recurrent modules, which coremltools takes apart into gates when it converts them.
+
+The rows of such a weight are those of its gates, one gate after another. coremltools computes with
+them before there is a program: for its ``lstm`` it puts the gates of ``torch.nn.LSTM`` into another
+order, and of ``torch.nn.GRU`` it makes a linear layer for each gate. It can do neither with
+compressed weights. Rows that change places are the same palette with other rows of indices, so the
+palettes of what coremltools makes of a weight follow from the weight's own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.palette.palettized import Palettized
+from mlopt.palette.quantized import QuantizedTable
+
+ARRANGEMENTS: dict[int, tuple[tuple[int, ...], ...]] = {
+    4: ((0, 1, 3, 2),),  # LSTM: input, forget, cell, output  ->  input, forget, output, cell
+    3: ((0,), (1,), (2,)),  # GRU: reset, update, new  ->  a weight for each
+}
+"""By the number of gates: the weights that coremltools makes of one, each by its gates in order."""
+
+ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
+
+
+def rows_of(order: tuple[int, ...], gates: int, count: int) -> npt.NDArray[np.intp]:
+    """Which of ``count`` rows, a multiple of ``gates``, those of the gates in ``order`` are."""
+    return np.arange(count).reshape(gates, -1)[list(order)].reshape(-1)
+
+
+def arranged(palettized: Palettized, gates: int) -> tuple[Palettized, ...] | None:
+    """The palettes of what coremltools makes of a weight, as in ``ARRANGEMENTS``.
+
+    Groups of channels that reach across gates are cut, so that some tables are stored several
+    times. None where that takes more than the dense weights and than the palette itself, and where
+    vectors reach across gates.
+    """
+    d = palettized.cluster_dim if palettized.vector_axis == 0 else 1
+    if palettized.shape[0] % (gates * d):
+        return None
+    found = tuple(_with_gates(palettized, order, gates) for order in ARRANGEMENTS[gates])
+    most = max(palettized.size * palettized.dtype.itemsize, palettized.nbytes)
+    return found if sum(each.nbytes for each in found) <= most else None
+
+
+def _with_gates(palettized: Palettized, order: tuple[int, ...], gates: int) -> Palettized:
+    """The palette of the gates of a weight in some order; gates are whole rows of indices."""
+    indices, table, scale = palettized.indices, palettized.table, palettized.scale
+    rows = rows_of(order, gates, len(indices))
+    height = len(indices) // len(table)
+    groups = rows // height
+    # as few tables as can be: one, as many as before, or with groups cut at the gates
+    for size in (len(rows), height, math.gcd(height, len(indices) // gates)):
+        if len(rows) % size == 0:
+            cut = groups.reshape(-1, size)
+            if (cut == cut[:, :1]).all():
+                break
+    chosen = cut[:, 0]
+    if scale is not None and len(scale) > 1:
+        scale = scale[rows_of(order, gates, len(scale))]
+    quantized = palettized.quantized
+    if quantized is not None:
+        quantized = QuantizedTable(
+            quantized.codes[chosen],
+            _of_groups(quantized.scale, chosen),
+            None if quantized.offset is None else _of_groups(quantized.offset, chosen),
+        )
+    return attrs.evolve(
+        palettized,
+        table=table[chosen],
+        indices=np.ascontiguousarray(indices[rows]),
+        scale=scale,
+        quantized=quantized,
+    )
+
+
+def _of_groups(numbers: ArrayT, chosen: npt.NDArray[np.intp]) -> Any:
+    """Scales or offsets of tables, one for all or one for each, of the tables that are chosen."""
+    return numbers if len(numbers) == 1 else numbers[chosen]
