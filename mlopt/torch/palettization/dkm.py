@@ -33,6 +33,7 @@ from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.fake_palettize import FakePalettize
 from mlopt.torch.palettization.form import Grouping
+from mlopt.torch.palettization.recurrent import compute_weights_in_passes, keep_weights_again
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.sensitivity.sharded import is_sharded
 from mlopt.torch.soft_kmeans import Mode
@@ -131,6 +132,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 parametrize.register_parametrization(
                     owner.module, owner.parameter_name, fake, unsafe=True
                 )
+                compute_weights_in_passes(owner.module)
                 if decision.config.quantize_activations and not isinstance(
                     owner.module._modules.get(NAME), FakeQuantizedActivation
                 ):
@@ -299,6 +301,7 @@ def _remove_parametrization(module: nn.Module, name: str) -> None:
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    keep_weights_again(module)
 
 
 def _each_once(decision: Decision) -> list[Owner]:
