@@ -122,6 +122,11 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
     return ()
 
 
+def known_modules() -> tuple[type[nn.Module], ...]:
+    """The classes that have adapters, registered ones included; not those known by name alone."""
+    return (*(cls for cls in _KNOWN if isinstance(cls, type)), *_registered)
+
+
 def _known(cls: type) -> tuple[Adapter, ...]:
     return _KNOWN.get(cls) or _KNOWN.get(_shown(cls)) or ()
 

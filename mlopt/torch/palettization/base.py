@@ -8,7 +8,7 @@ from torch import nn
 
 from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
-from mlopt.torch.modules import ADAPTERS
+from mlopt.torch.adapters import known_modules
 from mlopt.torch.palettization.config import OptimizationConfig
 
 ConfigT = TypeVar("ConfigT", bound=OptimizationConfig[Any])
@@ -33,7 +33,7 @@ class Palettizer(Generic[ConfigT]):
     @property
     def supported_modules(self) -> tuple[type[nn.Module], ...]:
         """The classes of modules whose weights can be palettized; derived ones belong to them."""
-        return tuple(kind for adapter in ADAPTERS for kind in adapter.types)
+        return known_modules()
 
     def report(self) -> Report:
         """The account of the last ``compress``: a row for each parameter of the model.
