@@ -78,6 +78,10 @@ def test_a_run_is_all_steps_from_a_fresh_state(
             assert torch.equal(found[:, 0], torch.tensor([2.0, 6.0, 12.0]))
     found = runtime_speed.measure("sums", str(package), repeats=2)
     assert found["snr_db"] > 100
+    assert found["snr_db_as_declared"] > 100
+    assert len(found["as_declared"]["wall_s"]) == 2
+    low, high = found["spread_of_ratio_as_declared"]
+    assert low <= found["ratio_as_declared"] <= high
     assert len(found["ours"]["wall_s"]) == 2
     assert runtime_speed.program_bytes("sums", str(package)) >= 0
     assert runtime_speed.network_bytes("sums")["weights"] == 16
