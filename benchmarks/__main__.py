@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import (
+    clustering_kinds,
     compressed_packages,
     compression_ratios,
     coreml_jobs,
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             (dkm_accuracy, common),
             (runtime_speed, []),
             (exact_kmeans, common),
+            (clustering_kinds, []),
             (compression_ratios, common),
             (large_package, []),
         ):

@@ -50,7 +50,7 @@ def compute(weight: Weight | JointWeight, spec: PaletteSpec, workers: int = 1) -
         return reason
     finally:
         weight.release()
-    return Computed(PackedPalette.of(palettized), distortion)
+    return Computed(PackedPalette.of(palettized), distortion, distortion.note)
 
 
 def readable_weights(plan: Plan, source: Any) -> Sequence[Weight | JointWeight] | None:

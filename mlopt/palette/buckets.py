@@ -6,6 +6,8 @@ import numpy as np
 from numba import njit
 
 MOST_BUCKETS = 1 << 13
+WALK = 4
+"""Ends in a bucket that are tried one after the other; where there are more, they are halved."""
 
 
 @njit(cache=True, nogil=True)
@@ -56,7 +58,15 @@ def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
     fill_starts(middles, finite, low, per_unit, starts)
     for i in range(values.size):
         value = np.float64(values[i])
-        label = starts[bucket_of(value, low, per_unit, buckets)]
-        while label < finite and middles[label] < value:
+        bucket = bucket_of(value, low, per_unit, buckets)
+        label = starts[bucket]
+        last = starts[bucket + 1]
+        while last - label > WALK:
+            probe = (label + last) >> 1
+            if middles[probe] < value:
+                label = probe + 1
+            else:
+                last = probe
+        while label < last and middles[label] < value:
             label += 1
         labels[i] = label

@@ -5,6 +5,7 @@ A row is a group of channels, or the whole tensor. Rows are independent; threads
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,13 +44,15 @@ class RowTables:
     """Tables and labels of ``G`` rows of ``n`` weights.
 
     tables: float64[G, 2**nbits], ascending, storable in the weights' dtype; labels: uint8[G, n];
-    noise, signal: the rows' summed squares of error and of weights (float64), in importance.
+    noise, signal: the rows' summed squares of error and of weights (float64), in importance; gap:
+    how much the noise may be above the least, 0.0 where it is proven the least.
     """
 
     tables: npt.NDArray[np.float64]
     labels: npt.NDArray[np.uint8]
     noise: float
     signal: float
+    gap: float = 0.0
 
 
 def cluster_rows(
@@ -93,13 +96,14 @@ def cluster_rows(
     labels = np.empty((row_count, n), np.uint8)
     noise = np.empty(row_count)
     signal = np.empty(row_count)
+    gap = np.zeros(row_count)
     constants = rounding_constants(table_dtype.name)
     rows = _read_only(rows)
     choice = np.empty((1, 0)) if points is None else np.ascontiguousarray(points, np.float64)
 
     def cluster(first: int, last: int) -> None:
         span = slice(first, last)
-        out = (tables[span], labels[span], noise[span], signal[span])
+        out = (tables[span], labels[span], noise[span], signal[span], gap[span])
         of_span = choice[span] if len(choice) > 1 else choice
         if is_coded(rows.dtype) and importance is None:
             value_of = value_of_key(rows.dtype.name)
@@ -133,7 +137,7 @@ def cluster_rows(
     else:
         for span in spans:
             cluster(*span)
-    return RowTables(tables, labels, _total(noise), _total(signal))
+    return RowTables(tables, labels, _total(noise), _total(signal), _total(gap))
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -155,7 +159,8 @@ def _table_of_values(  # type: ignore[no-untyped-def]
     """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
 
     ``uniform``: with equal steps between the first and the last of them instead; ``points``: with
-    the best of these, unless there are none (``pairs`` is the scratch for that).
+    the best of these, unless there are none (``pairs`` is the scratch for that). Returns how much
+    the squared error may be above the least.
 
     scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
     queue, since int32, all at least ``found + 1`` long.
@@ -163,24 +168,27 @@ def _table_of_values(  # type: ignore[no-untyped-def]
     sums, bounds, cost, offset, start, queue, since = scratch
     if uniform:
         _fill_uniform(values[0], values[found - 1], constants, table)
-        return
+        return 0.0
     if points.size > 0:
         origin = fill_sums(values[:found], masses[:found], sums)
         fill_from_points(values, found, sums, origin, points, pairs, table)
-        return
+        return 0.0
     if found <= entries:
         for j in range(entries):
             table[j] = values[min(j, found - 1)]
-        return
+        return 0.0
     n = found
     values = values[:n]
     origin = fill_sums(values, masses[:n], sums)
     quantile_bounds(values, sums, entries, bounds)
-    penalty = solve(values, sums, origin, entries, 0.0, bounds, cost, offset, start, queue, since)
-    refine_for_storage(
+    penalty, _ = solve(
+        values, sums, origin, entries, 0.0, bounds, cost, offset, start, queue, since
+    )
+    gap = refine_for_storage(
         sums, origin, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
     )
     stored_table(sums, origin, bounds, entries, *constants, table)
+    return gap
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -322,17 +330,18 @@ def _finish_code_row(  # type: ignore[no-untyped-def]
     labels,
     thresholds,
 ):
-    _table_of_values(
+    gap = _table_of_values(
         values, masses, found, entries, uniform, points, constants, scratch, pairs, table
     )
     _threshold_keys(values, keys, found, value_of, table, thresholds)
     _label_codes(codes, thresholds, labels)
-    return _distinct_errors(values, masses, keys, found, table, thresholds)
+    noise, signal = _distinct_errors(values, masses, keys, found, table, thresholds)
+    return noise, signal, gap
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_code_rows(  # type: ignore[no-untyped-def]
-    codes, value_of, constants, entries, uniform, points, tables, labels, noise, signal
+    codes, value_of, constants, entries, uniform, points, tables, labels, noise, signal, gap
 ):
     rows, n = codes.shape
     most = min(n, 1 << 16)
@@ -349,7 +358,7 @@ def _cluster_code_rows(  # type: ignore[no-untyped-def]
         if found < 0:
             noise[row] = np.nan
             continue
-        noise[row], signal[row] = _finish_code_row(
+        noise[row], signal[row], gap[row] = _finish_code_row(
             codes[row],
             value_of,
             keys,
@@ -380,7 +389,7 @@ def _find_keys(values, found, value_of, keys):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
-    codes, importance, value_of, constants, entries, points, tables, labels, noise, signal
+    codes, importance, value_of, constants, entries, points, tables, labels, noise, signal, gap
 ):
     by_key = np.empty(1 << 16)
     keys = np.empty(1 << 16, np.uint16)
@@ -396,13 +405,14 @@ def _cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
         negligible = 0.0
         for key in range(1 << 16):
             negligible += by_key[key]
-        negligible *= NEGLIGIBLE
+        by_key *= power_of_two(negligible)
+        negligible *= power_of_two(negligible) * NEGLIGIBLE
         found = 0
         for key in range(1 << 16):
             if by_key[key] > 0.0:
                 found = join_value(found, value_of[key], by_key[key], negligible, values, masses)
         _find_keys(values, found, value_of, keys)
-        noise[row], signal[row] = _finish_code_row(
+        noise[row], signal[row], gap[row] = _finish_code_row(
             codes[row],
             value_of,
             keys,
@@ -428,14 +438,17 @@ def fill_middles(table, middles):  # type: ignore[no-untyped-def]
     Infinity where an entry equals its left neighbour and all after it do: padding takes nothing.
     """
     for j in range(middles.size):
-        middles[j] = np.inf if table[j] == table[j + 1] else 0.5 * (table[j] + table[j + 1])
+        middle = 0.5 * (table[j] + table[j + 1])
+        if not np.isfinite(middle):
+            middle = 0.5 * table[j] + 0.5 * table[j + 1]
+        middles[j] = np.inf if table[j] == table[j + 1] else middle
     for j in range(middles.size - 2, -1, -1):
         middles[j] = min(middles[j], middles[j + 1])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _cluster_float_rows(  # type: ignore[no-untyped-def]
-    rows, ordered, importance, constants, entries, points, tables, labels, noise, signal
+    rows, ordered, importance, constants, entries, points, tables, labels, noise, signal, gap
 ):
     count, n = rows.shape
     values = np.empty(n)
@@ -449,11 +462,19 @@ def _cluster_float_rows(  # type: ignore[no-untyped-def]
             found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
         table = tables[row]
         allowed = points[min(row, len(points) - 1)]
-        _table_of_values(
+        factor = 1.0
+        if found > entries:
+            factor = power_of_two(max(-values[0], values[found - 1]))
+        if factor != 1.0:
+            found = _rescale(values, masses, found, factor)
+            allowed = allowed * factor
+        rarity = power_of_two(masses[:found].sum())
+        if rarity != 1.0:
+            masses[:found] *= rarity
+        excess = _table_of_values(
             values, masses, found, entries, False, allowed, constants, scratch, pairs, table
         )
         fill_middles(table, middles)
-        label_floats(rows[row], middles, labels[row])
         label = 0
         error = 0.0
         power = 0.0
@@ -463,5 +484,41 @@ def _cluster_float_rows(  # type: ignore[no-untyped-def]
             miss = values[u] - table[label]
             error += masses[u] * miss * miss
             power += masses[u] * values[u] * values[u]
-        noise[row] = error
-        signal[row] = power
+        noise[row] = error / rarity / factor / factor
+        signal[row] = power / rarity / factor / factor
+        gap[row] = excess / rarity / factor / factor
+        if factor != 1.0:
+            table /= factor
+            fill_middles(table, middles)
+        label_floats(rows[row], middles, labels[row])
+
+
+RANGE = 2.0**400
+"""Squares of numbers between this and its inverse, and sums of them, stay within float64."""
+
+
+@njit(cache=True, nogil=True)
+def power_of_two(largest):  # type: ignore[no-untyped-def]
+    """A factor, a power of two, that brings numbers within ``RANGE``; 1.0 where they are.
+
+    largest: the largest of their magnitudes. Only float64 leaves that range.
+    """
+    if largest == 0.0 or 1.0 / RANGE < largest < RANGE:
+        return 1.0
+    _, exponent = math.frexp(largest)
+    return math.ldexp(1.0, min(-exponent, 1000))
+
+
+@njit(cache=True, nogil=True)
+def _rescale(values, masses, found, factor):  # type: ignore[no-untyped-def]
+    """Multiply ascending values, and join those that become equal; returns how many are left."""
+    kept = 0
+    for u in range(found):
+        value = values[u] * factor
+        if kept and values[kept - 1] == value:
+            masses[kept - 1] += masses[u]
+            continue
+        values[kept] = value
+        masses[kept] = masses[u]
+        kept += 1
+    return kept

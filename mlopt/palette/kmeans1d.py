@@ -28,7 +28,15 @@ from mlopt.palette.segments import (
 )
 
 LLOYD_STEPS = 24
-MOST_PASSES = 64
+
+# The search for the penalty. Steps that follow the error, as long as it is smooth: so many. Then
+# unbracketed ones double in length, and every other one inside a bracket halves its logarithm.
+SMOOTH_PASSES = 16
+UNBRACKETED_PASSES = 8
+# 11 doubled steps cross the range of float64, 64 halvings end at its resolution.
+MOST_PASSES = UNBRACKETED_PASSES + SMOOTH_PASSES + 11 + 2 * 64
+LEAST_PENALTY = 1e-300
+MOST_PENALTY = 1e300
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -150,18 +158,23 @@ def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, 
     penalty
         The last penalty tried, whose prefix costs stand in ``cost``. The result is optimal under
         it, also where several ``k`` tie on it. 0.0 for ``k = 1``.
+    passes
+        Penalties tried, ``MOST_PASSES`` at most, each O(n log n) and nearly always O(n). One to
+        three do where the error falls smoothly with the number of segments. Where it does not
+        (geometric values, importance over many decades), steps by its slope may come closer by one
+        segment a pass: so every other pass then halves the logarithm of the bracket.
     """
     n = values.size
     if k == 1:
         bounds[0] = 0
         bounds[1] = n
-        return 0.0
+        return 0.0, 0
     if penalty <= 0.0:
         # d(error)/dk of an error that falls like k**-2
         lloyd(values, sums, origin, k, bounds)
         penalty = 2.0 * total_cost(sums, bounds, k) / k
-        if penalty <= 0.0:
-            penalty = (sums[2, n] - sums[2, 0]) * 1e-18
+    if not penalty > 0.0:
+        penalty = max((sums[2, n] - sums[2, 0]) * 1e-18, LEAST_PENALTY)
 
     # one segment, and one for each value, until better ones are known
     fewer = np.empty(k + 1, np.int64)
@@ -174,38 +187,58 @@ def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, 
         more[j] = j
     k_more = n
     error_more = np.inf
-    tried = penalty
-    # Ends long before, but where squares leave the range of float64 and say nothing any more.
-    for _ in range(MOST_PASSES):
+    lowest = 0.0
+    highest = np.inf
+    is_chord = False
+    stretch = 1
+    passes = 0
+    while passes < MOST_PASSES:
         tried = penalty
         penalised_paths(sums, n, penalty, cost, offset, start, queue, since)
+        passes += 1
         found = trace_path(start, n, bounds)
         if found == k:
-            return tried
-        bracketed = error_fewer < np.inf and error_more < np.inf
+            return tried, passes
         # Under the slope of the bracket both of its ends are optimal if nothing between them is.
-        if bracketed and (found <= k_fewer or found >= k_more):
+        if is_chord and (found <= k_fewer or found >= k_more):
             break
         if found < k:
-            k_fewer = found
-            error_fewer = cost[n] - penalty * found
-            for j in range(found + 1):
-                fewer[j] = bounds[j]
+            highest = min(highest, penalty)
+            if found > k_fewer or error_fewer == np.inf:
+                k_fewer = found
+                error_fewer = cost[n] - penalty * found
+                for j in range(found + 1):
+                    fewer[j] = bounds[j]
         else:
-            k_more = found
-            error_more = cost[n] - penalty * found
-            for j in range(found + 1):
-                more[j] = bounds[j]
-        if error_fewer < np.inf and error_more < np.inf:
+            lowest = max(lowest, penalty)
+            if found < k_more or error_more == np.inf:
+                k_more = found
+                error_more = cost[n] - penalty * found
+                for j in range(found + 1):
+                    more[j] = bounds[j]
+        is_chord = error_fewer < np.inf and error_more < np.inf
+        if is_chord:
             # The least error is convex in k: this slope lies between those to the left and to the
             # right of some k inside the bracket, of k itself when the bracket is k - 1 and k + 1.
             penalty = (error_fewer - error_more) / (k_more - k_fewer)
+            if passes >= SMOOTH_PASSES and passes % 2 == 0:
+                middle = np.sqrt(lowest) * np.sqrt(highest)
+                if not lowest < middle < highest:
+                    break
+                penalty = middle
+                is_chord = False
         else:
             ratio = found / k
-            penalty *= ratio * ratio * ratio
+            factor = ratio * ratio * ratio
+            if passes >= UNBRACKETED_PASSES:
+                factor = max(factor, 2.0) ** stretch if ratio > 1.0 else min(factor, 0.5) ** stretch
+                stretch *= 2
+            penalty = min(max(penalty * factor, LEAST_PENALTY), MOST_PENALTY)
+            if penalty == tried:
+                break
 
     _splice(fewer, k_fewer, more, k, bounds)
-    return tried
+    return tried, passes
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

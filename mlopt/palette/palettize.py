@@ -13,6 +13,7 @@ from mlopt.errors import ConfigError
 from mlopt.palette.custom import custom_palette
 from mlopt.palette.distinct import is_coded
 from mlopt.palette.distortion import Distortion, measure_distortion
+from mlopt.palette.groups import power_of_two
 from mlopt.palette.palettized import INTEGER_TABLE_DTYPES, TABLE_DTYPES, Palettized
 from mlopt.palette.quantized import Lattice, is_wide_enough
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
@@ -86,6 +87,7 @@ def palettize(
     groups = 1 if spec.group_size is None else weight.shape[axis] // spec.group_size
     if importance is not None:
         importance = _with_some_everywhere(importance, axis, groups)
+        importance = _levelled(importance) if spec.mode == "kmeans" else importance > 0
     if scale is not None:
         points = normalised(weight, scale)
         if spec.mode == "kmeans" or not scale.all():
@@ -121,7 +123,8 @@ def palettize(
         scale=scale,
         quantized=quantized,
     )
-    return palettized, found.distortion or measure_distortion(weight, palettized)
+    distortion = found.distortion or measure_distortion(weight, palettized)
+    return palettized, attrs.evolve(distortion, within=found.within)
 
 
 def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
@@ -216,6 +219,12 @@ def _with_some_everywhere(importance: npt.NDArray[Any], axis: int, groups: int) 
     if some.all():
         return importance
     return np.where(some, grouped, grouped.dtype.type(1)).reshape(importance.shape)
+
+
+def _levelled(importance: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The importance, times a power of two where sums of it would leave the range of float64."""
+    factor = power_of_two(float(importance.max()))
+    return importance if factor == 1.0 else importance.astype(np.float64) * factor
 
 
 def _unrows(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mlopt.palette.segments import mirror_sums, penalised_paths, segment_cost
+from mlopt.palette.segments import mirror_sums, penalised_paths, segment_cost, total_cost
 
 # Significant bits, exponent of the smallest normal number, exponent of the smallest step.
 _FORMATS = {
@@ -27,19 +27,21 @@ _FORMATS = {
     "float32": (24, -126, -149),
 }
 
-# Positions that a bound moves by in one round of `_settle`, and the most rounds.
+# Positions that a bound moves by in one round of `settle`, and the most rounds.
 REACH = 4
 MOST_ROUNDS = 8
 
 # The proof is attempted where the price of rounding, relative to the error and times k, is small:
 # then few positions survive. That is so wherever means are rounded finely against the width of
 # their clusters (up to 6 bits in float16, as a rule). Beyond, and where the proof considers more
-# segments a value than this, the settled solution stands; its excess over the plain optimum is a
-# thousandth or so, most of it the price of rounding that no solution avoids. Few values are always
-# searched.
+# segments a value, or segments and states in all, than these, the settled solution stands. Its
+# excess over the plain optimum is a thousandth or so, most of it the price of rounding that no
+# solution avoids, and is what `refine_for_storage` returns. Few values are always searched.
 PRICE_WORTH_PROVING = 0.05
 FEW_VALUES = 256
 VISITS_PER_VALUE = 150
+MOST_VISITS = 1 << 25
+MOST_STATES = 1 << 24
 
 
 def rounding_constants(dtype_name: str) -> tuple[float, float, float]:
@@ -87,7 +89,7 @@ def stored_table(sums, origin, bounds, k, splitter, smallest_normal, magic, tabl
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
+def settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
     Less far where segments are short: a quarter of their mean length.
@@ -144,6 +146,8 @@ def _search(  # type: ignore[no-untyped-def]
 ):
     """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
 
+    Returns whether the search was completed: then no stored solution is better than ``bounds``.
+
     ``forward`` and ``backward`` are the penalised costs of prefixes and of (mirrored) suffixes. A
     solution with the segment ``[a, b)`` costs at least ``forward(a) + penalty + cost(a, b) +
     backward(b)`` less ``k`` penalties, which leaves few segments to consider. Their ``a`` are found
@@ -172,6 +176,7 @@ def _search(  # type: ignore[no-untyped-def]
     pointer[1] = 1
     latest = 0
     visits = 0
+    most_visits = min(VISITS_PER_VALUE * n, MOST_VISITS)
     for p in range(1, count):
         end = positions[p]
         rest = backward[n - end]
@@ -194,8 +199,8 @@ def _search(  # type: ignore[no-untyped-def]
         width = max(0, min(most, k) - fewest + 1)
         base[p] = fewest
         pointer[p + 1] = pointer[p] + width
-        if visits > VISITS_PER_VALUE * n:
-            return
+        if visits > most_visits or pointer[p + 1] > MOST_STATES:
+            return False
         if pointer[p + 1] > best.size:
             size = 2 * pointer[p + 1]
             larger = np.empty(size)
@@ -234,6 +239,7 @@ def _search(  # type: ignore[no-untyped-def]
         for segments in range(k, 0, -1):
             bounds[segments] = positions[p]
             p = predecessor[pointer[p] + segments - base[p]]
+    return True
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -266,23 +272,28 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
         int64[>= k + 1]; optimal for the plain cost on entry.
     offset, start, queue, since
         Scratch of ``penalised_paths``.
+
+    Returns
+    -------
+    gap
+        How much the stored cost may be above the least, at most: 0.0 where it is proven the least.
     """
     splitter, smallest_normal, magic = constants
     if splitter == 0.0 or k < 2:
-        return
-    plain = 0.0
-    for j in range(k):
-        plain += segment_cost(sums, bounds[j], bounds[j + 1])
-    limit = _settle(sums, origin, k, splitter, smallest_normal, magic, bounds)
+        return 0.0
+    plain = total_cost(sums, bounds, k)
+    limit = settle(sums, origin, k, splitter, smallest_normal, magic, bounds)
     # Nothing to gain beyond what float64 sums resolve.
     price = limit - plain
-    if price <= 1e-11 * plain or (n > FEW_VALUES and price * k > PRICE_WORTH_PROVING * plain):
-        return
+    if price <= 1e-11 * plain:
+        return 0.0
+    if n > FEW_VALUES and not is_worth_proving(price, plain, k):
+        return price
     mirrored = np.empty((3, n + 1))
     mirror_sums(sums, n, mirrored)
     backward = np.empty(n + 1)
     penalised_paths(mirrored, n, penalty, backward, offset, start, queue, since)
-    _search(
+    proven = _search(
         sums,
         origin,
         n,
@@ -296,3 +307,10 @@ def refine_for_storage(  # type: ignore[no-untyped-def]
         magic,
         bounds,
     )
+    return 0.0 if proven else price
+
+
+@njit(cache=True, nogil=True)
+def is_worth_proving(price, plain, k):  # type: ignore[no-untyped-def]
+    """Whether the price of rounding is small enough, beside the least plain error, for a proof."""
+    return price * k <= PRICE_WORTH_PROVING * plain

@@ -78,13 +78,15 @@ class Tables:
     """The outcome for all groups.
 
     tables: [groups, entries, d] of the problem's dtype; labels: uint8, groups first; lattice: what
-    the tables lie on, or None; distortion: where it comes free, or None.
+    the tables lie on, or None; distortion: where it comes free, or None; within: see
+    :class:`mlopt.palette.distortion.Distortion`.
     """
 
     tables: Floats
     labels: npt.NDArray[np.uint8]
     lattice: Lattice | None = None
     distortion: Distortion | None = None
+    within: float = 0.0
 
 
 def make_tables(problem: Problem) -> Tables:
@@ -132,8 +134,10 @@ def _clustered(problem: Problem, points: npt.NDArray[np.float64] | None = None) 
             )
         )
     ):
-        table, labels = whole
-        return Tables(table.astype(problem.dtype)[None, :, None], labels.reshape(1, -1))
+        table, labels, within = whole
+        return Tables(
+            table.astype(problem.dtype)[None, :, None], labels.reshape(1, -1), within=within
+        )
     found = cluster_rows(
         problem.rows,
         spec.nbits,
@@ -145,7 +149,8 @@ def _clustered(problem: Problem, points: npt.NDArray[np.float64] | None = None) 
     )
     plain = Distortion(found.signal, found.noise) if problem.importance is None else None
     tables = found.tables.astype(problem.dtype)[..., None]
-    return Tables(tables, found.labels, distortion=plain)
+    within = found.gap / (found.noise - found.gap) if 0.0 < found.gap < found.noise else 0.0
+    return Tables(tables, found.labels, distortion=plain, within=within)
 
 
 def _uniform(problem: Problem) -> Tables:

@@ -13,6 +13,9 @@ Floats = npt.NDArray[Any]
 _BLOCK = 1 << 15
 """Weights that are labelled at a time."""
 
+_WALK = 4
+"""Neighbours of the first guess that are tried before all ends are searched."""
+
 
 def uniform_table(minimum: Floats, maximum: Floats, nbits: int, dtype: npt.DTypeLike) -> Floats:
     """Tables of ``2**nbits`` equal steps from ``minimum`` to ``maximum``.
@@ -108,7 +111,8 @@ def _search(values, ends, labels):  # type: ignore[no-untyped-def]
     """Count the ends below each value: values [rows, n], ends float64[rows, m - 1].
 
     Ends of a uniform table are a straight line but for rounding, so the count is read off that and
-    put right by its neighbours. For other tables this is a walk: right, but slower.
+    put right by its neighbours. Where those do not settle it, as with other tables, or subnormal
+    ends that coincide, all are searched: O(log m).
     """
     most = ends.shape[1]
     for row in range(values.shape[0]):
@@ -121,10 +125,22 @@ def _search(values, ends, labels):  # type: ignore[no-untyped-def]
             x = np.float64(values[row, i])
             # Not an integer before the clip: far values are beyond integers.
             label = int(min(max((x - first) * slope + 1.0, 0.0), most * 1.0))
-            while label < most and of_row[label] < x:
-                label += 1
-            while label > 0 and of_row[label - 1] >= x:
-                label -= 1
+            for _ in range(_WALK):
+                if label < most and of_row[label] < x:
+                    label += 1
+                elif label > 0 and of_row[label - 1] >= x:
+                    label -= 1
+                else:
+                    break
+            else:
+                label = 0
+                end = most
+                while label < end:
+                    probe = (label + end) >> 1
+                    if of_row[probe] < x:
+                        label = probe + 1
+                    else:
+                        end = probe
             labels[row, i] = label
 
 

@@ -41,7 +41,7 @@ def cluster_whole(
     importance: npt.NDArray[np.float64] | None = None,
     points: npt.NDArray[np.float64] | None = None,
     workers: int = 1,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]] | None:
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8], float] | None:
     """The best table of ``2**nbits`` entries for a whole weight, and its labels.
 
     Parameters
@@ -61,8 +61,9 @@ def cluster_whole(
 
     Returns
     -------
-    (float64[2**nbits] ascending, uint8 of the weight's shape), or None where the values do not
-    suit: see :func:`mlopt.palette.zoom.table_by_zooming`.
+    (float64[2**nbits] ascending, uint8 of the weight's shape, how much the error may be above the
+    least as a share of it), or None where the values do not suit: see
+    :func:`mlopt.palette.zoom.table_by_zooming`.
     """
     step = max(1, _PART // max(1, weight.size // weight.shape[0]))
     spans = [slice(first, first + step) for first in range(0, weight.shape[0], step)]
@@ -75,11 +76,16 @@ def cluster_whole(
             yield weight[span].reshape(-1), masses
 
     if points is None:
-        table = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+        zoomed = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+        if zoomed is None:
+            return None
+        table = zoomed.table
+        within = zoomed.gap / zoomed.plain if zoomed.gap > 0.0 else 0.0
     else:
-        table = choose_table_of_parts(parts, points, 1 << nbits)
-    if table is None:
-        return None
+        chosen = choose_table_of_parts(parts, points, 1 << nbits)
+        if chosen is None:
+            return None
+        table, within = chosen, 0.0
     middles = np.empty(table.size - 1)
     fill_middles(table, middles)
     labels = np.empty(weight.shape, np.uint8)
@@ -93,4 +99,4 @@ def cluster_whole(
     else:
         for span in spans:
             label(span)
-    return table, labels
+    return table, labels, within

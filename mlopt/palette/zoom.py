@@ -15,43 +15,157 @@ coarse problem and costs at most ``slack`` more:
     cost at most the largest h times w times half the range.
 
 So edges where the forward and backward cost of the coarse problem exceed the ceiling by more than
-the slack are not next to any bound of the optimum. Cells that are left are cut into smaller ones,
-a few times, and at last their values are sorted. Between them whole spans of values are one step:
+the slack are not next to any bound of the optimum. Nor do their h and D count any more, which may
+make the slack smaller. Cells that are left are cut into smaller ones, a few times, and at last
+their values are sorted. Between them whole spans of values are one step:
 thousands of positions in the place of millions of values, with the same optimum, for the plain and
 for the stored cost alike.
+
+Two things keep cells from ever becoming fewer, however small they are cut. Both are common where a
+weight was divided by a scale of each channel:
+
+- *Atoms.* A cell next to a bound may hold very many equal values (the zeros and the largest
+  magnitudes of a lattice): no cut separates them. Sorting does, as equal values are one position.
+- *The price of rounding.* The ceiling for stored tables is the cost of a stored solution, which
+  exceeds the least plain cost by what its centres lose by rounding to, say, float16. No cut makes
+  that smaller, and with hundreds of millions of values it keeps thousands of cells around each
+  bound. Where it is so large that the stored optimum will not be proven in the end
+  (:func:`mlopt.palette.stored.is_worth_proving`), the ceiling is that of the plain cost and
+  ``ROOM_TO_SETTLE`` more, and what is found is the plain optimum, settled to storable centres.
+
+So zooming goes on only while it helps: see :func:`_is_done`, which bounds the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
+import attrs
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from mlopt.palette.cells import Grid, Parts, Sums, cut, extent, sums_at_positions
 from mlopt.palette.distinct import NEGLIGIBLE
 from mlopt.palette.kmeans1d import scratch, solve
-from mlopt.palette.segments import mirror_sums, penalised_paths
-from mlopt.palette.stored import refine_for_storage, stored_cost, stored_table
-
-Floats = npt.NDArray[Any]
-Sums = npt.NDArray[np.float64]
-Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
-"""Goes over the values once more: (values[n], importance float64[n], or empty for 1) at a time."""
+from mlopt.palette.segments import mirror_sums, penalised_paths, total_cost
+from mlopt.palette.stored import (
+    is_worth_proving,
+    refine_for_storage,
+    settle,
+    stored_cost,
+    stored_table,
+)
 
 CELLS = 1 << 16
 FEW_CELLS = 1 << 14
 """Of the first level: fewer where there are few values and bounds, and the programme costs most."""
 FINER = 1 << 4
+FINEST = 1 << 10
+"""Parts that a cell is cut into: ``FINER``, and up to ``FINEST`` where few cells are left."""
+CELLS_AT_HAND = 1 << 17
+"""What few cells are cut into at most: their sums stay in a cache."""
+MANY_CELLS = 1 << 20
+"""The same after a level that was too coarse to leave values out."""
 MOST_CELLS = 1 << 22
 FEW_ENOUGH = 1 << 16
-"""Values that are sorted in the end, unless more cells would be needed than ``MOST_CELLS``."""
+SHARE_ENOUGH = 6
+"""Values are sorted when there are ``FEW_ENOUGH`` or one in ``2**SHARE_ENOUGH`` of all."""
+MOST_STUCK = 2
+"""Levels that leave more than half of the values they began with, before what is left is sorted."""
+MOST_ROUNDS = 64
+LITTLE_CHANGE = 0.99
+"""Cells of a level are left out in so many rounds at most, or until few of them go in one."""
+ROOM_TO_SETTLE = 0.005
+"""Of a cluster's share of the error: moves a bound by a twenty-fifth of the cluster's width."""
+RANGE = 2.0**400
+"""Squares, times importance, of numbers between this and its inverse stay within float64."""
+
+
+@attrs.frozen(eq=False)
+class Zoomed:
+    """What zooming found, and what it took.
+
+    table: float64[entries], ascending; gap: how much its stored cost may be above the least, 0.0
+    where it is proven the least; plain: the least cost without rounding; passes: how often all
+    values were gone over; cells: the most at a time; gathered: values that were sorted; positions:
+    those left for a bound; penalties: tried on these.
+    """
+
+    table: npt.NDArray[np.float64]
+    gap: float
+    plain: float
+    passes: int
+    cells: int
+    gathered: int
+    positions: int
+    penalties: int
+
+
+@attrs.define(eq=False)
+class _Level:
+    """The cells at hand, with something in each.
+
+    lower, upper: prefix sums [3, m] at their edges; counts: of their values; coarse: the cells of
+    the first level that they are parts of (int64[m], ascending); width: theirs.
+    """
+
+    lower: Sums
+    upper: Sums
+    counts: npt.NDArray[np.int64]
+    coarse: npt.NDArray[np.int64]
+    width: float
+
+    def keep(self, which: npt.NDArray[np.int64]) -> None:
+        self.lower, self.upper = self.lower[:, which], self.upper[:, which]
+        self.counts, self.coarse = self.counts[which], self.coarse[which]
+
+
+@attrs.frozen(eq=False)
+class _Whole:
+    """What does not change from level to level.
+
+    masses: summed importance below each cell of the first level, which are of ``width``; reach:
+    half the range of the values.
+    """
+
+    mean: float
+    total: Sums
+    masses: npt.NDArray[np.float64]
+    width: float
+    reach: float
+    entries: int
+    constants: tuple[float, float, float]
+
+
+@attrs.frozen(eq=False)
+class _Left:
+    """What zooming leaves: limited, most_cells: at any level, see :class:`_Near`."""
+
+    level: _Level
+    whole: _Whole
+    penalty: float
+    limited: bool
+    most_cells: int
+
+
+@attrs.frozen(eq=False)
+class _Near:
+    """The cells that a bound of the optimum can lie in.
+
+    penalty: one that leads to the optimum; slack, price: by how much the limit exceeds the plain
+    cost of the coarse solution, for the width of the cells and for rounding its centres; limited:
+    whether the latter is more than is allowed for, so that this is of the plain optimum.
+    """
+
+    kept: npt.NDArray[np.int64]
+    penalty: float
+    slack: float
+    price: float
+    limited: bool
 
 
 def table_by_zooming(
     parts: Parts, entries: int, constants: tuple[float, float, float]
-) -> npt.NDArray[np.float64] | None:
+) -> Zoomed | None:
     """The best stored table of ``entries`` ascending centres.
 
     Parameters
@@ -65,219 +179,118 @@ def table_by_zooming(
 
     Returns
     -------
-    float64[entries], or None where cells do not separate the values well enough (too few distinct
-    values, or nearly all of them beside a few huge ones): sorting is the way then.
+    The table and what it took, or None where cells do not separate the values well enough (too few
+    distinct values, or nearly all of them beside a few huge ones), or numbers are so large or small
+    that squares leave the range of float64: sorting is the way then.
     """
-    low, high, mass, moment, count = _extent(parts)
-    if not (high > low and mass > 0.0):
+    low, high, mass, moment, count = extent(parts)
+    if not (high > low and 1.0 / RANGE < mass < RANGE):
         return None
-    mean = moment / mass
+    if not 1.0 / RANGE < max(-low, high) < RANGE:
+        return None
     # a little less than the cells, so that the largest value does not fall out
     size = FEW_CELLS if entries <= 32 and count < 1 << 21 else CELLS
     per_width = size * (1.0 - 2.0**-40) / (high - low)
     if not np.isfinite(per_width):
         return None
+    grid = Grid(low, per_width, size)
+    left = _zoom(parts, grid, count, 0.5 * (high - low), moment / mass, entries, constants)
+    return None if left is None else _finish(parts, grid, left)
 
-    grid = _Grid(low, per_width, size)
+
+def _zoom(
+    parts: Parts,
+    grid: Grid,
+    count: int,
+    reach: float,
+    mean: float,
+    entries: int,
+    constants: tuple[float, float, float],
+) -> _Left | None:
+    """The cells that are left in the end; None where they do not separate the values."""
+    width = 1.0 / grid.per_width
     cells, counts = grid.count(parts, mean)
-    lower = np.concatenate([np.zeros((3, 1)), np.cumsum(cells, axis=1)], axis=1)
-    total = lower[:, -1:].copy()
-    masses = lower[0].copy()
-    lower, upper = lower[:, :-1], lower[:, 1:]
-    occupied = np.flatnonzero(cells[0] > 0.0)
-    if occupied.size < 8 * entries:
-        return None
-    coarse, width, penalty = np.arange(size), 1.0 / per_width, 0.0
+    edges = np.concatenate([np.zeros((3, 1)), np.cumsum(cells, axis=1)], axis=1)
+    whole = _Whole(mean, edges[:, -1:].copy(), edges[0].copy(), width, reach, entries, constants)
+    level = _Level(edges[:, :-1], edges[:, 1:], counts, np.arange(grid.size), width)
+    penalty, stuck, before, most_cells, limited = 0.0, 0, count, grid.size, False
     while True:
-        lower, upper, counts = lower[:, occupied], upper[:, occupied], counts[occupied]
-        coarse, held = coarse[occupied], cells[0, occupied]
-        found = _near_bounds(
-            lower,
-            upper,
-            total,
-            mean,
-            entries,
-            penalty,
-            constants,
-            masses,
-            held,
-            coarse,
-            1.0 / per_width,
-            width,
-            0.5 * (high - low),
-        )
-        if found is None:
-            return None
-        kept, penalty = found
-        lower, upper, counts = lower[:, kept], upper[:, kept], counts[kept]
-        coarse = coarse[kept]
-        grid.refine(occupied[kept])
-        if counts.sum() <= FEW_ENOUGH or kept.size * FINER > MOST_CELLS:
-            break
-        cells, counts = grid.count(parts, mean)
-        lower, upper = _cut(lower, upper, cells)
-        coarse = np.repeat(coarse, FINER)
-        width /= FINER
         occupied = np.flatnonzero(cells[0] > 0.0)
+        if grid.finer.size == 0 and occupied.size < 8 * entries:
+            return None
+        level.keep(occupied)
+        near = _near_bounds(level, whole, cells[0, occupied], penalty)
+        if near is None:
+            return None
+        penalty, limited = near.penalty, limited or near.limited
+        level.keep(near.kept)
+        left = int(level.counts.sum())
+        shrank = 2 * left <= before
+        stuck += not shrank
+        finer = _cuts(near.kept.size, left, CELLS_AT_HAND if shrank else MANY_CELLS)
+        grid.refine(occupied[near.kept], finer)
+        if _is_done(left, count, grid.size, near, stuck=stuck, shrank=shrank):
+            return _Left(level, whole, penalty, limited, most_cells)
+        before, most_cells = left, max(most_cells, grid.size)
+        cells, counts = grid.count(parts, mean)
+        level.lower, level.upper = cut(level.lower, level.upper, cells)
+        level.coarse, level.counts = np.repeat(level.coarse, finer), counts
+        level.width /= finer
 
-    values, importance, cell = grid.gather(parts)
-    order = np.argsort(values, kind="stable")
-    edges = _positions(
-        values[order].astype(np.float64), importance[order], cell[order], mean, lower, upper
-    )
-    sums = _with_ends(edges, total)
-    n = sums.shape[1] - 1
-    if n <= entries:
+
+def _cuts(cells: int, values: int, most: int) -> int:
+    """Into how many parts to cut each of so many cells that hold so many values."""
+    finer = FINER
+    while finer < FINEST and 2 * finer * cells <= min(most, values):
+        finer *= 2
+    return finer
+
+
+def _is_done(left: int, count: int, cells: int, near: _Near, *, stuck: int, shrank: bool) -> bool:
+    """Whether the values that are ``left`` are to be sorted now.
+
+    When they are few, or one more level would have too many cells. Else each level has to leave
+    half of the values at most, which happens ``SHARE_ENOUGH`` times before they are few. One that
+    does not may have cells too wide yet, and they are cut ``MOST_STUCK`` times more; but cuts only
+    lower the slack, and where it is below the price of rounding they are in vain.
+
+    So there are at most ``1 + SHARE_ENOUGH + MOST_STUCK`` levels, one pass over the values each.
+    """
+    if left <= max(FEW_ENOUGH, count >> SHARE_ENOUGH) or cells > MOST_CELLS:
+        return True
+    return not shrank and (near.slack <= near.price or stuck > MOST_STUCK)
+
+
+def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
+    """Solve with the values of the cells that are left, sorted."""
+    level, whole = left.level, left.whole
+    sums = _with_ends(_sorted_sums(parts, grid, level, whole.mean), whole.total)
+    n, k = sums.shape[1] - 1, whole.entries
+    if n <= k:
         return None
     bounds = np.empty(n + 1, np.int64)
     space = scratch(n)
-    penalty = solve(np.empty(n), sums, mean, entries, penalty, bounds, *space)
-    refine_for_storage(sums, mean, n, entries, penalty, constants, bounds, *space)
-    table = np.empty(entries)
-    stored_table(sums, mean, bounds, entries, *constants, table)
-    return table
+    penalty, penalties = solve(np.empty(n), sums, whole.mean, k, left.penalty, bounds, *space)
+    plain = total_cost(sums, bounds, k)
+    gap = refine_for_storage(sums, whole.mean, n, k, penalty, whole.constants, bounds, *space)
+    if left.limited:
+        # proven for the positions that are left, if at all, which need not hold the best bounds
+        ends = zip(bounds[:k].tolist(), bounds[1 : k + 1].tolist(), strict=True)
+        gap = sum(stored_cost(sums, whole.mean, i, j, *whole.constants) for i, j in ends) - plain
+    table = np.empty(k)
+    stored_table(sums, whole.mean, bounds, k, *whole.constants, table)
+    gathered = int(level.counts.sum())
+    return Zoomed(table, gap, plain, grid.passes + 1, left.most_cells, gathered, n, penalties)
 
 
-class _Grid:
-    """Cells at several levels: the first of equal width, each next one parts of those kept.
-
-    A value's place in units of the first cells is computed once, with rounding; all steps after
-    that are exact, so cells never decrease as values grow.
-    """
-
-    def __init__(self, low: float, per_width: float, size: int) -> None:
-        self.low = low
-        self.per_width = per_width
-        # for each level but the last, the rank of each cell among those kept, or -1
-        self.ranks = np.empty(0, np.int32)
-        self.offsets = np.array([0])
-        self.size = size
-
-    def refine(self, kept: npt.NDArray[np.int64]) -> None:
-        """Keep these cells (ascending) of the last level, and cut each into ``FINER``."""
-        ranks = np.full(self.size, -1, np.int32)
-        ranks[kept] = np.arange(kept.size, dtype=np.int32)
-        self.ranks = np.concatenate([self.ranks, ranks])
-        self.offsets = np.append(self.offsets, self.ranks.size)
-        self.size = kept.size * FINER
-
-    def count(self, parts: Parts, mean: float) -> tuple[Sums, npt.NDArray[np.int64]]:
-        """By cell of the last level: importance and moments [3, size], number of values [size]."""
-        cells = np.zeros((3, self.size))
-        counts = np.zeros(self.size, np.int64)
-        for values, importance in parts():
-            _count(values, importance, self._places(), mean, cells, counts)
-        return cells, counts
-
-    def gather(self, parts: Parts) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-        """The values in the kept cells, their importance, and the ranks of the cells."""
-        found = [_gather(*part, self._places()) for part in parts()]
-        values, importance, cell = zip(*found, strict=True)
-        return np.concatenate(values), np.concatenate(importance), np.concatenate(cell)
-
-    def _places(self) -> tuple[Any, ...]:
-        return self.low, self.per_width, self.ranks, self.offsets
-
-
-def _extent(parts: Parts) -> tuple[float, float, float, float, int]:
-    """Smallest and largest value of any importance, sums of importance and moment; all values."""
-    extent = np.array([np.inf, -np.inf, 0.0, 0.0])
-    count = 0
-    for values, importance in parts():
-        _extend(values, importance, extent)
-        count += values.size
-    low, high, mass, moment = extent.tolist()
-    return low, high, mass, moment, count
-
-
-@njit(cache=True, nogil=True)
-def _extend(values, importance, extent):  # type: ignore[no-untyped-def]
-    low, high, mass, moment = extent
-    weighted = importance.size > 0
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
-        if h == 0.0:
-            continue
-        x = np.float64(values[i])
-        low = min(low, x)
-        high = max(high, x)
-        mass += h
-        moment += h * x
-    extent[0] = low
-    extent[1] = high
-    extent[2] = mass
-    extent[3] = moment
-
-
-@njit(cache=True, nogil=True)
-def _cell_of(x, places):  # type: ignore[no-untyped-def]
-    """The cell of the last level that ``x`` falls into, or -1."""
-    low, per_width, ranks, offsets = places
-    place = (x - low) * per_width
-    cell = np.int64(place)
-    for level in range(offsets.size - 1):
-        rank = ranks[offsets[level] + cell]
-        if rank < 0:
-            return np.int64(-1)
-        place = (place - np.floor(place)) * FINER
-        cell = rank * np.int64(FINER) + np.int64(place)
-    return cell
-
-
-@njit(cache=True, nogil=True)
-def _count(values, importance, places, mean, cells, counts):  # type: ignore[no-untyped-def]
-    weighted = importance.size > 0
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
-        if h == 0.0:
-            continue
-        x = np.float64(values[i])
-        cell = _cell_of(x, places)
-        if cell < 0:
-            continue
-        distance = x - mean
-        cells[0, cell] += h
-        cells[1, cell] += h * distance
-        cells[2, cell] += h * distance * distance
-        counts[cell] += 1
-
-
-@njit(cache=True, nogil=True)
-def _gather(values, importance, places):  # type: ignore[no-untyped-def]
-    weighted = importance.size > 0
-    kept = 0
-    for i in range(values.size):
-        if weighted and importance[i] == 0.0:
-            continue
-        if _cell_of(np.float64(values[i]), places) >= 0:
-            kept += 1
-    out = np.empty(kept, values.dtype)
-    weights = np.ones(kept)
-    ranks = np.empty(kept, np.int32)
-    kept = 0
-    for i in range(values.size):
-        if weighted and importance[i] == 0.0:
-            continue
-        cell = _cell_of(np.float64(values[i]), places)
-        if cell >= 0:
-            out[kept] = values[i]
-            if weighted:
-                weights[kept] = importance[i]
-            ranks[kept] = cell // FINER
-            kept += 1
-    return out, weights, ranks
-
-
-def _cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
-    """Prefix sums at the lower and upper edges of the parts of cells.
-
-    The last part takes the upper edge of its cell as it is, so that neighbours agree to the bit.
-    """
-    parts = cells.reshape(3, lower.shape[1], FINER)
-    inner = lower[:, :, None] + np.cumsum(parts, axis=2)
-    inner[:, :, -1] = upper
-    below = np.concatenate([lower[:, :, None], inner[:, :, :-1]], axis=2)
-    return below.reshape(3, -1), inner.reshape(3, -1)
+def _sorted_sums(parts: Parts, grid: Grid, level: _Level, mean: float) -> Sums:
+    """Prefix sums at all positions in the cells that are left."""
+    values, importance, cell = grid.gather(parts)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order].astype(np.float64)
+    return sums_at_positions(
+        ordered, importance[order], cell[order], mean, level.lower, level.upper
+    )
 
 
 def _with_ends(edges: Sums, total: Sums) -> Sums:
@@ -298,47 +311,47 @@ def _mark_rising(masses, most, negligible, rising):  # type: ignore[no-untyped-d
 
 
 def _near_bounds(
-    lower: Sums,
-    upper: Sums,
-    total: Sums,
-    mean: float,
-    k: int,
-    penalty: float,
-    constants: tuple[float, float, float],
-    masses: npt.NDArray[np.float64],
-    held: npt.NDArray[np.float64],
-    coarse: npt.NDArray[np.int64],
-    first_width: float,
-    width: float,
-    reach: float,
-) -> tuple[npt.NDArray[np.int64], float] | None:
-    """The cells that a bound of the optimum can lie in, and a penalty that leads to ``k`` segments.
+    level: _Level, whole: _Whole, held: npt.NDArray[np.float64], penalty: float
+) -> _Near | None:
+    """The cells of a level, ``held`` in each, next to which a bound of the optimum can be.
 
-    masses: summed importance below each cell of the first level; held: importance of the cells at
-    hand, and ``width`` theirs; coarse: the cells of the first level that they are parts of, of
-    ``first_width``; reach: half the range of the values.
+    None where there are no more positions than clusters.
     """
-    sums = _with_ends(np.stack([lower, upper], axis=2).reshape(3, -1), total)
+    lower, upper, k = level.lower, level.upper, whole.entries
+    sums = _with_ends(np.stack([lower, upper], axis=2).reshape(3, -1), whole.total)
     n = sums.shape[1] - 1
     if n <= k:
         return None
     bounds = np.empty(n + 1, np.int64)
     space = scratch(n)
     penalty = penalty or _first_penalty(sums, n, k)
-    penalty = solve(np.empty(n), sums, mean, k, penalty, bounds, *space)
-    ceiling = 0.0
-    for i, j in zip(bounds[:k].tolist(), bounds[1 : k + 1].tolist(), strict=True):
-        ceiling += stored_cost(sums, mean, i, j, *constants)
+    penalty, _ = solve(np.empty(n), sums, whole.mean, k, penalty, bounds, *space)
+    plain = total_cost(sums, bounds, k)
+    price, limited = 0.0, False
+    if whole.constants[0] > 0.0:
+        price = max(0.0, settle(sums, whole.mean, k, *whole.constants, bounds) - plain)
+        # settled better in the end, it may yet be proven: not so if it is twice as much
+        limited = not is_worth_proving(0.5 * price, plain, k)
+        if limited:
+            price = ROOM_TO_SETTLE * plain / k
+    ceiling = plain + price
     forward, backward = _both_ways(sums, n, penalty, *space)
-    distance = _largest_distances(masses, coarse, first_width, ceiling)
-    slack = min((k - 1) * float(np.max(held * distance)), float(np.max(held)) * reach) * width
-    limit = (ceiling + slack + penalty * k) * (1.0 + 1e-12)
-    through = forward + backward[::-1]
-    near = through[1:n] <= limit
+    held_far = held * _largest_distances(whole.masses, level.coarse, whole.width, ceiling)
     positions = np.searchsorted(sums[0, 1:n], np.stack([lower[0], upper[0]]))
-    near = np.append(near, False)
-    inside = np.minimum(positions, n - 1)
-    return np.flatnonzero(near[inside].any(axis=0)), penalty
+    through = np.append((forward + backward[::-1])[1:n], np.inf)
+    through = through[np.minimum(positions, n - 1)].min(axis=0)
+    kept = np.arange(held.size)
+    for _ in range(MOST_ROUNDS):
+        move = min((k - 1) * float(held_far[kept].max()), float(held[kept].max()) * whole.reach)
+        slack = move * level.width
+        limit = (ceiling + slack + penalty * k) * (1.0 + 1e-12)
+        near = kept[through[kept] <= limit]
+        # what is left has less in a cell, maybe, and so less slack
+        few = near.size == 0 or near.size > LITTLE_CHANGE * kept.size
+        kept = near
+        if few:
+            break
+    return _Near(kept, penalty, slack, price, limited)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -393,42 +406,3 @@ def _largest_distances(masses, cells, width, ceiling):  # type: ignore[no-untype
                 high = r
         out[m] = 2.0 * width * (low + 1)
     return out
-
-
-def _positions(
-    values: npt.NDArray[np.float64],
-    importance: npt.NDArray[np.float64],
-    cell: npt.NDArray[np.int32],
-    mean: float,
-    lower: Sums,
-    upper: Sums,
-) -> Sums:
-    """Prefix sums at every place for a bound: edges, and between distinct values in the cells."""
-    out = np.empty((3, values.size + 2 * lower.shape[1]))
-    count = _fill_positions(values, importance, cell, mean, lower, upper, out)
-    return out[:, :count]
-
-
-@njit(cache=True, nogil=True)
-def _fill_positions(values, importance, cell, mean, lower, upper, out):  # type: ignore[no-untyped-def]
-    count = 0
-    i = 0
-    n = values.size
-    for c in range(lower.shape[1]):
-        s0, s1, s2 = lower[0, c], lower[1, c], lower[2, c]
-        out[0, count], out[1, count], out[2, count] = s0, s1, s2
-        count += 1
-        while i < n and cell[i] == c:
-            value = values[i]
-            while i < n and cell[i] == c and values[i] == value:
-                distance = value - mean
-                s0 += importance[i]
-                s1 += importance[i] * distance
-                s2 += importance[i] * distance * distance
-                i += 1
-            if i < n and cell[i] == c:
-                out[0, count], out[1, count], out[2, count] = s0, s1, s2
-                count += 1
-        out[0, count], out[1, count], out[2, count] = upper[0, c], upper[1, c], upper[2, c]
-        count += 1
-    return count

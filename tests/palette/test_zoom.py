@@ -78,8 +78,8 @@ def test_same_error_as_sorting(kind: str, weighing: str, entries: int) -> None:
         importance=None if importance is None else importance[None],
     )
     assert zoomed is not None
-    assert np.all(np.diff(zoomed) > 0)
-    ours, theirs = (error(values, importance, t) for t in (zoomed, sorted_out.tables[0]))
+    assert np.all(np.diff(zoomed.table) > 0)
+    ours, theirs = (error(values, importance, t) for t in (zoomed.table, sorted_out.tables[0]))
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
@@ -90,9 +90,9 @@ def test_stored_table_is_storable_and_no_worse_than_rounding(dtype: type) -> Non
     stored = table_by_zooming(parts(values, None), 16, rounding_constants(np.dtype(dtype).name))
     assert exact is not None
     assert stored is not None
-    np.testing.assert_array_equal(stored, stored.astype(dtype))
-    rounded = exact.astype(dtype).astype(np.float64)
-    assert error(values, None, stored) <= error(values, None, rounded)
+    np.testing.assert_array_equal(stored.table, stored.table.astype(dtype))
+    rounded = exact.table.astype(dtype).astype(np.float64)
+    assert error(values, None, stored.table) <= error(values, None, rounded)
 
 
 def test_cells_that_separate_nothing_are_left_to_sorting() -> None:
@@ -102,17 +102,20 @@ def test_cells_that_separate_nothing_are_left_to_sorting() -> None:
     assert table_by_zooming(parts(crowded, None), 16, (0.0, 0.0, 0.0)) is None
     assert table_by_zooming(parts(np.ones(N, np.float32), None), 16, (0.0, 0.0, 0.0)) is None
     two_groups = values_of("two far groups")
-    table = table_by_zooming(parts(two_groups, None), 4, (0.0, 0.0, 0.0))
+    zoomed = table_by_zooming(parts(two_groups, None), 4, (0.0, 0.0, 0.0))
     judge = cluster_rows(two_groups[None], 2, table_dtype=np.dtype(np.float64)).tables[0]
-    assert table is not None
-    assert error(two_groups, None, table) == pytest.approx(error(two_groups, None, judge), rel=1e-9)
+    assert zoomed is not None
+    ours, theirs = (error(two_groups, None, t) for t in (zoomed.table, judge))
+    assert ours == pytest.approx(theirs, rel=1e-9)
 
 
 def test_power_of_two_scales_the_table_exactly() -> None:
     values = values_of("heavy tails")
     table = table_by_zooming(parts(values, None), 16, (0.0, 0.0, 0.0))
     smaller = table_by_zooming(parts(values * np.float32(2.0**-12), None), 16, (0.0, 0.0, 0.0))
-    np.testing.assert_array_equal(table * 2.0**-12, smaller)
+    assert table is not None
+    assert smaller is not None
+    np.testing.assert_array_equal(table.table * 2.0**-12, smaller.table)
 
 
 def test_whole_weight_in_parts_and_threads() -> None:
@@ -127,7 +130,7 @@ def test_whole_weight_in_parts_and_threads() -> None:
     ]
     assert found[0] is not None
     assert found[1] is not None
-    table, labels = found[0]
+    table, labels, _ = found[0]
     np.testing.assert_array_equal(table, found[1][0])
     np.testing.assert_array_equal(labels, found[1][1])
     distances = np.abs(weight.astype(np.float64)[..., None] - table)

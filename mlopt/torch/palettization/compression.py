@@ -100,7 +100,7 @@ def _compute(
         importance=None if weights is None else as_array(weights),
         workers=workers,
     )
-    return Computed(palettized, distortion, (note,) if note else ())
+    return Computed(palettized, distortion, tuple(filter(None, (note, distortion.note))))
 
 
 def store(parameter: torch.Tensor, palettized: Palettized) -> None:
