@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 NAME = "activation_quantizer"
 """What a quantizer is called in the module whose output it takes."""
@@ -198,5 +199,8 @@ def _quantize_output(module: nn.Module, inputs: Any, output: Any) -> Any:
     quantizer = module._modules[NAME]
     assert quantizer is not None
     if isinstance(output, tuple):
-        return (quantizer(output[0]), *output[1:])
+        first, *others = output
+        if isinstance(first, PackedSequence):
+            return (first._replace(data=quantizer(first.data)), *others)
+        return (quantizer(first), *others)
     return quantizer(output)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
 
@@ -304,7 +304,8 @@ def check_registered(module_name: str, module: nn.Module) -> None:
 def _names_in(module: nn.Module) -> Iterator[str]:
     """The names of a module's parameters, also of those that are computed from others."""
     yield from module._parameters
-    yield from vars(module)  # old-style pruning and weight_norm
+    # old-style pruning and weight_norm
+    yield from (name for name, value in vars(module).items() if isinstance(value, Tensor))
     parametrizations = module._modules.get("parametrizations")
     if parametrizations is not None:
         yield from parametrizations._modules

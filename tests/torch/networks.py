@@ -1,4 +1,4 @@
-"""Small networks with every kind of module that has an adapter."""
+"""Small networks with the kinds of modules that have an adapter, recurrent ones aside."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from mlopt.torch import convert
+from mlopt.torch.activations import NAME
 from mlopt.torch.palettization import (
     DKMPalettizer,
     DKMPalettizerConfig,
@@ -162,6 +163,24 @@ def test_weights_that_stay_as_they_are_beside_palettized_ones():
     assert not torch.equal(ready["b"](x)[0], model["b"](x)[0])
 
 
+def test_outputs_can_be_quantized_also_of_packed_sequences():
+    model = nn.Sequential(nn.LSTM(16, 8, batch_first=True))
+    palettizer, ready = prepared(model, quantize_activations=True)
+    lengths = torch.tensor([5, 3])
+    inputs = nn.utils.rnn.pack_padded_sequence(torch.cat([X, -X]), lengths, batch_first=True)
+    assert ready(inputs)[0].batch_sizes.tolist() == inputs.batch_sizes.tolist()
+    final = palettizer.finalize()
+    scale = final[0]._modules[NAME].scale
+
+    def is_quantized(values):
+        return torch.allclose((values / scale).round() * scale, values, atol=1e-3 * scale)
+
+    with torch.no_grad():
+        assert is_quantized(final(inputs)[0].data)
+        assert is_quantized(final(X)[0])
+        assert not is_quantized(model(inputs)[0].data)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_sensitivities_are_the_mean_squared_gradients(kind):
     model = network(kind)
@@ -179,6 +198,20 @@ def test_sensitivities_are_the_mean_squared_gradients(kind):
         assert set(found) == set(expected)
         for name, values in found.items():
             torch.testing.assert_close(values, expected[name])
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_cudnn_is_left_out_where_it_has_no_gradients(is_training):
+    enabled = []
+
+    def loss(model, x):
+        enabled.append(torch.backends.cudnn.enabled)
+        return loss_of(model, x)
+
+    palettizer = SKMPalettizer(network("GRU").train(is_training), SKMPalettizerConfig())
+    palettizer.compute_sensitivity([X], loss)
+    assert enabled == [is_training]
+    assert torch.backends.cudnn.enabled
 
 
 def test_sensitive_palettes_have_the_lesser_weighted_error():

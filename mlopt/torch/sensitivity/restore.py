@@ -21,7 +21,9 @@ def left_as_it_was(model: nn.Module, wanted: Iterable[Tensor]) -> Iterator[None]
       values nothing has added to;
     - the buffers: the same tensors with the same values. One that was replaced by a tensor of
       another shape stays: so do caches that grow, and their modules know their size;
-    - torch's random generators, on the CPU and on the model's CUDA devices.
+    - torch's random generators, on the CPU and on the model's CUDA devices;
+    - whether cuDNN is used: not in the block where recurrent modules are in evaluation mode, whose
+      gradients it does not have.
 
     Memory: a copy of the buffers. Parameters are not copied, since gradients do not change them.
     """
@@ -29,6 +31,8 @@ def left_as_it_was(model: nn.Module, wanted: Iterable[Tensor]) -> Iterator[None]
         cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
         stack.enter_context(_training_flags(model))
+        if any(isinstance(m, nn.RNNBase) and not m.training for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(_buffers(model))
         stack.enter_context(_gradients([*model.parameters(), *model.buffers()]))
         stack.enter_context(_requirements(model, wanted))
