@@ -15,6 +15,7 @@ from mlopt.errors import ConfigError, TargetError
 from mlopt.torch import convert, load_state_dict, remove_palettes
 from mlopt.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
 from tests.judges import decompressed_constants, load_program, pymil_operations
+from tests.torch.conversions import quietly
 from tests.torch.networks import IDS, every_kind
 from tests.torch.test_post_training import FORMS, palettized
 
@@ -37,14 +38,6 @@ def result(form, precision="FLOAT16", dtype=torch.float32):
     """That network converted; shared as well."""
     precision = getattr(ct.precision, precision)
     return converted(network(form, dtype)[0], compute_precision=precision)
-
-
-def quietly(function, *args, **kwargs):
-    """Call without the warnings of tracing and of coremltools, mlopt's own excepted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message="palettized weights")
-        return function(*args, **kwargs)
 
 
 def with_its_warning(model, *args, **kwargs):
