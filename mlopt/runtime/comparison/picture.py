@@ -11,6 +11,7 @@ from mlopt.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mlopt.runtime.comparison.measures import Distance
     from mlopt.runtime.comparison.results import Comparison
 
 FORMATS = (".eps", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".webp")
@@ -55,8 +56,9 @@ def draw_layers(comparison: Comparison, path: Path) -> None:
 def layers_figure(comparison: Comparison) -> Figure:
     """Draw the layers of a comparison.
 
-    Bars: the error that enters at a layer; line: all errors up to it. Layers without error have
-    no bar. Crosses: layers whose error is infinite or not a number, or that were not comparable.
+    Bars: the error that enters at a layer; line: all errors up to it. Layers without error, and
+    those that are zero in both models, have no bar. Crosses: layers whose error is infinite or not
+    a number, or that were not comparable.
     """
     if not comparison.layers:
         raise ConfigError("there are no layers to draw; compare with layers=True")
@@ -67,7 +69,7 @@ def layers_figure(comparison: Comparison) -> Figure:
     axes = figure.add_subplot()
     places = range(len(rows))
     entering, so_far = ([r.entering.snr_db for r in rows], [r.so_far.snr_db for r in rows])
-    broken = [p for p in places if _is_broken(entering[p]) or _is_broken(so_far[p])]
+    broken = [p for p in places if _is_broken(rows[p].entering) or _is_broken(rows[p].so_far)]
     axes.barh(places, list(map(_drawable, entering)), color="#7aa6c2", label="entering here")
     axes.plot(
         list(map(_drawable, so_far)), places, "o-", color="#b3432b", markersize=3, label="so far"
@@ -81,8 +83,9 @@ def layers_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _is_broken(value: float) -> bool:
-    return math.isnan(value) or value == -math.inf
+def _is_broken(distance: Distance) -> bool:
+    # of two that are zero the ratio is NaN, and nothing is wrong with them
+    return distance.status in ("not finite", "unmeasured") or distance.snr_db == -math.inf
 
 
 def _drawable(value: float) -> float:
