@@ -1,6 +1,7 @@
 """What people give, or have on disk, in the place of a package or of a file of it.
 
-Each has one thing to be done about it, which the message says.
+Each has one thing to be done about it, which the message says. Nobody reads any of them as a
+package (no reader).
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _what_file(path: Path, mode: int) -> str:
             return f"it is a file, which cannot be read ({error}); {_PACKAGE}. {_CONVERT}"
     check_no_pointer(path, start)
     if start.startswith(_ZIP):
-        return f"it is a zip archive; unpack it, and give the .mlpackage that is in it. {_PACKAGE}"
+        return f"it is a zip archive, and {_PACKAGE}; unpack it, and give the one that is in it"
     if path.suffix == ".mlmodel":
         return _what_model(path)
     return f"it is a file; {_PACKAGE}. {_CONVERT}"

@@ -1,4 +1,7 @@
-"""A model package on disk: found, checked and opened for reading."""
+"""A model package on disk: found, checked and opened for reading.
+
+A check refuses what no reader takes ("no reader"), or what could hurt the machine ("harm").
+"""
 
 from __future__ import annotations
 
@@ -212,7 +215,7 @@ def open_package(source: Any, *, without_programs: bool = False) -> Package:
         package.source_weight_files = check_package(package)
         for program in package.programs:
             name_bound_values(program)
-    except RecursionError:
+    except RecursionError:  # harm: the stack would overflow later
         raise ModelFormatError(
             f"{source}: values, types or blocks of the model are nested too deep to be read; it "
             "is damaged"
@@ -267,7 +270,7 @@ def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path |
         content, state = read_regular(place, _LARGEST_MODEL)
         check_no_pointer(file, content[: LONGEST_POINTER + 1])
         spec.ParseFromString(content)
-    except DecodeError as error:
+    except DecodeError as error:  # no reader
         raise ModelFormatError(
             f"{file}: the file is no readable model ({error}); it is truncated or damaged"
         ) from error
@@ -277,7 +280,7 @@ def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path |
         ) from None
     except OSError as error:
         raise ModelFormatError(f"{file}: the model file cannot be read: {error}") from error
-    if spec.WhichOneof("Type") is None:
+    if spec.WhichOneof("Type") is None:  # no reader
         raise ModelFormatError(f"{file}: the file holds no model; it is empty or damaged")
     return spec, state, link
 

@@ -73,7 +73,7 @@ def test_a_folder_of_a_package(source: Path) -> None:
 def test_zip_archives(source: Path, tmp_path: Path, name: str) -> None:
     made = shutil.make_archive(str(tmp_path / "made"), "zip", source.parent, source.name)
     Path(made).rename(tmp_path / name)
-    assert "it is a zip archive; unpack it, and give the .mlpackage" in message(tmp_path / name)
+    assert "it is a zip archive, and a model package is a folder" in message(tmp_path / name)
 
 
 def test_models_in_one_file(source: Path, tmp_path: Path) -> None:
