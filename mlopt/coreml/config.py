@@ -224,6 +224,9 @@ class OpPalettizerConfig:
             lut_dtype=self.lut_dtype,
         )
 
+    def _validate_op_type(self, op_type: str) -> None:
+        """For coremltools' configurations: palettes are for operations of any type."""
+
     def as_dict(self) -> dict[str, Any]:
         """The parameters as plain values that :meth:`from_dict` reads back to an equal config.
 
@@ -420,6 +423,9 @@ class OptimizationConfig:
     op_type_configs: dict[str, OpConfig | None] = attrs.field(default=None, converter=_type_rules)
     op_name_configs: dict[str, OpConfig | None] = attrs.field(default=None, converter=_name_rules)
 
+    def __attrs_post_init__(self) -> None:
+        foreign.let_stand(OpPalettizerConfig, CONFIG_TYPE)
+
     def set_global(self, op_config: OpConfig | None) -> None:
         """Set the rule for every weight that no other rule covers."""
         self.global_config = op_config
@@ -445,7 +451,7 @@ class OptimizationConfig:
         from mlopt.coreml.rules import rule_for
 
         if op.name in self.op_name_configs:
-            return self.op_name_configs[op.name]
+            return _for_coremltools(self.op_name_configs[op.name], op.name)
         readers = [reader for output in op.outputs for reader in output.child_ops]
         if readers and all(reader.op_type.startswith("constexpr_") for reader in readers):
             return self._get_const_op_config(readers[0])
@@ -456,7 +462,7 @@ class OptimizationConfig:
                 f"{op.name}: its users {users} have different rules; set one for the constant in "
                 "op_name_configs"
             )
-        return wanted[0] if wanted else None
+        return _for_coremltools(wanted[0], op.name) if wanted else None
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> OptimizationConfig:
@@ -548,6 +554,23 @@ class OptimizationConfig:
         if yml is not None:
             Path(yml).write_text(text, encoding="utf-8")
         return text
+
+
+def _for_coremltools(config: OpConfig | None, name: str) -> OpConfig | None:
+    """A rule as coremltools' compressors read it; refused where they could not read all of it."""
+    if not isinstance(config, OpPalettizerConfig):
+        return config
+    from coremltools.optimize.coreml import OpPalettizerConfig as Theirs
+
+    values = attrs.asdict(config, recurse=False) | {"granularity": config.granularity.value}
+    for parameter, default in (("lut_dtype", None), ("on_indivisible", "skip")):
+        value = values.pop(parameter)
+        if value != default:
+            raise ConfigError(
+                f"{name}: coremltools' palettizer has no {parameter}, got {value!r}; palettize "
+                f"with mlopt.coreml.palettize_weights, or leave {parameter} out"
+            )
+    return Theirs(**values)
 
 
 def for_palettization(config: Any) -> OptimizationConfig:

@@ -28,6 +28,16 @@ COMPRESSORS = {
 """Names of configs that are not for palettes, to what takes them."""
 
 
+def let_stand(ours: type, class_name: str) -> None:
+    """Have coremltools, where it is loaded, take objects of a class for those of its own.
+
+    Its compressors ask whether a rule is of their kind before they read its parameters.
+    """
+    theirs = getattr(sys.modules.get(_MODULE), class_name, None)
+    if theirs is not None and not issubclass(ours, theirs):
+        theirs.register(ours)
+
+
 def is_configuration(value: object) -> bool:
     """Whether a value is an ``OptimizationConfig`` of coremltools."""
     return _is_instance(value, _MODULE, "OptimizationConfig")

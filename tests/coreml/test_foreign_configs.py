@@ -188,6 +188,31 @@ def test_it_serves_coremltools_pruner(model):
     assert operations(pruned)["constexpr_sparse_to_dense"] == 1
 
 
+def test_it_serves_coremltools_palettizer(reference, model):
+    """Such as the one in a pass pipeline of a conversion."""
+    arguments = {"mode": "uniform", "nbits": 2, "weight_threshold": 500, "group_size": 16}
+    arguments["granularity"] = "per_grouped_channel"
+    expected = reference.palettize_weights(
+        model, reference.OptimizationConfig(reference.OpPalettizerConfig(**arguments))
+    ).get_spec()
+    rule = OpPalettizerConfig(**arguments)
+    assert isinstance(OptimizationConfig(rule).global_config, reference.OpPalettizerConfig)
+    for config in (
+        OptimizationConfig(rule),
+        OptimizationConfig(op_type_configs={"conv": rule, "linear": rule}),
+        OptimizationConfig(op_name_configs={"*_weight_to_fp16": rule}),
+    ):
+        found = reference.palettize_weights(model, config).get_spec()
+        assert found.mlProgram == expected.mlProgram
+    # with mlopt's rules in it, one of coremltools is for mlopt only
+    mixed = reference.OptimizationConfig(op_type_configs={"conv": rule, "linear": rule})
+    assert for_palettization(mixed) == OptimizationConfig(None, {"conv": rule, "linear": rule})
+    for more in ({"lut_dtype": "int8"}, {"on_indivisible": "divisor"}):
+        config = OptimizationConfig(OpPalettizerConfig(nbits=2, weight_threshold=500, **more))
+        with pytest.raises(ConfigError, match="coremltools' palettizer has no"):
+            reference.palettize_weights(model, config)
+
+
 def test_users_with_different_rules_are_told(reference):
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import Function, Program
