@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from coremltools.converters.mil import Builder as mb
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.mil.messages import Model
 from mlopt.mil.walk import file_values
-from tests import foreign, models
+from tests import edited_models, foreign, models
 
 _IDENTIFIER = re.compile(rb"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
@@ -94,6 +95,10 @@ def _seeds(folder: Path) -> Iterator[tuple[str, Files]]:
         yield f"blocks {target}", read(saved(_blocks(target)))
     for kind in ("redefined", "stateful"):
         yield f"{kind} iOS18", read(saved(models.build(kind, "iOS18")))
+    for stored, source in (("file", _blocks("iOS16")), ("inline", models.redefined("iOS15"))):
+        path = Path(tempfile.mkdtemp(dir=folder)) / "a.mlpackage"
+        edited_models.edit(source, path, partial(edited_models.bind_values, stored=stored))
+        yield f"bound values {stored}", read(path)
     plain = read(saved(foreign.source("iOS18", "float16")))
     yield "two functions", _edited(plain, _add_function)
     yield "pipeline", _pipeline(plain, read(saved(foreign.build("lut kmeans 4", "iOS16"))))
