@@ -11,8 +11,9 @@ palette is in buffers, so it goes wherever the state of the module goes: ``state
   ``dtype``: the number of the weight's dtype when it was palettized, since ``model.half()`` and the
   like cast weights and tables each on their own.
 
-A table in 8 bits of vectors, or with a per-channel scale, is nothing that coremltools converts; its
-fields then hold the table in floats, which stands for the same weight.
+Of a table in 8 bits they have its scale and its offset too. One of vectors, or with a per-channel
+scale, is nothing that coremltools converts: the kinds of compression then say that there is a table
+and no more, and what is converted is the table in floats, which stands for the same weight.
 
 A weight that coremltools takes apart into gates has all of them under ``_MLOPT_``, and ``gates``
 with their number, so that ``coremltools.convert`` finds nothing there and takes the dense weight.
@@ -292,11 +293,11 @@ def _buffers(palettized: Palettized) -> dict[str, torch.Tensor]:
         fields["codes_scale"] = as_tensor(quantized.scale)
         if quantized.offset is not None:
             fields["offset"] = as_tensor(quantized.offset)
+        fields["quantization_n_bits"] = torch.tensor(8)
+        fields["quantization_scale"] = fields["codes_scale"].clone()
+        if quantized.offset is not None:
+            fields["zero_point"] = fields["offset"].clone()
         if palettized.scale is None and palettized.vector_axis is None:
             kinds.append(QUANTIZATION)
-            fields["quantization_n_bits"] = torch.tensor(8)
-            fields["quantization_scale"] = fields["codes_scale"].clone()
-            if quantized.offset is not None:
-                fields["zero_point"] = fields["offset"].clone()
     fields["compression_type"] = torch.tensor(kinds)
     return fields
