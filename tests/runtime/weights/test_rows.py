@@ -85,10 +85,10 @@ def assert_rows_are_right(model, monkeypatch, *, whole):
     computed = []
     value = Execution.value
 
-    def watch(self, source):
+    def watch(self, source, **options):
         if isinstance(source, Lazy):
             computed.append(source.step.node)
-        return value(self, source)
+        return value(self, source, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Execution, "value", watch)
