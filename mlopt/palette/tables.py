@@ -20,7 +20,8 @@ from mlopt.palette.spec import PaletteSpec
 from mlopt.palette.uniform import nearest_labels, uniform_table
 from mlopt.palette.unique import unique_tables
 from mlopt.palette.vector_importance import assign_weighted, settle_centers
-from mlopt.palette.vectors import as_vectors, assign_vectors, cluster_vectors
+from mlopt.palette.vector_points import as_vectors
+from mlopt.palette.vectors import cluster_vectors
 from mlopt.palette.whole import cluster_whole, is_worth_zooming
 
 Floats = npt.NDArray[Any]
@@ -219,16 +220,17 @@ def _vectors(problem: Problem) -> Tables:
     for g in range(problem.groups):
         part = importance_of(g)
         if part is None:
-            centres, _ = cluster_vectors(vectors[g], entries, workers=workers)
+            centres, labels[g] = cluster_vectors(
+                vectors[g], entries, stored_as=dtype, workers=workers
+            )
             table = centres.astype(dtype)
-            labels[g] = assign_vectors(vectors[g], table, workers=workers)
         else:
             # to begin with, one importance a vector: the mean of its elements'
             mean = np.cumsum(part, axis=1)[:, -1] / spec.cluster_dim
             centres, _ = cluster_vectors(vectors[g], entries, mean, workers=workers)
             wide = vectors[g].astype(np.float64 if dtype == np.float64 else np.float32)
-            table = settle_centers(wide, part, centres).astype(dtype)
-            labels[g] = assign_weighted(wide, part, table)
+            table = settle_centers(wide, part, centres, workers=workers).astype(dtype)
+            labels[g] = assign_weighted(wide, part, table, workers=workers)
         tables[g] = np.concatenate([table, np.repeat(table[-1:], entries - len(table), axis=0)])
 
     lattice = problem.integers or _spanning(problem, tables)

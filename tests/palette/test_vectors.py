@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 
 from mlopt.errors import ConfigError
 from mlopt.palette import vectors
-from mlopt.palette.vectors import as_vectors, assign_vectors, cluster_vectors, indices_shape
+from mlopt.palette.vector_points import as_vectors, indices_shape
+from mlopt.palette.vectors import assign_vectors, cluster_vectors
 
 
 def cost(points, centers, labels, importance=None):
