@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
+
+# A time limit on an example fails on a busy machine and says nothing of the code.
+settings.register_profile("mlopt", deadline=None)
+settings.load_profile("mlopt")
 
 # coremltools draws progress bars, and warns when it is imported about versions that it has not
 # been tested with; neither says anything about mlopt.
