@@ -174,38 +174,76 @@ def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
     return below.reshape(3, -1), inner.reshape(3, -1)
 
 
+@njit(cache=True, nogil=True)
+def sort_in_cells(values, importance, cell, cells):  # type: ignore[no-untyped-def]
+    """Values and importance in ascending order, and how many there are before each cell.
+
+    values, importance, cell: [m], ``cell`` the rank among ``cells`` ascending ones that each value
+    is in. Equal values keep their order. Counted by cell, which is linear, then sorted in it; a
+    cell of one value over and over is in order already.
+    """
+    starts = np.zeros(cells + 1, np.int64)
+    for i in range(values.size):
+        starts[cell[i] + 1] += 1
+    for c in range(cells):
+        starts[c + 1] += starts[c]
+    ordered = np.empty(values.size)
+    weights = np.empty(values.size)
+    place = starts.copy()
+    for i in range(values.size):
+        to = place[cell[i]]
+        ordered[to] = values[i]
+        weights[to] = importance[i]
+        place[cell[i]] = to + 1
+    for c in range(cells):
+        first, last = starts[c], starts[c + 1]
+        rising = True
+        for i in range(first + 1, last):
+            rising = rising and ordered[i - 1] <= ordered[i]
+        if not rising:
+            order = np.argsort(ordered[first:last], kind="mergesort")
+            ordered[first:last] = ordered[first:last][order]
+            weights[first:last] = weights[first:last][order]
+    return ordered, weights, starts
+
+
 def sums_at_positions(
-    values: npt.NDArray[np.float64],
+    values: Floats,
     importance: npt.NDArray[np.float64],
     cell: npt.NDArray[np.int32],
     mean: float,
     lower: Sums,
     upper: Sums,
 ) -> Sums:
-    """Prefix sums at every place for a bound: edges, and between distinct values in the cells."""
+    """Prefix sums at every place for a bound: edges, and between distinct values in the cells.
+
+    values, importance, cell: as :meth:`Grid.gather` leaves them; lower, upper: sums at the edges of
+    the cells, [3, m].
+    """
+    ordered, weights, starts = sort_in_cells(values, importance, cell, lower.shape[1])
     out = np.empty((3, values.size + 2 * lower.shape[1]))
-    count = _fill_positions(values, importance, cell, mean, lower, upper, out)
+    count = _fill_positions(ordered, weights, starts, mean, lower, upper, out)
     return out[:, :count]
 
 
 @njit(cache=True, nogil=True)
-def _fill_positions(values, importance, cell, mean, lower, upper, out):  # type: ignore[no-untyped-def]
+def _fill_positions(values, importance, starts, mean, lower, upper, out):  # type: ignore[no-untyped-def]
     count = 0
-    i = 0
-    n = values.size
     for c in range(lower.shape[1]):
         s0, s1, s2 = lower[0, c], lower[1, c], lower[2, c]
         out[0, count], out[1, count], out[2, count] = s0, s1, s2
         count += 1
-        while i < n and cell[i] == c:
+        i = starts[c]
+        last = starts[c + 1]
+        while i < last:
             value = values[i]
-            while i < n and cell[i] == c and values[i] == value:
+            while i < last and values[i] == value:
                 distance = value - mean
                 s0 += importance[i]
                 s1 += importance[i] * distance
                 s2 += importance[i] * distance * distance
                 i += 1
-            if i < n and cell[i] == c:
+            if i < last:
                 out[0, count], out[1, count], out[2, count] = s0, s1, s2
                 count += 1
         out[0, count], out[1, count], out[2, count] = upper[0, c], upper[1, c], upper[2, c]

@@ -286,11 +286,7 @@ def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
 def _sorted_sums(parts: Parts, grid: Grid, level: _Level, mean: float) -> Sums:
     """Prefix sums at all positions in the cells that are left."""
     values, importance, cell = grid.gather(parts)
-    order = np.argsort(values, kind="stable")
-    ordered = values[order].astype(np.float64)
-    return sums_at_positions(
-        ordered, importance[order], cell[order], mean, level.lower, level.upper
-    )
+    return sums_at_positions(values, importance, cell, mean, level.lower, level.upper)
 
 
 def _with_ends(edges: Sums, total: Sums) -> Sums:
