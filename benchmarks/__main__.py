@@ -20,6 +20,7 @@ from benchmarks import (
     torch_dkm,
     torch_jobs,
     torch_sensitivity,
+    vector_kmeans,
 )
 from benchmarks.lib.environment import environment
 
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             (runtime_speed, []),
             (exact_kmeans, common),
             (clustering_kinds, []),
+            (vector_kmeans, common),
             (compression_ratios, common),
             (large_package, []),
         ):

@@ -45,7 +45,7 @@ MAX_CENTERS = 256
 _SAMPLE = 1 << 17
 """Vectors that stand in for a larger number of them."""
 
-_SCOUTS = 64
+_SCOUTS = 96
 """Vectors a centre, among which starting centres are looked for."""
 
 _FEWEST_SCOUTS = 2048
@@ -105,7 +105,7 @@ def cluster_vectors(
 
     Work
     ----
-    With s = min(n, 200,000) vectors in the sample and m = min(s, max(64 k, 2048)) scouts: one sort
+    With s = min(n, 200,000) vectors in the sample and m = min(s, max(96 k, 2048)) scouts: one sort
     of n; at most 4 starts of ``3 k + 2 max(64, k)`` passes over m vectors and 12 rounds on them; at
     most 100 rounds on s and, where s < n, 20 on n; on small problems up to 16 swaps, as long as
     they take 10^6 operations together a round. A round is :meth:`Nearest.assign`: ``n k`` distances
