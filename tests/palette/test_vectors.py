@@ -193,3 +193,10 @@ def test_refusals():
         cluster_vectors(points[:0], 2)
     with pytest.raises(ConfigError, match=r"\(10,\), got shape \(9,\)"):
         cluster_vectors(points, 2, np.ones(9))
+
+
+def test_outliers_are_not_lost_in_a_sample():
+    """A few vectors may cost more than all others together: none of them may be left out."""
+    points = np.random.default_rng(0).standard_cauchy((12_000, 2)).astype(np.float32)
+    centers, labels = cluster_vectors(points, 32)
+    assert cost(points, centers, labels) <= 1.01 * of_coremltools(points, 32)
