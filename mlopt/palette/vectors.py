@@ -105,12 +105,12 @@ def cluster_vectors(
 
     Work
     ----
-    With s = min(n, 200,000) vectors in the sample and m = min(s, max(96 k, 2048)) scouts: one sort
+    With s = min(n, 196,608) vectors in the sample and m = min(s, max(96 k, 2048)) scouts: one sort
     of n; at most 4 starts of ``3 k + 2 max(64, k)`` passes over m vectors and 12 rounds on them; at
-    most 100 rounds on s and, where s < n, 20 on n; on small problems up to 16 swaps, as long as
-    they take 4 10^6 operations together a round. A round is :meth:`Nearest.assign`: ``n k`` distances
-    the first time, a few a vector later. Memory: ``4 d + 9`` bytes a vector (float64: ``8 d + 17``)
-    beside the input, and about 40 while they are sorted. No input changes these bounds.
+    most 100 rounds on s and, where s < n, 20 on n; at most 16 swaps of up to 108 rounds, of which
+    there are ``4e6 / (s k d)``. A round is :meth:`Nearest.assign`: ``n k`` distances at first,
+    a few a vector later. Memory: ``4 d + 9`` bytes a vector (float64: ``8 d + 17``) beside the
+    input, and about 40 while they are sorted. No input changes these bounds.
 
     Raises
     ------
