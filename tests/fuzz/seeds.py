@@ -95,7 +95,7 @@ def _seeds(folder: Path) -> Iterator[tuple[str, Files]]:
         yield f"blocks {target}", read(saved(_blocks(target)))
     for kind in ("redefined", "stateful"):
         yield f"{kind} iOS18", read(saved(models.build(kind, "iOS18")))
-    for stored, source in (("file", _blocks("iOS16")), ("inline", models.redefined("iOS15"))):
+    for stored, source in (("file", models.redefined("iOS15")), ("inline", _blocks("iOS16"))):
         path = Path(tempfile.mkdtemp(dir=folder)) / "a.mlpackage"
         edited_models.edit(source, path, partial(edited_models.bind_values, stored=stored))
         yield f"bound values {stored}", read(path)

@@ -44,7 +44,9 @@ def test_seeds_are_read_by_both(packages: dict[str, Files], tmp_path: Path) -> N
         name: differential.run(files, tmp_path / "trial", random.Random(name))
         for name, files in packages.items()
     }
-    assert {end["load"] for end in ends.values()} == {"both"}
+    apart = {name: end["load"] for name, end in ends.items() if end["load"] != "both"}
+    # coremltools refuses values of the weight file that operations have bound
+    assert apart == {"bound values file": "mlopt alone"}
     assert sum(end["decompress"] == "both" for end in ends.values()) > 8
 
 

@@ -585,7 +585,7 @@ def dispatched_features():
         {"mode": "unique"},
         {"mode": "custom", "lut_function": halves},
     ],
-    ids=lambda options: "-".join(map(str, options.values())),
+    ids=lambda options: "-".join(f"{getattr(v, '__name__', v)}" for v in options.values()),
 )
 def test_channels_of_zeros_stay_zero_under_a_scale_and_take_no_entry(options, name):
     weight = random_weight((16, 8), name)
