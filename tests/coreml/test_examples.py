@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
 
-from mlopt.errors import ConfigError
 from tests import judges
 from tests.coreml.conftest import converted, operations_by_name, quietly, saved, stored
 
@@ -187,12 +186,17 @@ def test_configurations_from_dictionaries_and_files(uncompressed_model_path, tmp
     np.testing.assert_allclose(np.diff(table), np.diff(table).mean(), rtol=0.2)
 
 
-def test_coremltools_own_configuration_is_refused_with_a_remedy(uncompressed_model_path):
+def test_coremltools_own_configuration_is_taken(uncompressed_model_path):
     import coremltools.optimize as theirs
 
     import mlopt as cto
 
     model = quietly(ct.models.MLModel, uncompressed_model_path, skip_model_load=True)
-    config = theirs.coreml.OptimizationConfig(theirs.coreml.OpPalettizerConfig(nbits=4))
-    with pytest.raises(ConfigError, match=r"mlopt\.coreml\.OptimizationConfig"):
-        cto.coreml.palettize_weights(model, config)
+    palettized = [
+        cto.coreml.palettize_weights(
+            model, made_with.OptimizationConfig(made_with.OpPalettizerConfig(nbits=4))
+        )
+        for made_with in (theirs.coreml, cto.coreml)
+    ]
+    one, other = (result.get_spec().SerializeToString(deterministic=True) for result in palettized)
+    assert one == other

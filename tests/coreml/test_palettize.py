@@ -553,14 +553,15 @@ def test_a_scaled_weight_is_not_left_divided(tmp_path):
         np.testing.assert_array_equal(judges.decompressed_constants(path)["w"], weight)
 
 
-def test_zero_rows_have_a_scale_of_one(tmp_path):
+def test_rows_of_zeros_have_scale_0_and_stay_zero(tmp_path):
     weight = Cell("kmeans", 4).weight((64, 80)).copy()
     weight[5] = 0
     options = {"nbits": 4, "enable_per_channel_scale": True}
     _, path = one_weight(weight, "iOS18", tmp_path, options)
     palette = stored(path, "w")
-    assert palette.scale[5] == 1
-    assert np.isfinite(palette.dense).all()
+    assert palette.scale[5] == 0
+    assert not palette.dense[5].any()
+    assert palette.dense[4].any()
 
 
 # --- lut_function ---------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
+import os
 import signal
 import sys
 import tempfile
@@ -19,8 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.field.doors import doors, is_program
-from tests.field.models import packages
+os.environ["TQDM_DISABLE"] = "1"
+logging.getLogger("coremltools").setLevel(logging.ERROR)
+
+from tests.field.doors import doors, is_program  # noqa: E402
+from tests.field.models import packages  # noqa: E402
 
 PATIENCE = 600
 """Seconds for one door: what takes longer counts as not ending."""

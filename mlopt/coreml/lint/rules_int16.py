@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mlopt.coreml.lint.intervals import Interval, axis_length, declared, given, interval_of
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, place_of_node
+from mlopt.mil.opset_indices import INDEXED
 from mlopt.mil.program import Constant, Consumer, Node, Variable
 
 _RANGES: dict[str, Interval] = {
@@ -19,15 +20,6 @@ _RANGES: dict[str, Interval] = {
 _FLOATS = ("fp16", "fp32")
 _WIDER = ("int32", "uint32", "int64", "uint64")
 _MOVING = ("expand_dims", "identity", "reshape", "slice_by_index", "squeeze", "transpose")
-_TABLES = {
-    "gather": "x",
-    "gather_along_axis": "x",
-    "gather_nd": "x",
-    "scatter": "data",
-    "scatter_along_axis": "data",
-    "scatter_nd": "data",
-}
-"""What the ``indices`` of an operation look up."""
 _PLACES = ("topk", "reduce_argmax", "reduce_argmin")
 """Operations that say where along an axis something is, in their last output."""
 
@@ -137,9 +129,9 @@ def _moves(user: Consumer) -> bool:
 
 def _rows(node: Node, parameter: str) -> int | None:
     """The length of what the indices of an operation look up, the longest of several axes."""
-    if parameter != "indices" or node.op_type not in _TABLES:
+    if parameter != "indices" or node.op_type not in INDEXED:
         return None
-    table = _TABLES[node.op_type]
+    table = INDEXED[node.op_type]
     if not node.op_type.endswith("_nd"):
         return axis_length(node, table, 0)
     shape, indices = declared(given(node, table))[1], declared(given(node, "indices"))[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from mlopt.mil.opset_indices import INDEXED
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.plan import Body, Lazy, Source, Step
 from mlopt.runtime.program import Program
@@ -31,16 +32,6 @@ _KEEPING = {
     **dict.fromkeys(("maximum", "minimum"), ("x", "y")),
 }
 """Inputs of operations whose results hold elements of them: no index gets out of a table there."""
-
-_TABLES = {
-    "gather": "x",
-    "gather_along_axis": "x",
-    "gather_nd": "x",
-    "scatter": "data",
-    "scatter_along_axis": "data",
-    "scatter_nd": "data",
-}
-"""What the ``indices`` of an operation look up."""
 
 
 def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
@@ -91,9 +82,9 @@ def _limit(step: Step, shapes: Mapping[int, tuple[int | None, ...] | None]) -> i
     if op_type == "one_hot":
         return step.fixed.get("one_hot_vector_size")
     sources = {parameter.name: given for parameter, given in step.arguments}
-    if op_type not in _TABLES or not {_TABLES[op_type], "indices"} <= sources.keys():
+    if op_type not in INDEXED or not {INDEXED[op_type], "indices"} <= sources.keys():
         return None
-    shape = _shape(sources[_TABLES[op_type]][0], shapes) or ()
+    shape = _shape(sources[INDEXED[op_type]][0], shapes) or ()
     if op_type.endswith("_nd"):
         # the last axis of the indices holds one for each of the table's first axes
         indices = _shape(sources["indices"][0], shapes) or ()

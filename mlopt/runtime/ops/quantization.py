@@ -13,7 +13,8 @@ from mlopt.runtime.registry import operation
 _DTYPES = {"int8": torch.int8, "uint8": torch.uint8}
 
 
-@operation("quantize", since="CoreML7")
+# in float16 where that is declared: a quotient that is rounded may be on the other side of a half
+@operation("quantize", since="CoreML7", in_half=True)
 def quantize(
     input: Tensor,
     scale: Tensor,

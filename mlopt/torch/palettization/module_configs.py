@@ -104,6 +104,7 @@ class ModuleOptimizationConfig:
         are left alone. None: 1.
     enable_per_channel_scale
         Divide each output channel by its largest magnitude before clustering, and store that scale.
+        As in :class:`mlopt.coreml.OpPalettizerConfig`, channels of large weights count most.
 
     Raises
     ------
