@@ -427,19 +427,31 @@ def test_a_model_that_cannot_be_copied_needs_one_worker() -> None:
         compute_sensitivities(model, samples, squared_output, workers=2)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_memory_is_weights_one_gradient_and_one_sum(dtype: str, size: int) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_is_that_of_the_gradients_and_one_sum(dtype: str) -> None:
     imports = """
 import torch
 from mlopt.torch.sensitivity import compute_sensitivities
-def run(width, dtype):
+def loss(m, x):
+    return m(x).square().mean()
+def run(width, dtype, plain):
     model = torch.nn.Linear(width, width, bias=False, dtype=dtype)
     samples = [torch.ones(2, width, dtype=dtype)] * 3
-    compute_sensitivities(model, samples, lambda m, x: m(x).square().mean())
+    if plain:
+        for x in samples:
+            model.zero_grad()
+            loss(model, x).backward()
+    else:
+        compute_sensitivities(model, samples, loss)
 """
     rows = 3072
-    taken = peak_memory(f"{imports}\nrun(64, torch.{dtype})", f"run({rows}, torch.{dtype})")
-    assert taken < rows * rows * (2 * size + 4) * 1.1 + (16 << 20)
+
+    def peak(plain: bool) -> int:
+        warm = f"{imports}\nrun(64, torch.{dtype}, {plain})"
+        return peak_memory(warm, f"run({rows}, torch.{dtype}, {plain})")
+
+    # What a pass itself takes differs by processor: some kernels keep weights in another order.
+    assert peak(plain=False) < peak(plain=True) + rows * rows * 4 * 1.1 + (16 << 20)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
