@@ -32,9 +32,15 @@ class Distortion:
 
     @property
     def note(self) -> str | None:
-        """For a report: how near the least the error is proven to be, where that is not near."""
+        """For a report: how near the least the error is proven to be, where that is not near.
+
+        The bound is on tables before they are rounded. Where rounding makes most of the error, such
+        as of values that differ by their last digits, it says nothing.
+        """
         if self.within < NOTEWORTHY:
             return None
+        if self.within > 1.0:
+            return "how near the least error it is could not be proven, since rounding outweighs it"
         return f"proven within {100 * self.within:.2g} % of the least error"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -551,6 +552,14 @@ def test_a_scaled_weight_is_not_left_divided(tmp_path):
         row, path = one_weight(weight, "iOS18", tmp_path / str(index), options)
         assert row.outcome == "kept"
         np.testing.assert_array_equal(judges.decompressed_constants(path)["w"], weight)
+
+
+def test_an_error_that_is_not_proven_the_least_is_told_in_its_row(tmp_path):
+    rng = np.random.default_rng(0)
+    sign = np.where(rng.random((64, 80)) < 0.5, -1, 1)
+    weight = (sign + 0.003 * rng.standard_normal((64, 80))).astype(np.float16)
+    row, _ = one_weight(weight, "iOS18", tmp_path, {"nbits": 4, "enable_per_channel_scale": True})
+    assert re.search(r"proven within \d\.\d % of the least error", row.note)
 
 
 def test_rows_of_zeros_have_scale_0_and_stay_zero(tmp_path):

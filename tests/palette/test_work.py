@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -226,6 +227,7 @@ def test_how_near_the_least_error_is() -> None:
     assert coarse.within >= 0.005
     assert coarse.noise <= float(plain) * (1 + coarse.within) * (1 + 1e-9)
     assert coarse.note == f"proven within {100 * coarse.within:.2g} % of the least error"
+    assert "could not be proven" in attrs.evolve(coarse, within=1.5).note
     _, fine = palettize(rng.standard_normal((64, 1024)).astype(np.float16), PaletteSpec(nbits=4))
     assert fine.within == 0.0
     assert fine.note is None
