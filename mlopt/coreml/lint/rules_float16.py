@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
-from mlopt.coreml.lint.subject import Subject
+from mlopt.coreml.lint.subject import Subject, constant_inputs
 from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
 
@@ -216,7 +216,7 @@ def _beyond(program: Program, nodes: list[Node]) -> dict[str, list[Consumer]]:
     found: dict[str, list[Consumer]] = {}
     seen: dict[object, bool] = {}
     for node in nodes:
-        for parameter, constant in _constant_inputs(node):
+        for parameter, constant in constant_inputs(node):
             kind = _use(node, parameter, constant)
             if kind is None:
                 continue
@@ -226,14 +226,6 @@ def _beyond(program: Program, nodes: list[Node]) -> dict[str, list[Consumer]]:
             if seen[key] and (kind != _CAST or _reaches_cast(node)):
                 found.setdefault(kind, []).append(Consumer(node, parameter))
     return found
-
-
-def _constant_inputs(node: Node) -> Iterator[tuple[str, Constant]]:
-    for parameter in sorted(node.inputs):
-        for bound in node.inputs[parameter]:
-            constant = bound.constant if isinstance(bound, Variable) else bound
-            if constant is not None:
-                yield parameter, constant
 
 
 def _use(node: Node, parameter: str, constant: Constant) -> str | None:

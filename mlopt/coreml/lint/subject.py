@@ -163,7 +163,7 @@ class CompressedWeight:
         return tuple(
             constant
             for node in self.nodes
-            for parameter, constant in _constants(node)
+            for parameter, constant in constant_inputs(node)
             if parameter not in _LAYOUT
         )
 
@@ -333,14 +333,15 @@ def _content(chain: tuple[Node, ...]) -> object:
             node.op_type,
             tuple(
                 (parameter, c.storage or c.message.SerializeToString(), c.shape)
-                for parameter, c in _constants(node)
+                for parameter, c in constant_inputs(node)
             ),
         )
         for node in chain
     )
 
 
-def _constants(node: Node) -> Iterator[tuple[str, Constant]]:
+def constant_inputs(node: Node) -> Iterator[tuple[str, Constant]]:
+    """Yield parameter and constant of each constant that an operation has as an input."""
     for parameter in sorted(node.inputs):
         for bound in node.inputs[parameter]:
             constant = bound.constant if isinstance(bound, Variable) else bound
