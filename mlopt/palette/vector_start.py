@@ -158,19 +158,30 @@ def _cheapest_swap(weights, near, label, removal, relief, trial):  # type: ignor
 
 
 @njit(cache=True, nogil=True)
-def local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
-    """Move centres, in place, to vectors drawn by their cost, where that lowers the cost."""
+def _start_swapping(columns, weights, centers):  # type: ignore[no-untyped-def]
+    """The two nearest centres of each vector, how far and which; cumulative costs to draw by.
+
+    Then what the removal of each centre costs, and the cost of all.
+    """
     n, k = columns.shape[1], centers.shape[0]
-    if k < 2:
-        return 0
     near = np.empty((n, 2), np.float64)
     label = np.empty((n, 2), np.int32)
     _all_two_nearest(columns, centers, near, label)
     cumulative = np.empty(n)
     removal = np.empty(k)
+    cost = _removal_costs(weights, near, label, cumulative, removal)
+    return near, label, cumulative, removal, cost
+
+
+@njit(cache=True, nogil=True)
+def local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
+    """Move centres, in place, to vectors drawn by their cost, where that lowers the cost."""
+    n, k = columns.shape[1], centers.shape[0]
+    if k < 2:
+        return 0
+    near, label, cumulative, removal, cost = _start_swapping(columns, weights, centers)
     relief = np.empty(k)
     trial = np.empty(n, columns.dtype)
-    cost = _removal_costs(weights, near, label, cumulative, removal)
     taken = 0
     for draw in draws:
         if not cost > 0.0:
@@ -201,19 +212,13 @@ def suggested_swaps(columns, weights, centers, draws):  # type: ignore[no-untype
 
     int64[m] and int64[m], m the number of draws.
     """
-    n, k = columns.shape[1], centers.shape[0]
-    near = np.empty((n, 2), np.float64)
-    label = np.empty((n, 2), np.int32)
-    _all_two_nearest(columns, centers, near, label)
-    cumulative = np.empty(n)
-    removal = np.empty(k)
-    relief = np.empty(k)
-    trial = np.empty(n, columns.dtype)
-    _removal_costs(weights, near, label, cumulative, removal)
+    near, label, cumulative, removal, _ = _start_swapping(columns, weights, centers)
+    relief = np.empty(centers.shape[0])
+    trial = np.empty(columns.shape[1], columns.dtype)
     positions = np.empty(draws.size, np.int64)
     gone = np.empty(draws.size, np.int64)
     for m in range(draws.size):
         positions[m] = _draw(cumulative, draws[m])
-        distances(columns, 0, n, columns[:, positions[m]].copy(), trial)
+        distances(columns, 0, trial.size, columns[:, positions[m]].copy(), trial)
         gone[m], _ = _cheapest_swap(weights, near, label, removal, relief, trial)
     return positions, gone
