@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -89,27 +90,17 @@ def _answers(path: str, options: dict[str, Any], ask: Callable[[str], float]) ->
         return ask(str(output))
 
 
-class _importance:
-    """Let channels count with their scale to a power, and channels of zeros not at all."""
+def _importance(power: int) -> Any:
+    """While entered, channels count with their scale to a power, and those of zeros not at all."""
+    import mlopt.palette  # noqa: F401  loads the module, whose name a function has there
 
-    def __init__(self, power: int) -> None:
-        import mlopt.palette  # noqa: F401  loads the module, whose name a function has there
+    def powers(scale: Any, shape: Any, importance: Any = None) -> Any:
+        assert importance is None
+        wide = scale.astype(np.float64)
+        factors = np.ldexp(wide, -int(np.frexp(wide.max())[1])) ** power * (wide > 0)
+        return np.broadcast_to(factors, shape)
 
-        self.power = power
-        self.module = sys.modules["mlopt.palette.palettize"]
-        self.before = self.module.scaled_importance
-
-    def __enter__(self) -> None:
-        def powers(scale: Any, shape: Any, importance: Any = None) -> Any:
-            wide = scale.astype(np.float64)
-            factors = np.ldexp(wide, -int(np.frexp(wide.max())[1])) ** self.power * (wide > 0)
-            assert importance is None
-            return np.broadcast_to(factors, shape)
-
-        self.module.scaled_importance = powers
-
-    def __exit__(self, *_: object) -> None:
-        self.module.scaled_importance = self.before
+    return mock.patch.object(sys.modules["mlopt.palette.palettize"], "scaled_importance", powers)
 
 
 def _sentences(path: str) -> Callable[[str], float]:
