@@ -38,7 +38,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each number of bits (runs in a child): samples, and the signal-to-noise ratio."""
     from mlopt.palette.palettize import palettize
-    from mlopt.palette.spec import PaletteSpec
+    from mlopt.palette.value.spec import PaletteSpec
 
     weight, importance = make_input(kind, dtype, n)
     small, of_small = make_input(kind, dtype, 1 << 16)

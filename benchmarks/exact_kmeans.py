@@ -126,7 +126,7 @@ def _clusterer(tool: str, nbits: int) -> Clusterer:
         return reference
 
     from mlopt.palette.palettize import palettize
-    from mlopt.palette.spec import PaletteSpec
+    from mlopt.palette.value.spec import PaletteSpec
 
     spec = PaletteSpec(mode="kmeans", nbits=nbits)
 

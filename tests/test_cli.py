@@ -18,7 +18,7 @@ from mlopt.cli.palettize import Granularity, LutDtype, Mode, OnIndivisible
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, config, palettize
 from mlopt.coreml.inspection import package_bytes
 from mlopt.mil.messages import Model_pb2
-from mlopt.palette import quantized
+from mlopt.palette.value import quantized
 
 ROOT = Path(mlopt.__file__).parents[1]
 GROUPED = ("--granularity", "per_grouped_channel")

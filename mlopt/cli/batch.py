@@ -212,7 +212,7 @@ def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCod
     if failed:
         counts += f", {failed} failed"
     if after:
-        from mlopt.coreml.report import human_bytes, size_change
+        from mlopt.requests.report import human_bytes, size_change
 
         sizes = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
         counts += f": {sizes}"

@@ -23,7 +23,7 @@ from mlopt.cli.terminal import (
 
 if TYPE_CHECKING:
     from mlopt.coreml.config import OptimizationConfig
-    from mlopt.coreml.report import Report
+    from mlopt.requests.report import Report
 
 # Narrower, reasons break after every word; a terminal's own wrapping reads better then.
 _NARROWEST = 100
@@ -245,7 +245,7 @@ def palettize_model(
 
 def _previewed(model: Path, config: OptimizationConfig, options: dict[str, Any]) -> Done:
     from mlopt.coreml.palettize import preview
-    from mlopt.coreml.report import human_bytes, size_change
+    from mlopt.requests.report import human_bytes, size_change
 
     report = preview(model, config, **options)
     before, after = report.bytes_before, report.bytes_after

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlopt.coreml.inspection import Inventory, StoredWeight
-from mlopt.coreml.report import human_bytes
+from mlopt.requests.report import human_bytes
 from mlopt.text import elided_apart, middle_elided, printable
 
 # Plain ASCII, so that the table can go to any terminal, log or file.

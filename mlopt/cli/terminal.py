@@ -127,7 +127,7 @@ class Done:
 def written(text: str, before: int, output: Path, **more: Any) -> Done:
     """``text`` and what became of a package of so many bytes, with the one that was written."""
     from mlopt.coreml.inspection import package_bytes
-    from mlopt.coreml.report import human_bytes, size_change
+    from mlopt.requests.report import human_bytes, size_change
 
     after = package_bytes(output)
     change = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"

@@ -9,7 +9,6 @@ from typing import Any
 
 from mlopt.coreml.config import (
     CompressionGranularity,
-    Granularity,
     OpPalettizerConfig,
     OptimizationConfig,
 )
@@ -28,8 +27,9 @@ from mlopt.coreml.palettize import (
     palettize_weights,
     preview,
 )
-from mlopt.coreml.report import Report, WeightRow
 from mlopt.drop_in import attribute, names_besides
+from mlopt.requests.granularity import Granularity
+from mlopt.requests.report import Report, WeightRow
 
 __all__ = [
     "CompressedForm",

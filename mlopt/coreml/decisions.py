@@ -17,12 +17,12 @@ from mlopt.coreml.constexpr.weights import is_part
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint, with_joint_weights
 from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
-from mlopt.coreml.rules import Resolution, UnmatchedRule, resolve, unmatched_rules
+from mlopt.coreml.rules import resolve, unmatched_rules
 from mlopt.coreml.weights import Weight, is_mask, shown_consumers, weights_of
 from mlopt.errors import ConfigError, TargetError
-from mlopt.mil.opset_upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.package import Package
 from mlopt.mil.program import Node
+from mlopt.mil.raising.upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.palette.palettize import (
     NoPaletteError,
@@ -30,7 +30,9 @@ from mlopt.palette.palettize import (
     is_finite,
     palettize,
 )
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.rules import Resolution, UnmatchedRule
 
 _FLOATS = ("float16", "float32")
 COMPRESSED = "compressed already"
@@ -38,14 +40,6 @@ COMPRESSED = "compressed already"
 
 _PART = "part of something compressed already"
 _NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
-
-
-@attrs.frozen
-class Keep:
-    """The weight stays bit for bit: ``reason`` in full, ``category`` without its numbers."""
-
-    reason: str
-    category: str
 
 
 @attrs.frozen(eq=False)
@@ -368,14 +362,6 @@ def _fallback(config: OpPalettizerConfig, channels: int) -> tuple[int | None, st
 def _disagreement(weight: Weight | JointWeight, axes: set[int]) -> str:
     users = ", ".join(shown_consumers(weight.consumers))
     return f"its users want different output channel axes ({sorted(axes)}): {users}"
-
-
-def float_table_note(lut_dtype: str, dtype: str) -> str:
-    """Why a weight of ``dtype`` has a table in that although 8 bits were asked for."""
-    return (
-        f"the table stays in {dtype}: the weights are so small that the scale of one in "
-        f"{lut_dtype} would be subnormal"
-    )
 
 
 def _needed_target(spec: PaletteSpec) -> Target:

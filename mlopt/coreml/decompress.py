@@ -32,7 +32,7 @@ from mlopt.mil.package import open_package
 from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
-from mlopt.palette.bits import pack_bits
+from mlopt.palette.value.bits import pack_bits
 
 
 @attrs.frozen(kw_only=True)

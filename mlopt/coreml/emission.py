@@ -23,9 +23,9 @@ from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from mlopt.mil.values import int32_value, string_value, tensor_type
 from mlopt.mil.writer import PackageWriter
-from mlopt.palette.bits import pack_bits
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import QuantizedTable
+from mlopt.palette.value.bits import pack_bits
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import QuantizedTable
 
 _TYPES = {"float16": "fp16", "float32": "fp32", "int8": "int8", "uint8": "uint8"}
 _SHIFT_SCALE = "constexpr_blockwise_shift_scale"

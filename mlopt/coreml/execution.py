@@ -10,21 +10,22 @@ from typing import Any
 
 import attrs
 
-from mlopt.coreml.ahead import done_ahead, share_of
-from mlopt.coreml.decisions import Decision, Keep, Plan, subjects_of
+from mlopt.coreml.decisions import Decision, Plan, subjects_of
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.joint import JointWeight, palettize_joint
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.replacement import Replacements
-from mlopt.coreml.report import WeightRow
 from mlopt.coreml.rows import joint_note, kept_row, palettized_row
 from mlopt.coreml.weights import Weight
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter
-from mlopt.palette.distortion import Distortion
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.palettize import palettize as palettize_weight
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep
+from mlopt.requests.lookahead import done_ahead, share_of
+from mlopt.requests.report import WeightRow
 
 
 @attrs.frozen(eq=False)

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.weights import Weight
 from mlopt.errors import TargetError
-from mlopt.mil.opset_upgrade import plan_opset_raise
 from mlopt.mil.program import Program
+from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target, opset_target
 
 

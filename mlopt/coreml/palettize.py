@@ -10,18 +10,19 @@ from typing import Any
 
 import attrs
 
-from mlopt.coreml.checked import integer
 from mlopt.coreml.config import OptimizationConfig, for_palettization
-from mlopt.coreml.decisions import COMPRESSED, Keep, Plan, decide
+from mlopt.coreml.decisions import COMPRESSED, Plan, decide
 from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
 from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.progress import Progress
-from mlopt.coreml.report import Report, WeightRow
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter, check_destination
+from mlopt.requests.checked import integer
+from mlopt.requests.keep import Keep
+from mlopt.requests.report import Report, WeightRow
 
 
 @attrs.define(eq=False, slots=False)

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mlopt.coreml.decisions import Decision, Keep, float_table_note
+from mlopt.coreml.decisions import Decision
 from mlopt.coreml.joint import JointWeight
-from mlopt.coreml.report import WeightRow, human_bytes
 from mlopt.coreml.weights import Weight, shown_consumers
-from mlopt.palette.bits import packed_nbytes
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.bits import packed_nbytes
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.report import WeightRow, human_bytes
 
 
 def kept_row(decision: Decision, keep: Keep) -> WeightRow:

@@ -10,8 +10,8 @@ For one operation that reads the weight, the first of these that there is decide
 5. the first key of `op_type_configs`, as written, that is a glob over the type,
 6. `global_config`.
 
-A weight that several operations read gets one decision, the one of ``mlopt.coreml.agreement``; the
-more careful of two equally specific rules is the one with more bits a weight.
+A weight that several operations read gets one decision, the one of ``mlopt.requests.agreement``;
+the more careful of two equally specific rules is the one with more bits a weight.
 """
 
 from __future__ import annotations
@@ -19,72 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Generic
+from typing import Any
 
-import attrs
-
-from mlopt.coreml.agreement import RequestT, RuleKind, Wish, agree
-from mlopt.coreml.checked import did_you_mean, near_matches
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.requests.agreement import RuleKind, Wish, agree
+from mlopt.requests.checked import near_matches
+from mlopt.requests.rules import Resolution, UnmatchedRule
 
 Consumer = tuple[str, str]
 """The name and the type of an operation that reads a weight."""
-
-
-@attrs.frozen
-class Resolution(Generic[RequestT]):
-    """What a configuration says about one weight.
-
-    Parameters
-    ----------
-    config
-        How to palettize it; None: leave it alone.
-    rule
-        The rule that decided, ``"op_name_configs['conv1']"``, ``"global_config"``, or
-        ``"no rule"``.
-    note
-        Which users of the weight (operations or modules) ask for something else, and why this rule
-        won. None where they agree.
-    """
-
-    config: RequestT | None
-    rule: str
-    note: str | None = None
-
-
-@attrs.frozen
-class UnmatchedRule:
-    """A rule that applies to no weight of the model.
-
-    Parameters
-    ----------
-    kind
-        ``"op_name_configs"``, ``"op_type_configs"``, ``"module_name_configs"`` or
-        ``"module_type_configs"``.
-    key
-        The key as written.
-    near_matches
-        Names or types with weights that look like the key.
-    reason
-        What the key fails to match.
-    """
-
-    kind: RuleKind
-    key: str
-    near_matches: tuple[str, ...] = ()
-    reason: str = "nothing matches it"
-
-    def __str__(self) -> str:
-        return f"{self.kind}[{self.key!r}]: {self.reason}{did_you_mean(self.near_matches)}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The rule as values that JSON has."""
-        return {
-            "kind": self.kind,
-            "key": self.key,
-            "near_matches": list(self.near_matches),
-            "reason": self.reason,
-        }
 
 
 def resolve(

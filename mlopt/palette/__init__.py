@@ -33,15 +33,15 @@ Where a bound is reached the best table that was found stands, and ``Distortion.
 far from the least error it is at most: weak duality bounds the error of every table from below.
 """
 
-from mlopt.palette.bits import pack_bits, unpack_bits
-from mlopt.palette.distinct import distinct_values
-from mlopt.palette.distortion import Distortion, measure_distortion
-from mlopt.palette.kmeans1d import kmeans1d, kmeans1d_curve
 from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import QuantizedTable
-from mlopt.palette.spec import PaletteSpec
-from mlopt.palette.vectors import cluster_vectors
+from mlopt.palette.scalar.distinct import distinct_values
+from mlopt.palette.scalar.kmeans1d import kmeans1d, kmeans1d_curve
+from mlopt.palette.value.bits import pack_bits, unpack_bits
+from mlopt.palette.value.distortion import Distortion, measure_distortion
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import QuantizedTable
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.palette.vector.clustering import cluster_vectors
 
 __all__ = [
     "Distortion",

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.unique import padded_nbits, padded_table
-from mlopt.palette.vector_points import indices_shape
+from mlopt.palette.scalar.unique import padded_nbits, padded_table
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.vector.points import indices_shape
 
 Floats = npt.NDArray[Any]
 LutFunction = Callable[[Any], Any]

@@ -11,14 +11,14 @@ from numba import njit
 
 from mlopt.errors import ConfigError
 from mlopt.palette.custom import custom_palette
-from mlopt.palette.distinct import is_coded
-from mlopt.palette.distortion import Distortion, measure_distortion
-from mlopt.palette.groups import power_of_two
-from mlopt.palette.palettized import INTEGER_TABLE_DTYPES, TABLE_DTYPES, Palettized
-from mlopt.palette.quantized import Lattice, is_wide_enough
+from mlopt.palette.scalar.distinct import is_coded
+from mlopt.palette.scalar.groups import power_of_two
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
-from mlopt.palette.spec import PaletteSpec
 from mlopt.palette.tables import NoPaletteError, Problem, make_tables
+from mlopt.palette.value.distortion import Distortion, measure_distortion
+from mlopt.palette.value.palettized import INTEGER_TABLE_DTYPES, TABLE_DTYPES, Palettized
+from mlopt.palette.value.quantized import Lattice, is_wide_enough
+from mlopt.palette.value.spec import PaletteSpec
 
 __all__ = ["NoPaletteError", "can_quantize_table", "is_finite", "palettize"]
 

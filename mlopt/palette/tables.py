@@ -11,18 +11,18 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.distinct import is_coded
-from mlopt.palette.distortion import Distortion
-from mlopt.palette.groups import cluster_rows
-from mlopt.palette.lattice_vectors import settle_on_lattice
-from mlopt.palette.quantized import Lattice
-from mlopt.palette.spec import PaletteSpec
-from mlopt.palette.uniform import nearest_labels, uniform_table
-from mlopt.palette.unique import unique_tables
-from mlopt.palette.vector_importance import assign_weighted, settle_centers
-from mlopt.palette.vector_points import as_vectors
-from mlopt.palette.vectors import cluster_vectors
-from mlopt.palette.whole import cluster_whole, is_worth_zooming
+from mlopt.palette.scalar.distinct import is_coded
+from mlopt.palette.scalar.groups import cluster_rows
+from mlopt.palette.scalar.uniform import nearest_labels, uniform_table
+from mlopt.palette.scalar.unique import unique_tables
+from mlopt.palette.scalar.whole import cluster_whole, is_worth_zooming
+from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.quantized import Lattice
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.palette.vector.clustering import cluster_vectors
+from mlopt.palette.vector.importance import assign_weighted, settle_centers
+from mlopt.palette.vector.lattice import settle_on_lattice
+from mlopt.palette.vector.points import as_vectors
 
 Floats = npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ class Tables:
 
     tables: [groups, entries, d] of the problem's dtype; labels: uint8, groups first; lattice: what
     the tables lie on, or None; distortion: where it comes free, or None; within: see
-    :class:`mlopt.palette.distortion.Distortion`.
+    :class:`mlopt.palette.value.distortion.Distortion`.
     """
 
     tables: Floats

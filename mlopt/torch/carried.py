@@ -32,9 +32,9 @@ from torch import nn
 
 from mlopt.errors import ConfigError
 from mlopt.mil.targets import Target
-from mlopt.palette.bits import pack_bits, unpack_bits
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import QuantizedTable
+from mlopt.palette.value.bits import pack_bits, unpack_bits
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import QuantizedTable
 from mlopt.torch.gates import ARRANGEMENTS
 from mlopt.torch.tensors import as_array, as_tensor
 

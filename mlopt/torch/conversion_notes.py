@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 from mlopt.torch.gates import arranged
 from mlopt.torch.modules import ModelParameter, Owner
 from mlopt.torch.plain_forms import has_plain_form

@@ -20,7 +20,7 @@ from mlopt.mil.program import Node, Program
 from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.writer import PackageWriter
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 from mlopt.torch.activations import quantizes_activations
 from mlopt.torch.carried import CarriedPalette, carried_palettes, target_of_others
 from mlopt.torch.gated_weights import GatedConstants

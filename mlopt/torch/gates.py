@@ -16,8 +16,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import QuantizedTable
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import QuantizedTable
 
 ARRANGEMENTS: dict[int, tuple[tuple[int, ...], ...]] = {
     4: ((0, 1, 3, 2),),  # LSTM: input, forget, cell, output  ->  input, forget, output, cell

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.coreml.config import Granularity, OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 from mlopt.errors import ConfigError
+from mlopt.requests.granularity import Granularity
 
 
 @pytest.fixture(scope="module")

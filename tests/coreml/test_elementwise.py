@@ -15,8 +15,8 @@ from coremltools.converters.mil import Builder as mb
 from mlopt.coreml import OptimizationConfig, lint, palettize, preview
 from mlopt.coreml.elementwise import ELEMENTWISE, MOVES, ElementwiseReaders
 from mlopt.coreml.lint import RULES
-from mlopt.coreml.report import Report, rules_to_keep
 from mlopt.mil.package import open_package
+from mlopt.requests.report import Report, rules_to_keep
 from mlopt.runtime.registry import registered_operations
 from tests.coreml.conftest import global_config, saved
 from tests.coreml.test_report import palettized

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.coreml.report import Report, WeightRow, human_bytes
-from mlopt.coreml.rules import UnmatchedRule
+from mlopt.requests.report import Report, WeightRow, human_bytes
+from mlopt.requests.rules import UnmatchedRule
 from mlopt.text import middle_elided
 
 

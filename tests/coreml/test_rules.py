@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
-from mlopt.coreml.rules import UnmatchedRule, resolve, unmatched_rules
+from mlopt.coreml.rules import resolve, unmatched_rules
+from mlopt.requests.rules import UnmatchedRule
 
 TWO, FOUR, EIGHT = (OpPalettizerConfig(nbits=nbits) for nbits in (2, 4, 8))
 UNIQUE = OpPalettizerConfig(mode="unique")

@@ -18,7 +18,7 @@ from mlopt.mil.package import open_package
 from mlopt.mil.targets import Target
 from tests.canonical import canonical_output
 from tests.judges import load_program
-from tests.mil.test_opset_upgrade import raised, signature
+from tests.mil.raising.test_upgrade import raised, signature
 
 SHAPE = (4, 6, 8, 8)
 DATA = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

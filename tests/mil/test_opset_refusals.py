@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mlopt.errors import TargetError
-from mlopt.mil.opset_upgrade import plan_opset_raise
 from mlopt.mil.package import open_package
 from mlopt.mil.program import Program
+from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.values import immediate_value
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlopt.mil.opset_rules import RULES
+from mlopt.mil.raising.rules import RULES
 from mlopt.mil.targets import Target
 
 STEPS = [("iOS15", "iOS16"), ("iOS16", "iOS17"), ("iOS17", "iOS18"), ("iOS18", "iOS26")]

@@ -14,7 +14,7 @@ from mlopt.palette import (
     measure_distortion,
     palettize,
 )
-from mlopt.palette.quantized import Lattice
+from mlopt.palette.value.quantized import Lattice
 from tests.palette import references as ref
 
 LUT_DTYPES = ("int8", "uint8")

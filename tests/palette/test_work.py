@@ -11,15 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlopt.palette import PaletteSpec, palettize
-from mlopt.palette.buckets import label_floats
-from mlopt.palette.cells import Parts
-from mlopt.palette.groups import cluster_rows
-from mlopt.palette.kmeans1d import MOST_PASSES, quantile_bounds, scratch, solve
+from mlopt.palette.scalar.buckets import label_floats
+from mlopt.palette.scalar.cells import Parts
+from mlopt.palette.scalar.groups import cluster_rows
+from mlopt.palette.scalar.kmeans1d import MOST_PASSES, quantile_bounds, scratch, solve
+from mlopt.palette.scalar.segments import fill_sums
+from mlopt.palette.scalar.stored import rounding_constants
+from mlopt.palette.scalar.uniform import nearest_labels
+from mlopt.palette.scalar.zoom import MOST_CELLS, MOST_STUCK, SHARE_ENOUGH, table_by_zooming
 from mlopt.palette.scale import channel_scale, normalised
-from mlopt.palette.segments import fill_sums
-from mlopt.palette.stored import rounding_constants
-from mlopt.palette.uniform import nearest_labels
-from mlopt.palette.zoom import MOST_CELLS, MOST_STUCK, SHARE_ENOUGH, table_by_zooming
 from tests.palette import references as ref
 
 ROWS, COLUMNS = 256, 512

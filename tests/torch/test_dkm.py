@@ -11,7 +11,7 @@ from torch import nn
 import mlopt.coreml as coreml
 from mlopt.errors import ConfigError
 from mlopt.palette import palettize
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch import convert
 from mlopt.torch.carried import carried_palettes
 from mlopt.torch.palettization import DKMPalettizer, DKMPalettizerConfig, FakePalettize

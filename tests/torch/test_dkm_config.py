@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mlopt.coreml.decisions import Keep
 from mlopt.errors import ConfigError
-from mlopt.palette.spec import NBITS, PaletteSpec
+from mlopt.palette.value.spec import NBITS, PaletteSpec
+from mlopt.requests.keep import Keep
 from mlopt.torch.palettization.config import DKMPalettizerConfig, PostTrainingPalettizerConfig
 from mlopt.torch.palettization.decisions import decide
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig

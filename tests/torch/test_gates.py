@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mlopt.palette import palettize
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch.gates import ARRANGEMENTS, arranged
 
 HIDDEN, INPUTS = 12, 16

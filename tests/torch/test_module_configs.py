@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlopt.coreml import Granularity
 from mlopt.errors import ConfigError
-from mlopt.palette.spec import NBITS
+from mlopt.palette.value.spec import NBITS
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import (
     ModulePostTrainingPalettizerConfig,

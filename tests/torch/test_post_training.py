@@ -10,7 +10,7 @@ from torch import nn
 
 from mlopt.errors import ConfigError
 from mlopt.palette import palettize
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch.carried import carried_palettes
 from mlopt.torch.palettization import (
     PostTrainingPalettizer,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from mlopt.coreml.rules import UnmatchedRule
+from mlopt.requests.rules import UnmatchedRule
 from mlopt.torch.palettization.config import PostTrainingPalettizerConfig, SKMPalettizerConfig
 from mlopt.torch.palettization.module_configs import ModulePostTrainingPalettizerConfig
 from mlopt.torch.palettization.module_types import loaded_class, type_name

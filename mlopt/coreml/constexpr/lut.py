@@ -17,8 +17,8 @@ from mlopt.coreml.constexpr.parameters import (
 )
 from mlopt.coreml.constexpr.sparse import MASK, check_counts, checked_shape, scattered
 from mlopt.mil.dtypes import dtype_named
-from mlopt.palette.bits import packed_nbytes, unpack_bits
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.bits import packed_nbytes, unpack_bits
+from mlopt.palette.value.palettized import Palettized
 
 _ENTRIES = FLOATS | BYTES
 _OLD_TABLE_SIZES = (2, 4, 16, 64, 256)

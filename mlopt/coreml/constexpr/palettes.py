@@ -8,7 +8,7 @@ from mlopt.coreml.constexpr.operations import checked
 from mlopt.coreml.constexpr.parameters import refusal
 from mlopt.coreml.constexpr.scaled import palette, scaled_lut
 from mlopt.mil.program import Node
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 
 
 def palette_of(node: Node) -> Palettized:

@@ -18,7 +18,7 @@ from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.program import Constant, Node, Variable
 from mlopt.mil.values import tensor_type_of
-from mlopt.palette.bits import unpack_bits
+from mlopt.palette.value.bits import unpack_bits
 
 Array: TypeAlias = npt.NDArray[Any]
 TensorType: TypeAlias = tuple[str, tuple[int, ...]]

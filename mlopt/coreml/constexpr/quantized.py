@@ -22,7 +22,7 @@ from mlopt.coreml.constexpr.parameters import (
     TensorType,
 )
 from mlopt.coreml.constexpr.sparse import MASK, check_counts, scattered
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 
 _SOURCE = FLOATS | BYTES | NIBBLES
 _CHUNK = 1 << 18

@@ -11,7 +11,7 @@ from mlopt.coreml.constexpr import lut
 from mlopt.coreml.constexpr.operations import Checked, is_old_form
 from mlopt.coreml.constexpr.parameters import BYTES
 from mlopt.mil.program import Variable
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 
 _LUT = "constexpr_lut_to_dense"
 _SCALE = "constexpr_blockwise_shift_scale"

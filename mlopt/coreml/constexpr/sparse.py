@@ -16,7 +16,7 @@ from mlopt.coreml.constexpr.parameters import (
     Parameters,
     TensorType,
 )
-from mlopt.palette.bits import packed_nbytes, unpack_bits
+from mlopt.palette.value.bits import packed_nbytes, unpack_bits
 
 MASK = Parameter(frozenset({"uint1"}))
 

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from mlopt.coreml.constexpr.parameters import unpacked
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.joint.weights import JointWeight
-from mlopt.palette.bits import pack_bits, packed_nbytes, unpack_bits
-from mlopt.palette.distortion import Distortion, measure_distortion
 from mlopt.palette.palettize import NoPaletteError, palettize
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import QuantizedTable
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.bits import pack_bits, packed_nbytes, unpack_bits
+from mlopt.palette.value.distortion import Distortion, measure_distortion
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import QuantizedTable
+from mlopt.palette.value.spec import PaletteSpec
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]

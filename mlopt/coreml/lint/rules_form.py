@@ -15,7 +15,7 @@ from mlopt.coreml.lint.subject import (
     Subject,
     type_of_input,
 )
-from mlopt.palette.bits import NBITS, packed_nbytes
+from mlopt.palette.value.bits import NBITS, packed_nbytes
 
 _CHUNK = 1 << 20  # elements that are looked at together
 _OLD_ENTRIES = (2, 4, 16, 64, 256)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from mlopt.coreml.lint.intervals import Interval, axis_length, declared, given, interval_of
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, place_of_node
-from mlopt.mil.opset_indices import INDEXED
 from mlopt.mil.program import Constant, Consumer, Node, Variable
+from mlopt.mil.raising.indices import INDEXED
 
 _RANGES: dict[str, Interval] = {
     "int8": (-(1 << 7), (1 << 7) - 1),

@@ -9,10 +9,10 @@ from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import CompressedWeight, Subject, place_of_node
-from mlopt.coreml.report import human_bytes
 from mlopt.mil.messages import Model_pb2
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
+from mlopt.requests.report import human_bytes
 
 # The oldest target of each operation that iOS15 does not have.
 _FIRST_TARGET = {

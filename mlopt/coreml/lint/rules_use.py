@@ -8,9 +8,9 @@ from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, place_of_weight
-from mlopt.coreml.report import human_bytes, rules_to_keep
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
+from mlopt.requests.report import human_bytes, rules_to_keep
 
 _FLOATS = ("float16", "float32")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from mlopt.mil.opset_indices import INDEXED
+from mlopt.mil.raising.indices import INDEXED
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.plan import Body, Lazy, Source, Step
 from mlopt.runtime.program import Program

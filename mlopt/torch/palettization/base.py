@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
-from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
+from mlopt.requests.report import Report
 from mlopt.torch.adapters import known_modules
 from mlopt.torch.palettization.config import OptimizationConfig
 

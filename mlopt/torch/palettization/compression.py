@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from mlopt.coreml.ahead import done_together, share_of
-from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
 from mlopt.palette.palettize import palettize
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.lookahead import done_together, share_of
+from mlopt.requests.report import Report
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter

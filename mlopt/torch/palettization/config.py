@@ -14,10 +14,10 @@ import attrs
 from torch import nn
 from typing_extensions import TypeVar
 
-from mlopt.coreml.checked import check_keys, integer, shown
-from mlopt.coreml.decisions import Keep
-from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import check_keys, integer, shown
+from mlopt.requests.keep import Keep
+from mlopt.requests.yaml_files import read_yaml
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.foreign_configs import is_foreign, parameters_of
 from mlopt.torch.palettization.module_configs import (

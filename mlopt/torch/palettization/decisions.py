@@ -8,11 +8,11 @@ import attrs
 import torch
 from torch import nn
 
-from mlopt.coreml.decisions import Keep, float_table_note
-from mlopt.coreml.rules import UnmatchedRule
 from mlopt.errors import ConfigError
 from mlopt.palette.palettize import can_quantize_table, is_finite
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.rules import UnmatchedRule
 from mlopt.torch.adapters import adapters_of, check_registered
 from mlopt.torch.modules import ModelParameter, parameters_of
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mlopt.coreml.report import Report
 from mlopt.errors import ConfigError
-from mlopt.palette.distortion import measure_distortion
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.distortion import measure_distortion
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.report import Report
 from mlopt.torch.activations import (
     NAME,
     Codes,

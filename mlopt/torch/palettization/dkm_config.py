@@ -14,10 +14,10 @@ import attrs
 import torch
 from torch import nn
 
-from mlopt.coreml.checked import flag, index_bits, integer
-from mlopt.coreml.config import summary_of
-from mlopt.coreml.decisions import Keep
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import flag, index_bits, integer
+from mlopt.requests.granularity import summary_of
+from mlopt.requests.keep import Keep
 from mlopt.torch.adapters import is_linear
 from mlopt.torch.palettization import dkm_values as checked
 from mlopt.torch.palettization.granularity import PalettizationGranularity

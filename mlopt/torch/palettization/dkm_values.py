@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from mlopt.coreml.checked import integer, listed, shown, word
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import integer, listed, shown, word
 
 LUT_DTYPES = {
     "i8": torch.int8,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
-from mlopt.palette.palettized import Palettized
+from mlopt.palette.value.palettized import Palettized
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.form import channel_scale
 from mlopt.torch.palettization.initial import initial_centroids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mlopt.coreml.config import Granularity
+from mlopt.requests.granularity import Granularity
 
 
 class PalettizationGranularity(str, Enum):

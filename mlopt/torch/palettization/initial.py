@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlopt.palette.bits import NBITS
-from mlopt.palette.distinct import distinct_values
-from mlopt.palette.kmeans1d import kmeans1d
 from mlopt.palette.palettize import palettize
-from mlopt.palette.spec import PaletteSpec
-from mlopt.palette.vectors import cluster_vectors
+from mlopt.palette.scalar.distinct import distinct_values
+from mlopt.palette.scalar.kmeans1d import kmeans1d
+from mlopt.palette.value.bits import NBITS
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.palette.vector.clustering import cluster_vectors
 from mlopt.torch.tensors import as_array
 
 

@@ -13,11 +13,11 @@ from typing import IO, TYPE_CHECKING, Any
 import attrs
 import torch
 
-from mlopt.coreml.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
-from mlopt.coreml.config import summary_of
-from mlopt.coreml.decisions import Keep
-from mlopt.coreml.yaml_files import read_yaml
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
+from mlopt.requests.granularity import summary_of
+from mlopt.requests.keep import Keep
+from mlopt.requests.yaml_files import read_yaml
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 
 if TYPE_CHECKING:

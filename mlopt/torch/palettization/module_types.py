@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from mlopt.coreml.checked import shown
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import shown
 
 TypeKey: TypeAlias = "type[nn.Module] | str"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import attrs
 
-from mlopt.coreml.decisions import Keep, float_table_note
-from mlopt.coreml.report import WeightRow
-from mlopt.palette.distortion import Distortion
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.spec import PaletteSpec
+from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.report import WeightRow
 from mlopt.torch.conversion_notes import conversion_notes
 from mlopt.torch.palettization.decisions import Decision
 from mlopt.torch.tensors import dtype_name

@@ -11,8 +11,8 @@ The first of these that there is decides:
 A rule may ask for nothing after all, because the weights of the module are too small for it; then
 the module is left alone, and no less specific rule is asked.
 
-A parameter that several modules share gets one decision, the one of ``mlopt.coreml.agreement``; the
-more careful of two equally specific rules is the one with more bits a weight.
+A parameter that several modules share gets one decision, the one of ``mlopt.requests.agreement``;
+the more careful of two equally specific rules is the one with more bits a weight.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any, Generic
 import attrs
 from torch import nn
 
-from mlopt.coreml.agreement import RequestT, RuleKind, Wish, agree
-from mlopt.coreml.checked import near_matches
-from mlopt.coreml.decisions import Keep
-from mlopt.coreml.rules import Resolution, UnmatchedRule
+from mlopt.requests.agreement import RequestT, RuleKind, Wish, agree
+from mlopt.requests.checked import near_matches
+from mlopt.requests.keep import Keep
+from mlopt.requests.rules import Resolution, UnmatchedRule
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
 from mlopt.torch.palettization.module_types import (
@@ -48,7 +48,7 @@ class ModuleResolution(Resolution[RequestT]):
     Parameters
     ----------
     config, rule, note
-        As for :class:`mlopt.coreml.rules.Resolution`.
+        As for :class:`mlopt.requests.rules.Resolution`.
     keep
         Why the parameter is left alone although the rule does not say so; None otherwise.
     """

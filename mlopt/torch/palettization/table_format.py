@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mlopt.palette.palettize import palettize
-from mlopt.palette.palettized import Palettized
-from mlopt.palette.quantized import Lattice, is_wide_enough
-from mlopt.palette.spec import NBITS, PaletteSpec
+from mlopt.palette.value.palettized import Palettized
+from mlopt.palette.value.quantized import Lattice, is_wide_enough
+from mlopt.palette.value.spec import NBITS, PaletteSpec
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.form import Grouping
 from mlopt.torch.palettization.nearest import nearest_labels

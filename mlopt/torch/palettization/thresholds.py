@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 from torch import nn
 
-from mlopt.coreml.decisions import Keep
+from mlopt.requests.keep import Keep
 from mlopt.torch.adapters import weights_of
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 

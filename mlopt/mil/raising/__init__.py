@@ -1,0 +1,1 @@
+"""Raising a program to a newer opset with the same meaning."""

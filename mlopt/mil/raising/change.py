@@ -1,0 +1,228 @@
+"""What is to be done to one operation when its function is raised: noted first, carried out later.
+
+A rule of ``mlopt.mil.raising.rules`` looks at one operation and fills a ``Change``; it raises
+``Unraisable``, with the reason, where no rewrite keeps the meaning.
+Nothing is edited before every rule has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from mlopt.mil.dtypes import DType, dtype_of_proto
+from mlopt.mil.messages import Operation
+from mlopt.mil.program import Constant, Node
+from mlopt.mil.values import immediate_value, string_value
+
+if TYPE_CHECKING:
+    from mlopt.mil.raising.storage import Storage
+
+
+#: Names of the element types that real numbers have before CoreML8.
+FLOATS = ("fp16", "fp32")
+
+
+class Unraisable(Exception):
+    """An operation cannot be raised; the message is the reason."""
+
+
+@attrs.frozen(eq=False)
+class SameBytes:
+    """A value that a constant has already, under another element type or shape.
+
+    Attributes
+    ----------
+    constant
+        Holds the bytes.
+    dtype, shape
+        What they are now; the element type by name. None: that of the constant.
+    """
+
+    constant: Constant
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@attrs.define(eq=False)
+class Change:
+    """What is to be done to one operation.
+
+    Attributes
+    ----------
+    node
+        The operation.
+    unique_name
+        Gives a name that the function does not use yet, made from a wanted one.
+    before
+        New operations that go before it.
+    after
+        New operations that go behind it. The last of them defines what it defined.
+    bindings
+        Names to bind to its parameters, in place of what is bound there.
+    removed
+        Parameters that it no longer has.
+    output
+        The new name and type of its one output, where ``after`` defines the old name.
+    op_type
+        Its new type; None: the old one.
+    values
+        The values of a constexpr operation, which become inputs; attributes that are no parameters
+        stay. None for other operations.
+    """
+
+    node: Node
+    unique_name: Callable[[str], str]
+    before: list[Any] = attrs.Factory(list)
+    after: list[Any] = attrs.Factory(list)
+    bindings: dict[str, str] = attrs.Factory(dict)
+    removed: set[str] = attrs.Factory(set)
+    output: tuple[str, Any] | None = None
+    op_type: str | None = None
+    values: dict[str, SameBytes | np.ndarray] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.bindings or self.values or self.after)
+
+    def has(self, parameter: str) -> bool:
+        """Return whether the parameter is bound, or will be."""
+        return parameter in self.node.inputs or parameter in self.bindings
+
+    def add_const(self, value: Any, wanted_name: str) -> str:
+        """Put a new constant of ``value`` (a ``Value``) before the operation; return its name."""
+        return self.add_op("const", {}, value.type, wanted_name, val=value)
+
+    def add_ints(self, numbers: Sequence[int], wanted_name: str) -> str:
+        """Put a new constant, an int32 vector, before the operation; return its name."""
+        return self.add_const(immediate_value(np.array(numbers, np.int32)), wanted_name)
+
+    def add_op(
+        self, op_type: str, inputs: dict[str, str], result: Any, wanted_name: str, **attributes: Any
+    ) -> str:
+        """Put a new operation with one output of type ``result`` before it; return its name."""
+        name = self.unique_name(wanted_name)
+        self.before.append(_operation(op_type, inputs, result, name, name, **attributes))
+        return name
+
+    def set_default(self, parameter: str, value: Any) -> None:
+        """Bind ``parameter`` to a new constant unless it is bound."""
+        if not self.has(parameter):
+            name = self.add_const(value, f"{self.node.name}_{parameter}_0")
+            self.bindings[parameter] = name
+
+    def finish_with(
+        self, op_type: str, inputs: dict[str, str], *, x: str, result: Any, wanted_name: str
+    ) -> None:
+        """Let a new operation make the output, from what the changed one gives as type ``result``.
+
+        ``x`` is the new operation's parameter for that, ``inputs`` are its others, and
+        ``wanted_name`` is for the value in between.
+        """
+        inner = self.unique_name(wanted_name)
+        old = self.node.op.outputs[0]
+        self.output = inner, result
+        self.after.append(
+            _operation(
+                op_type, {x: inner, **inputs}, old.type, old.name, self.unique_name(old.name)
+            )
+        )
+
+    def apply(self, storage: Storage) -> list[Any]:
+        """Change the operation, and return those that stand in its place now.
+
+        ``storage`` keeps values for the package that is being written.
+        """
+        op = self.node.op
+        if self.op_type is not None:
+            op.type = self.op_type
+        if self.values is not None:
+            values = {key: storage.value_of(value) for key, value in self.values.items()}
+            for key in self.removed | set(values):
+                op.attributes.pop(key, None)
+                op.inputs.pop(key, None)
+            for key, value in values.items():
+                op.inputs[key].arguments.add().value.CopyFrom(value)
+        for parameter in self.removed:
+            op.inputs.pop(parameter, None)
+        for parameter, name in self.bindings.items():
+            del op.inputs[parameter].arguments[:]
+            op.inputs[parameter].arguments.add().name = name
+        if self.output is None:
+            return [*self.before, op]
+        # The last operation takes over the message that is in the block, so this needs its own.
+        inner = Operation()
+        inner.CopyFrom(op)
+        inner.outputs[0].name = self.output[0]
+        inner.outputs[0].type.CopyFrom(self.output[1])
+        return [*self.before, inner, *self.after]
+
+
+Rule = Callable[[Change], None]
+
+
+def constant_scalar(node: Node, parameter: str, default: Any, kind: type, why: str) -> Any:
+    """Return the constant scalar bound to a parameter; ``default`` where it is absent.
+
+    Raises
+    ------
+    Unraisable
+        It is computed, no scalar, or not of the Python type ``kind``. ``why`` says what depends on
+        it: "half_pixel_centers follows from it".
+    """
+    if parameter not in node.inputs:
+        return default
+    try:
+        value = node.scalar(parameter)
+    except ValueError:
+        raise Unraisable(f"its {parameter} is no constant scalar, and {why}") from None
+    # Not isinstance: a bool is an int, and no axis.
+    if type(value) is not kind:
+        raise Unraisable(f"its {parameter} is {value!r}, no {kind.__name__}, and {why}")
+    return value
+
+
+def dtype_of(value_type: Any | None) -> DType | None:
+    """Return the element type of a tensor; None: the type is no tensor's."""
+    if value_type is None or value_type.WhichOneof("type") != "tensorType":
+        return None
+    return dtype_of_proto(value_type.tensorType.dataType)
+
+
+def type_of(node: Node, parameter: str) -> Any | None:
+    """Return the ``ValueType`` of what is bound to a parameter; None if that is not one value."""
+    bound = node.inputs.get(parameter, ())
+    if len(bound) != 1 or bound[0] is None:
+        return None
+    what = bound[0]
+    return what.message.type if isinstance(what, Constant) else what.type
+
+
+def sizes_of(value_type: Any | None) -> tuple[int | None, ...] | None:
+    """Return the shape of a tensor, with None for sizes that are not fixed.
+
+    None: the type is no tensor's, or its rank is not fixed.
+    """
+    if value_type is None or value_type.WhichOneof("type") != "tensorType":
+        return None
+    dimensions = value_type.tensorType.dimensions
+    if any(d.WhichOneof("dimension") == "unknown" and d.unknown.variadic for d in dimensions):
+        return None
+    return tuple(
+        d.constant.size if d.WhichOneof("dimension") == "constant" else None for d in dimensions
+    )
+
+
+def _operation(
+    op_type: str, inputs: dict[str, str], result: Any, output: str, name: str, **attributes: Any
+) -> Any:
+    op = Operation(type=op_type)
+    op.attributes["name"].CopyFrom(string_value(name))
+    for key, value in attributes.items():
+        op.attributes[key].CopyFrom(value)
+    for parameter, argument in inputs.items():
+        op.inputs[parameter].arguments.add().name = argument
+    op.outputs.add(name=output).type.CopyFrom(result)
+    return op

@@ -1,0 +1,74 @@
+"""Values of raised operations in the package that is being written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlopt.mil.dtypes import dtype_named
+from mlopt.mil.program import Constant
+from mlopt.mil.raising.change import SameBytes
+from mlopt.mil.values import tensor_type
+from mlopt.mil.writer import PackageWriter
+
+
+class Storage:
+    """Gives the ``Value`` messages of a raised program.
+
+    A blob that only gets another shape stays where it is. One whose element type changes is stored
+    again under the new type, once for all constants that share it, and read one at a time.
+
+    Parameters
+    ----------
+    writer
+        Writes the package of the program.
+    specification_version
+        That of the raised program, which decides what goes to the weight file.
+    """
+
+    def __init__(self, writer: PackageWriter, specification_version: int) -> None:
+        self._writer = writer
+        self._version = specification_version
+        self._stored: dict[tuple[Any, ...], Any] = {}
+
+    def value_of(self, wanted: SameBytes | np.ndarray) -> Any:
+        """Return a ``Value`` of the bytes of a constant, or of an array."""
+        if isinstance(wanted, np.ndarray):
+            return self._writer.add_value(wanted, specification_version=self._version)
+        constant = wanted.constant
+        dtype = constant.dtype if wanted.dtype is None else wanted.dtype
+        shape = constant.shape if wanted.shape is None else wanted.shape
+        if dtype == constant.dtype:
+            value = type(constant.message)()
+            value.CopyFrom(constant.message)
+            if shape != constant.shape:
+                value.type.CopyFrom(tensor_type(dtype, shape))
+            return value
+        if constant.storage is None:
+            return self._writer.add_value(
+                _packed(constant, dtype, shape),
+                dtype,
+                shape,
+                specification_version=self._version,
+            )
+        key = (constant.storage, dtype, shape)
+        if key not in self._stored:
+            self._stored[key] = self._writer.add_blob(
+                dtype, _packed(constant, dtype, shape), shape, file_name=constant.storage[0]
+            )
+            constant.release()
+        return self._stored[key]
+
+
+def _packed(constant: Constant, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the bytes of a constant as packed elements of ``dtype``; spare bits at the end are 0.
+
+    They are a view of the weight file, unless a spare bit is set there.
+    """
+    data = np.asarray(constant.value()).reshape(-1).view(np.uint8)
+    used = int(np.prod(shape, dtype=np.int64)) * dtype_named(dtype).bits % 8
+    if used and data.size and data[-1] >> used:
+        data = data.copy()
+        data[-1] &= (1 << used) - 1
+    return data

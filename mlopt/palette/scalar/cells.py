@@ -1,0 +1,251 @@
+"""Counting values into cells at several levels: the first of equal width, each next one finer.
+
+What :mod:`mlopt.palette.scalar.zoom` goes over the values with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Floats = npt.NDArray[Any]
+Sums = npt.NDArray[np.float64]
+Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
+"""Goes over the values once more: (values[n], importance float64[n], or empty for 1) at a time."""
+
+
+class Grid:
+    """Cells at several levels: the first of equal width, each next one parts of those kept.
+
+    A value's place in units of the first cells is computed once, with rounding; all steps after
+    that are exact, so cells never decrease as values grow.
+
+    Attributes
+    ----------
+    size
+        Cells of the last level.
+    passes
+        How often all values were gone over.
+    """
+
+    def __init__(self, low: float, per_width: float, size: int) -> None:
+        self.low = low
+        self.per_width = per_width
+        # for each level but the last, the rank of each cell among those kept, or -1
+        self.ranks = np.empty(0, np.int32)
+        self.offsets = np.array([0])
+        self.finer = np.empty(0, np.int64)
+        self.size = size
+        self.passes = 0
+
+    def refine(self, kept: npt.NDArray[np.int64], finer: int) -> None:
+        """Keep these cells (ascending) of the last level, and cut each into ``finer`` (2**b)."""
+        ranks = np.full(self.size, -1, np.int32)
+        ranks[kept] = np.arange(kept.size, dtype=np.int32)
+        self.ranks = np.concatenate([self.ranks, ranks])
+        self.offsets = np.append(self.offsets, self.ranks.size)
+        self.finer = np.append(self.finer, finer)
+        self.size = kept.size * finer
+
+    def count(self, parts: Parts, mean: float) -> tuple[Sums, npt.NDArray[np.int64]]:
+        """By cell of the last level: importance and moments [3, size], number of values [size]."""
+        cells = np.zeros((3, self.size))
+        counts = np.zeros(self.size, np.int64)
+        for values, importance in parts():
+            _count(values, importance, self._places(), mean, cells, counts)
+        self.passes += 1
+        return cells, counts
+
+    def gather(self, parts: Parts) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        """The values in the kept cells, their importance, and the ranks of the cells."""
+        found = [_gather(*part, self._places()) for part in parts()]
+        values, importance, cell = zip(*found, strict=True)
+        self.passes += 2
+        return np.concatenate(values), np.concatenate(importance), np.concatenate(cell)
+
+    def _places(self) -> tuple[Any, ...]:
+        return self.low, self.per_width, self.ranks, self.offsets, self.finer
+
+
+def extent(parts: Parts) -> tuple[float, float, float, float, int]:
+    """Smallest and largest value of any importance, sums of importance and moment; all values."""
+    found = np.array([np.inf, -np.inf, 0.0, 0.0])
+    count = 0
+    for values, importance in parts():
+        _extend(values, importance, found)
+        count += values.size
+    low, high, mass, moment = found.tolist()
+    return low, high, mass, moment, count
+
+
+@njit(cache=True, nogil=True)
+def _extend(values, importance, extent):  # type: ignore[no-untyped-def]
+    low, high, mass, moment = extent
+    weighted = importance.size > 0
+    for i in range(values.size):
+        h = importance[i] if weighted else 1.0
+        if h == 0.0:
+            continue
+        x = np.float64(values[i])
+        low = min(low, x)
+        high = max(high, x)
+        mass += h
+        moment += h * x
+    extent[0] = low
+    extent[1] = high
+    extent[2] = mass
+    extent[3] = moment
+
+
+@njit(cache=True, nogil=True)
+def _cell_of(x, places):  # type: ignore[no-untyped-def]
+    """The cell of the last level that ``x`` falls into, or -1."""
+    low, per_width, ranks, offsets, finer = places
+    place = (x - low) * per_width
+    cell = np.int64(place)
+    for level in range(finer.size):
+        rank = ranks[offsets[level] + cell]
+        if rank < 0:
+            return np.int64(-1)
+        place = (place - np.floor(place)) * finer[level]
+        cell = rank * finer[level] + np.int64(place)
+    return cell
+
+
+@njit(cache=True, nogil=True)
+def _count(values, importance, places, mean, cells, counts):  # type: ignore[no-untyped-def]
+    weighted = importance.size > 0
+    for i in range(values.size):
+        h = importance[i] if weighted else 1.0
+        if h == 0.0:
+            continue
+        x = np.float64(values[i])
+        cell = _cell_of(x, places)
+        if cell < 0:
+            continue
+        distance = x - mean
+        cells[0, cell] += h
+        cells[1, cell] += h * distance
+        cells[2, cell] += h * distance * distance
+        counts[cell] += 1
+
+
+@njit(cache=True, nogil=True)
+def _gather(values, importance, places):  # type: ignore[no-untyped-def]
+    weighted = importance.size > 0
+    finer = places[4][-1]
+    kept = 0
+    for i in range(values.size):
+        if weighted and importance[i] == 0.0:
+            continue
+        if _cell_of(np.float64(values[i]), places) >= 0:
+            kept += 1
+    out = np.empty(kept, values.dtype)
+    weights = np.ones(kept)
+    ranks = np.empty(kept, np.int32)
+    kept = 0
+    for i in range(values.size):
+        if weighted and importance[i] == 0.0:
+            continue
+        cell = _cell_of(np.float64(values[i]), places)
+        if cell >= 0:
+            out[kept] = values[i]
+            if weighted:
+                weights[kept] = importance[i]
+            ranks[kept] = cell // finer
+            kept += 1
+    return out, weights, ranks
+
+
+def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
+    """Prefix sums at the lower and upper edges of the parts of cells.
+
+    lower, upper: [3, m], of the cells; cells: [3, m * finer], sums over each part. The last part
+    takes the upper edge of its cell as it is, so that neighbours agree to the bit.
+    """
+    parts = cells.reshape(3, lower.shape[1], -1)
+    inner = lower[:, :, None] + np.cumsum(parts, axis=2)
+    inner[:, :, -1] = upper
+    below = np.concatenate([lower[:, :, None], inner[:, :, :-1]], axis=2)
+    return below.reshape(3, -1), inner.reshape(3, -1)
+
+
+@njit(cache=True, nogil=True)
+def sort_in_cells(values, importance, cell, cells):  # type: ignore[no-untyped-def]
+    """Values and importance in ascending order, and how many there are before each cell.
+
+    values, importance, cell: [m], ``cell`` the rank among ``cells`` ascending ones that each value
+    is in. Equal values keep their order. Counted by cell, which is linear, then sorted in it; a
+    cell of one value over and over is in order already.
+    """
+    starts = np.zeros(cells + 1, np.int64)
+    for i in range(values.size):
+        starts[cell[i] + 1] += 1
+    for c in range(cells):
+        starts[c + 1] += starts[c]
+    ordered = np.empty(values.size)
+    weights = np.empty(values.size)
+    place = starts.copy()
+    for i in range(values.size):
+        to = place[cell[i]]
+        ordered[to] = values[i]
+        weights[to] = importance[i]
+        place[cell[i]] = to + 1
+    for c in range(cells):
+        first, last = starts[c], starts[c + 1]
+        rising = True
+        for i in range(first + 1, last):
+            rising = rising and ordered[i - 1] <= ordered[i]
+        if not rising:
+            order = np.argsort(ordered[first:last], kind="mergesort")
+            ordered[first:last] = ordered[first:last][order]
+            weights[first:last] = weights[first:last][order]
+    return ordered, weights, starts
+
+
+def sums_at_positions(
+    values: Floats,
+    importance: npt.NDArray[np.float64],
+    cell: npt.NDArray[np.int32],
+    mean: float,
+    lower: Sums,
+    upper: Sums,
+) -> Sums:
+    """Prefix sums at every place for a bound: edges, and between distinct values in the cells.
+
+    values, importance, cell: as :meth:`Grid.gather` leaves them; lower, upper: sums at the edges of
+    the cells, [3, m].
+    """
+    ordered, weights, starts = sort_in_cells(values, importance, cell, lower.shape[1])
+    out = np.empty((3, values.size + 2 * lower.shape[1]))
+    count = _fill_positions(ordered, weights, starts, mean, lower, upper, out)
+    return out[:, :count]
+
+
+@njit(cache=True, nogil=True)
+def _fill_positions(values, importance, starts, mean, lower, upper, out):  # type: ignore[no-untyped-def]
+    count = 0
+    for c in range(lower.shape[1]):
+        s0, s1, s2 = lower[0, c], lower[1, c], lower[2, c]
+        out[0, count], out[1, count], out[2, count] = s0, s1, s2
+        count += 1
+        i = starts[c]
+        last = starts[c + 1]
+        while i < last:
+            value = values[i]
+            while i < last and values[i] == value:
+                distance = value - mean
+                s0 += importance[i]
+                s1 += importance[i] * distance
+                s2 += importance[i] * distance * distance
+                i += 1
+            if i < last:
+                out[0, count], out[1, count], out[2, count] = s0, s1, s2
+                count += 1
+        out[0, count], out[1, count], out[2, count] = upper[0, c], upper[1, c], upper[2, c]
+        count += 1
+    return count

@@ -1,0 +1,312 @@
+"""Exact weighted k-means of sorted values, by a penalty on the number of segments.
+
+The optimum for ``k`` clusters is the cheapest segmentation with exactly ``k`` segments. Charging
+every segment a penalty ``lambda`` instead of counting them leaves a problem that one pass solves
+(:func:`mlopt.palette.scalar.segments.penalised_paths`); its number of segments falls as ``lambda``
+grows, and whenever it comes out as ``k`` the solution is optimal for ``k``. A few Lloyd steps from
+good quantiles predict ``lambda`` so well that one to three passes do. Where several ``k`` tie on
+one ``lambda``, a solution with fewer and one with more segments are spliced.
+
+Sources: Gronlund, Larsen, Mathiasen, Nielsen, Schneider, Song, "Fast exact k-means, k-medians and
+Bregman divergence clustering in 1D", 2017, arXiv 1701.07204; Aggarwal, Schieber, Tokuyama,
+"Finding a minimum-weight k-link path in graphs with the concave Monge property", 1994, for the
+splice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.palette.scalar.segments import (
+    fill_sums,
+    penalised_paths,
+    segment_cost,
+    total_cost,
+    trace_path,
+)
+
+LLOYD_STEPS = 24
+
+# The search for the penalty. Steps that follow the error, as long as it is smooth: so many. Then
+# unbracketed ones double in length, and every other one inside a bracket halves its logarithm.
+SMOOTH_PASSES = 16
+UNBRACKETED_PASSES = 8
+# 11 doubled steps cross the range of float64, 64 halvings end at its resolution.
+MOST_PASSES = UNBRACKETED_PASSES + SMOOTH_PASSES + 11 + 2 * 64
+LEAST_PENALTY = 1e-300
+MOST_PENALTY = 1e300
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
+    """Segment bounds at the quantiles of (about) the cube root of the density.
+
+    That is how the points of an optimal quantizer lie (Panter and Dite 1951). The exponent used is
+    5/16 rather than 1/3, because square roots round alike on every machine and cube roots do not.
+    Values are taken in short runs, 16 or so to a segment: this is only where the search starts.
+    """
+    n = values.size
+    run = max(1, n // (16 * k))
+    runs = (n - 2) // run + 1
+    running = np.empty(runs + 1)
+    running[0] = 0.0
+    for r in range(runs):
+        left = r * run
+        right = min(left + run, n - 1)
+        width = values[right] - values[left]
+        density_root = np.sqrt(np.sqrt((sums[0, right] - sums[0, left]) / width))
+        running[r + 1] = running[r] + width * density_root * np.sqrt(np.sqrt(density_root))
+    bounds[0] = 0
+    position = 0
+    for j in range(1, k):
+        goal = running[runs] * j / k
+        while position < runs and running[position] < goal:
+            position += 1
+        # every segment keeps at least one value
+        bounds[j] = min(max(position * run, bounds[j - 1] + 1), n - (k - j))
+    bounds[k] = n
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def lloyd(values, sums, origin, k, bounds):  # type: ignore[no-untyped-def]
+    """Move each bound to the midpoint of the neighbouring means until nothing moves.
+
+    Works on ``bounds[: k + 1]`` in place; at most ``LLOYD_STEPS`` rounds, no segment is emptied.
+    """
+    n = values.size
+    for _ in range(LLOYD_STEPS):
+        moved = False
+        left_mean = (sums[1, bounds[1]] - sums[1, 0]) / (sums[0, bounds[1]] - sums[0, 0])
+        for j in range(1, k):
+            b = bounds[j]
+            right_mean = (sums[1, bounds[j + 1]] - sums[1, b]) / (
+                sums[0, bounds[j + 1]] - sums[0, b]
+            )
+            middle = origin + 0.5 * (left_mean + right_mean)
+            lowest = bounds[j - 1] + 1
+            highest = min(bounds[j + 1] - 1, n - (k - j))
+            step = 1
+            if values[b] < middle:
+                while b < highest and values[min(b + step, highest)] < middle:
+                    b = min(b + step, highest)
+                    step *= 2
+                far = min(b + step, highest)
+                while far - b > 0:
+                    probe = (b + far + 1) >> 1
+                    if values[probe - 1] < middle:
+                        b = probe
+                    else:
+                        far = probe - 1
+            else:
+                while b > lowest and values[max(b - step, lowest)] >= middle:
+                    b = max(b - step, lowest)
+                    step *= 2
+                far = max(b - step, lowest)
+                while b - far > 0:
+                    probe = (b + far) >> 1
+                    if values[probe] >= middle:
+                        b = probe
+                    else:
+                        far = probe + 1
+            if b != bounds[j]:
+                bounds[j] = b
+                moved = True
+            left_mean = right_mean
+        if not moved:
+            break
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
+    """Bounds of ``k`` segments from two solutions that are optimal under one penalty.
+
+    Where a segment of the solution with more lies within one of the solution with fewer, after
+    ``k - k_fewer`` segments more, the first solution up to there and the second from there on have
+    ``k`` segments, and by the Monge property they cost no more (Aggarwal et al. 1994, lemma 5).
+    """
+    surplus = k - k_fewer
+    s = 0
+    while more[s + surplus + 1] > fewer[s + 1]:
+        s += 1
+    for j in range(s + surplus + 1):
+        bounds[j] = more[j]
+    for j in range(s + 1, k_fewer + 1):
+        bounds[j + surplus] = fewer[j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
+    """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
+
+    Parameters
+    ----------
+    values
+        float64[n], ascending and distinct.
+    sums, origin
+        As :func:`mlopt.palette.scalar.segments.fill_sums` leaves them.
+    penalty
+        A first guess, or 0.0 for none.
+    bounds
+        int64, at least ``n + 1`` long; the result is ``bounds[: k + 1]``.
+    cost, offset, start, queue, since
+        Scratch of ``penalised_paths``.
+
+    Returns
+    -------
+    penalty
+        The last penalty tried, whose prefix costs stand in ``cost``. The result is optimal under
+        it, also where several ``k`` tie on it. 0.0 for ``k = 1``.
+    passes
+        Penalties tried, ``MOST_PASSES`` at most, each O(n log n) and nearly always O(n). One to
+        three do where the error falls smoothly with the number of segments. Where it does not
+        (geometric values, importance over many decades), steps by its slope may come closer by one
+        segment a pass: so every other pass then halves the logarithm of the bracket.
+    """
+    n = values.size
+    if k == 1:
+        bounds[0] = 0
+        bounds[1] = n
+        return 0.0, 0
+    if penalty <= 0.0:
+        # d(error)/dk of an error that falls like k**-2
+        lloyd(values, sums, origin, k, bounds)
+        penalty = 2.0 * total_cost(sums, bounds, k) / k
+    if not penalty > 0.0:
+        penalty = max((sums[2, n] - sums[2, 0]) * 1e-18, LEAST_PENALTY)
+
+    # one segment, and one for each value, until better ones are known
+    fewer = np.empty(k + 1, np.int64)
+    fewer[0] = 0
+    fewer[1] = n
+    k_fewer = 1
+    error_fewer = np.inf
+    more = np.empty(n + 1, np.int64)
+    for j in range(n + 1):
+        more[j] = j
+    k_more = n
+    error_more = np.inf
+    lowest = 0.0
+    highest = np.inf
+    is_chord = False
+    stretch = 1
+    passes = 0
+    while passes < MOST_PASSES:
+        tried = penalty
+        penalised_paths(sums, n, penalty, cost, offset, start, queue, since)
+        passes += 1
+        found = trace_path(start, n, bounds)
+        if found == k:
+            return tried, passes
+        # Under the slope of the bracket both of its ends are optimal if nothing between them is.
+        if is_chord and (found <= k_fewer or found >= k_more):
+            break
+        if found < k:
+            highest = min(highest, penalty)
+            if found > k_fewer or error_fewer == np.inf:
+                k_fewer = found
+                error_fewer = cost[n] - penalty * found
+                for j in range(found + 1):
+                    fewer[j] = bounds[j]
+        else:
+            lowest = max(lowest, penalty)
+            if found < k_more or error_more == np.inf:
+                k_more = found
+                error_more = cost[n] - penalty * found
+                for j in range(found + 1):
+                    more[j] = bounds[j]
+        is_chord = error_fewer < np.inf and error_more < np.inf
+        if is_chord:
+            # The least error is convex in k: this slope lies between those to the left and to the
+            # right of some k inside the bracket, of k itself when the bracket is k - 1 and k + 1.
+            penalty = (error_fewer - error_more) / (k_more - k_fewer)
+            if passes >= SMOOTH_PASSES and passes % 2 == 0:
+                middle = np.sqrt(lowest) * np.sqrt(highest)
+                if not lowest < middle < highest:
+                    break
+                penalty = middle
+                is_chord = False
+        else:
+            ratio = found / k
+            factor = ratio * ratio * ratio
+            if passes >= UNBRACKETED_PASSES:
+                factor = max(factor, 2.0) ** stretch if ratio > 1.0 else min(factor, 0.5) ** stretch
+                stretch *= 2
+            penalty = min(max(penalty * factor, LEAST_PENALTY), MOST_PENALTY)
+            if penalty == tried:
+                break
+
+    _splice(fewer, k_fewer, more, k, bounds)
+    return tried, passes
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _curve(values, importance, most):  # type: ignore[no-untyped-def]
+    n = values.size
+    sums = np.empty((3, n + 1))
+    origin = fill_sums(values, importance, sums)
+    errors = np.zeros(most)
+    errors[0] = segment_cost(sums, 0, n)
+    cost = np.empty(n + 1)
+    offset = np.empty(n + 1)
+    start = np.empty(n + 1, np.int32)
+    queue = np.empty(n + 1, np.int32)
+    since = np.empty(n + 1, np.int32)
+    bounds = np.empty(n + 1, np.int64)
+    for k in range(2, min(most, n - 1) + 1):
+        quantile_bounds(values, sums, k, bounds)
+        solve(values, sums, origin, k, 0.0, bounds, cost, offset, start, queue, since)
+        errors[k - 1] = total_cost(sums, bounds, k)
+    return errors
+
+
+def kmeans1d(
+    values: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], k: int
+) -> npt.NDArray[np.int64]:
+    """Optimal clusters of distinct ascending values.
+
+    Parameters
+    ----------
+    values
+        float64[n], ascending, no value twice.
+    importance
+        float64[n], positive.
+    k
+        Clusters wanted; with ``k >= n`` every value is a cluster of its own.
+
+    Returns
+    -------
+    bounds
+        int64[min(k, n) + 1]: cluster ``j`` is ``values[bounds[j]:bounds[j + 1]]``.
+    """
+    n = values.size
+    if k >= n:
+        return np.arange(n + 1)
+    sums = np.empty((3, n + 1))
+    origin = fill_sums(values, importance, sums)
+    bounds = np.empty(n + 1, np.int64)
+    quantile_bounds(values, sums, k, bounds)
+    solve(values, sums, origin, k, 0.0, bounds, *scratch(n))
+    return bounds[: k + 1].copy()
+
+
+def kmeans1d_curve(
+    values: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], most: int
+) -> npt.NDArray[np.float64]:
+    """The least squared error for every cluster count from 1 to ``most``: float64[most].
+
+    The rate-distortion curve of the values. Parameters as for :func:`kmeans1d`.
+    """
+    return np.asarray(_curve(values, importance, most))
+
+
+def scratch(n: int) -> tuple[npt.NDArray, ...]:  # type: ignore[type-arg]
+    """Working arrays of :func:`mlopt.palette.scalar.segments.penalised_paths` for ``n`` values."""
+    return (
+        np.empty(n + 1),
+        np.empty(n + 1),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+    )

@@ -1,0 +1,255 @@
+"""The optimum among tables whose entries are to be chosen from given numbers.
+
+An integer table with a scale holds points of a lattice, at most 256. So the best table of ``k``
+entries is the best choice of ``k`` points, and that is a shortest path: between two neighbouring
+points of a choice lie values that go to the nearer one, whatever the rest of the choice is. With
+``W(i, j)`` their squared error, the programme
+
+    D_1(j) = error of all values below point j about it
+    D_s(j) = min over i < j of D_{s-1}(i) + W(i, j)
+
+finds the optimum of every size. ``W`` has the Monge property (it is that of medians on a line:
+Hassin and Tamir, "Improved complexity bounds for location problems on the real line", 1991), so the
+best ``i`` grows with ``j`` and with ``s``, and all layers together look at a few pairs a point.
+
+Nothing is assumed of the spacing: the points are what is *stored*, after rounding, and the middle
+between two of them is where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
+from mlopt.palette.scalar.segments import fill_sums
+
+Parts = Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float64]]]]
+"""Goes over the values: (values[n], importance float64[n], or empty for 1) at a time."""
+
+
+def choose_table(
+    values: npt.NDArray[np.float64],
+    masses: npt.NDArray[np.float64],
+    points: npt.NDArray[np.float64],
+    k: int,
+) -> npt.NDArray[np.float64]:
+    """The best table of at most ``k`` of the points.
+
+    Parameters
+    ----------
+    values, masses
+        float64[n], n >= 1: distinct and ascending, and their importance, positive.
+    points
+        float64[m], m >= 1, distinct and ascending.
+    k
+        1 or more.
+
+    Returns
+    -------
+    float64[k], ascending; the last entry is repeated where fewer points than ``k`` are the nearest
+    ones of any value.
+    """
+    sums = np.empty((3, values.size + 1))
+    origin = fill_sums(values, masses, sums)
+    table = np.empty(k)
+    fill_from_points(values, values.size, sums, origin, points, _scratch(points), table)
+    return table
+
+
+def choose_table_of_parts(
+    parts: Parts, points: npt.NDArray[np.float64], k: int
+) -> npt.NDArray[np.float64] | None:
+    """As :func:`choose_table`, for values too many to be sorted: they are counted once, in cells.
+
+    Cells end at the points and at the middles between any two of them: nothing else matters.
+    None where no value has any importance.
+    """
+    middles = (0.5 * points[:, None] + 0.5 * points[None, :])[np.tri(points.size, dtype=bool)]
+    ends = np.append(np.unique(middles), np.inf)
+    origin = float(points[points.size // 2])
+    cells = np.zeros((3, ends.size))
+    low = float(ends[0])
+    per_unit = buckets_per_unit(low, low + (float(points[-1]) - float(points[0])), MOST_BUCKETS)
+    starts = np.empty(MOST_BUCKETS + 1, np.int64)
+    # the last end is infinite
+    fill_starts(ends, ends.size - 1, low, per_unit, starts)
+    for values, importance in parts():
+        _count(values, importance, ends, (low, per_unit, starts), origin, cells)
+    if not cells[0].any():
+        return None
+    held = cells[0] > 0.0
+    held[-1] = True
+    # an empty cell joins the next one, so that the first and the last hold something
+    joined = np.add.reduceat(cells, np.append(0, np.flatnonzero(held)[:-1] + 1), axis=1)
+    ends = ends[held]
+    if joined[0, -1] == 0.0:
+        joined, ends = joined[:, :-1], ends[:-1]
+    sums = np.concatenate([np.zeros((3, 1)), np.cumsum(joined, axis=1)], axis=1)
+    table = np.empty(k)
+    fill_from_points(ends, ends.size, sums, origin, points, _scratch(points), table)
+    return table
+
+
+def _scratch(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.empty((points.size, points.size))
+
+
+@njit(cache=True, nogil=True)
+def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no-untyped-def]
+    """Add importance and moments of values to the cells that they fall into (up to its end)."""
+    start, per_unit, starts = buckets
+    weighted = importance.size > 0
+    for i in range(values.size):
+        h = importance[i] if weighted else 1.0
+        if h == 0.0:
+            continue
+        x = np.float64(values[i])
+        bucket = bucket_of(x, start, per_unit, starts.size - 1)
+        low = starts[bucket]
+        high = starts[bucket + 1]
+        while low < high:
+            probe = (low + high) >> 1
+            if ends[probe] < x:
+                low = probe + 1
+            else:
+                high = probe
+        distance = x - origin
+        cells[0, low] += h
+        cells[1, low] += h * distance
+        cells[2, low] += h * distance * distance
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fill_from_points(values, n, sums, origin, points, costs, table):  # type: ignore[no-untyped-def]
+    """Fill ``table`` (float64[k]) with the best choice of at most ``k`` of ``points``, ascending.
+
+    Parameters
+    ----------
+    values
+        float64[>= n], ascending: ``n`` values, or the upper ends of ``n`` cells that hold some, as
+        long as no point and no middle of two points lies within a cell.
+    sums, origin
+        Of the values, see :mod:`mlopt.palette.scalar.segments`.
+    points
+        float64[m], m >= 1, distinct and ascending.
+    costs
+        float64[>= m, >= m], scratch.
+    """
+    k = table.size
+    # points beyond the outermost values, but for the nearest on either side, serve nobody
+    first = 0
+    while first + 1 < points.size and points[first + 1] < values[0]:
+        first += 1
+    last = points.size - 1
+    while last > first and points[last - 1] >= values[n - 1]:
+        last -= 1
+    points = points[first : last + 1]
+    m = points.size
+    chosen = np.empty(m, np.int64)
+    if m <= k:
+        for i in range(m):
+            chosen[i] = i
+        count = m
+    else:
+        count = _choose(values, n, sums, origin, points, k, costs, chosen)
+
+    used = 0
+    below = 0
+    for c in range(count):
+        upto = n
+        if c + 1 < count:
+            middle = 0.5 * points[chosen[c]] + 0.5 * points[chosen[c + 1]]
+            upto = _advance(values, n, below, middle)
+        if upto > below:
+            table[used] = points[chosen[c]]
+            used += 1
+        below = upto
+    for c in range(used, k):
+        table[c] = table[used - 1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _advance(values, n, position, limit):  # type: ignore[no-untyped-def]
+    """How many of the values are not above ``limit``; at least ``position`` of them are not."""
+    step = 1
+    while position + step <= n and values[position + step - 1] <= limit:
+        position += step
+        step *= 2
+    far = min(position + step, n + 1) - 1
+    while position < far:
+        probe = (position + far) >> 1
+        if values[probe] <= limit:
+            position = probe + 1
+        else:
+            far = probe
+    return position
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _error_about(sums, i, j, away):  # type: ignore[no-untyped-def]
+    """Squared error of the values ``[i, j)`` about a point ``away`` from the origin."""
+    mass = sums[0, j] - sums[0, i]
+    moment = sums[1, j] - sums[1, i]
+    square = sums[2, j] - sums[2, i]
+    return max(0.0, square - away * (2.0 * moment - away * mass))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _choose(values, n, sums, origin, points, k, costs, chosen):  # type: ignore[no-untyped-def]
+    """Write the best at most ``k`` of ``m > k`` points into ``chosen``; returns their number."""
+    m = points.size
+    below = np.empty(m, np.int64)
+    position = 0
+    for i in range(m):
+        position = _advance(values, n, position, points[i])
+        below[i] = position
+    for i in range(m):
+        position = below[i]
+        away = points[i] - origin
+        for j in range(i + 1, m):
+            position = _advance(values, n, position, 0.5 * points[i] + 0.5 * points[j])
+            # symmetric, so that a programme over the starts of one end reads along a row
+            costs[j, i] = _error_about(sums, below[i], position, away) + _error_about(
+                sums, position, below[j], points[j] - origin
+            )
+
+    best = np.empty(m)
+    here = np.empty(m)
+    before = np.zeros((k, m), np.int16)
+    lowest = np.inf
+    size = 1
+    end = 0
+    for j in range(m):
+        best[j] = _error_about(sums, 0, below[j], points[j] - origin)
+    for layer in range(k):
+        if layer > 0:
+            highest = m - 2
+            for j in range(m - 1, -1, -1):
+                here[j] = np.inf
+                if j < layer:
+                    continue
+                far = min(highest, j - 1)
+                near = max(min(np.int64(before[layer - 1, j]), far), layer - 1)
+                row = costs[j]
+                for i in range(near, far + 1):
+                    candidate = best[i] + row[i]
+                    if candidate < here[j]:
+                        here[j] = candidate
+                        before[layer, j] = i
+                highest = np.int64(before[layer, j])
+            best, here = here, best
+        for j in range(layer, m):
+            whole = best[j] + _error_about(sums, below[j], n, points[j] - origin)
+            if whole < lowest:
+                lowest = whole
+                size = layer + 1
+                end = j
+    for layer in range(size - 1, -1, -1):
+        chosen[layer] = end
+        end = int(before[layer, end])
+    return size

@@ -1,0 +1,102 @@
+"""One table for a large float weight: zoomed in on part by part, not sorted or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.palette.scalar.buckets import label_floats
+from mlopt.palette.scalar.distinct import is_coded
+from mlopt.palette.scalar.groups import fill_middles
+from mlopt.palette.scalar.lattice import choose_table_of_parts
+from mlopt.palette.scalar.stored import rounding_constants
+from mlopt.palette.scalar.zoom import table_by_zooming
+
+Floats = npt.NDArray[Any]
+
+_PART = 1 << 20
+"""Weights that are gone over at a time."""
+
+
+def is_worth_zooming(weight: Floats, entries: int) -> bool:
+    """Whether zooming beats sorting for this many centres.
+
+    More centres leave fewer values that are far from a bound: with 256 of them it only pays where
+    memory is at stake.
+    """
+    if is_coded(weight.dtype):
+        return False
+    return weight.size >= (entries << 12 if entries <= 64 else 1 << 23)
+
+
+def cluster_whole(
+    weight: Floats,
+    nbits: int,
+    *,
+    table_dtype: np.dtype[Any],
+    importance: npt.NDArray[np.float64] | None = None,
+    points: npt.NDArray[np.float64] | None = None,
+    workers: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8], float] | None:
+    """The best table of ``2**nbits`` entries for a whole weight, and its labels.
+
+    Parameters
+    ----------
+    weight
+        float32 or float64, of any shape, C-contiguous, finite.
+    table_dtype
+        What the table is stored in.
+    importance
+        float64 of the weight's shape, not negative (a broadcast is not expanded as a whole); None
+        for 1.
+    points
+        float64[m], distinct and ascending: the numbers that entries may be. None for whatever
+        ``table_dtype`` can store.
+    workers
+        Threads. The result does not depend on it.
+
+    Returns
+    -------
+    (float64[2**nbits] ascending, uint8 of the weight's shape, how much the error may be above the
+    least as a share of it), or None where the values do not suit: see
+    :func:`mlopt.palette.scalar.zoom.table_by_zooming`.
+    """
+    step = max(1, _PART // max(1, weight.size // weight.shape[0]))
+    spans = [slice(first, first + step) for first in range(0, weight.shape[0], step)]
+
+    def parts() -> Iterator[tuple[Floats, npt.NDArray[np.float64]]]:
+        for span in spans:
+            masses = np.empty(0)
+            if importance is not None:
+                masses = np.ascontiguousarray(importance[span], np.float64).reshape(-1)
+            yield weight[span].reshape(-1), masses
+
+    if points is None:
+        zoomed = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+        if zoomed is None:
+            return None
+        table = zoomed.table
+        within = zoomed.gap / zoomed.plain if zoomed.gap > 0.0 else 0.0
+    else:
+        chosen = choose_table_of_parts(parts, points, 1 << nbits)
+        if chosen is None:
+            return None
+        table, within = chosen, 0.0
+    middles = np.empty(table.size - 1)
+    fill_middles(table, middles)
+    labels = np.empty(weight.shape, np.uint8)
+
+    def label(span: slice) -> None:
+        label_floats(weight[span].reshape(-1), middles, labels[span].reshape(-1))
+
+    if workers > 1 and len(spans) > 1:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(label, spans))
+    else:
+        for span in spans:
+            label(span)
+    return table, labels, within

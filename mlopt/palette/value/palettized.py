@@ -1,0 +1,460 @@
+"""A palettized weight: the one value that crosses the library."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from mlopt.errors import ConfigError
+from mlopt.palette.value.bits import NBITS, packed_nbytes
+from mlopt.palette.value.product import product
+from mlopt.palette.value.quantized import QuantizedTable, smallest_normal
+
+TABLE_DTYPES = ("float16", "float32", "float64", "bfloat16")
+"""By name: bfloat16 comes from a package that this one does not import."""
+
+INTEGER_TABLE_DTYPES = ("int8", "uint8")
+"""Of tables for weights that are integers themselves: the data of a quantized weight."""
+
+_CODES: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+"""Integers by itemsize. Values move as bit patterns: numba has neither float16 nor bfloat16."""
+
+
+def _normalised_axis(palettized: Palettized) -> None:
+    """A vector axis may be given negative, as in the file format; it is kept as 0 .. K-1."""
+    axis, rank = palettized.vector_axis, palettized.indices.ndim
+    if axis is not None and -rank <= axis < 0:
+        object.__setattr__(palettized, "vector_axis", axis + rank)
+
+
+@attrs.frozen(eq=False)
+class Palettized:
+    """A weight of shape n, stored as indices into one table per group.
+
+    With K the rank of the weight and v the vector axis, these hold::
+
+        table.shape   == (g[0], ..., g[K-1], 2**nbits, d)      nbits in 1, 2, 3, 4, 6, 8;  d >= 1
+        indices.shape == (n[0], ..., n[v] // d, ..., n[K-1])   v is None  iff  d == 1
+        indices.shape[i] % g[i] == 0                           for all i
+        indices       <  2**nbits
+        scale.shape   == (1, ..., n[a], ..., 1)                for some axis a; or scale is None
+        scale.dtype   == table.dtype                           the weight's dtype
+        quantized.decode() == table                            bit for bit; or quantized is None
+
+        group(p)[i]   == p[i] // (indices.shape[i] // g[i])    for a position p of indices
+        weight[.., p[v] * d + c, ..] == table[group(p), indices[p], c] * scale[.., a's, ..]
+
+    The product is rounded once, to the weight's dtype.
+
+    Parameters
+    ----------
+    table
+        float16, float32, float64 or bfloat16, of rank K + 2. Also int8 or uint8, where the weight
+        is the integer data of a quantized one; without ``scale`` and ``quantized`` then.
+    indices
+        uint8, C-contiguous, of rank K >= 1.
+    vector_axis
+        Axis along which the ``d`` values of an entry lie; negative counts from the end. None where
+        ``d`` is 1.
+    scale
+        Factors of the channels of one axis, or None.
+    quantized
+        The table as it is stored, if that is in 8 bits; None where it is stored as it is.
+
+    Raises
+    ------
+    ConfigError
+        One of the equations does not hold.
+    """
+
+    table: npt.NDArray[Any]
+    indices: npt.NDArray[np.uint8]
+    vector_axis: int | None = None
+    scale: npt.NDArray[Any] | None = None
+    quantized: QuantizedTable | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _normalised_axis(self)
+        _check_table(self.table, self.indices)
+        _check_vectors(self.table.shape[-1], self.vector_axis, self.indices.ndim)
+        if self.scale is not None:
+            _check_scale(self.scale, shape=self.shape, dtype=self.dtype)
+        if self.quantized is not None:
+            _check_quantized(self.quantized, self.table)
+        # Eight bits cannot be out of range; a maximum over bytes is cheaper than any use of them.
+        if self.nbits < 8 and self.indices.size and self.indices.max() >= 1 << self.nbits:
+            raise ConfigError(
+                f"indices into a table of {1 << self.nbits} entries have to be below that, "
+                f"got {self.indices.max()}; pad the table or correct the indices"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape n of the weight."""
+        axis, d = self.vector_axis, self.cluster_dim
+        return tuple(n * d if i == axis else n for i, n in enumerate(self.indices.shape))
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.indices.size * self.cluster_dim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The weight's dtype."""
+        return self.table.dtype
+
+    @property
+    def nbits(self) -> int:
+        """Bits per index."""
+        return int(self.table.shape[-2]).bit_length() - 1
+
+    @property
+    def cluster_dim(self) -> int:
+        """Weights d that one table entry stands for."""
+        return int(self.table.shape[-1])
+
+    @property
+    def table_shape(self) -> tuple[int, ...]:
+        """Number of groups g along each axis."""
+        return tuple(self.table.shape[:-2])
+
+    @property
+    def indices_nbytes(self) -> int:
+        """Bytes of the indices when packed."""
+        return packed_nbytes(self.indices.size, nbits=self.nbits)
+
+    @property
+    def table_nbytes(self) -> int:
+        """Bytes of the tables; with their own scale and offset where they are quantized."""
+        return self.table.nbytes if self.quantized is None else self.quantized.nbytes
+
+    @property
+    def scale_nbytes(self) -> int:
+        """Bytes of the scale; 0 where there is none."""
+        return 0 if self.scale is None else self.scale.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored."""
+        return self.indices_nbytes + self.table_nbytes + self.scale_nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, tables and scale counted; 0 for a weight without elements."""
+        return 8 * self.nbytes / self.size if self.size else 0.0
+
+    def dequantize(self) -> npt.NDArray[Any]:
+        """The weight that is stored: a new array of ``shape`` and ``dtype``.
+
+        A gather: beside the result it needs memory for the tables, with a scale for at most a
+        quarter of the weight, and for one number per row of the last axis where tables or vectors
+        lie across rows.
+        """
+        weight = np.empty(self.shape, self.dtype)
+        if not weight.size:
+            return weight
+        table, scale = self.table, self.scale
+        if scale is not None:
+            # Scaling entries gives the same products as scaling weights; there are fewer of them.
+            grown = table.size // self._scale_axis_groups * max(scale.shape)
+            if grown <= weight.size // 4:
+                table, scale = self._scaled_table(scale), None
+        codes = _CODES[self.dtype.itemsize]
+        _gather(
+            np.ascontiguousarray(table).view(codes),
+            self.indices,
+            weight.view(codes),
+            vector_axis=self.vector_axis,
+        )
+        if scale is not None:
+            _scale_in_place(weight, scale)
+        return weight
+
+    def astype(self, dtype: npt.DTypeLike) -> Palettized:
+        """The palette for a weight of another float format, such as a model converted to float16.
+
+        Entries and scale are rounded to the format, each on its own; codes of a table in 8 bits
+        stay, unless their scale would be subnormal: the table is stored in floats then. The indices
+        are shared.
+
+        Raises
+        ------
+        ConfigError
+            An entry or the scale is beyond the format's largest number.
+        """
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        quantized, scale = self.quantized, self.scale
+        if quantized is not None:
+            rounded = _rounded(quantized.scale, dtype)
+            # every byte but 0 stands for that much at least
+            is_normal = np.abs(rounded.astype(np.float64)).min() >= smallest_normal(dtype)
+            quantized = attrs.evolve(quantized, scale=rounded) if is_normal else None
+        table = _rounded(self.table, dtype) if quantized is None else quantized.decode()
+        if not np.isfinite(table.astype(np.float64)).all():
+            raise _too_large(dtype)
+        return Palettized(
+            table=table,
+            indices=self.indices,
+            vector_axis=self.vector_axis,
+            scale=None if scale is None else _rounded(scale, dtype),
+            quantized=quantized,
+        )
+
+    @property
+    def _scale_axis(self) -> int:
+        """Axis of the scale's channels."""
+        assert self.scale is not None
+        channels = self.scale.size
+        return self.shape.index(1) if channels == 1 else self.scale.shape.index(channels)
+
+    @property
+    def _scale_axis_groups(self) -> int:
+        """Groups of the table along the scale's axis."""
+        return self.table_shape[self._scale_axis]
+
+    def _scaled_table(self, scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Tables that have the scale in them: one for each position along the scale's axis."""
+        axis, n = self._scale_axis, self.indices.shape[self._scale_axis]
+        table = np.repeat(self.table, n // self._scale_axis_groups, axis=axis)
+        # The channels of one vector meet its d values, other channels meet whole entries.
+        d = self.cluster_dim if axis == self.vector_axis else 1
+        shape = [n if i == axis else 1 for i in range(len(self.shape))]
+        return product(table, scale.reshape(*shape, 1, d))
+
+
+def _rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Finite values in another float format; ConfigError where they are too large for it."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype)
+    if not np.isfinite(rounded.astype(np.float64)).all():
+        raise _too_large(dtype)
+    return rounded
+
+
+def _too_large(dtype: np.dtype[Any]) -> ConfigError:
+    return ConfigError(
+        f"a palette has to fit the format it is stored in, got numbers beyond those of {dtype}; "
+        "keep the wider format (compute_precision=FLOAT32 when converting), or scale the weight"
+    )
+
+
+def _check_table(table: npt.NDArray[Any], indices: npt.NDArray[np.uint8]) -> None:
+    """Check dtypes, rank and divisibility of a table and its indices."""
+    allowed = TABLE_DTYPES + INTEGER_TABLE_DTYPES
+    if table.dtype.name not in allowed:
+        raise ConfigError(f"a table has to be one of {allowed}, got {table.dtype}; convert it")
+    if indices.dtype != np.uint8 or not indices.flags.c_contiguous:
+        raise ConfigError(
+            f"indices have to be C-contiguous uint8, got {indices.dtype} with strides "
+            f"{indices.strides}; use numpy.ascontiguousarray(indices, numpy.uint8)"
+        )
+    if indices.ndim < 1 or table.ndim != indices.ndim + 2:
+        raise ConfigError(
+            f"indices need a rank K of at least 1 and a table the rank K + 2, got indices "
+            f"{indices.shape} and a table {table.shape}; add axes of length 1"
+        )
+    entries = table.shape[-2]
+    if entries not in [1 << nbits for nbits in NBITS]:
+        raise ConfigError(
+            f"a table has to have 2**nbits entries for nbits in {NBITS}, got {entries} "
+            f"(shape {table.shape}); repeat the last entry up to one of these"
+        )
+    for axis, (n, groups) in enumerate(zip(indices.shape, table.shape, strict=False)):
+        if groups < 1 or n % groups:
+            raise ConfigError(
+                f"the groups of a table have to divide the indices on each axis, got {groups} "
+                f"for {n} on axis {axis} (table {table.shape}, indices {indices.shape}); "
+                "choose a divisor"
+            )
+
+
+def _check_vectors(d: int, vector_axis: int | None, rank: int) -> None:
+    """Check that there is a vector axis exactly for vectors."""
+    if d < 1 or (d == 1) != (vector_axis is None):
+        raise ConfigError(
+            f"vector_axis belongs to tables of vectors and only to them, got {vector_axis} for "
+            f"entries of {d} values; give the axis, or None for scalars"
+        )
+    if vector_axis is not None and not 0 <= vector_axis < rank:
+        raise ConfigError(
+            f"vector_axis has to be in [{-rank}, {rank}), got {vector_axis}; choose an axis of "
+            "the weight"
+        )
+
+
+def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Check a scale's dtype and shape for a weight of ``shape`` and ``dtype``."""
+    if dtype.name in INTEGER_TABLE_DTYPES:
+        raise ConfigError(
+            f"a weight of integers has no scale, got one with a table of {dtype}; scale what is "
+            "made of the integers"
+        )
+    if scale.dtype != dtype:
+        raise ConfigError(
+            f"a scale has to have the dtype of its table, {dtype}, got {scale.dtype}; convert it"
+        )
+    long_axes = [i for i, n in enumerate(scale.shape) if n != 1]
+    if (
+        scale.ndim != len(shape)
+        or len(long_axes) > 1
+        or any(scale.shape[i] != shape[i] for i in long_axes)
+        or (not long_axes and 1 not in shape)
+    ):
+        raise ConfigError(
+            f"a scale has to have the weight's length on one axis and 1 on the others, got "
+            f"{scale.shape} for a weight {shape}; reduce with keepdims=True"
+        )
+
+
+def _check_quantized(quantized: QuantizedTable, table: npt.NDArray[Any]) -> None:
+    """Check that codes stand for the numbers of a table."""
+    codes, dtype = quantized.codes, quantized.scale.dtype
+    if codes.shape != table.shape or dtype != table.dtype:
+        raise ConfigError(
+            f"a quantized table has to have the table's shape and dtype, {table.shape} and "
+            f"{table.dtype}, got {codes.shape} and {dtype}; take its decode() as the table"
+        )
+    if quantized.decode().tobytes() != table.tobytes():
+        raise ConfigError(
+            "a quantized table has to decode to the table bit for bit; take its decode() as the "
+            "table"
+        )
+
+
+def _gather(
+    table: npt.NDArray[Any],
+    indices: npt.NDArray[np.uint8],
+    weight: npt.NDArray[Any],
+    *,
+    vector_axis: int | None,
+) -> None:
+    """Fill ``weight`` from ``table[group, index, c]``; all C-contiguous, values as bit patterns.
+
+    The position space is brought to few axes first, so that a kernel over rows of the last axis
+    has long rows: most weights end as a single row cut into groups.
+    """
+    *groups, entries, d = table.shape
+    lengths, groups, vector = _merged_axes(indices.shape, groups, vector_axis)
+    row_stride = vector_length = 1
+    across = vector is not None and vector < len(lengths) - 1
+    if vector is not None and across:
+        row_stride, vector_length = math.prod(lengths[vector + 1 : -1]), lengths[vector]
+    _gather_rows(
+        table.reshape(-1, d),
+        indices.reshape(-1, groups[-1], lengths[-1] // groups[-1]),
+        weight.reshape(-1),
+        _first_entry_of_row(lengths, groups, entries),
+        entries,
+        row_stride,
+        vector_length,
+        across,
+    )
+
+
+def _merged_axes(
+    shape: tuple[int, ...], table_groups: list[int], vector_axis: int | None
+) -> tuple[list[int], list[int], int | None]:
+    """The same C-order positions on fewer axes: lengths, groups and vector axis of these.
+
+    An axis without groups of its own can join the one before it, since a block of that stays a
+    block; but not across the vector axis, on which consecutive positions are ``d`` apart. Two axes
+    with one group for each position join as well.
+    """
+    lengths: list[int] = []
+    groups: list[int] = []
+    vector: int | None = None
+    for axis, (n, g) in enumerate(zip(shape, table_groups, strict=True)):
+        is_vector = axis == vector_axis
+        if n == 1 and lengths and not is_vector:
+            continue
+        after_vector = vector is not None and vector == len(lengths) - 1
+        whole = bool(lengths) and lengths[-1] == groups[-1]
+        if lengths and not is_vector and not after_vector and (g == 1 or whole):
+            lengths[-1] *= n
+            groups[-1] *= g
+            continue
+        lengths.append(n)
+        groups.append(g)
+        if is_vector:
+            vector = len(lengths) - 1
+    return lengths, groups, vector
+
+
+def _first_entry_of_row(
+    lengths: list[int], groups: list[int], entries: int
+) -> npt.NDArray[np.int64]:
+    """For each row of the last axis, the position in the tables of its first group's entry 0.
+
+    ``int64[prod(lengths[:-1])]``.
+    """
+    first = np.zeros((1,) * max(len(lengths) - 1, 1), np.int64)
+    stride = entries * groups[-1]
+    for axis in range(len(lengths) - 2, -1, -1):
+        group = np.arange(lengths[axis]) // (lengths[axis] // groups[axis]) * stride
+        first = first + group.reshape([-1 if i == axis else 1 for i in range(len(lengths) - 1)])
+        stride *= groups[axis]
+    return first.reshape(-1)
+
+
+@njit(cache=True, nogil=True)
+def _gather_rows(  # type: ignore[no-untyped-def]
+    table, indices, weight, first, entries, row_stride, vector_length, across
+):
+    """Gather row by row.
+
+    table [G * entries, d]; indices [R, g, m]: rows, groups in a row, positions in a group;
+    weight [R * g * m * d]; first int64[R]. ``across``: a vector lies over ``d`` rows of the weight
+    that are ``row_stride`` rows apart, with ``vector_length`` vectors on their axis; otherwise it
+    lies within a row.
+    """
+    d = table.shape[1]
+    rows, row_groups, m = indices.shape
+    length = row_groups * m
+    for row in range(rows):
+        if across:
+            upper, low = divmod(row, row_stride)
+            outer, vector = divmod(upper, vector_length)
+            start = ((outer * vector_length + vector) * d * row_stride + low) * length
+        else:
+            start = row * length * d
+        for group in range(row_groups):
+            entry = first[row] + group * entries
+            if d == 1:
+                for j in range(m):
+                    weight[start + j] = table[entry + indices[row, group, j], 0]
+                start += m
+            elif across:
+                for c in range(d):
+                    there = start + c * row_stride * length
+                    for j in range(m):
+                        weight[there + j] = table[entry + indices[row, group, j], c]
+                start += m
+            else:
+                for j in range(m):
+                    source = entry + indices[row, group, j]
+                    for c in range(d):
+                        weight[start + c] = table[source, c]
+                    start += d
+
+
+_BLOCK = 1 << 16
+"""Weights that are scaled at a time, in whole channels' rows."""
+
+
+def _scale_in_place(weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
+    """``weight *= scale`` with one rounding, in the dtype of both; weight is C-contiguous."""
+    axis = int(np.argmax(scale.shape))
+    inner = math.prod(weight.shape[axis + 1 :])
+    blocks = weight.reshape(-1, weight.shape[axis], inner)
+    step = max(1, _BLOCK // (weight.shape[axis] * inner))
+    for start in range(0, len(blocks), step):
+        block = blocks[start : start + step]
+        block[...] = product(block, scale.reshape(1, -1, 1))

@@ -1,0 +1,1 @@
+"""Clustering vectors of several channels."""

@@ -1,0 +1,224 @@
+"""Where Lloyd's iteration starts: greedy k-means++, and moves of single centres that pay.
+
+Each kernel takes ``columns`` [d, n] (float32 or float64), the vectors' ``weights`` float64[n], and
+centres [k, d] of the columns' dtype. Work: :func:`plus_plus` ``k * trials`` passes over the
+vectors; :func:`local_search` ``n * k`` distances to begin with and one pass a draw, and for a draw
+that is taken ``k`` distances for each vector one of whose two nearest centres is moved.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mlopt.palette.vector.distances import STRIP, distances
+
+
+@njit(cache=True, nogil=True)
+def _draw(cumulative, uniform):  # type: ignore[no-untyped-def]
+    """First position whose cumulative weight is above ``uniform`` of the total."""
+    target = uniform * cumulative[-1]
+    low, high = 0, cumulative.size - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cumulative[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit(cache=True, nogil=True)
+def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
+    """Greedy k-means++: positions int64[k'] of the chosen vectors; stops where the cost is 0.
+
+    ``draws`` float64[k, trials]: each step tries ``trials`` vectors and keeps the one that lowers
+    the cost most.
+    """
+    n = columns.shape[1]
+    chosen = np.empty(k, np.int64)
+    cumulative = np.cumsum(weights)
+    chosen[0] = _draw(cumulative, draws[0, 0])
+    distance = np.empty(n, columns.dtype)
+    trial = np.empty(n, columns.dtype)
+    kept = np.empty(n, columns.dtype)
+    distances(columns, 0, n, columns[:, chosen[0]].copy(), distance)
+    for step in range(1, k):
+        total = 0.0
+        for i in range(n):
+            total += weights[i] * np.float64(distance[i])
+            cumulative[i] = total
+        if not total > 0.0:
+            return chosen[:step].copy()
+        lowest = np.inf
+        for t in range(draws.shape[1]):
+            candidate = _draw(cumulative, draws[step, t])
+            distances(columns, 0, n, columns[:, candidate].copy(), trial)
+            # Four sums, since one would wait for each addition.
+            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+            for i in range(n):
+                trial[i] = min(trial[i], distance[i])
+            for i in range(0, n - 3, 4):
+                s0 += weights[i] * np.float64(trial[i])
+                s1 += weights[i + 1] * np.float64(trial[i + 1])
+                s2 += weights[i + 2] * np.float64(trial[i + 2])
+                s3 += weights[i + 3] * np.float64(trial[i + 3])
+            for i in range(n - n % 4, n):
+                s0 += weights[i] * np.float64(trial[i])
+            cost = (s0 + s1) + (s2 + s3)
+            if cost < lowest:
+                lowest = cost
+                chosen[step] = candidate
+                kept, trial = trial, kept
+        distance, kept = kept, distance
+    return chosen
+
+
+@njit(cache=True, nogil=True)
+def _two_nearest(columns, i, centers, near, label):  # type: ignore[no-untyped-def]
+    """Distances [n, 2] and labels [n, 2] of the nearest and the second centre of vector ``i``."""
+    first, second = np.inf, np.inf
+    a, b = 0, 0
+    for k in range(centers.shape[0]):
+        total = 0.0
+        for j in range(columns.shape[0]):
+            difference = np.float64(columns[j, i]) - np.float64(centers[k, j])
+            total += difference * difference
+        if total < first:
+            first, second, a, b = total, first, k, a
+        elif total < second:
+            second, b = total, k
+    near[i, 0], near[i, 1] = first, second
+    label[i, 0], label[i, 1] = a, b
+
+
+@njit(cache=True, nogil=True)
+def _all_two_nearest(columns, centers, near, label):  # type: ignore[no-untyped-def]
+    """The same for all vectors, in the columns' dtype."""
+    n = columns.shape[1]
+    trial = np.empty(STRIP, columns.dtype)
+    best = np.empty(STRIP, columns.dtype)
+    second = np.empty(STRIP, columns.dtype)
+    a = np.empty(STRIP, np.int32)
+    b = np.empty(STRIP, np.int32)
+    for start in range(0, n, STRIP):
+        m = min(STRIP, n - start)
+        best[:m] = np.inf
+        second[:m] = np.inf
+        a[:m] = 0
+        b[:m] = 0
+        for k in range(centers.shape[0]):
+            distances(columns, start, start + m, centers[k], trial)
+            for i in range(m):
+                t, s = trial[i], second[i]
+                pushed = a[i] if t < best[i] else np.int32(k)
+                b[i] = pushed if t < s else b[i]
+                second[i] = np.minimum(s, np.maximum(best[i], t))
+            for i in range(m):
+                a[i] = np.int32(k) if trial[i] < best[i] else a[i]
+                best[i] = np.minimum(best[i], trial[i])
+        for i in range(m):
+            near[start + i, 0], near[start + i, 1] = best[i], second[i]
+            label[start + i, 0], label[start + i, 1] = a[i], b[i]
+
+
+@njit(cache=True, nogil=True)
+def _removal_costs(weights, near, label, cumulative, removal):  # type: ignore[no-untyped-def]
+    """What losing each centre would cost, into ``removal`` [k], and the running cost of vectors."""
+    removal[:] = 0.0
+    total = 0.0
+    for i in range(weights.size):
+        total += weights[i] * near[i, 0]
+        cumulative[i] = total
+        removal[label[i, 0]] += weights[i] * (near[i, 1] - near[i, 0])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _cheapest_swap(weights, near, label, removal, relief, trial):  # type: ignore[no-untyped-def]
+    """The centre to give up for a vector at the distances ``trial``, and the change in cost.
+
+    For a candidate at distance t of a vector whose nearest centres are at a <= b: without other
+    changes the vector gains max(a - t, 0); if its nearest centre goes, it moves to min(b, t). So
+    vectors with t >= b matter only through the removal cost b - a, summed beforehand.
+    """
+    gain = 0.0
+    relief[:] = 0.0
+    for i in range(weights.size):
+        t = np.float64(trial[i])
+        if t < near[i, 1]:
+            relief[label[i, 0]] += weights[i] * (near[i, 1] - max(t, near[i, 0]))
+            if t < near[i, 0]:
+                gain += weights[i] * (near[i, 0] - t)
+    gone, lowest = 0, np.inf
+    for j in range(removal.size):
+        if removal[j] - relief[j] < lowest:
+            gone, lowest = j, removal[j] - relief[j]
+    return gone, lowest - gain
+
+
+@njit(cache=True, nogil=True)
+def _start_swapping(columns, weights, centers):  # type: ignore[no-untyped-def]
+    """The two nearest centres of each vector, how far and which; cumulative costs to draw by.
+
+    Then what the removal of each centre costs, and the cost of all.
+    """
+    n, k = columns.shape[1], centers.shape[0]
+    near = np.empty((n, 2), np.float64)
+    label = np.empty((n, 2), np.int32)
+    _all_two_nearest(columns, centers, near, label)
+    cumulative = np.empty(n)
+    removal = np.empty(k)
+    cost = _removal_costs(weights, near, label, cumulative, removal)
+    return near, label, cumulative, removal, cost
+
+
+@njit(cache=True, nogil=True)
+def local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
+    """Move centres, in place, to vectors drawn by their cost, where that lowers the cost."""
+    n, k = columns.shape[1], centers.shape[0]
+    if k < 2:
+        return 0
+    near, label, cumulative, removal, cost = _start_swapping(columns, weights, centers)
+    relief = np.empty(k)
+    trial = np.empty(n, columns.dtype)
+    taken = 0
+    for draw in draws:
+        if not cost > 0.0:
+            return taken
+        point = columns[:, _draw(cumulative, draw)].copy()
+        distances(columns, 0, n, point, trial)
+        gone, change = _cheapest_swap(weights, near, label, removal, relief, trial)
+        if change > -1e-6 * cost:
+            continue
+        taken += 1
+        centers[gone] = point
+        for i in range(n):
+            t = np.float64(trial[i])
+            if label[i, 0] == gone or label[i, 1] == gone:
+                _two_nearest(columns, i, centers, near, label)
+            elif t < near[i, 0]:
+                near[i, 1], label[i, 1] = near[i, 0], label[i, 0]
+                near[i, 0], label[i, 0] = t, gone
+            elif t < near[i, 1]:
+                near[i, 1], label[i, 1] = t, gone
+        cost = _removal_costs(weights, near, label, cumulative, removal)
+    return taken
+
+
+@njit(cache=True, nogil=True)
+def suggested_swaps(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
+    """For vectors drawn by their cost: their positions, and the centres that each best replaces.
+
+    int64[m] and int64[m], m the number of draws.
+    """
+    near, label, cumulative, removal, _ = _start_swapping(columns, weights, centers)
+    relief = np.empty(centers.shape[0])
+    trial = np.empty(columns.shape[1], columns.dtype)
+    positions = np.empty(draws.size, np.int64)
+    gone = np.empty(draws.size, np.int64)
+    for m in range(draws.size):
+        positions[m] = _draw(cumulative, draws[m])
+        distances(columns, 0, trial.size, columns[:, positions[m]].copy(), trial)
+        gone[m], _ = _cheapest_swap(weights, near, label, removal, relief, trial)
+    return positions, gone

@@ -1,0 +1,53 @@
+"""How much of a weight shares one lookup table."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mlopt.errors import ConfigError
+from mlopt.requests.checked import listed, shown
+
+
+class Granularity(str, Enum):
+    """How much of a weight shares one lookup table.
+
+    A string in any case and a like-named member of another enum (coremltools' and the torch side's)
+    are accepted by :meth:`parse`; a member equals its lower-case name.
+    """
+
+    PER_TENSOR = "per_tensor"
+    PER_GROUPED_CHANNEL = "per_grouped_channel"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @classmethod
+    def parse(cls, value: object) -> Granularity:
+        """The member that `value` means; ConfigError where there is none."""
+        name = value.name if isinstance(value, Enum) else value
+        for member in cls:
+            if isinstance(name, str) and name.lower() == member.value:
+                return member
+        remedy = ""
+        if isinstance(name, str) and name.lower() == "per_channel":
+            remedy = "; for one table a channel use per_grouped_channel with group_size=1"
+        raise ConfigError(f"granularity must be {listed(cls)}, got {shown(value)}{remedy}")
+
+
+def summary_of(
+    method: str,
+    *,
+    group_size: int | None,
+    vector_length: int,
+    has_scale: bool,
+    lut_dtype: str | None,
+) -> str:
+    """A request in a few words, `method` first; what is None, 1 or False goes without saying."""
+    parts = [method, "per tensor" if group_size is None else f"groups of {group_size}"]
+    if vector_length > 1:
+        parts.append(f"vectors of {vector_length}")
+    if has_scale:
+        parts.append("per-channel scale")
+    if lut_dtype is not None:
+        parts.append(f"{lut_dtype} table")
+    return ", ".join(parts)

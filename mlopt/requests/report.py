@@ -1,0 +1,452 @@
+"""What happened to every weight of a model: the account that a compression run gives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from io import StringIO
+from typing import Any, Literal
+
+import attrs
+import yaml
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlopt.requests.rules import UnmatchedRule
+from mlopt.text import elided_apart, middle_elided, printable
+
+Outcome = Literal["palettized", "kept"]
+
+_GAP = 2  # blanks between two columns of the table
+_NAME_WIDTH = 16  # characters of a name, at least
+_RESULT_WIDTH = 28  # characters of a result before it wraps, at least
+# Plain ASCII, so that the table can go to any terminal, log or file.
+_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+# From this share of the bytes on, the summary names the largest weights that were kept.
+_NOTEWORTHY_SHARE = 0.1
+# Weights that the summary names one below the other, at most; JSON has all.
+_MOST_NAMED = 32
+
+
+@attrs.frozen(kw_only=True)
+class WeightRow:
+    """The account of one stored weight.
+
+    Parameters
+    ----------
+    name
+        The name of the constant.
+    model
+        The model of a pipeline that it belongs to, "" without a pipeline.
+    functions
+        The functions that use it, in program order.
+    shape, dtype
+        Of the dense weight; dtype by its numpy-like name (``"float16"``).
+    consumers
+        The operations that read it, each as ``"type(name)"``.
+    outcome
+        ``"palettized"`` or ``"kept"`` (bit for bit what it was).
+    reason
+        The rule that decided, or why the weight stays as it is.
+    category
+        The reason without what is particular to this weight: what the summary counts by. Taken to
+        be `reason` where not given.
+    note
+        What a reader should know beside the outcome (another group size than asked for, consumers
+        with different rules), or None.
+    nbits, granularity, group_size, cluster_dim, per_channel_scale, lut_dtype
+        The form that was stored. `nbits` and `granularity` are None for a kept weight,
+        `group_size` is None without groups, `lut_dtype` is None for tables in the weight's dtype.
+    mode
+        How the table was made, None for a kept weight.
+    bits_per_weight
+        Stored bits divided by the number of weights: indices, tables and scales counted.
+    bytes_before, bytes_after
+        Bytes of stored data.
+    is_elementwise
+        Whether only elementwise operations read it, so that each error is one of an activation; see
+        `Report.elementwise`.
+    snr_db
+        ``10 log10(sum w^2 / sum (w - stored)^2)``; infinity where the stored weight is equal, None
+        where nothing was measured.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    outcome: Outcome = attrs.field(validator=attrs.validators.in_(("palettized", "kept")))
+    reason: str
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    model: str = ""
+    functions: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+    category: str = attrs.field(default=attrs.Factory(lambda self: self.reason, takes_self=True))
+    note: str | None = None
+    mode: str | None = None
+    nbits: int | None = None
+    granularity: str | None = None
+    group_size: int | None = None
+    cluster_dim: int = 1
+    per_channel_scale: bool = False
+    lut_dtype: str | None = None
+    is_elementwise: bool = False
+    snr_db: float | None = None
+
+    @property
+    def is_palettized(self) -> bool:
+        """Whether the weight was palettized, and not kept."""
+        return self.outcome == "palettized"
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether what is stored equals the weight that came in."""
+        return not self.is_palettized or self.snr_db == math.inf
+
+    @property
+    def full_name(self) -> str:
+        """The name, after that of the model in a pipeline: ``"first/conv_weight"``."""
+        return f"{self.model}/{self.name}" if self.model else self.name
+
+    @property
+    def form(self) -> str:
+        """The stored form in a few words, ``"4-bit kmeans, per tensor"``; "" for a kept weight."""
+        if not self.is_palettized:
+            return ""
+        bits = "" if self.nbits is None else f"{self.nbits}-bit"
+        parts = [f"{bits} {self.mode or ''}".strip()]
+        if self.group_size is not None:
+            parts.append(f"groups of {self.group_size}")
+        elif self.granularity is not None:
+            parts.append(str(self.granularity).replace("_", " "))
+        if self.cluster_dim > 1:
+            parts.append(f"vectors of {self.cluster_dim}")
+        if self.per_channel_scale:
+            parts.append("per-channel scale")
+        if self.lut_dtype is not None:
+            parts.append(f"{self.lut_dtype} table")
+        return ", ".join(filter(None, parts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as values that JSON has: an infinite ratio is None with ``lossless`` true."""
+        values = attrs.asdict(self)
+        values["shape"] = list(self.shape)
+        values["functions"] = list(self.functions)
+        values["consumers"] = list(self.consumers)
+        values["form"] = self.form
+        values["lossless"] = self.is_lossless
+        values["bits_per_weight"] = _finite(self.bits_per_weight)
+        values["snr_db"] = _finite(self.snr_db)
+        return values
+
+
+def _rows(rows: Iterable[WeightRow]) -> tuple[WeightRow, ...]:
+    return tuple(rows)
+
+
+def _rules(rules: Iterable[UnmatchedRule]) -> tuple[UnmatchedRule, ...]:
+    return tuple(rules)
+
+
+def _notes(notes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(notes)
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """The account of a run: a row for each weight in program order, and what concerns them all.
+
+    Parameters
+    ----------
+    rows
+        One for each stored weight; a weight that several functions share has one.
+    target_before, target_after
+        Deployment targets by name (``"iOS15"``), None where unknown.
+    target_reason
+        Why the target was raised, None where it was not.
+    unmatched_rules
+        Rules of the configuration that apply to no weight.
+    notes
+        Whatever else a reader should know, a sentence each.
+    """
+
+    rows: tuple[WeightRow, ...] = attrs.field(default=(), converter=_rows)
+    target_before: str | None = None
+    target_after: str | None = None
+    target_reason: str | None = None
+    unmatched_rules: tuple[UnmatchedRule, ...] = attrs.field(default=(), converter=_rules)
+    notes: tuple[str, ...] = attrs.field(default=(), converter=_notes)
+
+    def __iter__(self) -> Iterator[WeightRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> WeightRow:
+        """The row of the weight called `name`; KeyError where there is none."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    @property
+    def palettized(self) -> tuple[WeightRow, ...]:
+        """The rows of the palettized weights."""
+        return tuple(row for row in self.rows if row.is_palettized)
+
+    @property
+    def kept(self) -> tuple[WeightRow, ...]:
+        """The rows of the weights that stayed as they were."""
+        return tuple(row for row in self.rows if not row.is_palettized)
+
+    @property
+    def elementwise(self) -> tuple[WeightRow, ...]:
+        """The rows of palettized weights that only elementwise operations read.
+
+        Rotary and position tables, windows and the like: no sum over many of them evens out what
+        their palettes lose. They may be worth a rule that leaves them alone.
+        """
+        return tuple(row for row in self.palettized if row.is_elementwise)
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all the weights as they came."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all the weights as stored."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes before over bytes after; 1 for a model without weights."""
+        return self.bytes_before / self.bytes_after if self.bytes_after else 1.0
+
+    @property
+    def kept_share(self) -> float:
+        """The share of the bytes that came in and were kept as they are, 0 to 1."""
+        before = self.bytes_before
+        return sum(row.bytes_before for row in self.kept) / before if before else 0.0
+
+    @property
+    def kept_categories(self) -> dict[str, tuple[int, int]]:
+        """Category of reason to (weights, bytes) of what was kept, most bytes first."""
+        found: dict[str, tuple[int, int]] = {}
+        for row in self.kept:
+            weights, size = found.get(row.category, (0, 0))
+            found[row.category] = (weights + 1, size + row.bytes_before)
+        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+    def summary(self) -> str:
+        """The account in a few lines: sizes, what was kept and why, the target, unused rules."""
+        if not self.rows:
+            lines = ["The model has no weights.", *self._closing_lines()]
+            return "\n".join(map(printable, lines))
+        lines = [
+            f"Palettized {_count(len(self.palettized), 'weight')} of {len(self.rows)}: "
+            f"{human_bytes(self.bytes_before)} -> {human_bytes(self.bytes_after)}, "
+            f"{size_change(self.bytes_before, self.bytes_after)}."
+        ]
+        if self.kept:
+            reasons = ", ".join(
+                f"{category}: {weights} ({human_bytes(size)})"
+                for category, (weights, size) in self.kept_categories.items()
+            )
+            lines.append(
+                f"Kept {len(self.kept)} of {_count(len(self.rows), 'weight')}, "
+                f"{_percent(self.kept_share)} of the bytes. By reason: {reasons}."
+            )
+        if self.kept_share >= _NOTEWORTHY_SHARE:
+            noteworthy = _NOTEWORTHY_SHARE * self.bytes_before / 3
+            largest = sorted(self.kept, key=lambda row: -row.bytes_before)[:3]
+            largest = [row for row in largest if row.bytes_before >= noteworthy]
+            named = "; ".join(
+                f"{row.full_name}, {human_bytes(row.bytes_before)}: {row.reason}" for row in largest
+            )
+            lines += [f"Largest kept: {named}."] if named else []
+        grown = [row for row in self.palettized if row.bytes_after > row.bytes_before]
+        if grown:
+            before, after = (
+                sum(getattr(row, f"bytes_{when}") for row in grown) for when in ("before", "after")
+            )
+            lines.append(
+                f"Larger than before: {_count(len(grown), 'palettized weight')}, "
+                f"{human_bytes(before)} -> {human_bytes(after)}."
+            )
+        lines += self._elementwise_lines()
+        return "\n".join(map(printable, lines + self._closing_lines()))
+
+    def _elementwise_lines(self) -> list[str]:
+        """What only elementwise operations read, and how it is left alone."""
+        rows = self.elementwise
+        if not rows:
+            return []
+        names = list(dict.fromkeys(row.name for row in rows))
+        sizes = [sum(getattr(row, f"bytes_{when}") for row in rows) for when in ("before", "after")]
+        more = len(names) - _MOST_NAMED
+        return [
+            f"Only elementwise operations read {_count(len(rows), 'palettized weight')}, "
+            f"{' -> '.join(map(human_bytes, sizes))}: rotary or position tables, windows and the "
+            "like, whose errors no sum evens out. To leave them alone, --skip NAME for each, "
+            "op_name_configs={NAME: None, ...}, or in a YAML file:",
+            *(f"  {line}" for line in rules_to_keep(names[:_MOST_NAMED]).splitlines()),
+            *([f"  # and {more} more: see elementwise of the report in JSON"] if more > 0 else []),
+        ]
+
+    def _closing_lines(self) -> list[str]:
+        """The target, rules without use, notes."""
+        lines = [] if self.target_after is None else [self._target_line()]
+        lines += [f"Rule without use: {rule}" for rule in self.unmatched_rules]
+        return lines + [f"Note: {note}" for note in self.notes]
+
+    def _target_line(self) -> str:
+        if self.target_before in (None, self.target_after):
+            return f"Target: {self.target_after}."
+        why = f": {self.target_reason}" if self.target_reason else ""
+        return f"Target: raised from {self.target_before} to {self.target_after}{why}."
+
+    def to_table(self, width: int = 120) -> str:
+        """A plain text table of the rows, `width` columns wide at most.
+
+        Long names are elided, different ones differently.
+        """
+        columns = [
+            [middle_elided(printable(_used_by(row.consumers)), 14) for row in self.rows],
+            [middle_elided("x".join(map(str, row.shape)) or "scalar", 14) for row in self.rows],
+            [f"{row.bits_per_weight:.2f}" for row in self.rows],
+            [human_bytes(row.bytes_before) for row in self.rows],
+            [human_bytes(row.bytes_after) for row in self.rows],
+            [_decibels(row) for row in self.rows],
+        ]
+        titles = ("used by", "shape", "bits", "before", "after", "SNR")
+        taken = sum(
+            max(map(len, (title, *cells))) + _GAP
+            for title, cells in zip(titles, columns, strict=True)
+        )
+        name_width = max(_NAME_WIDTH, width - taken - _GAP - _RESULT_WIDTH)
+
+        table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+        table.add_column("weight", no_wrap=True)
+        for title in titles:
+            on_left = title in ("used by", "shape")
+            table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
+        table.add_column("result", overflow="fold")
+        names = elided_apart((printable(row.full_name) for row in self.rows), name_width)
+        for row, name, *cells in zip(self.rows, names, *columns, strict=True):
+            result = row.form if row.is_palettized else f"kept: {row.reason}"
+            if row.note:
+                result += f" ({row.note})"
+            texts = (name, *cells, printable(result))
+            # As Text: a string would be searched for markup such as "[0]".
+            table.add_row(*(Text(text) for text in texts))
+        out = StringIO()
+        Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
+        return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+    def __str__(self) -> str:
+        return f"{self.to_table()}\n\n{self.summary()}" if self.rows else self.summary()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as values that JSON has; see :meth:`WeightRow.as_dict` for the rows."""
+        return {
+            "target_before": self.target_before,
+            "target_after": self.target_after,
+            "target_reason": self.target_reason,
+            "totals": {
+                "weights": len(self.rows),
+                "palettized": len(self.palettized),
+                "kept": len(self.kept),
+                "bytes_before": self.bytes_before,
+                "bytes_after": self.bytes_after,
+                "ratio": self.ratio,
+                "kept_share": self.kept_share,
+                "kept_categories": {
+                    category: {"weights": weights, "bytes": size}
+                    for category, (weights, size) in self.kept_categories.items()
+                },
+            },
+            "elementwise": self._elementwise_as_dict(),
+            "unmatched_rules": [rule.as_dict() for rule in self.unmatched_rules],
+            "notes": list(self.notes),
+            "rows": [row.as_dict() for row in self.rows],
+        }
+
+    def _elementwise_as_dict(self) -> dict[str, Any]:
+        rows = self.elementwise
+        names = list(dict.fromkeys(row.name for row in rows))
+        return {
+            "weights": len(rows),
+            "bytes_before": sum(row.bytes_before for row in rows),
+            "bytes_after": sum(row.bytes_after for row in rows),
+            "op_name_configs": dict.fromkeys(names),
+            "yaml": rules_to_keep(names) if names else "",
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text without NaN or infinities."""
+        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
+    """The YAML of rules that leave weights alone, whatever is in their names."""
+    rules: dict[str, None] = dict.fromkeys(names)
+    text: str = yaml.safe_dump(
+        rules, sort_keys=False, width=math.inf, default_flow_style=on_one_line
+    )
+    if on_one_line:
+        return f"op_name_configs: {text}"
+    return "op_name_configs:\n" + "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def human_bytes(count: int) -> str:
+    """`count` bytes in decimal units: ``"512 B"``, ``"1.5 kB"``, ``"23.4 MB"``."""
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.95 or unit == "TB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def size_change(before: int, after: int) -> str:
+    """How ``after`` bytes compare with ``before``: ``"3.64 times smaller"``."""
+    factor = max(before, after) / min(before, after) if before and after else 1.0
+    if factor < 1.005:
+        return "as large as before"
+    return f"{factor:.2f} times {'smaller' if after < before else 'larger'}"
+
+
+def _used_by(consumers: tuple[str, ...]) -> str:
+    """The types of the consumers, with a count where a type occurs repeatedly."""
+    types = [consumer.partition("(")[0] for consumer in consumers]
+    counted = {kind: types.count(kind) for kind in types}
+    return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counted.items())
+
+
+def _decibels(row: WeightRow) -> str:
+    if row.snr_db is None:
+        return ""
+    if row.snr_db == math.inf:
+        return "equal"
+    return f"{row.snr_db:.1f} dB"
+
+
+def _percent(share: float) -> str:
+    """A share in percent, with a decimal where it would otherwise read 0 or 100."""
+    return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.1f} %"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
