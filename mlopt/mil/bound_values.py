@@ -62,7 +62,7 @@ def name_bound_values(program: Program) -> None:
                 for parameter, index, binding in _weights_of(node.op)
             ]
             if of_node:
-                edits.insert_before(node.block, node.op, [_const(bound) for bound in of_node])
+                edits.replace(node.block, node.op, [*map(_const, of_node), node.op])
                 found += of_node
     edits.apply()
     _move_values(found)

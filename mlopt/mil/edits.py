@@ -1,75 +1,96 @@
-"""Replacing operations of a program: collected first, then made once for each block."""
+"""Replacements of operations in a program: collected first, then made once for each block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import attrs
+
+
+@attrs.frozen(eq=False)
+class _Replacement:
+    op: Any
+    new_ops: tuple[Any, ...]
+    unless_replaced: bool
 
 
 class Edits:
     """Replacements of operations, made together by ``apply``.
 
     Blocks may hold thousands of operations, and finding one of them takes a pass over its block. So
-    edits are collected while a program is read, and each block is gone through once. Operations
-    that are not replaced stay the messages that they were: references to them remain valid.
+    edits are collected while a program is read, and each block is gone through once. Until then the
+    program is as it was. Operations that are not replaced stay the messages that they were:
+    references to them remain valid.
     """
 
     def __init__(self) -> None:
-        self._blocks: dict[int, tuple[Any, dict[int, tuple[Any, Sequence[Any]]]]] = {}
+        # By identity: blocks with their replacements, and these by operation.
+        self._blocks: dict[int, tuple[Any, dict[int, _Replacement]]] = {}
+        self._last_steps: list[Callable[[], None]] = []
 
-    def replace(self, block: Any, op: Any, new_ops: Iterable[Any]) -> None:
-        """Let ``new_ops`` stand where ``op`` stands in ``block``; none of them removes it.
+    def replace(
+        self, block: Any, op: Any, new_ops: Iterable[Any], *, unless_replaced: bool = False
+    ) -> None:
+        """Replace an operation.
 
-        ``op`` is an element of ``block.operations``. The last of ``new_ops`` takes over its
-        message; it may be ``op`` itself, which then stays as it is behind the others.
+        Parameters
+        ----------
+        block, op
+            ``op`` is an element of ``block.operations``.
+        new_ops
+            What to replace it by; nothing removes it. The last of them takes over the message of
+            ``op``; it may be ``op`` itself, which then stays as it is behind the others.
+        unless_replaced
+            Give way to a replacement without this, whether that comes before or after.
 
         Raises
         ------
         ValueError
-            The operation has a replacement already.
+            The operation has a replacement already, with the same ``unless_replaced``.
         """
         _, replacements = self._blocks.setdefault(id(block), (block, {}))
-        if id(op) in replacements:
-            raise ValueError(f"the {op.type} operation has a replacement already")
-        replacements[id(op)] = (op, tuple(new_ops))
+        earlier = replacements.get(id(op))
+        if earlier is not None:
+            if earlier.unless_replaced == unless_replaced:
+                raise ValueError(f"the {op.type} operation has a replacement already")
+            if unless_replaced:
+                return
+        replacements[id(op)] = _Replacement(op, tuple(new_ops), unless_replaced)
 
-    def insert_before(self, block: Any, op: Any, new_ops: Iterable[Any]) -> None:
-        """Let ``new_ops`` stand before ``op`` in ``block``."""
-        self.replace(block, op, [*new_ops, op])
+    def add_last_step(self, step: Callable[[], None]) -> None:
+        """Let ``apply`` call ``step`` after all replacements, such as a renaming of their block."""
+        self._last_steps.append(step)
 
     def apply(self) -> None:
-        """Make all replacements, and forget them.
+        """Make all replacements, take the last steps in the order of adding, and forget them.
 
         Raises
         ------
         ValueError
-            An operation is not in the block that was named for it; no block has been changed then.
+            An operation is not in the block that was named for it; nothing has been changed then.
         """
-        places = []
+        edits = []
         for block, replacements in self._blocks.values():
             # Elements of a repeated field are one Python object each as long as someone holds them.
-            found = [
-                (index, *replacements[id(op)])
+            in_block = [
+                (index, replacements[id(op)])
                 for index, op in enumerate(block.operations)
                 if id(op) in replacements
             ]
-            if len(found) != len(replacements):
+            if len(in_block) != len(replacements):
                 raise ValueError("an operation to replace is not in the block that was named")
-            places.append((block, found))
-        for block, found in places:
-            for index, op, new_ops in reversed(found):
-                if not new_ops:
+            edits.append((block, in_block))
+        for block, in_block in edits:
+            for index, replacement in reversed(in_block):
+                if not replacement.new_ops:
                     del block.operations[index]
                     continue
-                if new_ops[-1] is not op:
-                    op.CopyFrom(new_ops[-1])
-                for new in reversed(new_ops[:-1]):
+                *before, last = replacement.new_ops
+                if last is not replacement.op:
+                    replacement.op.CopyFrom(last)
+                for new in reversed(before):
                     block.operations.insert(index, new)
-        self._blocks = {}
-
-
-def replace_operation(block: Any, op: Any, new_ops: Iterable[Any]) -> None:
-    """Let ``new_ops`` stand where ``op`` stands in ``block``, at once. See ``Edits`` for many."""
-    edits = Edits()
-    edits.replace(block, op, new_ops)
-    edits.apply()
+        for step in self._last_steps:
+            step()
+        self._blocks, self._last_steps = {}, []

@@ -1,4 +1,4 @@
-"""What is to be done to one operation when its function is raised: noted first, carried out later.
+"""The changes to one operation when its function is raised: noted first, carried out later.
 
 A rule of ``mlopt.mil.raising.rules`` looks at one operation and fills a ``Change``; it raises
 ``Unraisable``, with the reason, where no rewrite keeps the meaning.
@@ -8,7 +8,7 @@ Nothing is edited before every rule has passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
@@ -16,11 +16,8 @@ import numpy as np
 from mlopt.mil.dtypes import DType, dtype_of_proto
 from mlopt.mil.messages import Operation
 from mlopt.mil.program import Constant, Node
+from mlopt.mil.raising.storage import SameBytes, Storage
 from mlopt.mil.values import immediate_value, string_value
-
-if TYPE_CHECKING:
-    from mlopt.mil.raising.storage import Storage
-
 
 #: Names of the element types that real numbers have before CoreML8.
 FLOATS = ("fp16", "fp32")
@@ -30,26 +27,9 @@ class Unraisable(Exception):
     """An operation cannot be raised; the message is the reason."""
 
 
-@attrs.frozen(eq=False)
-class SameBytes:
-    """A value that a constant has already, under another element type or shape.
-
-    Attributes
-    ----------
-    constant
-        Holds the bytes.
-    dtype, shape
-        What they are now; the element type by name. None: that of the constant.
-    """
-
-    constant: Constant
-    dtype: str | None = None
-    shape: tuple[int, ...] | None = None
-
-
 @attrs.define(eq=False)
 class Change:
-    """What is to be done to one operation.
+    """The changes to one operation.
 
     Attributes
     ----------
@@ -130,12 +110,13 @@ class Change:
             )
         )
 
-    def apply(self, storage: Storage) -> list[Any]:
-        """Change the operation, and return those that stand in its place now.
+    def operations(self, storage: Storage) -> list[Any]:
+        """Return the operations to replace the old one by, which stays as it is.
 
-        ``storage`` keeps values for the package that is being written.
+        ``storage`` stores values in the package that is being written.
         """
-        op = self.node.op
+        op = Operation()
+        op.CopyFrom(self.node.op)
         if self.op_type is not None:
             op.type = self.op_type
         if self.values is not None:
@@ -150,14 +131,10 @@ class Change:
         for parameter, name in self.bindings.items():
             del op.inputs[parameter].arguments[:]
             op.inputs[parameter].arguments.add().name = name
-        if self.output is None:
-            return [*self.before, op]
-        # The last operation takes over the message that is in the block, so this needs its own.
-        inner = Operation()
-        inner.CopyFrom(op)
-        inner.outputs[0].name = self.output[0]
-        inner.outputs[0].type.CopyFrom(self.output[1])
-        return [*self.before, inner, *self.after]
+        if self.output is not None:
+            op.outputs[0].name = self.output[0]
+            op.outputs[0].type.CopyFrom(self.output[1])
+        return [*self.before, op, *self.after]
 
 
 Rule = Callable[[Change], None]

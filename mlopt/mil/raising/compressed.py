@@ -13,7 +13,8 @@ import numpy as np
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.program import Constant, Node
-from mlopt.mil.raising.change import Change, SameBytes, Unraisable
+from mlopt.mil.raising.change import Change, Unraisable
+from mlopt.mil.raising.storage import SameBytes
 from mlopt.mil.values import tensor_type_of
 
 #: Entries of a table -> element type of the indices into it.

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import numpy as np
 
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.program import Constant
-from mlopt.mil.raising.change import SameBytes
 from mlopt.mil.values import tensor_type
 from mlopt.mil.writer import PackageWriter
+
+
+@attrs.frozen(eq=False)
+class SameBytes:
+    """The bytes of a constant, as a value of another element type or shape.
+
+    Attributes
+    ----------
+    constant
+        Holds the bytes.
+    dtype, shape
+        The new element type, by name, and the new shape. None: that of the constant.
+    """
+
+    constant: Constant
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 class Storage:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
 from mlopt.errors import TargetError
 from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
-from mlopt.mil.program import Function, Program
+from mlopt.mil.program import Function, Node, Program
 from mlopt.mil.raising.change import Change, Unraisable
 from mlopt.mil.raising.rules import RULES
 from mlopt.mil.raising.storage import Storage
@@ -32,26 +32,43 @@ class OpsetRaise:
     functions
         Those that are raised; the others have that opset, or a newer one, or are to stay.
     changes
-        What happens to operations; those that only belong to a newer opset afterwards have no
-        entry.
+        The operations that change, in program order; those that only belong to a newer opset
+        afterwards have no entry.
+    names
+        By function that is raised: gives names that neither it nor the plan uses yet.
     """
 
     program: Program
     target: Target
     functions: tuple[Function, ...]
     changes: tuple[Change, ...]
+    names: Mapping[str, UniqueNames]
 
     def apply(self, writer: PackageWriter) -> None:
-        """Change the program: operations, opsets of functions, specification versions.
-
-        Values whose stored form changes go to ``writer``, the writer of the program's package.
-        Function bodies become new messages: ask the program for its nodes and constants again.
-        """
+        """Raise the program at once; see ``add_to``."""
         edits = Edits()
+        self.add_to(edits, writer)
+        edits.apply()
+
+    def add_to(self, edits: Edits, writer: PackageWriter) -> None:
+        """Add the raise to ``edits``: operations, opsets of functions, specification versions.
+
+        Other replacements in ``edits``, added before or after, win over the raise: they have to be
+        of the target's opset, and take new names from ``names``. The program stays as it is until
+        ``edits`` are applied, and its values can be read. Function bodies become new messages then:
+        ask the program for its nodes and constants again.
+
+        Values whose stored form changes are stored by ``writer``, the writer of the program's
+        package, at once.
+        """
         storage = Storage(writer, self.target.specification_version)
         for change in self.changes:
-            edits.replace(change.node.block, change.node.op, change.apply(storage))
-        edits.apply()
+            node = change.node
+            edits.replace(node.block, node.op, change.operations(storage), unless_replaced=True)
+        edits.add_last_step(self._enter_opset)
+
+    def _enter_opset(self) -> None:
+        """Name the new opset and the version that has it."""
         for function in self.functions:
             bodies = function.message.block_specializations
             bodies[self.target.opset].CopyFrom(bodies[function.opset])
@@ -77,67 +94,59 @@ def plan_opset_raise(
     ModelFormatError
         A compressed weight contradicts itself.
     """
-    refusals: list[str] = []
-    changes: list[Change] = []
-    steps: dict[str, list[str]] = {}
     below = [
         function
         for function in _functions_below(program, target)
         if functions is None or function.name in functions
     ]
-    for function in below:
-        if target.opset in function.message.block_specializations:
-            refusals.append(f"function {function.name!r} has a body for {target.opset} already")
-        first = _OPSETS.index(function.opset) + 1
-        steps[function.name] = _OPSETS[first : _OPSETS.index(target.opset) + 1]
-    if steps:
-        nodes = program.nodes()
-        names = {
-            function.name: UniqueNames(nodes, function)
-            for function in program.functions
-            if function.name in steps
-        }
-        for node in nodes:
-            if node.function not in steps:
-                continue
-            change = Change(node, names[node.function])
-            for opset in steps[node.function]:
-                rule = RULES[opset].get(node.op_type)
-                if rule is None:
-                    continue
-                try:
-                    rule(change)
-                except Unraisable as reason:
-                    refusals.append(
-                        f"{node.op_type} {node.name!r} in function {node.function!r}: from "
-                        f"{opset} on {reason}"
-                    )
-            if change:
-                changes.append(change)
-    if refusals:
+    nodes = program.nodes() if below else []
+    names = {function.name: UniqueNames(nodes, function) for function in below}
+    changes, refusals = _changes(nodes, below, names, target)
+    bodies = [
+        f"function {function.name!r} has a body for {target.opset} already"
+        for function in below
+        if target.opset in function.message.block_specializations
+    ]
+    if bodies or refusals:
         model = f"the model {program.label!r}" if program.label else "the model"
+        reasons = "".join(f"- {reason}\n" for reason in [*bodies, *refusals])
         raise TargetError(
             f"{model}, of specification version {program.specification_version}, cannot be "
-            f"raised to {target}:\n" + "\n".join(f"- {refusal}" for refusal in refusals) + "\n"
+            f"raised to {target}:\n{reasons}"
             f"Convert the source model with minimum_deployment_target={target}, or choose options "
             "that its present target allows."
         )
-    return OpsetRaise(program, target, tuple(below), tuple(changes))
+    return OpsetRaise(program, target, tuple(below), tuple(changes), names)
 
 
-def raise_opset(
-    program: Program,
+def _changes(
+    nodes: Iterable[Node],
+    functions: Iterable[Function],
+    names: Mapping[str, UniqueNames],
     target: Target,
-    writer: PackageWriter,
-    functions: Collection[str] | None = None,
-) -> OpsetRaise:
-    """Raise a program to ``target`` at once; ``writer`` is that of its package.
-
-    See ``plan_opset_raise`` for ``functions`` and for errors.
-    """
-    plan = plan_opset_raise(program, target, functions)
-    plan.apply(writer)
-    return plan
+) -> tuple[list[Change], list[str]]:
+    """Apply the rules of every opset on the way; return the changes, and refusals with reasons."""
+    changes, refusals = [], []
+    last = _OPSETS.index(target.opset)
+    steps = {f.name: _OPSETS[_OPSETS.index(f.opset) + 1 : last + 1] for f in functions}
+    for node in nodes:
+        if node.function not in steps:
+            continue
+        change = Change(node, names[node.function])
+        for opset in steps[node.function]:
+            rule = RULES[opset].get(node.op_type)
+            if rule is None:
+                continue
+            try:
+                rule(change)
+            except Unraisable as reason:
+                refusals.append(
+                    f"{node.op_type} {node.name!r} in function {node.function!r}: from {opset} on "
+                    f"{reason}"
+                )
+        if change:
+            changes.append(change)
+    return changes, refusals
 
 
 def _functions_below(program: Program, target: Target) -> list[Function]:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from mlopt.errors import ModelFormatError, TargetError
+from mlopt.mil.edits import Edits
+from mlopt.mil.messages import Operation
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.program import Node
-from mlopt.mil.raising.upgrade import plan_opset_raise, raise_opset
+from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
-from mlopt.mil.values import string_value
+from mlopt.mil.values import string_value, tensor_type_of
 from mlopt.mil.writer import PackageWriter
 from tests.judges import decompressed_constants, load_program, package_bytes
 from tests.mil.memory import peak_memory
@@ -116,6 +118,53 @@ def weights(package: Path) -> dict[str, np.ndarray]:
     }
 
 
+def test_replacements_in_the_same_edits_win(sources: dict[str, Path], tmp_path: Path) -> None:
+    """Some weights become constants of zeros, among them compressed ones that the raise changes."""
+    package = open_package(sources["iOS16"])
+    (program,) = package.programs
+    replaced = {"lut_6_rank_4", "sparse", "axis", "cast"}
+    assert replaced < FORMS.keys()
+    with PackageWriter(package, tmp_path / "out") as writer:
+        raising = plan_opset_raise(program, Target.iOS18)
+        edits = Edits()
+        raising.add_to(edits, writer)
+        before = package.spec.SerializeToString(deterministic=True)
+        for node in program.nodes():
+            if node.op_type == "relu" and node.name in replaced:
+                weight = node.inputs["x"][0].node  # type: ignore[union-attr]
+                zeros = zeros_like(weight, raising.names["main"]("zeros"), writer)
+                edits.replace(weight.block, weight.op, [zeros])
+        assert package.spec.SerializeToString(deterministic=True) == before
+        assert all(constant.value() is not None for constant in program.constants())
+        edits.apply()
+        output = writer.finish()
+    load_program(output)
+    old, new = weights(sources["iOS16"]), weights(output)
+    for name, value in old.items():
+        expected = np.zeros_like(value) if name in replaced else value
+        assert (new[name].dtype, new[name].tobytes()) == (value.dtype, expected.tobytes()), name
+    (program,) = open_package(output).programs
+    assert [function.opset for function in program.functions] == ["CoreML8"]
+    assert program.specification_version == 9
+    assert sorted(n.name for n in program.nodes() if n.name.startswith("zeros")) == [
+        "zeros", "zeros_1", "zeros_2", "zeros_3",
+    ]  # fmt: skip
+
+
+def zeros_like(node: Node, name: str, writer: PackageWriter) -> Any:
+    """Return a const operation of the same output as a constexpr operation's."""
+    typed = tensor_type_of(node.op.outputs[0].type)
+    assert typed is not None
+    dtype, shape = typed
+    op = Operation(type="const")
+    op.attributes["name"].CopyFrom(string_value(name))
+    op.attributes["val"].CopyFrom(
+        writer.add_value(np.zeros(shape, dtype.numpy), specification_version=9)
+    )
+    op.outputs.add().CopyFrom(node.op.outputs[0])
+    return op
+
+
 @pytest.mark.parametrize("target", ["iOS18", "iOS26"])
 @pytest.mark.parametrize("source", ["iOS16", "iOS17"])
 def test_the_same_numbers_in_the_newer_form(
@@ -213,7 +262,7 @@ def test_memory_follows_one_weight(build: Callable[..., Any], mb: Any, tmp_path:
     model.save(str(tmp_path / "in.mlpackage"))
     assert package_bytes(tmp_path / "in.mlpackage") > 6 * size
     imports = """
-        from mlopt.mil.raising.upgrade import raise_opset
+        from mlopt.mil.raising.upgrade import plan_opset_raise
         from mlopt.mil.package import open_package
         from mlopt.mil.targets import Target
         from mlopt.mil.writer import PackageWriter
@@ -221,7 +270,7 @@ def test_memory_follows_one_weight(build: Callable[..., Any], mb: Any, tmp_path:
     code = """
         package = open_package(sys.argv[1])
         with PackageWriter(package, sys.argv[2]) as writer:
-            raise_opset(package.programs[0], Target.iOS18, writer)
+            plan_opset_raise(package.programs[0], Target.iOS18).apply(writer)
             writer.finish()
     """
     taken = peak_memory(
@@ -253,7 +302,7 @@ def test_attributes_that_are_no_parameters_stay(sound: Any, tmp_path: Path) -> N
         if node.op_type.startswith("constexpr_"):
             node.op.attributes["remark"].CopyFrom(string_value(f"of {node.op_type}"))
     with PackageWriter(package, tmp_path / "out") as writer:
-        raise_opset(package.programs[0], Target.iOS18, writer)
+        plan_opset_raise(package.programs[0], Target.iOS18).apply(writer)
         output = writer.finish()
     remarks = {}
     for node in open_package(output).programs[0].nodes():

@@ -13,7 +13,7 @@ import pytest
 from mlopt.errors import TargetError
 from mlopt.mil.package import open_package
 from mlopt.mil.program import Constant, Node, Variable
-from mlopt.mil.raising.upgrade import plan_opset_raise, raise_opset
+from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter
 from tests.judges import load_program
@@ -389,7 +389,7 @@ def test_only_the_functions_that_are_named(package_of: Any, tmp_path: Path) -> N
     package = open_package(package_of("multifunction", "iOS18"))
     (program,) = package.programs
     with PackageWriter(package, tmp_path / "out") as writer:
-        raise_opset(program, Target.iOS26, writer, ["adapted"])
+        plan_opset_raise(program, Target.iOS26, ["adapted"]).apply(writer)
         output = writer.finish()
     (program,) = open_package(output).programs
     assert {f.name: f.opset for f in program.functions} == {"base": "CoreML8", "adapted": "CoreML9"}

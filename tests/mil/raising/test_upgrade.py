@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mlopt.errors import TargetError
+from mlopt.mil.edits import Edits
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.program import Program
-from mlopt.mil.raising.upgrade import plan_opset_raise, raise_opset
+from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter
 from tests.conftest import PackageOf
@@ -24,8 +25,16 @@ def raised(model: Any, target: str, output: Path) -> tuple[Package, Path]:
     package = open_package(model)
     with PackageWriter(package, output) as writer:
         for program in package.programs:
-            raise_opset(program, Target.parse(target), writer)
+            plan_opset_raise(program, Target.parse(target)).apply(writer)
         return package, writer.finish()
+
+
+def files(package: Path) -> dict[Path, bytes]:
+    return {
+        path.relative_to(package): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file()
+    }
 
 
 def signature(program: Program) -> list[Any]:
@@ -45,6 +54,25 @@ def signature(program: Program) -> list[Any]:
         outputs = [str(output.type) for output in node.op.outputs]
         result.append((node.op_type, node.depth, inputs, outputs))
     return result
+
+
+@pytest.mark.parametrize("kind", ["redefined", "pipeline", "multifunction"])
+def test_added_to_edits_alone_it_is_the_same(
+    package_of: PackageOf, tmp_path: Path, kind: str
+) -> None:
+    first, target = ("iOS18", "iOS26") if kind == "multifunction" else ("iOS15", "iOS17")
+    at_once, _ = raised(package_of(kind, first), target, tmp_path / "at_once")
+    package = open_package(package_of(kind, first))
+    with PackageWriter(package, tmp_path / "added") as writer:
+        edits = Edits()
+        before = package.spec.SerializeToString(deterministic=True)
+        for program in package.programs:
+            plan_opset_raise(program, Target.parse(target)).add_to(edits, writer)
+        assert package.spec.SerializeToString(deterministic=True) == before
+        edits.apply()
+        writer.finish()
+    assert files(tmp_path / "added.mlpackage") == files(tmp_path / "at_once.mlpackage")
+    assert at_once.spec.SerializeToString(deterministic=True) != before
 
 
 @pytest.mark.parametrize("kind", ["convolutional", "transformer", "control_flow", "redefined"])
@@ -194,7 +222,7 @@ def test_short_indices_are_widened_first(
         if node.op_type == "cast":
             node.op.outputs[0].type.tensorType.dataType = 22  # int16
     with PackageWriter(package, tmp_path / "out") as writer:
-        raise_opset(program, Target.iOS17, writer)
+        plan_opset_raise(program, Target.iOS17).apply(writer)
         casts = [node for node in program.nodes() if node.op_type == "cast"]
         casts[0].op.outputs[0].type.tensorType.dataType = 23  # int32 again: it was made up
         load_program(writer.finish())
