@@ -14,7 +14,7 @@ from mlopt.palette import PaletteSpec, palettize
 from mlopt.palette.scalar.buckets import label_floats
 from mlopt.palette.scalar.cells import Parts
 from mlopt.palette.scalar.groups import cluster_rows
-from mlopt.palette.scalar.kmeans1d import MOST_PASSES, quantile_bounds, scratch, solve
+from mlopt.palette.scalar.kmeans1d import MOST_PASSES, first_penalty, scratch, solve
 from mlopt.palette.scalar.segments import fill_sums
 from mlopt.palette.scalar.stored import rounding_constants
 from mlopt.palette.scalar.uniform import nearest_labels
@@ -139,8 +139,8 @@ def test_penalties_tried_are_bounded(ratio: float, weighing: str) -> None:
     worst = 0
     for k in range(2, n):
         bounds = np.empty(n + 1, np.int64)
-        quantile_bounds(values, sums, k, bounds)
-        _, passes = solve(values, sums, origin, k, 0.0, bounds, *scratch(n))
+        penalty = first_penalty(values, sums, origin, k, bounds)
+        _, passes = solve(sums, n, k, penalty, bounds, *scratch(n))
         worst = max(worst, passes)
         paid = ref.cost_of_bounds(values, masses, bounds[: k + 1])
         assert paid <= least[k - 1] + 1e-13 * spread

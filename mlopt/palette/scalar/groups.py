@@ -25,7 +25,7 @@ from mlopt.palette.scalar.distinct import (
     value_of_key,
     weigh_keys,
 )
-from mlopt.palette.scalar.kmeans1d import quantile_bounds, solve
+from mlopt.palette.scalar.kmeans1d import first_penalty, solve
 from mlopt.palette.scalar.lattice import fill_from_points
 from mlopt.palette.scalar.segments import fill_sums
 from mlopt.palette.scalar.stored import (
@@ -180,10 +180,8 @@ def _table_of_values(  # type: ignore[no-untyped-def]
     n = found
     values = values[:n]
     origin = fill_sums(values, masses[:n], sums)
-    quantile_bounds(values, sums, entries, bounds)
-    penalty, _ = solve(
-        values, sums, origin, entries, 0.0, bounds, cost, offset, start, queue, since
-    )
+    penalty = first_penalty(values, sums, origin, entries, bounds)
+    penalty, _ = solve(sums, n, entries, penalty, bounds, cost, offset, start, queue, since)
     gap = refine_for_storage(
         sums, origin, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
     )

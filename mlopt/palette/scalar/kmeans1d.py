@@ -137,17 +137,29 @@ def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
+def first_penalty(values, sums, origin, k, bounds):  # type: ignore[no-untyped-def]
+    """A penalty for :func:`solve` to begin with: Lloyd's iteration from quantiles predicts it.
+
+    values: float64[n], ascending and distinct, ``k < n``; ``bounds[: k + 1]`` is scratch.
+    """
+    quantile_bounds(values, sums, k, bounds)
+    lloyd(values, sums, origin, k, bounds)
+    # d(error)/dk of an error that falls like k**-2
+    return 2.0 * total_cost(sums, bounds, k) / k
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
     """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
 
     Parameters
     ----------
-    values
-        float64[n], ascending and distinct.
-    sums, origin
-        As :func:`mlopt.palette.scalar.segments.fill_sums` leaves them.
+    sums, n
+        As :func:`mlopt.palette.scalar.segments.fill_sums` leaves them, and the number of values.
     penalty
-        A first guess, or 0.0 for none.
+        Where the search begins, such as :func:`first_penalty`: the closer to one that leads to
+        ``k`` segments, the fewer are tried. It is added to errors and must not dwarf them. 0.0
+        stands for the smallest that counts.
     bounds
         int64, at least ``n + 1`` long; the result is ``bounds[: k + 1]``.
     cost, offset, start, queue, since
@@ -164,15 +176,10 @@ def solve(values, sums, origin, k, penalty, bounds, cost, offset, start, queue, 
         (geometric values, importance over many decades), steps by its slope may come closer by one
         segment a pass: so every other pass then halves the logarithm of the bracket.
     """
-    n = values.size
     if k == 1:
         bounds[0] = 0
         bounds[1] = n
         return 0.0, 0
-    if penalty <= 0.0:
-        # d(error)/dk of an error that falls like k**-2
-        lloyd(values, sums, origin, k, bounds)
-        penalty = 2.0 * total_cost(sums, bounds, k) / k
     if not penalty > 0.0:
         penalty = max((sums[2, n] - sums[2, 0]) * 1e-18, LEAST_PENALTY)
 
@@ -255,8 +262,8 @@ def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     since = np.empty(n + 1, np.int32)
     bounds = np.empty(n + 1, np.int64)
     for k in range(2, min(most, n - 1) + 1):
-        quantile_bounds(values, sums, k, bounds)
-        solve(values, sums, origin, k, 0.0, bounds, cost, offset, start, queue, since)
+        penalty = first_penalty(values, sums, origin, k, bounds)
+        solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since)
         errors[k - 1] = total_cost(sums, bounds, k)
     return errors
 
@@ -286,8 +293,8 @@ def kmeans1d(
     sums = np.empty((3, n + 1))
     origin = fill_sums(values, importance, sums)
     bounds = np.empty(n + 1, np.int64)
-    quantile_bounds(values, sums, k, bounds)
-    solve(values, sums, origin, k, 0.0, bounds, *scratch(n))
+    penalty = first_penalty(values, sums, origin, k, bounds)
+    solve(sums, n, k, penalty, bounds, *scratch(n))
     return bounds[: k + 1].copy()
 
 

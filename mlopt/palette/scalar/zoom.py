@@ -270,7 +270,7 @@ def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
         return None
     bounds = np.empty(n + 1, np.int64)
     space = scratch(n)
-    penalty, penalties = solve(np.empty(n), sums, whole.mean, k, left.penalty, bounds, *space)
+    penalty, penalties = solve(sums, n, k, left.penalty, bounds, *space)
     plain = total_cost(sums, bounds, k)
     gap = refine_for_storage(sums, whole.mean, n, k, penalty, whole.constants, bounds, *space)
     if left.limited:
@@ -321,7 +321,7 @@ def _near_bounds(
     bounds = np.empty(n + 1, np.int64)
     space = scratch(n)
     penalty = penalty or _first_penalty(sums, n, k)
-    penalty, _ = solve(np.empty(n), sums, whole.mean, k, penalty, bounds, *space)
+    penalty, _ = solve(sums, n, k, penalty, bounds, *space)
     plain = total_cost(sums, bounds, k)
     price, limited = 0.0, False
     if whole.constants[0] > 0.0:

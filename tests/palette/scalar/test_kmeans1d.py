@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from mlopt.palette import kmeans1d, kmeans1d_curve
+from mlopt.palette.scalar.kmeans1d import scratch, solve
+from mlopt.palette.scalar.segments import fill_sums
 from tests.palette import references as ref
 
 KINDS = {
@@ -211,3 +213,15 @@ def test_an_outlier_does_not_cost_precision(sign):
     for k in (4, 16, 64, 128):
         paid = ref.cost_of_bounds(values, h, kmeans1d(values, h, k))
         assert paid <= least[k - 1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1e-9, 0.03, 1e6])
+def test_a_poor_penalty_to_begin_with_leads_to_the_optimum(penalty):
+    values, h, least, spread = inputs("normal", "fractions")[-1]
+    n = len(values)
+    sums, bounds = np.empty((3, n + 1)), np.empty(n + 1, np.int64)
+    fill_sums(values, h, sums)
+    for k in range(1, n):
+        solve(sums, n, k, penalty, bounds, *scratch(n))
+        check_bounds(bounds[: k + 1], n, k)
+        assert ref.cost_of_bounds(values, h, bounds[: k + 1]) <= least[k - 1] + 1e-13 * spread
