@@ -1,7 +1,8 @@
 """Arrays in, palettes out: distinct values, exact k-means, tables, and what they cost in accuracy.
 
 :func:`palettize` is the one way from a weight to its palette. The rest are its parts, for those who
-want one of them alone. Nothing here knows of Core ML or torch.
+want one of them alone; :func:`assign` is for tables that were made elsewhere. Nothing here knows of
+Core ML or torch.
 
 No input takes forever
 ----------------------
@@ -33,6 +34,8 @@ Where a bound is reached the best table that was found stands, and ``Distortion.
 far from the least error it is at most: weak duality bounds the error of every table from below.
 """
 
+from mlopt.palette.assignment import assign
+from mlopt.palette.layout import Layout
 from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
 from mlopt.palette.scalar.distinct import distinct_values
 from mlopt.palette.scalar.kmeans1d import kmeans1d, kmeans1d_curve
@@ -45,10 +48,12 @@ from mlopt.palette.vector.clustering import cluster_vectors
 
 __all__ = [
     "Distortion",
+    "Layout",
     "NoPaletteError",
     "PaletteSpec",
     "Palettized",
     "QuantizedTable",
+    "assign",
     "can_quantize_table",
     "cluster_vectors",
     "distinct_values",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError
+from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.unique import padded_nbits, padded_table
+from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.palettized import Palettized
-from mlopt.palette.vector.points import indices_shape
 
 Floats = npt.NDArray[Any]
 LutFunction = Callable[[Any], Any]
@@ -20,11 +22,9 @@ LutFunction = Callable[[Any], Any]
 def custom_palette(
     weight: Floats,
     lut_function: LutFunction,
+    layout: Layout,
     *,
-    channel_axis: int | None = None,
-    group_size: int | None = None,
-    cluster_dim: int = 1,
-    allowed_nbits: tuple[int, ...] = (1, 2, 3, 4, 6, 8),
+    allowed_nbits: tuple[int, ...] = NBITS,
 ) -> Palettized:
     """Palettize a weight with the tables and indices of a function.
 
@@ -34,20 +34,16 @@ def custom_palette(
 
     - table: numbers [m], or [m, cluster_dim]; a list or an array, 1 <= m <= 256;
     - indices: whole numbers below m, of any shape; for scalars one for each weight of ``group`` in
-      C order; for vectors one for each vector, in C order of ``[group_size // d, ...]``, the
-      vectors being d consecutive weights along axis 0.
+      C order; for vectors one for each vector, in C order of ``[channels of a group // d, ...]``,
+      the vectors being d consecutive weights along axis 0.
 
     Parameters
     ----------
     weight
-        [n_0, ..., n_{K-1}], float16, bfloat16, float32 or float64; or int8 or uint8, for which
+        Of the layout's shape, float16, bfloat16, float32 or float64; or int8 or uint8, for which
         tables are rounded to integers.
-    channel_axis
-        Axis of groups and vectors, -K .. K-1. None: the weight is passed as it is.
-    group_size
-        Channels in a group; None for all of them.
-    cluster_dim
-        Weights in a table entry.
+    layout
+        Its groups and vectors.
     allowed_nbits
         Widths that can be stored. Tables are padded to the smallest one that holds the longest of
         them by repeating their last entries.
@@ -63,26 +59,21 @@ def custom_palette(
     Exception
         Whatever the function raises, with a note on the weight (from Python 3.11 on).
     """
-    axis = 0 if channel_axis is None else channel_axis % weight.ndim
+    axis, d = layout.axis, layout.cluster_dim
     swapped = weight.swapaxes(0, axis)
-    channels = len(swapped)
-    size = channels if group_size is None else group_size
-    if size < 1 or channels % size:
-        raise ConfigError(
-            f"group_size has to divide the channels, got {size} for the {channels} channels on "
-            f"axis {axis} of a weight of shape {weight.shape}; choose a divisor"
-        )
+    of_swapped = attrs.evolve(layout, shape=swapped.shape, axis=0)
+    size = len(swapped) // layout.groups
     tables, labels = [], []
-    for start in range(0, channels, size):
+    for start in range(0, len(swapped), size):
         group = swapped[start : start + size]
         group.flags.writeable = False
         table, indices = _called(lut_function, group, weight)
         what = f"lut_function's {{}} for a weight of shape {weight.shape}"
-        tables.append(_checked_table(table, cluster_dim, weight.dtype, what.format("table")))
+        tables.append(_checked_table(table, d, weight.dtype, what.format("table")))
         labels.append(
             _checked_indices(
                 indices,
-                shape=indices_shape(group.shape, 0, cluster_dim),
+                count=group.size // d,
                 entries=len(tables[-1]),
                 what=what.format("indices"),
             )
@@ -95,12 +86,8 @@ def custom_palette(
             f"index widths {allowed_nbits} that can be stored; return fewer entries"
         )
     table = np.stack([padded_table(each, nbits) for each in tables])
-    rank = (1,) * (weight.ndim - 1)
-    return Palettized(
-        table.reshape(len(tables), *rank, 1 << nbits, cluster_dim).swapaxes(0, axis),
-        np.ascontiguousarray(np.concatenate(labels).swapaxes(0, axis)),
-        axis if cluster_dim > 1 else None,
-    )
+    indices = of_swapped.indices(np.stack(labels)).swapaxes(0, axis)
+    return Palettized(layout.table(table), np.ascontiguousarray(indices), layout.vector_axis)
 
 
 def _called(lut_function: LutFunction, group: Floats, weight: Floats) -> tuple[Any, Any]:
@@ -160,12 +147,9 @@ def _as_integers(table: Floats, dtype: np.dtype[Any], what: str) -> Floats:
     return rounded.astype(dtype)
 
 
-def _checked_indices(
-    indices: Any, *, shape: tuple[int, ...], entries: int, what: str
-) -> npt.NDArray[np.uint8]:
-    """The indices as uint8 of ``shape``, below ``entries``."""
+def _checked_indices(indices: Any, *, count: int, entries: int, what: str) -> npt.NDArray[np.uint8]:
+    """The indices as uint8[count], below ``entries``."""
     array = _as_array(indices, what)
-    count = int(np.prod(shape))
     if array.size != count:
         raise ConfigError(
             f"{what} have to be {count}, one for each weight or vector of the group, got "
@@ -178,7 +162,7 @@ def _checked_indices(
             f"{what} have to be from 0 to {entries - 1}, as the table has {entries} entries, got "
             f"{array.min()} to {array.max()}; correct them or extend the table"
         )
-    return array.astype(np.uint8).reshape(shape)
+    return array.astype(np.uint8).reshape(-1)
 
 
 def _as_array(values: Any, what: str) -> npt.NDArray[Any]:

@@ -7,17 +7,17 @@ from typing import Any
 import attrs
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from mlopt.errors import ConfigError
+from mlopt.palette.checks import check_dtype_and_size, check_finite, is_finite
 from mlopt.palette.custom import custom_palette
-from mlopt.palette.scalar.distinct import is_coded
+from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.groups import power_of_two
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
-from mlopt.palette.tables import NoPaletteError, Problem, make_tables
+from mlopt.palette.tables import ClusteringInput, NoPaletteError, make_tables
 from mlopt.palette.value.distortion import Distortion, measure_distortion
-from mlopt.palette.value.palettized import INTEGER_TABLE_DTYPES, TABLE_DTYPES, Palettized
-from mlopt.palette.value.quantized import Lattice, is_wide_enough
+from mlopt.palette.value.palettized import INTEGER_TABLE_DTYPES, Palettized
+from mlopt.palette.value.quantized import Lattice, is_wide_enough, quantized_table
 from mlopt.palette.value.spec import PaletteSpec
 
 __all__ = ["NoPaletteError", "can_quantize_table", "is_finite", "palettize"]
@@ -83,48 +83,50 @@ def palettize(
 
     # float16 holds all bytes, and its values are counted instead of sorted
     points = weight.astype(np.float16) if is_integer else weight
-    axis = 0 if spec.channel_axis is None else spec.channel_axis % weight.ndim
-    groups = 1 if spec.group_size is None else weight.shape[axis] // spec.group_size
+    layout = Layout.of(spec, weight.shape)
+    if layout.groups == layout.cluster_dim == 1:
+        # one table for all weights: their own order is as good, and no copy
+        layout = attrs.evolve(layout, axis=0)
     if importance is not None:
-        importance = _with_some_everywhere(importance, axis, groups)
+        importance = _with_some_everywhere(importance, layout)
         importance = _levelled(importance) if spec.mode == "kmeans" else importance > 0
     if scale is not None:
         points = normalised(weight, scale)
         if spec.mode == "kmeans" or not scale.all():
             # a channel of zeros, which any entry times 0 serves, counts for nothing
             importance = scaled_importance(scale, weight.shape, importance)
-            importance = _with_some_everywhere(importance, axis, groups)
+            importance = _with_some_everywhere(importance, layout)
     if importance is not None and spec.mode != "kmeans":
         importance = None if importance.all() else importance > 0
-    problem = Problem(
-        points,
-        points.dtype if scale is None else weight.dtype,
-        importance,
-        spec,
-        axis,
-        groups,
-        Lattice.of_integers(weight.dtype) if is_integer else None,
-        workers,
+    made = make_tables(
+        ClusteringInput(
+            points,
+            points.dtype if scale is None else weight.dtype,
+            importance,
+            spec,
+            layout,
+            Lattice.of_integers(weight.dtype) if is_integer else None,
+            workers,
+        )
     )
-    found = make_tables(problem)
 
-    table, quantized = _spread(found.tables, weight.ndim, axis), None
-    if found.lattice is not None:
-        positions = found.lattice.nearest(table.astype(np.float64))
+    table, quantized = layout.table(made.tables), None
+    if made.lattice is not None:
+        positions = made.lattice.nearest(table.astype(np.float64))
         if is_integer:
-            table = found.lattice.codes[positions]
+            table = made.lattice.codes[positions]
         else:
-            quantized = found.lattice.quantized(positions)
+            quantized = made.lattice.quantized(positions)
             table = quantized.decode()
     palettized = Palettized(
         table=table,
-        indices=_unrows(found.labels, weight.shape, axis, spec.cluster_dim),
-        vector_axis=axis if spec.cluster_dim > 1 else None,
+        indices=layout.indices(made.labels),
+        vector_axis=layout.vector_axis,
         scale=scale,
         quantized=quantized,
     )
-    distortion = found.distortion or measure_distortion(weight, palettized)
-    return palettized, attrs.evolve(distortion, within=found.within)
+    distortion = made.distortion or measure_distortion(weight, palettized)
+    return palettized, attrs.evolve(distortion, within=made.within)
 
 
 def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
@@ -148,11 +150,7 @@ def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
 
 
 def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | None) -> None:
-    allowed = TABLE_DTYPES + INTEGER_TABLE_DTYPES
-    if weight.dtype.name not in allowed:
-        raise ConfigError(f"a weight to palettize has to be one of {allowed}, got {weight.dtype}")
-    if weight.ndim < 1 or not weight.size:
-        raise ConfigError(f"a weight to palettize needs elements, got shape {weight.shape}")
+    check_dtype_and_size(weight)
     if weight.dtype.name in INTEGER_TABLE_DTYPES and spec.scale_axis is not None:
         raise ConfigError(
             f"a weight of integers ({weight.dtype}) has no per-channel scale, got scale_axis="
@@ -173,11 +171,7 @@ def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | Non
                 f"{name} has to divide the channels, got {unit} for the {channels} channels on "
                 f"axis {spec.channel_axis} of a weight of shape {weight.shape}; choose a divisor"
             )
-    if not is_finite(weight):
-        raise ConfigError(
-            f"a weight to palettize has to be finite; one of shape {weight.shape} has an infinity "
-            "or a NaN; leave it as it is"
-        )
+    check_finite(weight)
     if importance is None:
         return
     if importance.shape != weight.shape:
@@ -191,27 +185,9 @@ def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | Non
         )
 
 
-def is_finite(weight: Floats) -> bool:
-    """Whether no element is infinite or NaN. Reads the weight once, copies nothing."""
-    if is_coded(weight.dtype):
-        exponent = np.uint16(0x7C00 if weight.dtype == np.float16 else 0x7F80)
-        codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
-        return not _has_exponent(codes, exponent)
-    # min and max carry a NaN along, and an infinity is one of them
-    return bool(np.isfinite(weight.min()) and np.isfinite(weight.max()))
-
-
-@njit(cache=True, nogil=True)
-def _has_exponent(codes, exponent):  # type: ignore[no-untyped-def]
-    """Whether a code has all bits of ``exponent`` set; without early exit, to go eight at once."""
-    found = False
-    for i in range(codes.size):
-        found |= (codes[i] & exponent) == exponent
-    return found
-
-
-def _with_some_everywhere(importance: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
+def _with_some_everywhere(importance: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
     """The importance, with 1 throughout the groups that have none."""
+    axis, groups = layout.axis, layout.groups
     before, channels, after = np.split(np.array(importance.shape), [axis, axis + 1])
     grouped = importance.reshape(*before, groups, channels[0] // groups, *after)
     others = tuple(i for i in range(grouped.ndim) if i != axis)
@@ -227,41 +203,14 @@ def _levelled(importance: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return importance if factor == 1.0 else importance.astype(np.float64) * factor
 
 
-def _unrows(
-    labels: npt.NDArray[np.uint8], shape: tuple[int, ...], axis: int, d: int
-) -> npt.NDArray[np.uint8]:
-    """Labels of rows as indices of a weight of ``shape``; the inverse of :func:`_rows`."""
-    if labels.ndim == 1 or (len(labels) == 1 and d == 1):
-        return labels.reshape(shape)
-    rest = shape[:axis] + shape[axis + 1 :]
-    channels_first = labels.reshape(shape[axis] // d, *rest)
-    return np.ascontiguousarray(np.moveaxis(channels_first, 0, axis))
-
-
-def _spread(tables: Floats, rank: int, axis: int) -> Floats:
-    """Tables [groups, entries, d] as [1, ..., groups, ..., 1, entries, d]."""
-    groups, entries, d = tables.shape
-    lengths = [groups if i == axis else 1 for i in range(rank)]
-    return np.ascontiguousarray(tables).reshape(*lengths, entries, d)
-
-
 def _custom(weight: Floats, spec: PaletteSpec, scale: Floats | None) -> Palettized:
     assert spec.lut_function is not None
     points = weight if scale is None else normalised(weight, scale).astype(weight.dtype)
     palettized = custom_palette(
-        points,
-        spec.lut_function,
-        channel_axis=spec.channel_axis,
-        group_size=spec.group_size,
-        cluster_dim=spec.cluster_dim,
-        allowed_nbits=spec.allowed_nbits,
+        points, spec.lut_function, Layout.of(spec, weight.shape), allowed_nbits=spec.allowed_nbits
     )
-    table, quantized = palettized.table, None
+    quantized = None
     if spec.lut_dtype is not None:
-        wide = table.astype(np.float64)
-        low, high = wide.min(), wide.max()
-        if is_wide_enough(low, high, spec.lut_dtype, weight.dtype):
-            lattice = Lattice.spanning(low, high, spec.lut_dtype, weight.dtype)
-            quantized = lattice.quantized(lattice.nearest(wide))
-            table = quantized.decode()
-    return Palettized(table, palettized.indices, palettized.vector_axis, scale, quantized)
+        quantized = quantized_table(palettized.table, spec.lut_dtype)
+    table = palettized.table if quantized is None else quantized.decode()
+    return attrs.evolve(palettized, table=table, scale=scale, quantized=quantized)

@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.distinct import is_coded
 from mlopt.palette.scalar.groups import cluster_rows
 from mlopt.palette.scalar.uniform import nearest_labels, uniform_table
@@ -22,7 +23,6 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.palette.vector.clustering import cluster_vectors
 from mlopt.palette.vector.importance import assign_weighted, settle_centers
 from mlopt.palette.vector.lattice import settle_on_lattice
-from mlopt.palette.vector.points import as_vectors
 
 Floats = npt.NDArray[Any]
 
@@ -32,53 +32,42 @@ class NoPaletteError(Exception):
 
 
 @attrs.frozen(eq=False)
-class Problem:
+class ClusteringInput:
     """What is to be clustered, and how.
 
     points: the weight, or what it is after division by its scale; dtype: of the tables, floats;
-    importance: of the points' shape, or None; axis, groups: ``groups`` runs of channels on
-    ``axis`` have a table each; integers: the lattice of tables that are integers, or None.
+    importance: of the points' shape, or None; integers: the lattice of tables that are integers,
+    or None.
     """
 
     points: Floats
     dtype: np.dtype[Any]
     importance: npt.NDArray[Any] | None
     spec: PaletteSpec
-    axis: int
-    groups: int
+    layout: Layout
     integers: Lattice | None = None
     workers: int = 1
 
     @property
     def rows(self) -> Floats:
         """The points [groups, n]."""
-        return self._rows(self.points)
+        return self.layout.rows(self.points)
 
     @property
     def important_rows(self) -> npt.NDArray[Any] | None:
         """The importance [groups, n], or None."""
-        return None if self.importance is None else self._rows(self.importance)
+        return None if self.importance is None else self.layout.rows(self.importance)
 
     def vectors(self, array: Floats) -> Floats:
-        """An array of the points' shape as vectors [groups, n, d] along the axis."""
-        d = self.spec.cluster_dim
-        channels_first = np.moveaxis(array, self.axis, 0)
-        size = channels_first.shape[0] // self.groups
-        parts = [channels_first[g * size : (g + 1) * size] for g in range(self.groups)]
-        return np.stack([as_vectors(part, 0, d) for part in parts])
-
-    def _rows(self, array: Floats) -> Floats:
-        """The channels of one group after the other, C-contiguous; a view if possible."""
-        if self.groups == 1:
-            return np.ascontiguousarray(array).reshape(1, -1)
-        return np.ascontiguousarray(np.moveaxis(array, self.axis, 0)).reshape(self.groups, -1)
+        """An array of the points' shape as vectors [groups, n, d], C-contiguous."""
+        return np.ascontiguousarray(self.layout.points(array))
 
 
 @attrs.frozen(eq=False)
 class Tables:
     """The outcome for all groups.
 
-    tables: [groups, entries, d] of the problem's dtype; labels: uint8, groups first; lattice: what
+    tables: [groups, entries, d] of the input's dtype; labels: uint8[groups, n]; lattice: what
     the tables lie on, or None; distortion: where it comes free, or None; within: see
     :class:`mlopt.palette.value.distortion.Distortion`.
     """
@@ -90,7 +79,7 @@ class Tables:
     within: float = 0.0
 
 
-def make_tables(problem: Problem) -> Tables:
+def make_tables(inputs: ClusteringInput) -> Tables:
     """The tables and labels of every mode but ``custom``.
 
     Raises
@@ -98,97 +87,97 @@ def make_tables(problem: Problem) -> Tables:
     NoPaletteError
         ``unique``: more distinct values than the largest table holds.
     """
-    if problem.spec.mode == "unique":
-        return _unique(problem)
-    if problem.spec.mode == "uniform":
-        return _uniform(problem)
-    return _vectors(problem) if problem.spec.cluster_dim > 1 else _scalars(problem)
+    if inputs.spec.mode == "unique":
+        return _unique(inputs)
+    if inputs.spec.mode == "uniform":
+        return _uniform(inputs)
+    return _vectors(inputs) if inputs.spec.cluster_dim > 1 else _scalars(inputs)
 
 
-def _scalars(problem: Problem) -> Tables:
-    lattice = problem.integers
+def _scalars(inputs: ClusteringInput) -> Tables:
+    lattice = inputs.integers
     if lattice is None:
-        found = _clustered(problem)
-        lattice = _spanning(problem, found.tables)
+        found = _clustered(inputs)
+        lattice = _spanning(inputs, found.tables)
         if lattice is None:
             return found
-    return attrs.evolve(_clustered(problem, lattice.points), lattice=lattice)
+    return attrs.evolve(_clustered(inputs, lattice.points), lattice=lattice)
 
 
-def _clustered(problem: Problem, points: npt.NDArray[np.float64] | None = None) -> Tables:
+def _clustered(inputs: ClusteringInput, points: npt.NDArray[np.float64] | None = None) -> Tables:
     """Optimal tables, or uniform ones; with ``points`` the best of these numbers."""
-    spec = problem.spec
+    spec = inputs.spec
     assert spec.nbits is not None
     uniform = spec.mode == "uniform"
     if (
-        problem.groups == 1
+        inputs.layout.groups == 1
         and not uniform
-        and is_worth_zooming(problem.points, 1 << spec.nbits)
+        and is_worth_zooming(inputs.points, 1 << spec.nbits)
         and (
             whole := cluster_whole(
-                np.ascontiguousarray(problem.points),
+                np.ascontiguousarray(inputs.points),
                 spec.nbits,
-                table_dtype=problem.dtype,
-                importance=problem.importance,
+                table_dtype=inputs.dtype,
+                importance=inputs.importance,
                 points=points,
-                workers=problem.workers,
+                workers=inputs.workers,
             )
         )
     ):
         table, labels, within = whole
         return Tables(
-            table.astype(problem.dtype)[None, :, None], labels.reshape(1, -1), within=within
+            table.astype(inputs.dtype)[None, :, None], labels.reshape(1, -1), within=within
         )
     found = cluster_rows(
-        problem.rows,
+        inputs.rows,
         spec.nbits,
-        table_dtype=problem.dtype,
-        importance=problem.important_rows,
+        table_dtype=inputs.dtype,
+        importance=inputs.important_rows,
         uniform=uniform,
         points=None if points is None else points[None],
-        workers=problem.workers,
+        workers=inputs.workers,
     )
-    plain = Distortion(found.signal, found.noise) if problem.importance is None else None
-    tables = found.tables.astype(problem.dtype)[..., None]
+    plain = Distortion(found.signal, found.noise) if inputs.importance is None else None
+    tables = found.tables.astype(inputs.dtype)[..., None]
     within = found.gap / (found.noise - found.gap) if 0.0 < found.gap < found.noise else 0.0
     return Tables(tables, found.labels, distortion=plain, within=within)
 
 
-def _uniform(problem: Problem) -> Tables:
-    spec, lattice = problem.spec, problem.integers
+def _uniform(inputs: ClusteringInput) -> Tables:
+    spec, lattice = inputs.spec, inputs.integers
     assert spec.nbits is not None
-    free = lattice is None and spec.lut_dtype is None and problem.importance is None
-    if free and is_coded(problem.points.dtype):
-        return _clustered(problem)
-    rows = problem.rows
-    ranged = _without_unimportant(rows, problem.important_rows)
-    table = uniform_table(ranged.min(axis=1), ranged.max(axis=1), spec.nbits, problem.dtype)
-    lattice = lattice or _spanning(problem, table)
+    free = lattice is None and spec.lut_dtype is None and inputs.importance is None
+    if free and is_coded(inputs.points.dtype):
+        return _clustered(inputs)
+    rows = inputs.rows
+    ranged = _without_unimportant(rows, inputs.important_rows)
+    table = uniform_table(ranged.min(axis=1), ranged.max(axis=1), spec.nbits, inputs.dtype)
+    lattice = lattice or _spanning(inputs, table)
     if lattice is not None:
         nearest = lattice.nearest(table.astype(np.float64))
-        table = lattice.points[nearest].astype(problem.dtype)
+        table = lattice.points[nearest].astype(inputs.dtype)
     # one table is looked up in without its axis of groups, in the dtype of what is looked up
-    one = problem.groups == 1
+    one = inputs.layout.groups == 1
     alike = table if table.dtype == rows.dtype else table.astype(rows.dtype)
     labels = nearest_labels(rows[0] if one else rows, alike[0] if one else alike)
-    return Tables(table[..., None], labels, lattice)
+    return Tables(table[..., None], labels.reshape(rows.shape), lattice)
 
 
-def _unique(problem: Problem) -> Tables:
-    spec, dtype = problem.spec, problem.dtype
+def _unique(inputs: ClusteringInput) -> Tables:
+    spec, dtype = inputs.spec, inputs.dtype
     if spec.cluster_dim == 1:
-        rows = problem.rows.astype(dtype, copy=False)
-        vectors = _without_unimportant(rows, problem.important_rows)[..., None]
+        rows = inputs.rows.astype(dtype, copy=False)
+        vectors = _without_unimportant(rows, inputs.important_rows)[..., None]
     else:
-        vectors = problem.vectors(problem.points).astype(dtype, copy=False)
-        if problem.importance is not None:
-            important = np.asarray(problem.vectors(problem.importance).any(axis=2))
+        vectors = inputs.vectors(inputs.points).astype(dtype, copy=False)
+        if inputs.importance is not None:
+            important = np.asarray(inputs.vectors(inputs.importance).any(axis=2))
             vectors = _without_unimportant(vectors, important)
     found = unique_tables(vectors, spec.allowed_nbits)
     if found is None:
         what = "values" if spec.cluster_dim == 1 else f"vectors of {spec.cluster_dim}"
         raise NoPaletteError(f"more than {1 << max(spec.allowed_nbits)} distinct {what}")
-    return Tables(*found, lattice=problem.integers)
+    return Tables(*found, lattice=inputs.integers)
 
 
 def _without_unimportant(rows: Floats, importance: npt.NDArray[Any] | None) -> Floats:
@@ -203,21 +192,21 @@ def _without_unimportant(rows: Floats, importance: npt.NDArray[Any] | None) -> F
     return np.where(important.reshape(*important.shape, *[1] * (rows.ndim - 2)), rows, first)
 
 
-def _vectors(problem: Problem) -> Tables:
-    spec, dtype, workers = problem.spec, problem.dtype, problem.workers
+def _vectors(inputs: ClusteringInput) -> Tables:
+    spec, dtype, workers = inputs.spec, inputs.dtype, inputs.workers
     assert spec.nbits is not None
     entries = 1 << spec.nbits
-    vectors = problem.vectors(problem.points)
+    vectors = inputs.vectors(inputs.points)
     weights = None
-    if problem.importance is not None:
-        weights = problem.vectors(problem.importance)
-    tables = np.empty((problem.groups, entries, spec.cluster_dim), dtype)
+    if inputs.importance is not None:
+        weights = inputs.vectors(inputs.importance)
+    tables = np.empty((inputs.layout.groups, entries, spec.cluster_dim), dtype)
     labels = np.empty(vectors.shape[:2], np.uint8)
 
     def importance_of(g: int) -> npt.NDArray[np.float64] | None:
         return None if weights is None else weights[g].astype(np.float64)
 
-    for g in range(problem.groups):
+    for g in range(inputs.layout.groups):
         part = importance_of(g)
         if part is None:
             centres, labels[g] = cluster_vectors(
@@ -233,9 +222,9 @@ def _vectors(problem: Problem) -> Tables:
             labels[g] = assign_weighted(wide, part, table, workers=workers)
         tables[g] = np.concatenate([table, np.repeat(table[-1:], entries - len(table), axis=0)])
 
-    lattice = problem.integers or _spanning(problem, tables)
+    lattice = inputs.integers or _spanning(inputs, tables)
     if lattice is not None:
-        for g in range(problem.groups):
+        for g in range(inputs.layout.groups):
             positions, labels[g] = settle_on_lattice(
                 vectors[g], tables[g], lattice, importance_of(g), workers=workers
             )
@@ -243,9 +232,9 @@ def _vectors(problem: Problem) -> Tables:
     return Tables(tables, labels, lattice)
 
 
-def _spanning(problem: Problem, tables: Floats) -> Lattice | None:
+def _spanning(inputs: ClusteringInput, tables: Floats) -> Lattice | None:
     """The lattice of the 8-bit codes asked for, as wide as the tables in floats; None for none."""
-    if problem.spec.lut_dtype is None:
+    if inputs.spec.lut_dtype is None:
         return None
     wide = tables.astype(np.float64)
-    return Lattice.spanning(wide.min(), wide.max(), problem.spec.lut_dtype, problem.dtype)
+    return Lattice.spanning(wide.min(), wide.max(), inputs.spec.lut_dtype, inputs.dtype)

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlopt.errors import ConfigError
-from mlopt.palette.custom import custom_palette
+from mlopt.palette import Layout, custom
+
+
+def custom_palette(weight, function, axis=0, size=None, d=1, **options):
+    axis %= weight.ndim
+    groups = 1 if size is None else weight.shape[axis] // size
+    return custom.custom_palette(weight, function, Layout(weight.shape, axis, groups, d), **options)
 
 
 def rounding(group):
@@ -37,8 +43,7 @@ def test_groups_of_different_length_get_one_width():
     p = custom_palette(
         weight,
         lambda group: np.unique(group, return_inverse=True),
-        channel_axis=0,
-        group_size=1,
+        size=1,
     )
     assert p.table[:, 0, :, 0].tolist() == [[1, 1], [2, 7]]
     np.testing.assert_array_equal(p.dequantize(), weight)
@@ -58,7 +63,7 @@ def test_coremltools_calls_with_the_same_and_gets_the_same(axis, d):
         values = np.concatenate([values, np.full((4 - len(values), d), 9, values.dtype)])
         return values if d > 1 else values[:, 0], labels.reshape(-1).astype(np.uint8)
 
-    p = custom_palette(weight, function, channel_axis=axis, group_size=4, cluster_dim=d)
+    p = custom_palette(weight, function, axis=axis, size=4, d=d)
     ours = list(seen)
     seen.clear()
     theirs = passes.palettize_weights.grouped_channelwise_compress(
@@ -87,7 +92,7 @@ def test_a_lossless_function_gives_the_weight_back(shape, axis, size, dtype, see
         values, labels = np.unique(group.astype(np.float64), return_inverse=True)
         return values, labels
 
-    p = custom_palette(weight, function, channel_axis=axis, group_size=size)
+    p = custom_palette(weight, function, axis=axis, size=size)
     assert p.dtype == weight.dtype
     np.testing.assert_array_equal(p.dequantize(), weight)
 
@@ -131,17 +136,13 @@ def test_what_is_no_palette_is_refused(result, message):
 def test_vectors_need_rows():
     weight = np.zeros((4, 2), np.float16)
     with pytest.raises(ConfigError, match=r"\[m, 2\].*got \(4,\)"):
-        custom_palette(
-            weight, lambda group: (np.zeros(4), np.zeros(4)), channel_axis=0, cluster_dim=2
-        )
+        custom_palette(weight, lambda group: (np.zeros(4), np.zeros(4)), d=2)
 
 
-def test_tables_beyond_the_target_and_odd_groups():
+def test_tables_beyond_the_target():
     weight = np.zeros((4, 2), np.float16)
     with pytest.raises(ConfigError, match=r"5 entries.*none.*\(1, 2\)"):
         custom_palette(weight, lambda group: (np.zeros(5), np.zeros(8)), allowed_nbits=(1, 2))
-    with pytest.raises(ConfigError, match="divide the channels, got 3 for the 4"):
-        custom_palette(weight, rounding, channel_axis=0, group_size=3)
 
 
 def test_an_error_of_the_function_comes_through():

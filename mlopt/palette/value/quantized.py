@@ -161,6 +161,19 @@ class Lattice:
         return QuantizedTable(self.codes[positions], self.scale.reshape(one), offset)
 
 
+def quantized_table(table: npt.NDArray[Any], lut_dtype: str) -> QuantizedTable | None:
+    """A table [..., entries, d] rounded to 8-bit codes with one scale; None where none is normal.
+
+    lut_dtype: ``"int8"`` or ``"uint8"``, see :meth:`Lattice.spanning`.
+    """
+    wide = table.astype(np.float64)
+    low, high = float(wide.min()), float(wide.max())
+    if not is_wide_enough(low, high, lut_dtype, table.dtype):
+        return None
+    lattice = Lattice.spanning(low, high, lut_dtype, table.dtype)
+    return lattice.quantized(lattice.nearest(wide))
+
+
 def is_wide_enough(low: float, high: float, lut_dtype: str, dtype: np.dtype[Any]) -> bool:
     """Whether a table between two numbers has a lattice whose scale is normal (or is all zero)."""
     step = _step(low, high, lut_dtype)

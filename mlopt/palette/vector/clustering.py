@@ -196,7 +196,7 @@ def _check(points: Floats, k: int, importance: npt.NDArray[np.float64] | None) -
     if points.ndim != 2 or not points.size:
         raise ConfigError(
             f"vectors to cluster have to be a non-empty array [n, d], got shape {points.shape}; "
-            "see as_vectors"
+            "see mlopt.palette.Layout"
         )
     if not 1 <= k <= MAX_CENTERS:
         raise ConfigError(f"k has to be between 1 and {MAX_CENTERS}, got {k}; use fewer bits")

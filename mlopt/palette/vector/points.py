@@ -1,4 +1,4 @@
-"""Vectors of consecutive weights: how they lie in a weight, which are equal, and their floats."""
+"""Vectors of consecutive weights: which are equal, and their floats."""
 
 from __future__ import annotations
 
@@ -8,61 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.errors import ConfigError
-
 Floats = npt.NDArray[Any]
 
 _CHUNK = 1 << 16
 """Vectors that are widened at a time where only a number about all of them is wanted."""
-
-
-def as_vectors(weight: Floats, axis: int, d: int) -> Floats:
-    """Group each ``d`` consecutive weights along ``axis`` into a vector.
-
-    Parameters
-    ----------
-    weight
-        [n_0, ..., n_{K-1}] of any dtype and layout.
-    axis
-        Channel axis, -K .. K-1.
-    d
-        Weights in a vector; divides ``n_axis``.
-
-    Returns
-    -------
-    [weight.size // d, d] in the C order of the indices: vector ``i`` holds the weights at
-    ``p[axis] * d .. p[axis] * d + d - 1`` for the i-th position ``p`` of the array of shape
-    :func:`indices_shape`. A copy unless the vectors lie so in memory already.
-
-    Raises
-    ------
-    ConfigError
-        ``d`` does not divide the number of channels.
-    """
-    axis %= weight.ndim
-    indices_shape(weight.shape, axis, d)
-    before, channels, after = weight.shape[:axis], weight.shape[axis], weight.shape[axis + 1 :]
-    split = weight.reshape(*before, channels // d, d, *after)
-    return np.moveaxis(split, axis + 1, -1).reshape(-1, d)
-
-
-def indices_shape(shape: tuple[int, ...], axis: int, d: int) -> tuple[int, ...]:
-    """Shape of the indices of a weight whose vectors of ``d`` lie along ``axis``.
-
-    Labels of :func:`as_vectors`' rows become indices by a plain reshape to this.
-
-    Raises
-    ------
-    ConfigError
-        ``d`` does not divide the number of channels.
-    """
-    axis %= len(shape)
-    if d < 1 or shape[axis] % d:
-        raise ConfigError(
-            f"cluster_dim has to divide the channels of its axis, got {d} for the "
-            f"{shape[axis]} channels on axis {axis} of a weight of shape {shape}; choose a divisor"
-        )
-    return tuple(n // d if i == axis else n for i, n in enumerate(shape))
 
 
 def floats(values: Floats) -> Floats:

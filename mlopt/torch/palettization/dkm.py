@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from mlopt.errors import ConfigError
+from mlopt.palette.layout import Layout
 from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.report import Report
@@ -32,7 +33,6 @@ from mlopt.torch.palettization.decisions import Decision, decide
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.fake_palettize import FakePalettize
-from mlopt.torch.palettization.form import Grouping
 from mlopt.torch.palettization.recurrent import compute_weights_in_passes, keep_weights_again
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.sensitivity.sharded import is_sharded
@@ -322,10 +322,9 @@ def _options(decision: Decision) -> FakePalettizeOptions:
             f"{spec.nbits} for {decision.parameter.name}; use fewer bits, or leave it False"
         )
     shape = tuple(decision.parameter.tensor.shape)
-    axis = spec.channel_axis or 0
-    groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
+    layout = Layout.of(spec, shape)
     entries = (1 << spec.nbits) + config.add_extra_centroid
-    soft_groups = max(1, int(config.percentage_palett_enable * groups))
+    soft_groups = max(1, int(config.percentage_palett_enable * layout.groups))
     if config.implicit_gradient and config.palett_mode != "hard":
         try:
             check_implicit_size((soft_groups, entries, spec.cluster_dim))
@@ -333,7 +332,7 @@ def _options(decision: Decision) -> FakePalettizeOptions:
             raise ConfigError(f"{decision.parameter.name}: {error}") from error
     return FakePalettizeOptions(
         name=decision.parameter.name,
-        grouping=Grouping(shape, axis, groups, spec.cluster_dim),
+        grouping=layout,
         entries=entries,
         scale_axis=spec.scale_axis,
         scale_scheme=config.per_channel_scaling_factor_scheme,

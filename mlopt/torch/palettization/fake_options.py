@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from mlopt.torch.palettization.form import Grouping
+from mlopt.palette.layout import Layout
 from mlopt.torch.soft_kmeans import Mode
 
 
@@ -21,7 +21,7 @@ class FakePalettizeOptions:
     """
 
     name: str
-    grouping: Grouping
+    grouping: Layout
     entries: int
     scale_axis: int | None = None
     scale_scheme: str = "min_max"

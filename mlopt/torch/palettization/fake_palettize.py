@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from mlopt.errors import ConfigError
 from mlopt.palette.value.palettized import Palettized
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
-from mlopt.torch.palettization.form import channel_scale
 from mlopt.torch.palettization.initial import initial_centroids
 from mlopt.torch.palettization.nearest import (
     move_duplicates,
     nearest_centroids,
     nearest_labels,
 )
+from mlopt.torch.palettization.scale import scale_of_channels
 from mlopt.torch.palettization.shares import WHOLE, Share, share_of_this_rank
-from mlopt.torch.palettization.table_format import palette_of, rounded_table
+from mlopt.torch.palettization.table_format import rounded_table, stored_palette
 from mlopt.torch.soft_kmeans import soft_kmeans
 from mlopt.torch.soft_kmeans.eager import outside_graphs
 
@@ -86,7 +86,7 @@ class FakePalettize(nn.Module):
         super().__init__()
         self.options = options
         groups = options.grouping.groups
-        shape = (groups, options.entries, options.grouping.d)
+        shape = (groups, options.entries, options.grouping.cluster_dim)
         self.register_buffer("centroids", torch.zeros(shape))
         self.register_buffer("temperature", torch.ones(groups))
         self.register_buffer("pinned", torch.zeros(shape[:2], dtype=torch.int8))
@@ -163,7 +163,7 @@ class FakePalettize(nn.Module):
         )
         self.centroids.copy_(self._unless_stale(centroids, kept, importance))
         unscaled = grouping.weight(kept).to(weight.dtype)
-        return palette_of(unscaled, self._table(), scale, options)
+        return stored_palette(unscaled, self._table(), scale, options)
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
@@ -180,7 +180,7 @@ class FakePalettize(nn.Module):
         options = self.options
         if options.scale_axis is None:
             return options.grouping.points(weight), None
-        scale = channel_scale(weight.detach(), options.scale_axis, scheme=options.scale_scheme)
+        scale = scale_of_channels(weight.detach(), options.scale_axis, scheme=options.scale_scheme)
         wide = weight.float() if weight.dtype.itemsize < 4 else weight
         return options.grouping.points(wide / scale.masked_fill(scale == 0, 1.0)), scale
 

@@ -10,14 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlopt.palette.palettize import palettize
+from mlopt.palette.assignment import assign
 from mlopt.palette.value.palettized import Palettized
-from mlopt.palette.value.quantized import Lattice, is_wide_enough
-from mlopt.palette.value.spec import NBITS, PaletteSpec
+from mlopt.palette.value.quantized import quantized_table
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
-from mlopt.torch.palettization.form import Grouping
-from mlopt.torch.palettization.nearest import nearest_labels
-from mlopt.torch.tensors import as_array, numpy_dtype
+from mlopt.torch.tensors import as_array
 
 _INTEGERS = {"i8": "int8", "u8": "uint8"}
 
@@ -33,7 +30,7 @@ def rounded_table(table: Tensor, lut_dtype: str) -> Tensor:
     return table
 
 
-def palette_of(
+def stored_palette(
     kept: Tensor, table: Tensor, scale: Tensor | None, options: FakePalettizeOptions
 ) -> Palettized:
     """The palette of a weight: for each point the nearest entry.
@@ -47,29 +44,9 @@ def palette_of(
     scale
         That of the channels, None for none.
     """
-    grouping = options.grouping
-    dtype = numpy_dtype(kept.dtype)
-    tables = iter(as_array(table).astype(np.float64))
-    nbits = min(n for n in NBITS if 1 << n >= options.entries)
-
-    def nearest(group: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        entries = np.unique(next(tables).astype(dtype), axis=0)
-        # groups come with their channels first
-        wide, centres = (torch.from_numpy(a.astype(np.float64)) for a in (group, entries))
-        points = Grouping(group.shape, d=grouping.d).points(wide)
-        return entries, as_array(nearest_labels(points, centres[None]))
-
-    is_cut = grouping.groups > 1 or grouping.d > 1
-    spec = PaletteSpec(
-        mode="custom",
-        lut_function=nearest,
-        channel_axis=grouping.axis if is_cut else None,
-        group_size=grouping.shape[grouping.axis] // grouping.groups if is_cut else None,
-        cluster_dim=grouping.d,
-        allowed_nbits=tuple(n for n in NBITS if n >= nbits),
-        lut_dtype=_INTEGERS.get(options.lut_dtype),
-    )
-    palettized, _ = palettize(as_array(kept), spec)
+    lut_dtype = _INTEGERS.get(options.lut_dtype)
+    tables = as_array(table).astype(np.float64)
+    palettized = assign(as_array(kept), tables, options.grouping, lut_dtype=lut_dtype)
     if scale is not None:
         palettized = attrs.evolve(palettized, scale=as_array(scale.to(kept.dtype)))
     return palettized
@@ -77,9 +54,5 @@ def palette_of(
 
 def _on_lattice(table: npt.NDArray[Any], lut_dtype: str) -> npt.NDArray[Any]:
     """Numbers rounded to those that a table in 8 bits with one scale can hold."""
-    wide = table.astype(np.float64)
-    low, high = float(wide.min()), float(wide.max())
-    if not is_wide_enough(low, high, lut_dtype, table.dtype):
-        return table
-    lattice = Lattice.spanning(low, high, lut_dtype, table.dtype)
-    return lattice.points[lattice.nearest(wide)].astype(table.dtype)
+    quantized = quantized_table(table, lut_dtype)
+    return table if quantized is None else quantized.decode()

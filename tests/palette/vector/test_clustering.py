@@ -10,7 +10,6 @@ from sklearn.cluster import KMeans
 from mlopt.errors import ConfigError
 from mlopt.palette.vector import clustering
 from mlopt.palette.vector.clustering import assign_vectors, cluster_vectors
-from mlopt.palette.vector.points import as_vectors, indices_shape
 
 
 def cost(points, centers, labels, importance=None):
@@ -171,22 +170,8 @@ def test_repeated_vectors_weigh_as_often():
     np.testing.assert_array_equal(repeated, weighted)
 
 
-@pytest.mark.parametrize(
-    ("shape", "axis", "d"), [((8, 6), 0, 4), ((8, 6), -1, 2), ((2, 6, 3), 1, 3)]
-)
-def test_layout_is_that_of_coremltools(shape, axis, d):
-    utils = pytest.importorskip("coremltools.optimize._utils")
-    weight = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    # Given a negative axis, it swaps the wrong axes back.
-    expected = utils.reshape_weight_for_vector_lut(weight, d, axis % weight.ndim)
-    np.testing.assert_array_equal(as_vectors(weight, axis, d), expected.reshape(-1, d))
-    assert indices_shape(shape, axis, d) == expected.shape[:-1]
-
-
 def test_refusals():
     points = sample("normal", 10, 2)
-    with pytest.raises(ConfigError, match="got 4 for the 6 channels on axis 1"):
-        as_vectors(np.zeros((8, 6), np.float32), 1, 4)
     with pytest.raises(ConfigError, match="between 1 and 256, got 300"):
         cluster_vectors(points, 300)
     with pytest.raises(ConfigError, match="non-empty"):
