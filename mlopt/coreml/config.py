@@ -32,9 +32,9 @@ from mlopt.requests.checked import (
     word,
 )
 from mlopt.requests.granularity import Granularity, summary_of
+from mlopt.requests.layout import ON_INDIVISIBLE, OnIndivisible
 from mlopt.requests.yaml_files import read_yaml
 
-ON_INDIVISIBLE = ("skip", "divisor", "per_tensor")
 DEFAULT_WEIGHT_THRESHOLD = 2048
 
 CONFIG_TYPE = "OpPalettizerConfig"
@@ -68,7 +68,7 @@ def _workers(value: Any) -> int:
     return integer(value, "num_kmeans_workers")
 
 
-def _on_indivisible(value: Any) -> str:
+def _on_indivisible(value: Any) -> OnIndivisible:
     return word(value, "on_indivisible", ON_INDIVISIBLE)
 
 
@@ -152,7 +152,7 @@ class OpPalettizerConfig:
     num_kmeans_workers: int = attrs.field(default=1, converter=_workers)
     weight_threshold: int = attrs.field(default=DEFAULT_WEIGHT_THRESHOLD, converter=_threshold)
     lut_dtype: str | None = attrs.field(default=None, converter=lut_dtype_name)
-    on_indivisible: str = attrs.field(default="skip", converter=_on_indivisible)
+    on_indivisible: OnIndivisible = attrs.field(default="skip", converter=_on_indivisible)
 
     def __attrs_post_init__(self) -> None:
         chooses_nbits = self.mode in ("unique", "custom")

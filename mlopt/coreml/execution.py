@@ -10,12 +10,13 @@ from typing import Any
 
 import attrs
 
-from mlopt.coreml.decisions import Decision, Plan, subjects_of
+from mlopt.coreml.decisions import subjects_of
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.joint import JointWeight, palettize_joint
+from mlopt.coreml.plans import Plan, WeightDecision
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.replacement import Replacements
-from mlopt.coreml.rows import joint_note, kept_row, palettized_row
+from mlopt.coreml.rows import joint_notes, kept_row, palettized_row
 from mlopt.coreml.weights import Weight
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter
@@ -30,11 +31,11 @@ from mlopt.requests.report import WeightRow
 
 @attrs.frozen(eq=False)
 class Computed:
-    """What clustering a weight gave, with a note for its row."""
+    """What clustering a weight gave, with notes for its row."""
 
     palette: PackedPalette
     distortion: Distortion
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 Outcome = Computed | NoPaletteError
@@ -45,13 +46,14 @@ def compute(weight: Weight | JointWeight, spec: PaletteSpec, workers: int = 1) -
     try:
         if isinstance(weight, JointWeight):
             palette, distortion, plain_nbytes = palettize_joint(weight, spec, workers)
-            return Computed(palette, distortion, joint_note(palette.nbytes, plain_nbytes))
+            return Computed(palette, distortion, joint_notes(palette.nbytes, plain_nbytes))
         palettized, distortion = palettize_weight(weight.value(), spec, workers=workers)
     except NoPaletteError as reason:
         return reason
     finally:
         weight.release()
-    return Computed(PackedPalette.of(palettized), distortion, distortion.note)
+    notes = () if distortion.note is None else (distortion.note,)
+    return Computed(PackedPalette.of(palettized), distortion, notes)
 
 
 def readable_weights(plan: Plan, source: Any) -> Sequence[Weight | JointWeight] | None:
@@ -79,7 +81,7 @@ def carry_out(
     ``readable``: what ``readable_weights`` gives.
     """
     decisions = plan.decisions
-    replaced: Sequence[Weight | JointWeight] = [decision.weight for decision in decisions]
+    replaced: Sequence[Weight | JointWeight] = [decision.subject for decision in decisions]
     if plan.raises:
         for each in plan.raises:
             each.apply(writer)
@@ -88,42 +90,42 @@ def carry_out(
         replaced = _moved(decisions, weights)
     if readable is not None:
         decisions = tuple(
-            attrs.evolve(decision, weight=weight)
+            attrs.evolve(decision, subject=weight)
             for decision, weight in zip(decisions, readable, strict=True)
         )
     replacements = Replacements(writer)
     rows = []
-    total = sum(d.weight.size for d in decisions if isinstance(d.outcome, PaletteSpec))
+    total = sum(d.subject.size for d in decisions if isinstance(d.result, PaletteSpec))
     done = 0
     jobs = (_job(decision, workers) for decision in decisions)
     with contextlib.closing(done_ahead(jobs, workers)) as results:
         for weight, decision, computed in zip(replaced, decisions, results, strict=True):
             if computed is None:
-                assert isinstance(decision.outcome, Keep)
-                rows.append(kept_row(decision, decision.outcome))
+                assert isinstance(decision.result, Keep)
+                rows.append(kept_row(decision, decision.result))
                 continue
             if not isinstance(computed, NoPaletteError):
                 replacements.replace(
                     weight.program, weight.nodes, computed.palette, file_name=weight.file_name
                 )
             rows.append(row_of(decision, computed))
-            done += decision.weight.size
+            done += decision.subject.size
             if progress is not None:
-                progress(done, total, decision.weight.name)
+                progress(done, total, decision.subject.name)
     replacements.apply()
     return rows
 
 
-def _job(decision: Decision, workers: int) -> Callable[[], Outcome] | None:
+def _job(decision: WeightDecision, workers: int) -> Callable[[], Outcome] | None:
     """The clustering of a weight; None where it is kept."""
-    if not isinstance(decision.outcome, PaletteSpec):
+    if not isinstance(decision.result, PaletteSpec):
         return None
-    weight = decision.weight
-    return partial(compute, weight, decision.outcome, share_of(weight.size, workers))
+    weight = decision.subject
+    return partial(compute, weight, decision.result, share_of(weight.size, workers))
 
 
 def _moved(
-    decisions: Sequence[Decision], weights: Sequence[Weight | JointWeight]
+    decisions: Sequence[WeightDecision], weights: Sequence[Weight | JointWeight]
 ) -> list[Weight | JointWeight]:
     """The weights of decisions in a raised program; its new constants concern none.
 
@@ -131,7 +133,7 @@ def _moved(
     """
     plain = [weight for weight in weights if isinstance(weight, Weight)]
     plain_at = dict(zip(_keys(plain), plain, strict=True))
-    keys = iter(_keys([d.weight for d in decisions if isinstance(d.weight, Weight)]))
+    keys = iter(_keys([d.subject for d in decisions if isinstance(d.subject, Weight)]))
     joint_at = {
         place: weight
         for joint in weights
@@ -140,7 +142,7 @@ def _moved(
     }
     moved: list[Weight | JointWeight] = []
     for decision in decisions:
-        weight, is_kept = decision.weight, isinstance(decision.outcome, Keep)
+        weight, is_kept = decision.subject, isinstance(decision.result, Keep)
         if isinstance(weight, Weight):
             key = next(keys)
             moved.append(plain_at.get(key, weight) if is_kept else plain_at[key])
@@ -163,10 +165,10 @@ def _keys(weights: Iterable[Weight]) -> list[tuple[Any, ...]]:
     return keys
 
 
-def row_of(decision: Decision, computed: Outcome) -> WeightRow:
+def row_of(decision: WeightDecision, computed: Outcome) -> WeightRow:
     """The row of a weight that was to be palettized."""
     if isinstance(computed, NoPaletteError):
-        return kept_row(decision, Keep(str(computed), str(computed)))
+        return kept_row(decision, Keep(str(computed)))
     palette = computed.palette
     codes = None if palette.quantized is None else palette.quantized.codes
     return palettized_row(
@@ -175,5 +177,5 @@ def row_of(decision: Decision, computed: Outcome) -> WeightRow:
         palette.nbytes,
         lut_dtype=None if codes is None else codes.dtype.name,
         snr_db=computed.distortion.snr_db,
-        note=computed.note,
+        notes=computed.notes,
     )

@@ -11,11 +11,13 @@ from typing import Any
 import attrs
 
 from mlopt.coreml.config import OptimizationConfig, for_palettization
-from mlopt.coreml.decisions import COMPRESSED, Plan, decide
+from mlopt.coreml.decisions import decide
 from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
+from mlopt.coreml.guards import COMPRESSED
 from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
 from mlopt.mil.package import Package, open_package
@@ -184,18 +186,18 @@ def preview(
     )
     rows = []
     for decision in plan.decisions:
-        if isinstance(decision.outcome, Keep):
-            rows.append(kept_row(decision, decision.outcome))
-        elif decision.outcome.mode == "unique" or isinstance(decision.weight, JointWeight):
-            rows.append(row_of(decision, compute(decision.weight, decision.outcome)))
+        if isinstance(decision.result, Keep):
+            rows.append(kept_row(decision, decision.result))
+        elif decision.result.mode == "unique" or isinstance(decision.subject, JointWeight):
+            rows.append(row_of(decision, compute(decision.subject, decision.result)))
         else:
-            note = None
-            nbits = decision.outcome.nbits
+            notes: tuple[str, ...] = ()
+            nbits = decision.result.nbits
             if nbits is None:
-                nbits, note = 8, "lut_function decides the size, counted at 8 bits"
-            size = exact_nbytes(decision.weight, decision.outcome, nbits)
-            lut_dtype = decision.outcome.lut_dtype
-            rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, note=note))
+                nbits, notes = 8, ("lut_function decides the size, counted at 8 bits",)
+            size = exact_nbytes(decision.subject, decision.result, nbits)
+            lut_dtype = decision.result.lut_dtype
+            rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, notes=notes))
     return _report(plan, rows, package)
 
 
@@ -229,9 +231,9 @@ def _report(plan: Plan, rows: list[WeightRow], package: Package) -> Report:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     compressed = [
-        decision.weight
+        decision.subject
         for decision in plan.decisions
-        if isinstance(decision.outcome, Keep) and decision.outcome.category == COMPRESSED
+        if isinstance(decision.result, Keep) and decision.result.category == COMPRESSED
     ]
     possible = sum(isinstance(w, JointWeight) and w.can_be_palettized for w in compressed)
     if not possible or plan.joint_compression:

@@ -10,7 +10,7 @@ For one operation that reads the weight, the first of these that there is decide
 5. the first key of `op_type_configs`, as written, that is a glob over the type,
 6. `global_config`.
 
-A weight that several operations read gets one decision, the one of ``mlopt.requests.agreement``;
+A weight that several operations read gets one decision, the one of ``mlopt.requests.rules``;
 the more careful of two equally specific rules is the one with more bits a weight.
 """
 
@@ -22,18 +22,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
-from mlopt.requests.agreement import RuleKind, Wish, agree
 from mlopt.requests.checked import near_matches
-from mlopt.requests.rules import Resolution, UnmatchedRule
+from mlopt.requests.rules import Claim, Resolution, RuleKind, UnmatchedRule, resolve_claims
 
-Consumer = tuple[str, str]
+Reader = tuple[str, str]
 """The name and the type of an operation that reads a weight."""
 
 
 def resolve(
     config: OptimizationConfig,
     weight_name: str,
-    consumers: Sequence[Consumer],
+    consumers: Sequence[Reader],
     *,
     aliases: Sequence[str] = (),
 ) -> Resolution[OpPalettizerConfig]:
@@ -51,40 +50,39 @@ def resolve(
         Further names of the weight: those of other constants that share what is stored.
     """
     names = (weight_name, *aliases)
-    wishes = [
-        Wish(f"constant {name!r}", "op_name_configs", name, config.op_name_configs[name])
+    claims = [
+        Claim(f"constant {name!r}", "op_name_configs", name, config.op_name_configs[name])
         for name in names
         if name in config.op_name_configs
     ]
-    if not wishes:
-        wishes = [_wish(config, names, consumer) for consumer in dict.fromkeys(consumers)]
-    if not wishes:
-        wishes = [_wish(config, names, None)]
-    granted, note = agree(wishes, carefulness=_carefulness)
-    return Resolution(granted.config, granted.rule, note)
+    if not claims:
+        claims = [_claim(config, names, consumer) for consumer in dict.fromkeys(consumers)]
+    if not claims:
+        claims = [_claim(config, names, None)]
+    return resolve_claims(claims, preference=_preference)
 
 
 def rule_for(
-    config: OptimizationConfig, consumer: Consumer, *weight_names: str
+    config: OptimizationConfig, consumer: Reader, *weight_names: str
 ) -> OpPalettizerConfig | Any | None:
     """What `config` says about one operation (name and type) and the weights of these names."""
-    return _wish(config, weight_names, consumer).config
+    return _claim(config, weight_names, consumer).config
 
 
-def _wish(
-    config: OptimizationConfig, weight_names: Sequence[str], consumer: Consumer | None
-) -> Wish[OpPalettizerConfig]:
+def _claim(
+    config: OptimizationConfig, weight_names: Sequence[str], consumer: Reader | None
+) -> Claim[OpPalettizerConfig]:
     names = [*weight_names] if consumer is None else [*weight_names, consumer[0]]
-    # Without consumers there is one wish, so that nobody reads whose it is.
+    # Without consumers there is one claim, so that nobody reads whose it is.
     user = "constant" if consumer is None else f"{consumer[1]} {consumer[0]!r}"
     key = _matching_key(config.op_name_configs, names)
     if key is not None:
-        return Wish(user, "op_name_configs", key, config.op_name_configs[key])
+        return Claim(user, "op_name_configs", key, config.op_name_configs[key])
     if consumer is not None:
         key = _matching_key(config.op_type_configs, [consumer[1]])
         if key is not None:
-            return Wish(user, "op_type_configs", key, config.op_type_configs[key])
-    return Wish(user, "global_config", None, config.global_config)
+            return Claim(user, "op_type_configs", key, config.op_type_configs[key])
+    return Claim(user, "global_config", None, config.global_config)
 
 
 def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | None:
@@ -95,16 +93,16 @@ def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | No
     return next((key for key in rules if any(fnmatchcase(name, key) for name in names)), None)
 
 
-def _carefulness(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
+def _preference(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
     # Lossless before a number of bits; a function of the user's is not known to be either.
-    care = {"unique": 2, "custom": 1}.get(config.mode, 0)
+    mode = {"unique": 2, "custom": 1}.get(config.mode, 0)
     bits = (config.nbits or 0) / config.cluster_dim
-    return (care, bits, config.is_grouped, -(config.group_size or math.inf))
+    return (mode, bits, config.is_grouped, -(config.group_size or math.inf))
 
 
 def unmatched_rules(
     config: OptimizationConfig,
-    weights: Iterable[tuple[str, Sequence[Consumer]]],
+    weights: Iterable[tuple[str, Sequence[Reader]]],
     *,
     op_names: Iterable[str] = (),
     op_types: Iterable[str] = (),
@@ -130,7 +128,7 @@ def unmatched_rules(
         names.update(name for name, _ in consumers)
         types.update(op_type for _, op_type in consumers)
     all_names, all_types = {*names, *op_names}, {*types, *op_types}
-    found = []
+    unmatched = []
     for key in config.op_type_configs:
         if not _matches(key, types):
             reason = "the model has no operation of this type"
@@ -138,7 +136,7 @@ def unmatched_rules(
                 reason = "the model has operations of this type, but none has weights"
             elif key in all_names:
                 reason = "this is a name, not a type; put it under op_name_configs"
-            found.append(_unmatched("op_type_configs", key, reason, types))
+            unmatched.append(_unmatched("op_type_configs", key, reason, types))
     for key in config.op_name_configs:
         if not _matches(key, names):
             reason = "the model has no weight and no operation of this name"
@@ -146,8 +144,8 @@ def unmatched_rules(
                 reason = "the model has an operation of this name, but it has no weights"
             elif key in all_types:
                 reason = "this is a type, not a name; put it under op_type_configs"
-            found.append(_unmatched("op_name_configs", key, reason, names))
-    return tuple(found)
+            unmatched.append(_unmatched("op_name_configs", key, reason, names))
+    return tuple(unmatched)
 
 
 def _unmatched(kind: RuleKind, key: str, reason: str, weighted: set[str]) -> UnmatchedRule:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mlopt.errors import ConfigError
 from mlopt.palette.value.quantized import LUT_DTYPES
 from mlopt.palette.value.spec import NBITS
+
+WordT = TypeVar("WordT", bound=str)
 
 
 def listed(allowed: Iterable[object]) -> str:
@@ -54,10 +56,11 @@ def integer(value: Any, name: str, minimum: int | None = None) -> int:
     return number
 
 
-def word(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+def word(value: Any, name: str, allowed: tuple[WordT, ...]) -> WordT:
     """`value` in lower case, one of `allowed`."""
-    if isinstance(value, str) and value.lower() in allowed:
-        return value.lower()
+    for each in allowed:
+        if isinstance(value, str) and value.lower() == each:
+            return each
     near = did_you_mean(near_matches(value, allowed))
     raise ConfigError(f"{name} must be {listed(allowed)}, got {shown(value)}{near}")
 

@@ -20,7 +20,7 @@ from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
-from mlopt.torch.palettization.decisions import Decision, decide
+from mlopt.torch.palettization.decisions import ParameterDecision, decide
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.tensors import as_array, as_tensor
 
@@ -66,14 +66,14 @@ def compress(
     workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
     jobs = [_job(decision, importance, workers) for decision in decisions]
-    sizes = [decision.parameter.tensor.numel() for decision in decisions]
+    sizes = [decision.subject.tensor.numel() for decision in decisions]
     with contextlib.closing(done_together(jobs, sizes, workers)) as results:
         outcomes = list(results) if inplace else results
         taker = _Taker(model, decisions, inplace=inplace)
         rows = []
         for decision, computed in zip(decisions, outcomes, strict=True):
             if computed is not None:
-                taker.take(decision.parameter, computed.palettized)
+                taker.take(decision.subject, computed.palettized)
             rows.append(row_of(decision, computed))
     if any(row.is_palettized for row in rows):
         mark(taker.model)
@@ -81,13 +81,13 @@ def compress(
 
 
 def _job(
-    decision: Decision, importance: Importance | None, workers: int
+    decision: ParameterDecision, importance: Importance | None, workers: int
 ) -> Callable[[], Computed] | None:
     """The clustering of a parameter; None where it is kept."""
-    if not isinstance(decision.outcome, PaletteSpec):
+    if not isinstance(decision.result, PaletteSpec):
         return None
-    share = share_of(decision.parameter.tensor.numel(), workers)
-    return partial(_compute, decision.parameter, decision.outcome, importance, share)
+    share = share_of(decision.subject.tensor.numel(), workers)
+    return partial(_compute, decision.subject, decision.result, importance, share)
 
 
 def _compute(
@@ -116,15 +116,17 @@ class _Taker:
     Parameters that will be palettized are not copied, since they get new values anyway.
     """
 
-    def __init__(self, model: nn.Module, decisions: Iterable[Decision], *, inplace: bool) -> None:
+    def __init__(
+        self, model: nn.Module, decisions: Iterable[ParameterDecision], *, inplace: bool
+    ) -> None:
         self._is_copy = not inplace
         if inplace:
             self.model = model
             return
         memo = computed_tensors(model)
         for decision in decisions:
-            parameter = decision.parameter
-            is_new = isinstance(decision.outcome, PaletteSpec)
+            parameter = decision.subject
+            is_new = isinstance(decision.result, PaletteSpec)
             if not is_new and not parameter.twins:
                 continue
             values = parameter.tensor.detach()

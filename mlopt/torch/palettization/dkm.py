@@ -29,7 +29,7 @@ from mlopt.torch.modules import Owner, unwrapped
 from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import store
 from mlopt.torch.palettization.config import DKMPalettizerConfig
-from mlopt.torch.palettization.decisions import Decision, decide
+from mlopt.torch.palettization.decisions import ParameterDecision, decide
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.fake_palettize import FakePalettize
@@ -81,7 +81,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
     """
 
     config_class = DKMPalettizerConfig
-    _decisions: tuple[Decision, ...] | None = None
+    _decisions: tuple[ParameterDecision, ...] | None = None
     """What is to be done with each parameter, once the model is prepared."""
 
     def prepare(self, inplace: bool = False) -> nn.Module:
@@ -116,16 +116,16 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         decisions, unmatched = decide(model, self._config)
         # all of them before the first change
         fakes = {
-            decision.parameter.name: FakePalettize(_options(decision))
+            decision.subject.name: FakePalettize(_options(decision))
             for decision in decisions
-            if isinstance(decision.outcome, PaletteSpec)
+            if isinstance(decision.result, PaletteSpec)
         }
         self._model, self._decisions, self._unmatched = model, decisions, unmatched
         self._report = None
         for decision in decisions:
-            if not isinstance(decision.outcome, PaletteSpec):
+            if not isinstance(decision.result, PaletteSpec):
                 continue
-            fake = fakes[decision.parameter.name].to(decision.parameter.tensor.device)
+            fake = fakes[decision.subject.name].to(decision.subject.tensor.device)
             assert isinstance(decision.config, ModuleDKMPalettizerConfig)
             fake.enable(decision.config.milestone == 0)
             for owner in _each_once(decision):
@@ -184,13 +184,13 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             prepared = copy.deepcopy(prepared, computed_tensors(prepared))
         # all of them before the first change
         computed = {
-            decision.parameter.name: _computed(decision, prepared)
+            decision.subject.name: _computed(decision, prepared)
             for decision in decisions
-            if isinstance(decision.outcome, PaletteSpec)
+            if isinstance(decision.result, PaletteSpec)
         }
         rows = []
         for decision in decisions:
-            found = computed.get(decision.parameter.name)
+            found = computed.get(decision.subject.name)
             rows.append(row_of(decision, found))
             if found is None:
                 continue
@@ -200,7 +200,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 _remove_parametrization(module, name)
             store(weight, found.palettized)
             for module, name in owners:
-                attach(module, name, found.palettized, decision.parameter.gates)
+                attach(module, name, found.palettized, decision.subject.gates)
         freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)
@@ -220,12 +220,12 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             return cast(Report, found)
         return self._report
 
-    def _checked_decisions(self, model: nn.Module) -> tuple[Decision, ...]:
+    def _checked_decisions(self, model: nn.Module) -> tuple[ParameterDecision, ...]:
         """The decisions that a model, or a copy of it, was prepared by."""
         if self._decisions is None:
             raise ConfigError("the model is not prepared; call prepare first, and train it")
         if not _is_prepared(model) and any(
-            isinstance(decision.outcome, PaletteSpec) for decision in self._decisions
+            isinstance(decision.result, PaletteSpec) for decision in self._decisions
         ):
             raise ConfigError("the model is finalized already, or no copy of the prepared one")
         if is_sharded(model):
@@ -235,7 +235,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             )
         return self._decisions
 
-    def _palettized(self) -> Iterator[tuple[Decision, FakePalettize]]:
+    def _palettized(self) -> Iterator[tuple[ParameterDecision, FakePalettize]]:
         """The decisions to palettize, each with what palettizes its weight in the prepared model.
 
         Nothing where the model has been finalized.
@@ -243,8 +243,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         if self._decisions is None:
             raise ConfigError("the model is not prepared; call prepare first")
         for decision in self._decisions:
-            if isinstance(decision.outcome, PaletteSpec):
-                owner = decision.parameter.owners[0]
+            if isinstance(decision.result, PaletteSpec):
+                owner = decision.subject.owners[0]
                 if parametrize.is_parametrized(owner.module, owner.parameter_name):
                     yield decision, _parametrization(owner.module, owner.parameter_name)[0]
 
@@ -253,10 +253,10 @@ def _is_prepared(model: nn.Module) -> bool:
     return any(isinstance(module, FakePalettize) for module in model.modules())
 
 
-def _enable(decision: Decision, fake: FakePalettize, flag: bool) -> None:
+def _enable(decision: ParameterDecision, fake: FakePalettize, flag: bool) -> None:
     """Palettize a weight, and quantize the outputs of its modules where that is wanted, or not."""
     fake.enable(flag)
-    for owner in decision.parameter.owners:
+    for owner in decision.subject.owners:
         quantizer = owner.module._modules.get(NAME)
         if isinstance(quantizer, FakeQuantizedActivation):
             quantizer.enable(flag)
@@ -272,10 +272,10 @@ def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch
     return found[name][0], found[name].original
 
 
-def _computed(decision: Decision, prepared: nn.Module) -> Computed:
+def _computed(decision: ParameterDecision, prepared: nn.Module) -> Computed:
     """The palette of a weight of a prepared model."""
     fake, weight = _parametrization(*_owners_in(prepared, decision)[0])
-    name = decision.parameter.name
+    name = decision.subject.name
     if not torch.isfinite(weight).all():
         raise ConfigError(
             f"{name}: the trained weight has an infinity or a NaN; go back to a state before that"
@@ -288,7 +288,7 @@ def _computed(decision: Decision, prepared: nn.Module) -> Computed:
     return Computed(palettized, measure_distortion(as_array(weight), palettized), notes)
 
 
-def _owners_in(model: nn.Module, decision: Decision) -> list[tuple[nn.Module, str]]:
+def _owners_in(model: nn.Module, decision: ParameterDecision) -> list[tuple[nn.Module, str]]:
     """The modules of a copy of the model that have a parameter, each once, and its name in them."""
     return [(model.get_submodule(o.module_name), o.parameter_name) for o in _each_once(decision)]
 
@@ -304,24 +304,24 @@ def _remove_parametrization(module: nn.Module, name: str) -> None:
     keep_weights_again(module)
 
 
-def _each_once(decision: Decision) -> list[Owner]:
+def _each_once(decision: ParameterDecision) -> list[Owner]:
     """The owners of a parameter, a module of several names once."""
-    found = {(id(o.module), o.parameter_name): o for o in reversed(decision.parameter.owners)}
+    found = {(id(o.module), o.parameter_name): o for o in reversed(decision.subject.owners)}
     return list(reversed(found.values()))
 
 
-def _options(decision: Decision) -> FakePalettizeOptions:
+def _options(decision: ParameterDecision) -> FakePalettizeOptions:
     """How a weight is to be palettized, as its decision says."""
-    config, spec = decision.config, decision.outcome
+    config, spec = decision.config, decision.result
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
     assert spec.nbits is not None
     if config.add_extra_centroid and 1 << spec.nbits == _MOST_ENTRIES:
         raise ConfigError(
             f"add_extra_centroid needs a table of more than {_MOST_ENTRIES} entries with n_bits="
-            f"{spec.nbits} for {decision.parameter.name}; use fewer bits, or leave it False"
+            f"{spec.nbits} for {decision.subject.name}; use fewer bits, or leave it False"
         )
-    shape = tuple(decision.parameter.tensor.shape)
+    shape = tuple(decision.subject.tensor.shape)
     layout = Layout.of(spec, shape)
     entries = (1 << spec.nbits) + config.add_extra_centroid
     soft_groups = max(1, int(config.percentage_palett_enable * layout.groups))
@@ -329,9 +329,9 @@ def _options(decision: Decision) -> FakePalettizeOptions:
         try:
             check_implicit_size((soft_groups, entries, spec.cluster_dim))
         except ConfigError as error:
-            raise ConfigError(f"{decision.parameter.name}: {error}") from error
+            raise ConfigError(f"{decision.subject.name}: {error}") from error
     return FakePalettizeOptions(
-        name=decision.parameter.name,
+        name=decision.subject.name,
         grouping=layout,
         entries=entries,
         scale_axis=spec.scale_axis,

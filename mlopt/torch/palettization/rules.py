@@ -11,7 +11,7 @@ The first of these that there is decides:
 A rule may ask for nothing after all, because the weights of the module are too small for it; then
 the module is left alone, and no less specific rule is asked.
 
-A parameter that several modules share gets one decision, the one of ``mlopt.requests.agreement``;
+A parameter that several modules share gets one decision, the one of ``mlopt.requests.rules``;
 the more careful of two equally specific rules is the one with more bits a weight.
 """
 
@@ -19,15 +19,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence, Set
-from typing import Any, Generic
+from typing import Any
 
-import attrs
 from torch import nn
 
-from mlopt.requests.agreement import RequestT, RuleKind, Wish, agree
 from mlopt.requests.checked import near_matches
 from mlopt.requests.keep import Keep
-from mlopt.requests.rules import Resolution, UnmatchedRule
+from mlopt.requests.rules import Claim, Resolution, RuleKind, UnmatchedRule, resolve_claims
 from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
 from mlopt.torch.palettization.module_types import (
@@ -41,45 +39,16 @@ NamedModule = tuple[str, nn.Module]
 """A module with its qualified name, ``""`` for the model itself."""
 
 
-@attrs.frozen
-class ModuleResolution(Resolution[RequestT]):
-    """What a configuration says about one parameter.
-
-    Parameters
-    ----------
-    config, rule, note
-        As for :class:`mlopt.requests.rules.Resolution`.
-    keep
-        Why the parameter is left alone although the rule does not say so; None otherwise.
-    """
-
-    keep: Keep | None = None
-
-
-@attrs.frozen
-class _Unmet(Wish[RequestT], Generic[RequestT]):
-    """The wish of a module whose rule asks for nothing after all, for the reason in `keep`."""
-
-    keep: Keep
-
-    @property
-    def rule(self) -> str:
-        return self.kind if self.key is None else super().rule
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}: {self.keep.reason}"
-
-
 def resolve(
     config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
-) -> ModuleResolution[ModuleConfigT]:
+) -> Resolution[ModuleConfigT]:
     """The decision of `config` for the module with a qualified name."""
     return resolve_shared(config, [(name, module)])
 
 
 def resolve_shared(
     config: OptimizationConfig[ModuleConfigT], owners: Sequence[NamedModule]
-) -> ModuleResolution[ModuleConfigT]:
+) -> Resolution[ModuleConfigT]:
     """The one decision of `config` for a parameter.
 
     Parameters
@@ -89,21 +58,19 @@ def resolve_shared(
     owners
         The modules, at least one, that have the parameter.
     """
-    wishes = [_wish(config, name, module) for name, module in owners]
-    granted, note = agree(wishes, carefulness=_carefulness)
-    keep = granted.keep if isinstance(granted, _Unmet) else None
-    return ModuleResolution(granted.config, granted.rule, note, keep)
+    claims = [_claim(config, name, module) for name, module in owners]
+    return resolve_claims(claims, preference=_preference)
 
 
-def _wish(
+def _claim(
     config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
-) -> Wish[ModuleConfigT]:
+) -> Claim[ModuleConfigT]:
     user = f"{type(module).__name__} {name!r}"
     kind, key, rule = rule_for(config, name, module)
     wanted = None if rule is None else config.config_for(rule, module)
     if isinstance(wanted, Keep):
-        return _Unmet(user, kind, key, None, wanted)
-    return Wish(user, kind, key, wanted)
+        return Claim(user, kind, key, None, wanted)
+    return Claim(user, kind, key, wanted)
 
 
 def rule_for(
@@ -139,7 +106,7 @@ def _flaw_of_expression(key: str) -> str | None:
     return None
 
 
-def _carefulness(config: ModuleOptimizationConfig) -> tuple[float, bool, int, bool, bool]:
+def _preference(config: ModuleOptimizationConfig) -> tuple[float, bool, int, bool, bool]:
     bits = config.n_bits / config.vector_length
     has_float_table = config.lut_dtype_name is None
     groups = (config.is_grouped, -(config.group_size or 0))
@@ -163,19 +130,19 @@ def unmatched_rules(
         The names of those that have weights of their own that can be palettized.
     """
     weighted = [(name, module) for name, module in modules if name in with_weights]
-    found = []
+    unmatched = []
     for type_key in config.module_type_configs:
         if not _matches_type(type_key, weighted):
             key = key_text(type_key)
             near = near_matches(key, _type_names(weighted, qualified="." in key))
             reason = _reason_of_type(type_key, modules)
-            found.append(UnmatchedRule("module_type_configs", key, near, reason))
+            unmatched.append(UnmatchedRule("module_type_configs", key, near, reason))
     for key in config.module_name_configs:
         if not _matches_name(key, weighted):
             near = near_matches(key, [name for name, _ in weighted])
             reason = _reason_of_name(key, modules, weighted)
-            found.append(UnmatchedRule("module_name_configs", key, near, reason))
-    return tuple(found)
+            unmatched.append(UnmatchedRule("module_name_configs", key, near, reason))
+    return tuple(unmatched)
 
 
 def _matches_type(key: TypeKey, modules: Iterable[NamedModule]) -> bool:

@@ -1,0 +1,162 @@
+"""The palette that is wanted for a weight: a request, fitted to its shape, readers and target."""
+
+from __future__ import annotations
+
+import attrs
+
+from mlopt.coreml.channels import channels_of_one_group, output_axes
+from mlopt.coreml.config import OpPalettizerConfig
+from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint
+from mlopt.coreml.opsets import FunctionTargets
+from mlopt.coreml.weights import Weight, shown_consumers
+from mlopt.errors import ConfigError
+from mlopt.mil.targets import Target
+from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.layout import ChosenLayout, choose_layout
+
+_NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
+
+
+@attrs.frozen
+class ChosenSpec:
+    """The palette that a weight gets, and what is different from what was asked for."""
+
+    spec: PaletteSpec
+    notes: tuple[str, ...] = ()
+
+
+def choose_spec(
+    weight: Weight | JointWeight, config: OpPalettizerConfig, targets: FunctionTargets
+) -> ChosenSpec | Keep:
+    """The palette for a weight whose rule is `config`, or why there is none.
+
+    Parameters
+    ----------
+    targets
+        Tells the index widths that the functions of the weight can express.
+
+    Raises
+    ------
+    ConfigError
+        The weight has no such channel axis.
+    """
+    config, notes = _without_scales(weight, config)
+    axis = _channel_axis(weight, config)
+    if isinstance(axis, Keep):
+        return axis
+    scale_axis = _scale_axis(weight, config)
+    if isinstance(scale_axis, Keep):
+        return scale_axis
+    layout = _layout(weight, config, axis)
+    if isinstance(layout, Keep):
+        return layout
+    spec = PaletteSpec(
+        mode=config.mode,
+        nbits=config.nbits,
+        channel_axis=layout.channel_axis,
+        group_size=layout.group_size,
+        cluster_dim=config.cluster_dim,
+        scale_axis=scale_axis,
+        lut_function=config.lut_function,
+        lut_dtype=config.lut_dtype,
+    )
+    notes += layout.notes
+    if spec.lut_dtype is not None and not can_quantize_table(weight.value(), spec):
+        notes += (float_table_note(spec.lut_dtype, weight.dtype),)
+        spec = attrs.evolve(spec, lut_dtype=None)
+        weight.release()
+    if max(needed_target(weight, spec), targets.oldest(weight)) < Target.iOS18:
+        # What the model may be raised to is not what it will be: unique and custom raise nothing
+        spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
+    return _reason_of_values(weight, spec) or ChosenSpec(spec, notes)
+
+
+def needed_target(weight: Weight | JointWeight, spec: PaletteSpec) -> Target:
+    """The oldest target that can express a palette of a weight."""
+    newer = (
+        isinstance(weight, JointWeight)
+        or spec.group_size is not None
+        or spec.cluster_dim > 1
+        or spec.scale_axis is not None
+        or spec.nbits == 3
+        or spec.lut_dtype is not None
+    )
+    return Target.iOS18 if newer else Target.iOS16
+
+
+def _without_scales(
+    weight: Weight | JointWeight, config: OpPalettizerConfig
+) -> tuple[OpPalettizerConfig, tuple[str, ...]]:
+    """The request for a weight, without the scales that a quantized one has already."""
+    is_quantized = isinstance(weight, JointWeight) and not weight.is_sparse
+    if not is_quantized or not (config.enable_per_channel_scale or config.lut_dtype is not None):
+        return config, ()
+    note = "its tables hold the integers that it has, with its own scales"
+    return attrs.evolve(config, enable_per_channel_scale=False, lut_dtype=None), (note,)
+
+
+def _channel_axis(weight: Weight | JointWeight, config: OpPalettizerConfig) -> int | Keep | None:
+    """The axis of groups and vectors, 0 or more; None where neither is asked for."""
+    if not config.is_grouped and config.cluster_dim == 1:
+        return None
+    if not config.is_grouped or config.channel_axis is None:
+        return _output_axis(weight)
+    rank = len(weight.shape)
+    if not -rank <= config.channel_axis < rank:
+        raise ConfigError(
+            f"channel_axis has to be in [{-rank}, {rank}) for the shape {list(weight.shape)}, got "
+            f"{config.channel_axis}; choose another, or None"
+        )
+    return config.channel_axis % rank
+
+
+def _scale_axis(weight: Weight | JointWeight, config: OpPalettizerConfig) -> int | Keep | None:
+    return _output_axis(weight) if config.enable_per_channel_scale else None
+
+
+def _output_axis(weight: Weight | JointWeight) -> int | Keep:
+    """The output channel axis that all operations see which read a weight."""
+    axes = output_axes(weight.consumers, len(weight.shape))
+    if len(axes) == 1:
+        return axes.pop()
+    users = ", ".join(shown_consumers(weight.consumers))
+    return Keep(
+        f"its users want different output channel axes ({sorted(axes)}): {users}",
+        "its users want different channel axes",
+    )
+
+
+def _layout(
+    weight: Weight | JointWeight, config: OpPalettizerConfig, axis: int | None
+) -> ChosenLayout | Keep:
+    if axis is None:
+        return ChosenLayout()
+    return choose_layout(
+        weight.shape,
+        axis,
+        group_size=(config.group_size or weight.shape[axis]) if config.is_grouped else None,
+        cluster_dim=config.cluster_dim,
+        channels_together=channels_of_one_group(weight.consumers, weight.shape, axis),
+        on_indivisible=config.on_indivisible,
+    )
+
+
+def _reason_of_values(weight: Weight | JointWeight, spec: PaletteSpec) -> Keep | None:
+    """Why no palette can hold the values, as far as that is known without clustering.
+
+    Known now, so that a target is not raised for a weight that is kept in the end.
+    """
+    try:
+        if isinstance(weight, JointWeight):
+            check_joint(weight, spec)
+            if spec.mode == "unique":
+                palettize_joint(weight, spec)
+        elif spec.mode == "unique":
+            palettize(weight.value(), spec)
+    except NoPaletteError as reason:
+        return Keep(str(reason))
+    finally:
+        weight.release()
+    return None

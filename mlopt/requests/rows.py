@@ -1,0 +1,123 @@
+"""The row of a report that a decision leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import attrs
+
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.decisions import Decision
+from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.report import WeightRow
+
+_MOST_NAMES = 8
+
+
+@attrs.frozen(kw_only=True)
+class StoredWeight:
+    """What a row says of a weight, whatever becomes of it; as in :class:`WeightRow`.
+
+    names: all of its names, the one for the row first; also_named: how a note about the others
+    begins; nbytes: as it came; was_compressed: whether that was a compressed form.
+    """
+
+    names: Sequence[str]
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    nbytes: int
+    consumers: tuple[str, ...]
+    model: str = ""
+    functions: tuple[str, ...] = ()
+    was_compressed: bool = False
+    also_named: str = "also named"
+
+
+@attrs.frozen
+class StoredPalette:
+    """What a row says of a palette.
+
+    nbytes: of indices, tables and scale; lut_dtype: of tables in 8 bits, None for tables in the
+    dtype of the weight; notes: what a reader should know besides, a sentence each.
+    """
+
+    nbits: int
+    nbytes: int
+    lut_dtype: str | None
+    snr_db: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def row_of(
+    decision: Decision[Any, Any], weight: StoredWeight, result: StoredPalette | Keep
+) -> WeightRow:
+    """The row of a weight that is kept, whatever was decided before, or has a palette."""
+    if isinstance(result, Keep):
+        return WeightRow(
+            outcome="kept",
+            reason=result.reason,
+            category=result.category,
+            note=_joined(*decision.notes, *_other_names(weight)),
+            **_common(decision, weight, weight.nbytes),
+        )
+    spec = decision.result
+    assert isinstance(spec, PaletteSpec)
+    return WeightRow(
+        outcome="palettized",
+        reason=decision.rule,
+        note=_joined(*decision.notes, *_other_names(weight), *_notes(spec, weight, result)),
+        mode=spec.mode,
+        nbits=result.nbits,
+        granularity="per_tensor" if spec.group_size is None else "per_grouped_channel",
+        group_size=spec.group_size,
+        cluster_dim=spec.cluster_dim,
+        per_channel_scale=spec.scale_axis is not None,
+        lut_dtype=result.lut_dtype,
+        snr_db=result.snr_db,
+        **_common(decision, weight, result.nbytes),
+    )
+
+
+def _notes(spec: PaletteSpec, weight: StoredWeight, palette: StoredPalette) -> Iterator[str]:
+    """What there is to say of a palette beside the one that was decided on."""
+    yield from palette.notes
+    if spec.lut_dtype is not None and palette.lut_dtype is None:
+        yield float_table_note(spec.lut_dtype, weight.dtype)
+    if palette.nbytes > weight.nbytes:
+        yield (
+            "larger than what was there"
+            if weight.was_compressed
+            else "the palette is larger than the weight"
+        )
+
+
+def _common(decision: Decision[Any, Any], weight: StoredWeight, nbytes: int) -> dict[str, Any]:
+    """What any row says of its weight, of which ``nbytes`` are stored afterwards."""
+    return {
+        "name": weight.names[0],
+        "model": weight.model,
+        "shape": weight.shape,
+        "dtype": weight.dtype,
+        "functions": weight.functions,
+        "consumers": weight.consumers,
+        # a damaged model may declare a compressed weight without elements
+        "bits_per_weight": 8 * nbytes / weight.size if weight.size else 0.0,
+        "bytes_before": weight.nbytes,
+        "bytes_after": nbytes,
+        "is_elementwise": decision.is_elementwise,
+    }
+
+
+def _other_names(weight: StoredWeight) -> tuple[str, ...]:
+    """A note about the other names, for a reader who looks for one of those; empty without any."""
+    others = [repr(name) for name in weight.names[1:]]
+    if not others:
+        return ()
+    more = f" and {len(others) - _MOST_NAMES} more" if len(others) > _MOST_NAMES else ""
+    return (f"{weight.also_named} {', '.join(others[:_MOST_NAMES])}{more}",)
+
+
+def _joined(*notes: str) -> str | None:
+    return "; ".join(notes) or None
