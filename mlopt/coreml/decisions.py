@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
-from mlopt.coreml.constexpr.weights import is_part
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.guards import reason_to_keep
-from mlopt.coreml.joint import JointWeight, with_joint_weights
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.plans import Plan, WeightDecision, check_targets, plan_for
 from mlopt.coreml.rules import Reader, resolve, unmatched_rules
 from mlopt.coreml.specs import choose_spec
-from mlopt.coreml.weights import Weight, weights_of
+from mlopt.coreml.weights import Weight, is_part, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Node
@@ -55,7 +53,7 @@ def decide(
     TargetError
         Requests that need a newer target than allowed; all are listed.
     """
-    weights, nodes_of_programs = subjects_of(package)
+    weights, nodes_of_programs = weights_of(package)
     unmatched = _unmatched(package, config, weights, nodes_of_programs)
     if strict and unmatched:
         raise ConfigError(
@@ -96,23 +94,17 @@ def decide(
     )
 
 
-def subjects_of(package: Package) -> tuple[list[Weight | JointWeight], list[list[Node]]]:
-    """What decisions are made about, in program order, and the nodes of each program."""
-    weights, nodes_of_programs = weights_of(package)
-    return with_joint_weights(package, weights, nodes_of_programs), nodes_of_programs
-
-
 def _unmatched(
     package: Package,
     config: OptimizationConfig,
-    weights: Sequence[Weight | JointWeight],
+    weights: Sequence[Weight],
     nodes_of_programs: Sequence[list[Node]],
 ) -> tuple[UnmatchedRule, ...]:
     """The rules that apply to no weight of a package."""
     compressed = [
         (name, _readers(weight))
         for weight in weights
-        if isinstance(weight, JointWeight)
+        if weight.is_compressed
         for name in weight.names
     ]
     # all constants, so that a rule for a small one counts as matched; but no rule reaches the parts
@@ -132,12 +124,12 @@ def _unmatched(
     )
 
 
-def _readers(weight: Weight | JointWeight | Constant) -> list[Reader]:
+def _readers(weight: Weight | Constant) -> list[Reader]:
     return [(user.op_name, user.op_type) for user in weight.consumers]
 
 
 def _decide(
-    weight: Weight | JointWeight,
+    weight: Weight,
     resolution: Resolution[OpPalettizerConfig],
     targets: FunctionTargets,
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,19 +11,11 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.coreml.constexpr import (
-    CompressedForm,
-    CompressedWeight,
-    ContentKeys,
-    compressed_weights,
-    describe,
-    is_constexpr,
-    is_part,
-    parameter_names,
-)
+from mlopt.coreml.constexpr import CompressedForm, is_constexpr, parameter_names
 from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import rewritten_mlmodel
 from mlopt.coreml.progress import Progress
+from mlopt.coreml.weights import Instance, Weight, is_part, node_of, weights_of
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation, Value
@@ -129,37 +120,34 @@ def decompress(
     """
     check_destination(output)
     package = open_package(source)
-    found = []
-    for program in package.programs:
-        nodes = program.nodes()
-        found.append((program, nodes, compressed_weights(nodes)))
-    weights = [weight for _, _, of_program in found for weight in of_program]
-    forms = [describe(weight) for weight in weights]  # refuses what is wrong before any work
-    total, done = sum(form.size for form in forms), 0
+    every_weight, nodes_of_programs = weights_of(package, smallest=0)
+    weights = [weight for weight in every_weight if weight.is_compressed]
+    # Refuses what is damaged before any work.
+    rows = [_row(weight) for weight in weights]
+    total, done = sum(weight.size * len(weight.instances) for weight in weights), 0
 
     with PackageWriter(package, output) as writer:
-        edits, keys = Edits(), ContentKeys()
+        edits = Edits()
         stored: dict[object, Value] = {}
-        rows: dict[object, DecompressedWeight] = {}
-        described = iter(forms)
-        for program, nodes, of_program in found:
-            constants: dict[int, list[Any]] = {}
-            for weight in of_program:
-                form = next(described)
-                # Where a value is stored depends on the version of its program.
-                key = (keys(weight), weight.file_name, program.specification_version)
-                if key not in stored:
-                    stored[key] = _stored(weight, writer, program.specification_version)
-                    rows[key] = _row(weight, form)
-                rows[key] = _also_in(weight.function, rows[key])
-                constants.setdefault(id(weight.node), []).append(_const(weight, stored[key]))
-                done += form.size
+        decompressed: dict[object, DecompressedWeight] = {}
+        constants: dict[int, list[Any]] = {}
+        for weight, row in zip(weights, rows, strict=True):
+            # Where a value is stored depends on the version of its program.
+            key = (weight.content, weight.program.specification_version)
+            if key not in stored:
+                stored[key] = _stored(weight, writer)
+            decompressed[key] = _merged(decompressed.get(key, row), row)
+            for instance in weight.instances:
+                made = constants.setdefault(id(instance.node), [])
+                made.append(_const(instance, stored[key]))
+                done += weight.size
                 if progress is not None:
                     progress(done, total, weight.name)
+        for nodes in nodes_of_programs:
             _replace(nodes, constants, edits)
         edits.apply()
         path = writer.finish()
-        return DecompressionResult(path, tuple(rows.values()), link_notes(package))
+        return DecompressionResult(path, tuple(decompressed.values()), link_notes(package))
 
 
 def _replace(nodes: Iterable[Node], constants: dict[int, list[Any]], edits: Edits) -> None:
@@ -173,13 +161,13 @@ def _replace(nodes: Iterable[Node], constants: dict[int, list[Any]], edits: Edit
                 edits.replace(node.block, node.op, [])
 
 
-def _stored(weight: CompressedWeight, writer: PackageWriter, specification_version: int) -> Value:
+def _stored(weight: Weight, writer: PackageWriter) -> Value:
     """The value of the plain weight, which is in memory for the time of this call."""
     value = writer.add_value(
-        _packed(weight.value(), weight.dtype),
-        weight.dtype,
+        _packed(weight.value(), weight.element_type),
+        weight.element_type,
         weight.shape,
-        specification_version=specification_version,
+        specification_version=weight.program.specification_version,
         file_name=weight.file_name,
     )
     weight.release()
@@ -194,16 +182,17 @@ def _packed(value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     return pack_bits(value.view(np.uint8) & np.uint8((1 << kind.bits) - 1), kind.bits)
 
 
-def _const(weight: CompressedWeight, value: Value) -> Any:
-    """The const operation with the name and the output of the compressed weight."""
+def _const(instance: Instance, value: Value) -> Any:
+    """The const operation with the name and the output of a compressed weight."""
+    node = node_of(instance)
     const = Operation()
-    const.CopyFrom(weight.node.op)
+    const.CopyFrom(node.op)
     const.type = "const"
     const.ClearField("inputs")
-    for name in parameter_names(weight.node) & set(const.attributes):
+    for name in parameter_names(node) & set(const.attributes):
         del const.attributes[name]
     if len(const.outputs) > 1:
-        output = next(item for item in weight.node.op.outputs if item.name == weight.variable.name)
+        output = next(item for item in node.op.outputs if item.name == instance.name)
         const.ClearField("outputs")
         const.outputs.add().CopyFrom(output)
         const.attributes["name"].CopyFrom(string_value(output.name))
@@ -211,18 +200,18 @@ def _const(weight: CompressedWeight, value: Value) -> Any:
     return const
 
 
-def _row(weight: CompressedWeight, form: CompressedForm) -> DecompressedWeight:
+def _row(weight: Weight) -> DecompressedWeight:
+    assert weight.compression is not None
     return DecompressedWeight(
         name=weight.name,
-        functions=(),
+        functions=weight.functions,
         shape=weight.shape,
-        dtype=weight.dtype,
-        compression=form,
-        nbytes=dtype_named(weight.dtype).nbytes(math.prod(weight.shape)),
+        dtype=weight.element_type,
+        compression=weight.compression,
+        nbytes=weight.plain_nbytes,
     )
 
 
-def _also_in(function: str, row: DecompressedWeight) -> DecompressedWeight:
-    if function in row.functions:
-        return row
-    return attrs.evolve(row, functions=(*row.functions, function))
+def _merged(row: DecompressedWeight, other: DecompressedWeight) -> DecompressedWeight:
+    """The row of a weight that two programs have."""
+    return attrs.evolve(row, functions=tuple(dict.fromkeys([*row.functions, *other.functions])))

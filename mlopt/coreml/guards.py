@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlopt.coreml.config import OpPalettizerConfig
-from mlopt.coreml.joint import JointWeight
+from mlopt.coreml.joint import strategy_of
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
 from mlopt.requests.keep import NOT_FINITE, Keep, low_rank
@@ -15,7 +15,7 @@ COMPRESSED = "compressed already"
 
 
 def reason_to_keep(
-    weight: Weight | JointWeight,
+    weight: Weight,
     resolution: Resolution[OpPalettizerConfig],
     *,
     joint_compression: bool,
@@ -24,7 +24,7 @@ def reason_to_keep(
     reason = _of_use(weight) or _of_type(weight)
     if reason is not None:
         return reason
-    if isinstance(weight, JointWeight) and not (joint_compression and weight.can_be_palettized):
+    if weight.is_compressed and not (joint_compression and strategy_of(weight)):
         return Keep(COMPRESSED)
     if resolution.config is None:
         return resolution.reason_to_keep
@@ -37,22 +37,21 @@ def reason_to_keep(
     return _of_values(weight)
 
 
-def _of_use(weight: Weight | JointWeight) -> Keep | None:
+def _of_use(weight: Weight) -> Keep | None:
     """Who reads it needs it as it is."""
-    for user in weight.consumers:
-        if user.op_type.startswith("constexpr_"):
-            return Keep("part of something compressed already")
-        if user.op_type == "custom_layer":
-            return Keep(
-                "a custom layer reads it, and its code gets it as it is stored",
-                "read by a custom layer",
-            )
+    if weight.is_part:
+        return Keep("part of something compressed already")
+    if any(user.op_type == "custom_layer" for user in weight.consumers):
+        return Keep(
+            "a custom layer reads it, and its code gets it as it is stored",
+            "read by a custom layer",
+        )
     if weight.inline:
         return Keep("an attribute of its operation")
     return None
 
 
-def _of_type(weight: Weight | JointWeight) -> Keep | None:
+def _of_type(weight: Weight) -> Keep | None:
     """No table can stand for it, or nothing that reads tables reads it."""
     if weight.dtype not in _FLOATS:
         return Keep(
@@ -67,12 +66,12 @@ def _of_type(weight: Weight | JointWeight) -> Keep | None:
     return None
 
 
-def _of_values(weight: Weight | JointWeight) -> Keep | None:
+def _of_values(weight: Weight) -> Keep | None:
     """What it holds is not for a table; the values are read for this, and released."""
     value = weight.value()
     if not is_finite(value):
         return NOT_FINITE
-    if isinstance(weight, Weight) and is_mask(weight, value):
+    if not weight.is_compressed and is_mask(weight, value):
         return Keep("it looks like an attention mask", "attention mask")
     weight.release()
     return None

@@ -12,10 +12,9 @@ from typing import Any
 import attrs
 
 from mlopt.coreml.constexpr import CompressedForm
-from mlopt.coreml.logical import LogicalWeight, bytes_once, logical_weights
 from mlopt.coreml.metadata import CoreMLWeightMetaData
 from mlopt.coreml.progress import Progress
-from mlopt.coreml.weights import shown_consumers
+from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.package import open_package
 from mlopt.mil.targets import Target
@@ -172,7 +171,9 @@ def inspect_weights(
         The source is damaged or no ML program.
     """
     package = open_package(source)
-    weights = logical_weights(package)
+    weights, _ = weights_of(package)
+    for weight in weights:
+        _ = weight.compression  # refuses what is damaged before any work
     listed = [w for w in weights if w.size >= min_size and _matches(w, patterns)]
     total, done = sum(weight.size for weight in listed), 0
     rows = []
@@ -194,7 +195,7 @@ def package_bytes(path: str | os.PathLike[str]) -> int:
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
-def _matches(weight: LogicalWeight, patterns: Iterable[str]) -> bool:
+def _matches(weight: Weight, patterns: Iterable[str]) -> bool:
     names = set(weight.names)
     for user in weight.consumers:
         names |= {user.op_name, user.op_type}
@@ -202,7 +203,7 @@ def _matches(weight: LogicalWeight, patterns: Iterable[str]) -> bool:
     return not patterns or any(fnmatchcase(name, glob) for glob in patterns for name in names)
 
 
-def _row(weight: LogicalWeight, *, statistics: bool) -> StoredWeight:
+def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
     distinct, sparsity = _statistics(weight) if statistics else (None, None)
     return StoredWeight(
         name=weight.name,
@@ -218,7 +219,7 @@ def _row(weight: LogicalWeight, *, statistics: bool) -> StoredWeight:
     )
 
 
-def _statistics(weight: LogicalWeight) -> tuple[int, float]:
+def _statistics(weight: Weight) -> tuple[int, float]:
     """Distinct values and sparsity; the weight's pages are given back afterwards."""
     known = CoreMLWeightMetaData(weight.value())
     distinct, sparsity = known.unique_values, known.sparsity

@@ -6,12 +6,11 @@ that listing the weights of a model costs no more than reading its description.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import attrs
@@ -19,18 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
-from mlopt.coreml.constexpr import (
-    CompressedForm,
-    CompressedWeight,
-    ContentKeys,
-    compressed_weights,
-    describe,
-    is_constexpr,
-    is_part,
-    unpacked,
+from mlopt.coreml.constexpr import CompressedForm
+from mlopt.coreml.weights import (
+    Instance,
+    Weight,
+    name_of,
+    node_of,
+    ordinary_consumers,
+    weights_of,
 )
 from mlopt.mil.package import open_package
-from mlopt.mil.program import Constant, Node, Program, Variable
+from mlopt.mil.program import Node, Variable
 
 Array = npt.NDArray[Any]
 
@@ -267,94 +265,51 @@ def get_weights_metadata(
         It is no ML program, or it is damaged.
     """
     source = mlmodel if hasattr(mlmodel, "get_spec") else os.fspath(mlmodel)
-    contents = ContentKeys()
-    listed: list[_Listed] = []
-    for program in open_package(source).programs:
-        listed += _listed(program, weight_threshold, contents)
+    weights, nodes_of_programs = weights_of(open_package(source), smallest=weight_threshold + 1)
+    nodes = (node for nodes in nodes_of_programs for node in nodes)
+    position = {id(node): index for index, node in enumerate(nodes)}
+    listed = [_Listed(weight, instance) for weight in weights for instance in weight.instances]
+    listed.sort(key=lambda item: position[id(node_of(item.instance))])
     groups = _by_key(listed)
-    keys = {id(item.bound): key for key, items in groups.items() for item in items}
+    keys = {id(item.instance): key for key, items in groups.items() for item in items}
 
     result = WeightMetadataDict()
     for key, items in groups.items():
         # Nodes are equal only to themselves: an operation that reads a weight twice is one child.
-        nodes = dict.fromkeys(reader for item in items for reader in item.readers)
-        children = [_child(node, keys) for node in nodes]
-        first = items[0]
-        result[key] = CoreMLWeightMetaData._deferred(first.read, children, first.compression)
+        readers = dict.fromkeys(
+            use.node for item in items for use in ordinary_consumers(item.instance)
+        )
+        weight = items[0].weight
+        result[key] = CoreMLWeightMetaData._deferred(
+            _HeldWeakly(weight.value) if weight.is_compressed else partial(_values, weight),
+            [_child(node, keys) for node in readers],
+            weight.compression,
+        )
     return result
 
 
-@attrs.frozen(eq=False)
-class _Listed:
-    """A weight that is large enough.
+class _Listed(NamedTuple):
+    """A weight, and one of the instances that operations have as their input."""
 
-    name, qualifier: what it is called, and what tells it from another of that name; content: equal
-    where the values are stored alike; bound: what operations have as their input; readers: the
-    ordinary operations that do; read: gives the values.
-    """
+    weight: Weight
+    instance: Instance
 
-    name: str
-    qualifier: str
-    content: object
-    bound: Constant | Variable
-    readers: tuple[Node, ...]
-    read: Callable[[], Array]
-    compression: CompressedForm | None = None
-
-
-def _listed(program: Program, weight_threshold: int, contents: ContentKeys) -> Iterator[_Listed]:
-    nodes = program.nodes()
-    compressed: dict[int, list[CompressedWeight]] = {}
-    for weight in compressed_weights(nodes):
-        compressed.setdefault(id(weight.node), []).append(weight)
-    for node in nodes:
-        qualifier = "/".join(filter(None, (program.label, node.function)))
-        if is_constexpr(node):
-            for weight in compressed.get(id(node), ()):
-                if math.prod(weight.shape) > weight_threshold:
-                    yield _Listed(
-                        name=weight.name,
-                        qualifier=qualifier,
-                        content=contents(weight),
-                        bound=weight.variable,
-                        readers=tuple(use.node for use in weight.consumers),
-                        read=_HeldWeakly(weight.value),
-                        compression=describe(weight),
-                    )
-            continue
-        for constant in program.constants([node]):
-            if constant.size > weight_threshold and constant.dtype != "string":
-                if is_part(constant):
-                    continue
-                yield _Listed(
-                    name=constant.name,
-                    qualifier=qualifier,
-                    # One file may be spelled in two ways.
-                    content=(constant.storage, constant.dtype, constant.shape)
-                    if constant.storage
-                    else constant.message.SerializeToString(deterministic=True),
-                    bound=constant,
-                    readers=tuple(
-                        use.node for use in constant.consumers if not is_constexpr(use.node)
-                    ),
-                    read=partial(_values, constant),
-                )
+    @property
+    def qualifier(self) -> str:
+        """What tells the instance from another of its name."""
+        function = node_of(self.instance).function
+        return "/".join(filter(None, (self.weight.program.label, function)))
 
 
 def _by_key(listed: list[_Listed]) -> dict[str, list[_Listed]]:
-    """Key to the weights of one name and one content; names in program order."""
-    variants: dict[str, list[list[_Listed]]] = {}
+    """Key to the instances of one name and one content; names in program order."""
+    variants: dict[str, dict[Hashable, list[_Listed]]] = {}
     for item in listed:
-        groups = variants.setdefault(item.name, [])
-        for group in groups:
-            if group[0].content == item.content:
-                group.append(item)
-                break
-        else:
-            groups.append([item])
+        groups = variants.setdefault(name_of(item.instance), {})
+        groups.setdefault(item.weight.content, []).append(item)
     keyed: dict[str, list[_Listed]] = {}
     for name, groups in variants.items():
-        for number, group in enumerate(groups, start=1):
+        for number, group in enumerate(groups.values(), start=1):
             key = name if len(groups) == 1 else f"{group[0].qualifier}/{name}"
             if key in keyed:  # blocks of one function may use a name twice
                 key = f"{key}#{number}"
@@ -377,9 +332,9 @@ class _HeldWeakly:
         return values
 
 
-def _values(constant: Constant) -> Array:
-    """The values of a constant, read-only; those of types below 8 bits unpacked."""
-    values = unpacked(constant)
+def _values(weight: Weight) -> Array:
+    """The values of a plain weight, read-only; those of types below 8 bits unpacked."""
+    values = weight.value()
     values.flags.writeable = False
     return values
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.weights import Weight
 from mlopt.errors import TargetError
 from mlopt.mil.program import Program
@@ -36,7 +35,7 @@ class FunctionTargets:
             self._known[key] = version if rises else own
         return self._known[key]
 
-    def oldest(self, weight: Weight | JointWeight) -> Target:
+    def oldest(self, weight: Weight) -> Target:
         """The oldest target of the functions that have a weight, as the version is now."""
         version = Target.of_specification(weight.program.specification_version)
         targets = (self.of(weight.program, name, version) for name in weight.functions)

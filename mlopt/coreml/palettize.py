@@ -12,9 +12,9 @@ import attrs
 
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
-from mlopt.coreml.execution import carry_out, compute, readable_weights, row_of
+from mlopt.coreml.execution import carry_out, compute, row_of
 from mlopt.coreml.guards import COMPRESSED
-from mlopt.coreml.joint import JointWeight
+from mlopt.coreml.joint import strategy_of
 from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.plans import Plan
@@ -144,14 +144,7 @@ def palettize(
     with contextlib.ExitStack() as cleanup:
         path = Path(output) if output is not None else temporary_package(cleanup)
         with PackageWriter(package, path) as writer:
-            rows = carry_out(
-                plan,
-                package,
-                writer,
-                readable=readable_weights(plan, source),
-                workers=threads,
-                progress=progress,
-            )
+            rows = carry_out(plan, writer, workers=threads, progress=progress)
             path = writer.finish()
         cleanup.pop_all()
     report = _report(plan, rows, package)
@@ -188,7 +181,7 @@ def preview(
     for decision in plan.decisions:
         if isinstance(decision.result, Keep):
             rows.append(kept_row(decision, decision.result))
-        elif decision.result.mode == "unique" or isinstance(decision.subject, JointWeight):
+        elif decision.result.mode == "unique" or decision.subject.is_compressed:
             rows.append(row_of(decision, compute(decision.subject, decision.result)))
         else:
             notes: tuple[str, ...] = ()
@@ -235,7 +228,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         for decision in plan.decisions
         if isinstance(decision.result, Keep) and decision.result.category == COMPRESSED
     ]
-    possible = sum(isinstance(w, JointWeight) and w.can_be_palettized for w in compressed)
+    possible = sum(strategy_of(weight) is not None for weight in compressed)
     if not possible or plan.joint_compression:
         return ()
     return (

@@ -8,7 +8,6 @@ from typing import TypeAlias
 import attrs
 
 from mlopt.coreml.config import OpPalettizerConfig
-from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
 from mlopt.coreml.specs import needed_target
 from mlopt.coreml.weights import Weight
@@ -21,7 +20,7 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.decisions import Decision
 from mlopt.requests.rules import UnmatchedRule
 
-WeightDecision: TypeAlias = Decision[Weight | JointWeight, OpPalettizerConfig]
+WeightDecision: TypeAlias = Decision[Weight, OpPalettizerConfig]
 
 
 @attrs.frozen(eq=False)
@@ -111,7 +110,7 @@ def _violation(decision: WeightDecision, limit: Target, *, is_asked_for: bool) -
         changes.append("nbits=4")
     if spec.lut_dtype is not None:
         changes.append("lut_dtype=None")
-    if isinstance(decision.subject, JointWeight):
+    if decision.subject.is_compressed:
         changes.append("joint_compression=False")
     if limit < Target.iOS16:
         allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"

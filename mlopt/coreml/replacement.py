@@ -1,25 +1,41 @@
-"""Letting operations of a package hold palettes, whatever they were."""
+"""Replacing operations of a package by palettes, with opset raises in the same edit."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mlopt.coreml.emission import PackedPalette, PaletteOperations
 from mlopt.mil.edits import Edits
 from mlopt.mil.names import UniqueNames
 from mlopt.mil.program import Constant, Node, Program, Variable
+from mlopt.mil.raising.upgrade import OpsetRaise
 from mlopt.mil.targets import Target, opset_target
 from mlopt.mil.writer import PackageWriter
 
 
 class Replacements:
-    """Replacements of operations by palettes: collected, then made together by ``apply``."""
+    """Replacements of operations by palettes: collected, then made together by ``apply``.
 
-    def __init__(self, writer: PackageWriter) -> None:
+    Parameters
+    ----------
+    raises
+        Opset raises to make in the same edit. What they store comes first, and of an operation that
+        is replaced the palette counts.
+    """
+
+    def __init__(self, writer: PackageWriter, raises: Iterable[OpsetRaise] = ()) -> None:
         self._writer = writer
         self._edits = Edits()
-        self._names = _Names()
+        self._targets: dict[tuple[int, str], Target] = {}
+        # names that are not in use yet, by function; a program is read when one is first wanted
+        self._names: dict[tuple[int, str], UniqueNames] = {}
+        for each in raises:
+            each.add_to(self._edits, writer)
+            for function in each.functions:
+                key = id(each.program), function.name
+                self._targets[key] = each.target
+                self._names[key] = each.names[function.name]
         # how often operations that are replaced read a variable, by its id
         self._uses: Counter[int] = Counter()
 
@@ -41,16 +57,19 @@ class Replacements:
         file_name
             The weight file for the palette as the model names it; None for the default one.
         """
-        opsets = {function.name: function.opset for function in program.functions}
+        functions = {function.name: function for function in program.functions}
         operations: dict[Target, PaletteOperations] = {}
         for node in nodes:
-            target = opset_target(opsets[node.function])
+            function = functions[node.function]
+            key = id(program), node.function
+            target = self._targets.get(key) or opset_target(function.opset)
             if target not in operations:
                 operations[target] = PaletteOperations(
                     palette, self._writer, target=target, file_name=file_name
                 )
-            unique_name = self._names.of_function(program, node.function)
-            made = operations[target].replacing(node, unique_name)
+            if key not in self._names:
+                self._names[key] = UniqueNames(program.nodes(), function)
+            made = operations[target].replacing(node, self._names[key])
             self._edits.replace(node.block, node.op, made)
             for constant in self._unread_constants(node):
                 self._edits.replace(constant.block, constant.op, [])
@@ -68,20 +87,3 @@ class Replacements:
                 self._uses[id(bound)] += 1
                 if self._uses[id(bound)] == len(bound.consumers) and not bound.is_block_output:
                     yield bound.constant
-
-
-class _Names:
-    """Names that are not in use yet, by function; a program is read when one is first wanted."""
-
-    def __init__(self) -> None:
-        self._names: dict[tuple[int, str], UniqueNames] = {}
-
-    def of_function(self, program: Program, name: str) -> Callable[[str], str]:
-        def unique(wanted: str) -> str:
-            key = id(program), name
-            if key not in self._names:
-                function = next(f for f in program.functions if f.name == name)
-                self._names[key] = UniqueNames(program.nodes(), function)
-            return self._names[key](wanted)
-
-        return unique

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlopt.coreml.joint import JointWeight
 from mlopt.coreml.plans import WeightDecision
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.palette.value.bits import packed_nbytes
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep
-from mlopt.requests.report import WeightRow, human_bytes
+from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette, StoredWeight, row_of
 
 
@@ -31,7 +30,7 @@ def palettized_row(
     """The row of a palettized weight; parameters as in :class:`StoredPalette`."""
     weight, spec = decision.subject, decision.result
     assert isinstance(spec, PaletteSpec)
-    if lut_dtype is not None and isinstance(weight, Weight):
+    if lut_dtype is not None and not weight.is_compressed:
         here, plain = (_table_nbytes(weight, spec, nbits, each) for each in (lut_dtype, None))
         if here > plain:
             note = f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}"
@@ -40,7 +39,7 @@ def palettized_row(
     return row_of(decision, _stored(weight), palette)
 
 
-def _stored(weight: Weight | JointWeight) -> StoredWeight:
+def _stored(weight: Weight) -> StoredWeight:
     return StoredWeight(
         names=weight.names,
         shape=weight.shape,
@@ -50,7 +49,7 @@ def _stored(weight: Weight | JointWeight) -> StoredWeight:
         consumers=shown_consumers(weight.consumers),
         model=weight.program.label,
         functions=weight.functions,
-        was_compressed=isinstance(weight, JointWeight),
+        was_compressed=weight.is_compressed,
     )
 
 
@@ -73,13 +72,3 @@ def _table_nbytes(weight: Weight, spec: PaletteSpec, nbits: int, lut_dtype: str 
     if lut_dtype is None:
         return numbers * itemsize
     return numbers + itemsize + (lut_dtype == "uint8")
-
-
-def joint_notes(nbytes: int, plain_nbytes: int) -> tuple[str, ...]:
-    """A warning where a compressed weight would be smaller if only palettized."""
-    if nbytes <= plain_nbytes:
-        return ()
-    return (
-        f"takes {human_bytes(nbytes)} so, {human_bytes(plain_nbytes)} if the plain weight is "
-        "palettized: decompress it first",
-    )

@@ -6,12 +6,12 @@ import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.config import OpPalettizerConfig
-from mlopt.coreml.joint import JointWeight, check_joint, palettize_joint
+from mlopt.coreml.joint import strategy_of
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.errors import ConfigError
 from mlopt.mil.targets import Target
-from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
+from mlopt.palette.palettize import NoPaletteError, can_quantize_table
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep, float_table_note
 from mlopt.requests.layout import ChosenLayout, choose_layout
@@ -28,7 +28,7 @@ class ChosenSpec:
 
 
 def choose_spec(
-    weight: Weight | JointWeight, config: OpPalettizerConfig, targets: FunctionTargets
+    weight: Weight, config: OpPalettizerConfig, targets: FunctionTargets
 ) -> ChosenSpec | Keep:
     """The palette for a weight whose rule is `config`, or why there is none.
 
@@ -73,10 +73,10 @@ def choose_spec(
     return _reason_of_values(weight, spec) or ChosenSpec(spec, notes)
 
 
-def needed_target(weight: Weight | JointWeight, spec: PaletteSpec) -> Target:
+def needed_target(weight: Weight, spec: PaletteSpec) -> Target:
     """The oldest target that can express a palette of a weight."""
     newer = (
-        isinstance(weight, JointWeight)
+        weight.is_compressed
         or spec.group_size is not None
         or spec.cluster_dim > 1
         or spec.scale_axis is not None
@@ -87,17 +87,20 @@ def needed_target(weight: Weight | JointWeight, spec: PaletteSpec) -> Target:
 
 
 def _without_scales(
-    weight: Weight | JointWeight, config: OpPalettizerConfig
+    weight: Weight, config: OpPalettizerConfig
 ) -> tuple[OpPalettizerConfig, tuple[str, ...]]:
     """The request for a weight, without the scales that a quantized one has already."""
-    is_quantized = isinstance(weight, JointWeight) and not weight.is_sparse
-    if not is_quantized or not (config.enable_per_channel_scale or config.lut_dtype is not None):
+    strategy = strategy_of(weight)
+    assert strategy is not None
+    if not strategy.has_scales or not (
+        config.enable_per_channel_scale or config.lut_dtype is not None
+    ):
         return config, ()
     note = "its tables hold the integers that it has, with its own scales"
     return attrs.evolve(config, enable_per_channel_scale=False, lut_dtype=None), (note,)
 
 
-def _channel_axis(weight: Weight | JointWeight, config: OpPalettizerConfig) -> int | Keep | None:
+def _channel_axis(weight: Weight, config: OpPalettizerConfig) -> int | Keep | None:
     """The axis of groups and vectors, 0 or more; None where neither is asked for."""
     if not config.is_grouped and config.cluster_dim == 1:
         return None
@@ -112,11 +115,11 @@ def _channel_axis(weight: Weight | JointWeight, config: OpPalettizerConfig) -> i
     return config.channel_axis % rank
 
 
-def _scale_axis(weight: Weight | JointWeight, config: OpPalettizerConfig) -> int | Keep | None:
+def _scale_axis(weight: Weight, config: OpPalettizerConfig) -> int | Keep | None:
     return _output_axis(weight) if config.enable_per_channel_scale else None
 
 
-def _output_axis(weight: Weight | JointWeight) -> int | Keep:
+def _output_axis(weight: Weight) -> int | Keep:
     """The output channel axis that all operations see which read a weight."""
     axes = output_axes(weight.consumers, len(weight.shape))
     if len(axes) == 1:
@@ -128,9 +131,7 @@ def _output_axis(weight: Weight | JointWeight) -> int | Keep:
     )
 
 
-def _layout(
-    weight: Weight | JointWeight, config: OpPalettizerConfig, axis: int | None
-) -> ChosenLayout | Keep:
+def _layout(weight: Weight, config: OpPalettizerConfig, axis: int | None) -> ChosenLayout | Keep:
     if axis is None:
         return ChosenLayout()
     return choose_layout(
@@ -143,18 +144,17 @@ def _layout(
     )
 
 
-def _reason_of_values(weight: Weight | JointWeight, spec: PaletteSpec) -> Keep | None:
+def _reason_of_values(weight: Weight, spec: PaletteSpec) -> Keep | None:
     """Why no palette can hold the values, as far as that is known without clustering.
 
     Known now, so that a target is not raised for a weight that is kept in the end.
     """
+    strategy = strategy_of(weight)
+    assert strategy is not None
     try:
-        if isinstance(weight, JointWeight):
-            check_joint(weight, spec)
-            if spec.mode == "unique":
-                palettize_joint(weight, spec)
-        elif spec.mode == "unique":
-            palettize(weight.value(), spec)
+        strategy.check(weight, spec)
+        if spec.mode == "unique":
+            strategy.palettize(weight, spec, 1)
     except NoPaletteError as reason:
         return Keep(str(reason))
     finally:

@@ -1,122 +1,296 @@
-"""The stored weights of a model: what a decision is made about.
+"""The weights of a model, plain and compressed, as all that looks at a model sees them.
 
-Several constants may stand for one stored weight: functions of a multifunction model that share a
-blob, or one blob that is read under two names. They get one decision and stay shared.
+A *weight* is a value that ordinary operations read, or a block returns: a constant, or what a chain
+of ``constexpr`` operations gives. Several constants may stand for one weight, as may several
+chains: functions of a multifunction model that share blobs, or one blob that is read under two
+names. They get one decision, one row, and stay shared.
+
+A constant that only ``constexpr`` operations read is *part* of a compressed weight, and no weight.
+One that they and ordinary operations read is both: it is listed as a weight with its ordinary
+readers, so that no bytes and no readers are left out, and it counts as a part of others, so that
+nothing changes it or advises to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 
+from mlopt.coreml.constexpr.chains import (
+    chain_of,
+    content_of_constant,
+    content_of_output,
+    stored_constants,
+)
+from mlopt.coreml.constexpr.description import CompressedForm, describe
+from mlopt.coreml.constexpr.evaluation import value_of
+from mlopt.coreml.constexpr.parameters import is_constexpr, unpacked
 from mlopt.mil.bound_values import SMALLEST
+from mlopt.mil.dtypes import DType, dtype_named
 from mlopt.mil.package import Package
-from mlopt.mil.program import Constant, Consumer, Node, Program
+from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
+from mlopt.mil.values import tensor_type_of
 
 NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
+
+Instance: TypeAlias = Constant | Variable
+"""What operations have as an input: a constant, or an output of a constexpr operation."""
 
 
 @attrs.frozen(eq=False)
 class Weight:
-    """One stored weight and the constants (at least one) that refer to it."""
+    """One weight of a program, under all the names and in all the functions that have it.
+
+    Attributes
+    ----------
+    program
+        The program that it is in.
+    instances
+        What the operations read, in program order; at least one, all of equal content.
+    content
+        Equal for weights of one package that have the same content, also in different programs.
+    chain
+        The constexpr operations that give the first instance, each after those that it reads; empty
+        for a plain weight.
+    is_part
+        Whether constexpr operations read it too, so that it is a part of compressed weights.
+    """
 
     program: Program
-    constants: tuple[Constant, ...]
+    instances: tuple[Instance, ...]
+    content: Hashable
+    chain: tuple[Node, ...] = ()
+    is_part: bool = False
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether constexpr operations give it."""
+        return bool(self.chain)
 
     @property
     def name(self) -> str:
-        """The name of the first constant."""
-        return self.constants[0].name
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """The const operations of its constants; for an inline one the operation that has it."""
-        return tuple(constant.node for constant in self.constants)
+        """The name of the plain weight: that of its first instance."""
+        return name_of(self.instances[0])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all its constants, each once, in program order."""
-        return tuple(dict.fromkeys(constant.name for constant in self.constants))
+        """The names of all instances, each once, in program order."""
+        return tuple(dict.fromkeys(map(name_of, self.instances)))
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The operations that give the instances; for an inline one the operation that has it."""
+        return tuple(map(node_of, self.instances))
 
     @property
     def functions(self) -> tuple[str, ...]:
         """The functions that have it, in program order."""
-        return tuple(dict.fromkeys(constant.function for constant in self.constants))
+        return tuple(dict.fromkeys(node.function for node in self.nodes))
+
+    @cached_property
+    def _type(self) -> tuple[DType | None, tuple[int, ...]]:
+        first = self.instances[0]
+        if isinstance(first, Constant):
+            return dtype_named(first.dtype), first.shape
+        return tensor_type_of(first.type) or (None, ())
 
     @property
-    def place(self) -> tuple[Any, ...]:
-        """Where its first constant is. Blocks of a function may have constants of equal names."""
-        first = self.constants[0]
-        return id(self.program), first.function, first.name, first.parameter, first.index
+    def element_type(self) -> str:
+        """Element type of the plain weight by the format's name, such as "fp16".
 
-    @property
-    def file_name(self) -> str | None:
-        """The weight file that it lies in; None where it is in the message."""
-        storage = self.constants[0].storage
-        return storage[0] if storage is not None else None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.constants[0].shape
+        "unknown" where the model declares no tensor of known shape.
+        """
+        dtype, _ = self._type
+        return "unknown" if dtype is None else dtype.name
 
     @property
     def dtype(self) -> str:
-        """Its element type by numpy's name, such as "float16"."""
-        return NUMPY_NAMES.get(self.constants[0].dtype, self.constants[0].dtype)
+        """Element type of the plain weight by numpy's name, such as "float16"."""
+        return NUMPY_NAMES.get(self.element_type, self.element_type)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the plain weight."""
+        return self._type[1]
 
     @property
     def size(self) -> int:
-        """Number of elements."""
-        return self.constants[0].size
+        """Elements of the plain weight."""
+        return math.prod(self.shape)
+
+    @property
+    def plain_nbytes(self) -> int:
+        """Bytes of the plain weight."""
+        dtype, _ = self._type
+        return 0 if dtype is None else dtype.nbytes(self.size)
+
+    @cached_property
+    def stored(self) -> tuple[Constant, ...]:
+        """Everything that is stored of it, each blob once."""
+        first = self.instances[0]
+        return (first,) if isinstance(first, Constant) else stored_constants(self.chain)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements as stored."""
-        return self.constants[0].nbytes
+        """Bytes of everything that is stored of it."""
+        return sum(constant.nbytes for constant in self.stored)
+
+    @property
+    def file_name(self) -> str | None:
+        """The weight file that it, or a part of it, lies in; None where all is in the message."""
+        return next((c.storage[0] for c in self.stored if c.storage is not None), None)
 
     @property
     def consumers(self) -> tuple[Consumer, ...]:
-        """The operations that read it, in all functions."""
-        return tuple(user for constant in self.constants for user in constant.consumers)
+        """The ordinary operations that read it, in all functions."""
+        return tuple(use for each in self.instances for use in ordinary_consumers(each))
 
     @property
     def is_block_output(self) -> bool:
         """Whether a block returns it as it is."""
-        return any(constant.is_block_output for constant in self.constants)
+        return any(each.is_block_output for each in self.instances)
 
     @property
     def inline(self) -> bool:
         """Whether it is written into an operation that is no const and cannot be named there."""
-        return self.constants[0].inline
+        first = self.instances[0]
+        return isinstance(first, Constant) and first.inline
 
-    def value(self) -> Any:
-        """Its elements, read-only: a view of the mapped file where it lies in one."""
-        return self.constants[0].value()
+    @cached_property
+    def compression(self) -> CompressedForm | None:
+        """How it is compressed; None for a plain weight.
+
+        Raises
+        ------
+        ModelFormatError
+            One of its operations violates its definition.
+        """
+        return describe(self.chain, self.size, self.nbytes) if self.chain else None
+
+    def value(self) -> npt.NDArray[Any]:
+        """The plain weight, read-only; elements narrower than a byte take one each.
+
+        A view of the mapped file where it lies in one as it is.
+
+        Raises
+        ------
+        ModelFormatError
+            What is stored is damaged.
+        """
+        first = self.instances[0]
+        return unpacked(first) if isinstance(first, Constant) else value_of(first)
 
     def release(self) -> None:
-        """Drop its pages from memory; they are read again when needed."""
-        self.constants[0].release()
+        """Drop the pages of what is stored from memory; they are read again when needed."""
+        for constant in self.stored:
+            constant.release()
 
 
-def weights_of(package: Package) -> tuple[list[Weight], list[list[Node]]]:
-    """All stored weights of a package in program order, and the nodes of each program."""
-    weights: list[Weight] = []
-    nodes_of_programs: list[list[Node]] = []
-    for program in package.programs:
-        nodes = program.nodes()
-        nodes_of_programs.append(nodes)
-        groups: dict[object, list[Constant]] = {}
-        for constant in program.constants(nodes):
-            if constant.size < SMALLEST or constant.dtype == "string":
-                continue
-            key = constant.storage or id(constant)
-            groups.setdefault((key, constant.shape, constant.inline), []).append(constant)
-        weights.extend(Weight(program, tuple(group)) for group in groups.values())
+def weights_of(
+    package: Package, *, smallest: int = SMALLEST
+) -> tuple[list[Weight], list[list[Node]]]:
+    """The weights of a package in program order, and the nodes of each program.
+
+    Parameters
+    ----------
+    smallest
+        Weights of at least so many elements, as plain weights have them. Strings are none.
+
+    Raises
+    ------
+    ModelFormatError
+        A chain of constexpr operations is too long.
+    """
+    nodes_of_programs = [program.nodes() for program in package.programs]
+    weights = [
+        weight
+        for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
+        for weight in _weights_of_program(program, nodes, smallest)
+    ]
     return weights, nodes_of_programs
+
+
+def _weights_of_program(program: Program, nodes: list[Node], smallest: int) -> Iterator[Weight]:
+    # The first element of a key is the content.
+    groups: dict[tuple[Hashable, ...], list[Instance]] = {}
+    chains: dict[tuple[Hashable, ...], tuple[Node, ...]] = {}
+    parts: set[tuple[Hashable, ...]] = set()
+    for node in nodes:
+        outputs = _compressed_outputs(node) if is_constexpr(node) else []
+        if outputs:
+            chain = tuple(chain_of(node))
+            for output in outputs:
+                key: tuple[Hashable, ...] = (content_of_output(output, chain),)
+                groups.setdefault(key, []).append(output)
+                chains.setdefault(key, chain)
+        for constant in program.constants([node]):
+            if constant.size < smallest or constant.numpy_dtype is None:
+                continue
+            # What stands in the message stands there once for each constant.
+            stored = None if constant.storage is not None else id(constant)
+            key = (content_of_constant(constant), constant.inline, stored)
+            if any(is_constexpr(use.node) for use in constant.consumers):
+                parts.add(key)
+            if not is_part(constant):
+                groups.setdefault(key, []).append(constant)
+    for key, instances in groups.items():
+        weight = Weight(program, tuple(instances), key[0], chains.get(key, ()), key in parts)
+        if weight.size >= smallest:
+            yield weight
+
+
+def _compressed_outputs(node: Node) -> list[Variable]:
+    """The outputs of a constexpr operation that are weights.
+
+    One that only further constexpr operations read is a part of theirs. An operation of which
+    nothing is read counts with all of its outputs.
+    """
+    if not any(output.consumers for output in node.outputs):
+        return node.outputs
+    return [each for each in node.outputs if each.is_block_output or ordinary_consumers(each)]
+
+
+def is_part(constant: Constant) -> bool:
+    """Whether a constant only serves constexpr operations."""
+    return (
+        bool(constant.consumers)
+        and not ordinary_consumers(constant)
+        and not constant.is_block_output
+    )
+
+
+def ordinary_consumers(instance: Instance) -> list[Consumer]:
+    """Its uses by others than constexpr operations."""
+    return [use for use in instance.consumers if not is_constexpr(use.node)]
+
+
+def name_of(instance: Instance) -> str:
+    """The name of a constant; of an output its operation's, or its own where there are several."""
+    if isinstance(instance, Constant):
+        return instance.name
+    node = node_of(instance)
+    return node.name if len(node.outputs) == 1 else instance.name
+
+
+def node_of(instance: Instance) -> Node:
+    """The operation that gives it; for an inline constant the one that has it."""
+    assert instance.node is not None
+    return instance.node
+
+
+def bytes_once(weights: Iterable[Weight]) -> int:
+    """Bytes of everything that the weights store; a blob that several of them use counts once."""
+    stored = {}
+    for weight in weights:
+        for constant in weight.stored:
+            stored[constant.storage or id(constant.message)] = constant.nbytes
+    return sum(stored.values())
 
 
 _WEIGHTED = frozenset(

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mlopt.coreml import decompress, get_weights_metadata
-from mlopt.coreml.constexpr import compressed_weights, describe, evaluate
+from mlopt.coreml.constexpr import evaluate
 from mlopt.coreml.inspection import inspect_weights
+from mlopt.coreml.weights import weights_of
 from mlopt.mil.package import open_package
 from tests import foreign, judges
 from tests.foreign import constant, constexpr, value
@@ -622,12 +623,13 @@ def test_memory_is_that_of_the_weight(target, ops, tmp_path):
 
 def test_a_description_takes_no_weight_into_memory(monkeypatch, tmp_path):
     source = package_of_example("chain of three", tmp_path)
-    (program,) = open_package(source).programs
-    (weight,) = compressed_weights(program.nodes())
+    weights, _ = weights_of(open_package(source), smallest=0)
+    (weight,) = [weight for weight in weights if weight.is_compressed]
     from mlopt.coreml.constexpr import parameters
 
     monkeypatch.setattr(parameters, "unpack_bits", None)
-    form = describe(weight)
+    form = weight.compression
+    assert form is not None
     assert form.form == "palettized + sparse, int8 table"
     assert form.operations == tuple(op.type for op in EXAMPLES["chain of three"][1])
     assert (form.nbits, form.tables, form.has_scale, form.sparsity) == (1, 1, True, 0.25)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlopt.coreml.constexpr import compressed_weights, describe
+from mlopt.coreml.weights import weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import BY_PROTO
 from mlopt.mil.messages import Model
@@ -120,9 +120,10 @@ def test_damage_is_refused_or_harmless(name, tmp_path):
         for mutation in rng.choices(MUTATIONS, k=rng.choice([1, 1, 2, 4])):
             mutation(ops, rng)
         try:
-            for program in Package(path, MODEL, spec).programs:
-                for weight in compressed_weights(program.nodes()):
-                    assert describe(weight).as_dict()
+            weights, _ = weights_of(Package(path, MODEL, spec), smallest=0)
+            for weight in weights:
+                if weight.compression is not None:
+                    assert weight.compression.as_dict()
                     assert weight.value().shape == weight.shape
         except ModelFormatError:
             refused += 1

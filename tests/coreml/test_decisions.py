@@ -329,8 +329,8 @@ def test_a_preview_has_the_same_rows_without_clustering(
     config = global_config(**CONFIGS[form])
     real = palettize(source, config, output=tmp_path / "out.mlpackage").report.as_dict()
     if form != "unique":
-        module = sys.modules["mlopt.coreml.execution"]
-        monkeypatch.setattr(module, "palettize_weight", lambda *a, **k: pytest.fail("clustered"))
+        module = sys.modules["mlopt.coreml.joint.plain"]
+        monkeypatch.setattr(module, "palettize", lambda *a, **k: pytest.fail("clustered"))
     seen = preview(source, config).as_dict()
     for row in [*real["rows"], *seen["rows"]]:
         if form != "unique":

@@ -7,8 +7,7 @@ import pytest
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, decompress, palettize
 from mlopt.coreml.inspection import SORT_KEYS, inspect_weights, package_bytes
-from mlopt.coreml.logical import LogicalWeight
-from mlopt.coreml.weights import weights_of
+from mlopt.coreml.weights import Weight, weights_of
 from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.package import open_package
 
@@ -80,7 +79,7 @@ def test_what_was_not_computed_is_no_order(digits):
 
 def test_every_weight_is_given_back(digits, monkeypatch):
     released = []
-    monkeypatch.setattr(LogicalWeight, "release", lambda weight: released.append(weight.name))
+    monkeypatch.setattr(Weight, "release", lambda weight: released.append(weight.name))
     calls = []
     rows = inspect_weights(digits, progress=lambda *call: calls.append(call)).rows
     assert released == [row.name for row in rows]

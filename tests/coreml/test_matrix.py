@@ -74,7 +74,7 @@ def no_clustering(monkeypatch):
         return (look if spec.mode == "unique" else fail)(weight, spec)
 
     # By name from the table of modules: mlopt.coreml.palettize is the function.
-    monkeypatch.setattr(sys.modules["mlopt.coreml.execution"], "palettize_weight", fail)
+    monkeypatch.setattr(sys.modules["mlopt.coreml.joint.plain"], "palettize", fail)
     monkeypatch.setattr(decisions, "palettize", look_or_fail)
 
 

@@ -1,13 +1,24 @@
-"""The stored weights of a model, and which of them are masks."""
+"""The weights of a model, what is part of others, and which of them are masks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mlopt.coreml.weights import SMALLEST, is_mask, shown_consumers, weights_of
+from mlopt.coreml import (
+    OpPalettizerConfig,
+    OptimizationConfig,
+    decompress,
+    get_weights_metadata,
+    lint,
+    palettize,
+)
+from mlopt.coreml.inspection import inspect_weights
+from mlopt.coreml.lint.subject import Subject
+from mlopt.coreml.weights import SMALLEST, bytes_once, is_mask, shown_consumers, weights_of
 from mlopt.mil.package import open_package
-from tests import judges, models
+from mlopt.mil.values import string_value
+from tests import foreign, judges, models
 from tests.coreml.conftest import Cell, converted, mb, saved
 from tests.edited_models import shared_in_blocks
 
@@ -57,7 +68,7 @@ def test_functions_share_a_weight(package_of):
         by_name.setdefault(weight.name, []).append(weight)
     (first,) = by_name["first_weight_to_fp16"]
     assert first.functions == ("adapted", "base") or first.functions == ("base", "adapted")
-    assert len(first.constants) == len(first.consumers) == 2
+    assert len(first.instances) == len(first.consumers) == 2
     heads = by_name["head_0_weight_to_fp16"]
     assert sorted(head.functions for head in heads) == [("adapted",), ("base",)]
 
@@ -89,6 +100,85 @@ def test_one_operation_that_reads_twice_is_shown_once(tmp_path):
     found = {weight.name: weight for weight in weights(path)}
     assert len(found["w"].consumers) == 2
     assert shown_consumers(found["w"].consumers) == ("concat(joined)",)
+
+
+SHAPE = (64, 64)
+
+
+@pytest.fixture
+def shared_part(tmp_path):
+    """A model with a constant that an ordinary and a constexpr operation read, and a mere part."""
+    data = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float16)
+    mask = np.arange(data.size).reshape(SHAPE) % 2
+    ops = [
+        foreign.constant("shared", foreign.value(data, "fp16")),
+        foreign.constant("part", foreign.value(data.reshape(-1)[::2], "fp16")),
+        foreign.constexpr(
+            "cast",
+            {"cast": ("fp32", SHAPE)},
+            source_val="shared",
+            output_dtype=string_value("fp32"),
+        ),
+        foreign.constexpr(
+            "sparse_to_dense",
+            {"sparse": ("fp16", SHAPE)},
+            nonzero_data="part",
+            mask=foreign.value(mask, "uint1"),
+        ),
+    ]
+    reads = ["shared", "cast", "sparse"]
+    return foreign.handmade(tmp_path / "shared.mlpackage", "iOS18", ops, reads)
+
+
+def test_a_constant_that_is_a_weight_and_a_part_is_both_at_every_door(shared_part, tmp_path):
+    package = open_package(shared_part)
+    found, _ = weights_of(package)
+    assert [weight.name for weight in found] == ["shared", "cast", "sparse"]
+    assert [weight.is_part for weight in found] == [True, False, False]
+    readers = {weight.name: shown_consumers(weight.consumers) for weight in found}
+    assert all(len(shown) == 1 and shown[0].startswith("identity(") for shown in readers.values())
+
+    rows = inspect_weights(shared_part).rows
+    assert {row.name: row.consumers for row in rows} == readers
+    listed = get_weights_metadata(shared_part)
+    assert list(listed) == list(readers)
+    assert [[child.op_type for child in item.child_ops] for item in listed.values()] == [
+        ["identity"]
+    ] * 3
+    subject = Subject.of(package, None)
+    assert [weight.name for weight in subject.plain] == ["shared"]
+    assert [weight.name for weight in subject.compressed] == ["cast", "sparse"]
+    for joint in (False, True):
+        config = OptimizationConfig(OpPalettizerConfig(nbits=4))
+        result = palettize(
+            shared_part, config, output=tmp_path / "out.mlpackage", joint_compression=joint
+        )
+        assert {row.name: row.consumers for row in result.report.rows} == readers
+        assert result.report["shared"].reason == "part of something compressed already"
+        assert [row.name for row in result.report.palettized] == ["sparse"] * joint
+    dense = decompress(shared_part, tmp_path / "dense.mlpackage")
+    assert [weight.name for weight in dense.weights] == ["cast", "sparse"]
+    assert [row.name for row in inspect_weights(dense).rows] == ["shared", "cast", "sparse"]
+
+
+def test_no_rule_advises_to_compress_what_cannot_be_compressed(shared_part):
+    findings = lint(shared_part, select=["elementwise-constant", "uncompressed-share"]).findings
+    assert not [finding for finding in findings if finding.place.weight == "shared"]
+    assert not [finding for finding in findings if "shared" in finding.what]
+
+
+def test_bytes_that_weights_share_count_once(shared_part):
+    found, _ = weights_of(open_package(shared_part))
+    size = SHAPE[0] * SHAPE[1]
+    assert [weight.nbytes for weight in found] == [2 * size, 2 * size, size + size // 8]
+    assert [weight.plain_nbytes for weight in found] == [2 * size, 4 * size, 2 * size]
+    assert bytes_once(found) == 2 * size + size + size // 8
+
+
+def test_sizes_are_those_of_plain_weights(shared_part):
+    package = open_package(shared_part)
+    size = SHAPE[0] * SHAPE[1]
+    assert [len(weights_of(package, smallest=n)[0]) for n in (0, size, size + 1)] == [3, 3, 0]
 
 
 def mask_of(value, operation, tmp_path):

@@ -20,7 +20,7 @@ import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.frontend.milproto import load as milproto
 
-from mlopt.coreml.constexpr import compressed_weights
+from mlopt.coreml.weights import node_of, weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.blob import BlobReader
 from mlopt.mil.package import Package, open_package
@@ -301,12 +301,17 @@ def _compare_compressed(program: Any, package: Package, index: int) -> str:
             for var, value in zip(op.outputs, values, strict=True):
                 repeated[name, var.name] += 1
                 theirs[name, var.name] = value
-    nodes = package.programs[index].nodes()
     try:
         with step_guard("decompress"):
-            weights = compressed_weights(nodes)
-            ours = {(w.function, w.variable.name): w.value() for w in weights}
-            count = Counter((w.function, w.variable.name) for w in weights)
+            weights, _ = weights_of(package, smallest=0)
+            compressed = [
+                ((node_of(each).function, each.name), weight)
+                for weight in weights
+                if weight.is_compressed and weight.program is package.programs[index]
+                for each in weight.instances
+            ]
+            ours = {key: weight.value() for key, weight in compressed}
+            count = Counter(key for key, _ in compressed)
     except ModelFormatError as error:
         names = re.findall(r"'([^']*)'", str(error))
         if any(name in names for _, name in theirs):

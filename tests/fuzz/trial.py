@@ -26,8 +26,8 @@ from mlopt.coreml import (
     palettize,
     raise_target,
 )
-from mlopt.coreml.constexpr import compressed_weights
 from mlopt.coreml.inspection import inspect_weights
+from mlopt.coreml.weights import name_of, weights_of
 from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError, TargetError
 from mlopt.mil.package import Package, open_package
 from mlopt.mil.writer import PackageWriter
@@ -264,11 +264,11 @@ def _check_joint(source: Path, folder: Path, rule: OpPalettizerConfig) -> None:
         workers=1,
     )
     result.report.summary()
-    nodes = [node for program in open_package(result.path).programs for node in program.nodes()]
     made = {row.name for row in result.report.palettized}
-    weights = compressed_weights(nodes)
-    names = Counter(weight.name for weight in weights)
-    for weight in weights:
+    weights, _ = weights_of(open_package(result.path), smallest=0)
+    compressed = [weight for weight in weights if weight.is_compressed]
+    names = Counter(name_of(each) for weight in compressed for each in weight.instances)
+    for weight in compressed:
         if weight.name in made and names[weight.name] == 1:
             assert np.isfinite(weight.value()).all(), weight.name
 

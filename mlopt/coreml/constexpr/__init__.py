@@ -5,22 +5,12 @@ from mlopt.coreml.constexpr.evaluation import evaluate
 from mlopt.coreml.constexpr.operations import parameter_names
 from mlopt.coreml.constexpr.palettes import palette_of
 from mlopt.coreml.constexpr.parameters import is_constexpr, unpacked
-from mlopt.coreml.constexpr.weights import (
-    CompressedWeight,
-    ContentKeys,
-    compressed_weights,
-    is_part,
-)
 
 __all__ = [
     "CompressedForm",
-    "CompressedWeight",
-    "ContentKeys",
-    "compressed_weights",
     "describe",
     "evaluate",
     "is_constexpr",
-    "is_part",
     "palette_of",
     "parameter_names",
     "unpacked",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,6 @@ import attrs
 from mlopt.coreml.constexpr import lut
 from mlopt.coreml.constexpr.operations import Checked, checked
 from mlopt.coreml.constexpr.parameters import BYTES, FLOATS, Array, Operand, Parameters
-from mlopt.coreml.constexpr.weights import CompressedWeight
 from mlopt.mil.program import Node, Variable
 
 _LUTS = ("constexpr_lut_to_dense", "constexpr_lut_to_sparse")
@@ -108,16 +107,18 @@ class CompressedForm:
         return self.block is not None and math.prod(self.block) == self.size
 
 
-def describe(weight: CompressedWeight) -> CompressedForm:
+def describe(chain: Sequence[Node], size: int, nbytes: int) -> CompressedForm:
     """What a compressed weight is made of.
+
+    ``chain``: the operations that give it, each after those that it reads; ``size``: its elements;
+    ``nbytes``: bytes of everything that is stored of it.
 
     Raises
     ------
     ModelFormatError
         One of its operations violates its definition.
     """
-    links = {id(node): checked(node, _never) for node in weight.chain}
-    types = [node.op_type for node in weight.chain]
+    links = {id(node): checked(node, _never) for node in chain}
     table = _last(links.values(), *_LUTS)
     mask = _last(links.values(), _SPARSE)
     cast = _last(links.values(), _CAST)
@@ -134,18 +135,18 @@ def describe(weight: CompressedWeight) -> CompressedForm:
     kind = "scaled" if is_float else "quantized"
     words = {"palettized": table, kind: numbers, "sparse": mask, "cast": cast}
     form = " + ".join(word for word, link in words.items() if link is not None)
-    stored = table or numbers or mask or cast or links[id(weight.node)]
+    stored = table or numbers or mask or cast or links[id(chain[-1])]
     return CompressedForm(
         form=form + (f", {entry_type} table" if entry_type in BYTES else ""),
-        operations=tuple(types),
+        operations=tuple(node.op_type for node in chain),
         nbits=lut.nbits(stored.parameters) if stored is table else _bulk(stored.parameters).bits,
         tables=None if table is None else math.prod(_table_groups(table)),
         block=None if stored not in (table, numbers) else _block(stored),
         cluster_dim=None if table is None else lut.vector_length(table.parameters),
         has_scale=bool(follows),
         sparsity=None if mask is None else _share_left_out(mask),
-        size=math.prod(weight.shape),
-        nbytes=sum(constant.nbytes for constant in weight.constants),
+        size=size,
+        nbytes=nbytes,
     )
 
 

@@ -9,11 +9,13 @@ from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.rules_form import sound_palettes
 from mlopt.coreml.lint.subject import (
     SHIFT_SCALE,
-    CompressedWeight,
     Palette,
     Subject,
+    palettes_of,
+    place_of_weight,
     type_of_input,
 )
+from mlopt.coreml.weights import Weight
 from mlopt.mil.program import Consumer
 
 _FLOATS = ("fp16", "fp32", "bf16")
@@ -37,11 +39,13 @@ def float_scale_on_float_data(subject: Subject) -> Iterator[Found]:
     there; it loads for the CPU and the GPU.
     """
     for weight in subject.compressed:
-        for node in weight.nodes:
+        for node in reversed(weight.chain):
             if node.op_type == SHIFT_SCALE and "data" in node.inputs:
                 dtype, _ = type_of_input(node, "data")
                 if dtype.name in _FLOATS:
-                    yield Found(f"{SHIFT_SCALE} on data of type {dtype.name}", weight.place)
+                    yield Found(
+                        f"{SHIFT_SCALE} on data of type {dtype.name}", place_of_weight(weight)
+                    )
 
 
 @rule(
@@ -58,12 +62,14 @@ def float_zero_point(subject: Subject) -> Iterator[Found]:
     the type of the data.
     """
     for weight in subject.compressed:
-        for node in weight.nodes:
+        for node in reversed(weight.chain):
             if node.op_type == SHIFT_SCALE and "offset" in node.inputs:
                 dtype, _ = type_of_input(node, "data")
                 offset, _ = type_of_input(node, "offset")
                 if offset.name in _FLOATS and dtype.name not in _FLOATS:
-                    yield Found(f"{dtype.name} data with {offset.name} offsets", weight.place)
+                    yield Found(
+                        f"{dtype.name} data with {offset.name} offsets", place_of_weight(weight)
+                    )
 
 
 @rule(
@@ -81,7 +87,7 @@ def table_per_block(subject: Subject) -> Iterator[Found]:
     for weight, palette in _palettes(subject):
         if sum(count > 1 for count in palette.groups) > 1:
             counts = "x".join(map(str, palette.groups))
-            yield Found(f"{counts} tables, along several axes", weight.place)
+            yield Found(f"{counts} tables, along several axes", place_of_weight(weight))
 
 
 @rule(
@@ -102,7 +108,7 @@ def table_along_other_axis(subject: Subject) -> Iterator[Found]:
             shown = " or ".join(map(str, sorted(outputs)))
             yield Found(
                 f"{palette.tables} tables along axis {axis}; output channels are on {shown}",
-                weight.place,
+                place_of_weight(weight),
             )
 
 
@@ -127,7 +133,7 @@ def group_size(subject: Subject) -> Iterator[Found]:
         if not _GROUP_SIZES[0] <= size <= _GROUP_SIZES[1]:
             yield Found(
                 f"{palette.groups[axis]} tables for groups of {size} channels",
-                weight.place,
+                place_of_weight(weight),
                 severity="note" if size > _GROUP_SIZES[1] else None,
             )
 
@@ -147,7 +153,7 @@ def integer_table(subject: Subject) -> Iterator[Found]:
     """
     for weight, palette in _palettes(subject):
         if palette.has_integer_table:
-            yield Found(f"a table of {_integers_of(palette)}", weight.place)
+            yield Found(f"a table of {_integers_of(palette)}", place_of_weight(weight))
 
 
 @rule(
@@ -163,9 +169,9 @@ def palettized_depthwise_conv(subject: Subject) -> Iterator[Found]:
     """
     for weight in subject.compressed:
         users = [user for user in weight.consumers if _is_depthwise(user, weight.shape)]
-        if weight.palettes and users:
+        if palettes_of(weight) and users:
             groups = weight.shape[0]
-            yield Found(f"a depthwise convolution of {groups} channels", weight.place)
+            yield Found(f"a depthwise convolution of {groups} channels", place_of_weight(weight))
 
 
 @rule(
@@ -181,11 +187,11 @@ def palettized_large_stride(subject: Subject) -> Iterator[Found]:
     """
     for weight in subject.compressed:
         stride = max((_stride(user) for user in weight.consumers), default=1)
-        if weight.palettes and stride > _LARGEST_STRIDE:
-            yield Found(f"stride {stride}", weight.place)
+        if palettes_of(weight) and stride > _LARGEST_STRIDE:
+            yield Found(f"stride {stride}", place_of_weight(weight))
 
 
-def _palettes(subject: Subject) -> Iterator[tuple[CompressedWeight, Palette]]:
+def _palettes(subject: Subject) -> Iterator[tuple[Weight, Palette]]:
     for weight in subject.compressed:
         for palette in sound_palettes(weight):
             if len(palette.groups) == len(weight.shape):

@@ -10,11 +10,13 @@ import numpy as np
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import (
     SHIFT_SCALE,
-    CompressedWeight,
     Palette,
     Subject,
+    palettes_of,
+    place_of_weight,
     type_of_input,
 )
+from mlopt.coreml.weights import Weight
 from mlopt.palette.value.bits import NBITS, packed_nbytes
 
 _CHUNK = 1 << 20  # elements that are looked at together
@@ -30,10 +32,10 @@ def table_size(subject: Subject) -> Iterator[Found]:
     iOS16 and iOS17 has indices of 1, 2, 4, 6 and 8 bits; 3 bits came with the form of iOS18.
     """
     for weight in subject.compressed:
-        for palette in weight.palettes:
+        for palette in palettes_of(weight):
             problem = _table_size_problem(palette)
             if problem:
-                yield Found(problem, weight.place)
+                yield Found(problem, place_of_weight(weight))
 
 
 @rule("table-groups", severity="error", remedy=_AGAIN)
@@ -44,12 +46,12 @@ def table_groups(subject: Subject) -> Iterator[Found]:
     the indices.
     """
     for weight in subject.compressed:
-        for palette in weight.palettes:
+        for palette in palettes_of(weight):
             if not _groups_fit(palette):
                 yield Found(
                     f"tables of shape {list(palette.lut_shape)} for indices of shape "
                     f"{list(palette.index_shape)}",
-                    weight.place,
+                    place_of_weight(weight),
                 )
 
 
@@ -61,12 +63,12 @@ def vector_axis(subject: Subject) -> Iterator[Found]:
     the weight is as many times longer than its indices.
     """
     for weight in subject.compressed:
-        for palette in weight.palettes:
+        for palette in palettes_of(weight):
             if not _vectors_fit(palette):
                 yield Found(
                     f"entries are vectors of {palette.cluster_dim}, and vector_axis is missing or "
                     "no axis of the indices",
-                    weight.place,
+                    place_of_weight(weight),
                 )
 
 
@@ -77,10 +79,10 @@ def table_type(subject: Subject) -> Iterator[Found]:
     Entries are float16 or float32, and from iOS18 on int8 or uint8 as well.
     """
     for weight in subject.compressed:
-        for palette in weight.palettes:
+        for palette in palettes_of(weight):
             integers = () if palette.is_old_form else ("int8", "uint8")
             if palette.lut_dtype.name not in ("fp16", "fp32", *integers):
-                yield Found(f"entries of type {palette.lut_dtype.name}", weight.place)
+                yield Found(f"entries of type {palette.lut_dtype.name}", place_of_weight(weight))
 
 
 @rule("scale-blocks", severity="error", remedy=_AGAIN)
@@ -91,7 +93,7 @@ def scale_blocks(subject: Subject) -> Iterator[Found]:
     offset has the shape of the scales.
     """
     for weight in subject.compressed:
-        for node in weight.nodes:
+        for node in reversed(weight.chain):
             if node.op_type != SHIFT_SCALE:
                 continue
             _, data = type_of_input(node, "data")
@@ -103,7 +105,7 @@ def scale_blocks(subject: Subject) -> Iterator[Found]:
                 described = f"scales of shape {list(scale)} for data of shape {list(data)}"
                 if offset != scale:
                     described += f", with offsets of shape {list(offset)}"
-                yield Found(described, weight.place)
+                yield Found(described, place_of_weight(weight))
 
 
 @rule(
@@ -119,7 +121,7 @@ def not_finite_table(subject: Subject) -> Iterator[Found]:
     """
     for weight in subject.compressed:
         bad = 0
-        for constant in weight.constants:
+        for constant in weight.stored:
             if constant.dtype not in ("fp16", "fp32"):
                 continue
             flat = constant.value().reshape(-1)
@@ -127,7 +129,7 @@ def not_finite_table(subject: Subject) -> Iterator[Found]:
                 bad += int(np.count_nonzero(~np.isfinite(flat[start : start + _CHUNK])))
             constant.release()
         if bad:
-            yield Found(f"{bad} stored numbers are infinite or NaN", weight.place)
+            yield Found(f"{bad} stored numbers are infinite or NaN", place_of_weight(weight))
 
 
 @rule(
@@ -143,12 +145,12 @@ def compressed_block_output(subject: Subject) -> Iterator[Found]:
     """
     for weight in subject.compressed:
         if weight.is_block_output:
-            yield Found("a block returns the compressed weight as it is", weight.place)
+            yield Found("a block returns the compressed weight as it is", place_of_weight(weight))
 
 
-def sound_palettes(weight: CompressedWeight) -> Iterator[Palette]:
+def sound_palettes(weight: Weight) -> Iterator[Palette]:
     """The palettes of a weight that keep to the format; only of these can more be said."""
-    for palette in weight.palettes:
+    for palette in palettes_of(weight):
         if (
             not _table_size_problem(palette)
             and _groups_fit(palette)

@@ -47,11 +47,14 @@ def compressed_larger_than_plain(subject: Subject) -> Iterator[Found]:
     the indices save. Sparse weights have a rule of their own.
     """
     for weight in subject.compressed:
-        stored, plain = weight.stored_bytes, weight.plain_bytes
-        is_sparse = any(_sparse_sizes(node, weight.size) is not None for node in weight.nodes)
+        stored, plain = weight.nbytes, weight.plain_nbytes
+        is_sparse = any(
+            _sparse_sizes(node, weight.size) is not None for node in reversed(weight.chain)
+        )
         if weight.size and stored >= plain and not is_sparse:
             yield Found(
-                f"{human_bytes(stored)} compressed, {human_bytes(plain)} plain", weight.place
+                f"{human_bytes(stored)} compressed, {human_bytes(plain)} plain",
+                place_of_weight(weight),
             )
 
 
@@ -68,13 +71,13 @@ def sparse_larger_than_dense(subject: Subject) -> Iterator[Found]:
     that: at 4 bits it pays only where more than a quarter of the weights is zero.
     """
     for weight in subject.compressed:
-        for node in weight.nodes:
+        for node in reversed(weight.chain):
             sizes = _sparse_sizes(node, weight.size)
             if sizes is not None and sizes[0] >= sizes[1] > 0:
                 yield Found(
                     f"mask and non-zero values take {human_bytes(sizes[0])}, all values "
                     f"{human_bytes(sizes[1])}",
-                    weight.place,
+                    place_of_weight(weight),
                 )
 
 
@@ -100,7 +103,7 @@ def partly_filled_table(subject: Subject) -> Iterator[Found]:
             yield Found(
                 f"indices of {palette.nbits} bits, {narrower} would do: "
                 f"{human_bytes(saved)} of {human_bytes(before)}",
-                weight.place,
+                place_of_weight(weight),
             )
 
 
@@ -118,7 +121,7 @@ def uncompressed_share(subject: Subject) -> Iterator[Found]:
     for program in subject.package.programs:
         compressed = [weight for weight in subject.compressed if weight.program is program]
         plain = [weight for weight in subject.plain if weight.program is program]
-        stored = sum(weight.stored_bytes for weight in compressed)
+        stored = sum(weight.nbytes for weight in compressed)
         left = sorted(filter(_is_worth_compressing, plain), key=lambda weight: -weight.nbytes)
         size = sum(weight.nbytes for weight in left)
         if compressed and size > stored:
@@ -188,7 +191,7 @@ def unread_weight(subject: Subject) -> Iterator[Found]:
     """
     for compressed in subject.compressed:
         if not compressed.consumers and not compressed.is_block_output:
-            yield Found(f"{human_bytes(compressed.stored_bytes)} unread", compressed.place)
+            yield Found(f"{human_bytes(compressed.nbytes)} unread", place_of_weight(compressed))
     for plain in subject.plain:
         if not plain.consumers and not plain.is_block_output:
             yield Found(f"{human_bytes(plain.nbytes)} unread", place_of_weight(plain))
@@ -264,6 +267,7 @@ def _is_worth_compressing(weight: Weight) -> bool:
         weight.dtype in ("float16", "float32")
         and weight.size > DEFAULT_WEIGHT_THRESHOLD
         and len(weight.shape) > 1
+        and not weight.is_part
     )
 
 

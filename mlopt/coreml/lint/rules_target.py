@@ -8,7 +8,8 @@ from typing import Any
 from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
-from mlopt.coreml.lint.subject import CompressedWeight, Subject, place_of_node
+from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_node, place_of_weight
+from mlopt.coreml.weights import Weight
 from mlopt.mil.messages import Model_pb2
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
@@ -111,7 +112,7 @@ def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     for weight in subject.compressed:
         needs, reason = _needs(weight)
         if needs > subject.target:
-            yield Found(f"needs {needs}: {reason}", weight.place)
+            yield Found(f"needs {needs}: {reason}", place_of_weight(weight))
 
 
 @rule(
@@ -167,8 +168,8 @@ def decompressed_at_load(subject: Subject) -> Iterator[Found]:
     """
     if subject.target >= Target.iOS17 or not subject.compressed:
         return
-    stored = sum(weight.stored_bytes for weight in subject.compressed)
-    plain = sum(weight.plain_bytes for weight in subject.compressed)
+    stored = sum(weight.nbytes for weight in subject.compressed)
+    plain = sum(weight.plain_nbytes for weight in subject.compressed)
     yield Found(
         f"{human_bytes(stored)} of compressed weights take {human_bytes(plain)} of memory on iOS16",
         Place(),
@@ -182,10 +183,12 @@ def _features(description: Any) -> Iterator[tuple[str, Any]]:
         yield "output", feature
 
 
-def _needs(weight: CompressedWeight) -> tuple[Target, str]:
+def _needs(weight: Weight) -> tuple[Target, str]:
     """The oldest target that can express a compressed weight, and what of it needs that."""
-    needs, node = max(((_node_needs(node), node) for node in weight.nodes), key=lambda n: n[0])
-    for palette in weight.palettes:
+    needs, node = max(
+        ((_node_needs(node), node) for node in reversed(weight.chain)), key=lambda n: n[0]
+    )
+    for palette in palettes_of(weight):
         if palette.node is node:
             return needs, palette.description
     return needs, node.op_type

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.lint.registry import Found, rule
-from mlopt.coreml.lint.subject import Subject, place_of_weight
+from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
 from mlopt.requests.report import human_bytes, rules_to_keep
@@ -34,9 +34,13 @@ def elementwise_constant(subject: Subject) -> Iterator[Found]:
         for program, nodes in zip(subject.package.programs, subject.nodes, strict=True)
     }
     for compressed in subject.compressed:
-        if compressed.palettes and readers[id(compressed.program)].are_all(compressed.consumers):
-            size = human_bytes(compressed.plain_bytes)
-            yield Found(f"palettized, {size} before; {_rule(compressed.name)}", compressed.place)
+        if palettes_of(compressed) and readers[id(compressed.program)].are_all(
+            compressed.consumers
+        ):
+            size = human_bytes(compressed.plain_nbytes)
+            yield Found(
+                f"palettized, {size} before; {_rule(compressed.name)}", place_of_weight(compressed)
+            )
     for plain in subject.plain:
         if readers[id(plain.program)].are_all(plain.consumers) and _would_be_palettized(plain):
             yield Found(
@@ -51,7 +55,7 @@ def _rule(name: str) -> str:
 
 def _would_be_palettized(weight: Weight) -> bool:
     """Whether a configuration that names no weight palettizes it, values considered."""
-    if weight.dtype not in _FLOATS or len(weight.shape) < 2 or weight.inline:
+    if weight.dtype not in _FLOATS or len(weight.shape) < 2 or weight.inline or weight.is_part:
         return False
     if weight.size <= DEFAULT_WEIGHT_THRESHOLD or weight.is_block_output:
         return False

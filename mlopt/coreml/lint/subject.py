@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
 from mlopt.coreml.constexpr.chains import chain_of
-from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.weights import Weight, shown_consumers, weights_of
 from mlopt.errors import ModelFormatError
+from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.dtypes import DType, dtype_named
 from mlopt.mil.package import Package
-from mlopt.mil.program import Constant, Consumer, Node, Program, Variable, operation_name
+from mlopt.mil.program import Constant, Node, Program, Variable, operation_name
 from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.walk import Placed
@@ -24,9 +23,6 @@ from mlopt.mil.walk import Placed
 LUT_TO_DENSE = "constexpr_lut_to_dense"
 LUT_TO_SPARSE = "constexpr_lut_to_sparse"
 SHIFT_SCALE = "constexpr_blockwise_shift_scale"
-
-# Parameters that say how a weight is laid out, and hold none of it.
-_LAYOUT = frozenset({"axis", "output_dtype", "shape", "vector_axis"})
 
 
 @attrs.frozen(eq=False)
@@ -106,107 +102,6 @@ class Palette:
 
 
 @attrs.frozen(eq=False)
-class CompressedWeight:
-    """One compressed weight: the constexpr operations that it is made of.
-
-    Parameters
-    ----------
-    program
-        The program that it is in.
-    chains
-        Its operations, the last one first; one chain for each place (in functions that share it)
-        where it stands, at least one.
-    """
-
-    program: Program
-    chains: tuple[tuple[Node, ...], ...]
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """Its operations in the first place where it stands, the last one first."""
-        return self.chains[0]
-
-    @property
-    def name(self) -> str:
-        """The name of its last operation, which is that of the weight it took the place of."""
-        return self.nodes[0].name
-
-    @cached_property
-    def _type(self) -> tuple[DType, tuple[int, ...]]:
-        if not self.nodes[0].outputs:
-            raise _damaged(self.nodes[0], "it has no output")
-        return _type_of(self.nodes[0], self.nodes[0].outputs[0].type, "its output")
-
-    @property
-    def dtype(self) -> DType:
-        """The type of its elements, decompressed."""
-        return self._type[0]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape, decompressed."""
-        return self._type[1]
-
-    @property
-    def size(self) -> int:
-        """Number of its elements, decompressed."""
-        return math.prod(self.shape)
-
-    @property
-    def plain_bytes(self) -> int:
-        """Bytes that it would take as a plain constant."""
-        return self.dtype.nbytes(self.size)
-
-    @property
-    def constants(self) -> tuple[Constant, ...]:
-        """What it is stored as, without what only describes the layout."""
-        return tuple(
-            constant
-            for node in self.nodes
-            for parameter, constant in constant_inputs(node)
-            if parameter not in _LAYOUT
-        )
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes that it takes: indices, tables, scales, masks; equal blobs once."""
-        stored = {constant.storage or id(constant): constant.nbytes for constant in self.constants}
-        return sum(stored.values())
-
-    @property
-    def consumers(self) -> tuple[Consumer, ...]:
-        """The operations that read it, in all places."""
-        return tuple(
-            user
-            for chain in self.chains
-            for output in chain[0].outputs
-            for user in output.consumers
-        )
-
-    @property
-    def is_block_output(self) -> bool:
-        """Whether a block returns it as it is."""
-        return any(output.is_block_output for chain in self.chains for output in chain[0].outputs)
-
-    @cached_property
-    def palettes(self) -> tuple[Palette, ...]:
-        """Its palettes: none or one, but for chains that nobody is known to write."""
-        return tuple(_palette(n) for n in self.nodes if n.op_type in (LUT_TO_DENSE, LUT_TO_SPARSE))
-
-    @property
-    def place(self) -> Place:
-        """Where it is."""
-        names = {node.name for chain in self.chains for node in chain}
-        return Place(
-            model=self.program.label,
-            functions=tuple(dict.fromkeys(chain[0].function for chain in self.chains)),
-            operations=shown_consumers(self.consumers),
-            weight=self.name,
-            names=frozenset(names | {user.op_name for user in self.consumers}),
-        )
-
-
-@attrs.frozen(eq=False)
 class Subject:
     """A model as the rules see it.
 
@@ -221,16 +116,16 @@ class Subject:
     nodes
         The operations of each program, in the order of ``package.programs``.
     compressed
-        The compressed weights in program order; one that functions share stands once.
+        The compressed weights of any size, in program order.
     plain
-        The constants that belong to no compressed weight, in program order.
+        The plain weights in program order.
     """
 
     package: Package
     target: Target
     model_target: Target
     nodes: tuple[list[Node], ...]
-    compressed: tuple[CompressedWeight, ...]
+    compressed: tuple[Weight, ...]
     plain: tuple[Weight, ...]
 
     @classmethod
@@ -242,7 +137,7 @@ class Subject:
         TargetError
             The target is unknown, or the model's own is.
         ModelFormatError
-            A constexpr operation lacks what it needs.
+            A chain of constexpr operations is too long.
         """
         versions = [
             model.specificationVersion
@@ -250,25 +145,30 @@ class Subject:
             for model in (program.model, *program.enclosing)
         ]
         own = Target.of_specification(max(versions))
-        weights, nodes = weights_of(package)
+        weights, nodes = weights_of(package, smallest=0)
         return cls(
             package=package,
             target=own if target is None else Target.parse(target),
             model_target=own,
             nodes=tuple(nodes),
-            compressed=tuple(_compressed(package.programs, nodes)),
-            plain=tuple(weight for weight in weights if not _is_part_of_compressed(weight)),
+            compressed=tuple(weight for weight in weights if weight.is_compressed),
+            plain=tuple(
+                weight for weight in weights if not weight.chain and weight.size >= SMALLEST
+            ),
         )
 
 
 def place_of_weight(weight: Weight) -> Place:
-    """Where a plain weight is."""
+    """Where a weight is."""
+    names = {weight.name, *(user.op_name for user in weight.consumers)}
+    if weight.is_compressed:
+        names |= {link.name for node in weight.nodes for link in chain_of(node)}
     return Place(
         model=weight.program.label,
         functions=weight.functions,
         operations=shown_consumers(weight.consumers),
         weight=weight.name,
-        names=frozenset({weight.name, *(user.op_name for user in weight.consumers)}),
+        names=frozenset(names),
     )
 
 
@@ -308,38 +208,6 @@ def type_of_input(node: Node, parameter: str) -> tuple[DType, tuple[int, ...]]:
     return _type_of(node, value_type, f"its parameter {parameter!r}")
 
 
-def _compressed(
-    programs: Iterable[Program], nodes_of_programs: Iterable[list[Node]]
-) -> Iterator[CompressedWeight]:
-    for program, nodes in zip(programs, nodes_of_programs, strict=True):
-        shared: dict[object, list[tuple[Node, ...]]] = {}
-        for node in nodes:
-            if is_constexpr(node) and not _feeds_constexpr_only(node):
-                chain = tuple(reversed(chain_of(node)))
-                shared.setdefault(_content(chain), []).append(chain)
-        for chains in shared.values():
-            yield CompressedWeight(program, tuple(chains))
-
-
-def _feeds_constexpr_only(node: Node) -> bool:
-    uses = [user for output in node.outputs for user in output.consumers]
-    return bool(uses) and all(is_constexpr(user.node) for user in uses)
-
-
-def _content(chain: tuple[Node, ...]) -> object:
-    """What tells one weight from another: the operations, and what they hold."""
-    return tuple(
-        (
-            node.op_type,
-            tuple(
-                (parameter, c.storage or c.message.SerializeToString(), c.shape)
-                for parameter, c in constant_inputs(node)
-            ),
-        )
-        for node in chain
-    )
-
-
 def constant_inputs(node: Node) -> Iterator[tuple[str, Constant]]:
     """Yield parameter and constant of each constant that an operation has as an input."""
     for parameter in sorted(node.inputs):
@@ -349,8 +217,19 @@ def constant_inputs(node: Node) -> Iterator[tuple[str, Constant]]:
                 yield parameter, constant
 
 
-def _is_part_of_compressed(weight: Weight) -> bool:
-    return any(is_constexpr(user.node) for user in weight.consumers)
+def palettes_of(weight: Weight) -> list[Palette]:
+    """The palettes of a weight: none or one, but for chains that nobody is known to write.
+
+    Raises
+    ------
+    ModelFormatError
+        An operation lacks what it needs.
+    """
+    return [
+        _palette(node)
+        for node in reversed(weight.chain)
+        if node.op_type in (LUT_TO_DENSE, LUT_TO_SPARSE)
+    ]
 
 
 def _palette(node: Node) -> Palette:

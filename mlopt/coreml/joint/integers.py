@@ -1,128 +1,48 @@
-"""Clustering the data of a compressed weight, and what of it is stored."""
+"""Palettizing the integers of quantized weights, whose scales become those of the tables."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import attrs
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.constexpr.parameters import unpacked
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.joint.weights import JointWeight
+from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
+from mlopt.coreml.weights import Weight
+from mlopt.mil.program import Constant
 from mlopt.palette.palettize import NoPaletteError, palettize
-from mlopt.palette.value.bits import pack_bits, packed_nbytes, unpack_bits
-from mlopt.palette.value.distortion import Distortion, measure_distortion
+from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.quantized import QuantizedTable
 from mlopt.palette.value.spec import PaletteSpec
 
 Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
+
+PARAMETERS = {
+    "constexpr_blockwise_shift_scale": "data",
+    "constexpr_affine_dequantize": "quantized_data",
+}
+"""The parameter that holds the integers, by operation."""
 
 
-def palettize_joint(
-    weight: JointWeight, spec: PaletteSpec, workers: int = 1
-) -> tuple[PackedPalette, Distortion, int]:
-    """Palettize the nonzero values or the integers of a compressed weight.
-
-    A palette of nonzero values comes with their mask. The tables of integers have the scales of the
-    weight, and stand there once for each block that has a scale of its own.
-
-    Parameters
-    ----------
-    spec
-        What is wanted, for the plain weight's shape. For a quantized weight it has neither a scale
-        nor a ``lut_dtype``: the table holds integers, and the weight brings its scales.
-
-    Returns
-    -------
-    palette, distortion, plain_nbytes
-        The distortion is that of the plain weight; zeros of a sparse one stay zero. The last is
-        what the plain weight takes in a palette of as many tables and bits.
-
-    Raises
-    ------
-    NoPaletteError
-        There is no such palette; the message is the reason.
-    """
-    of_kind = _palettize_sparse if weight.is_sparse else _palettize_quantized
-    return of_kind(weight, spec, workers)
-
-
-def check_joint(weight: JointWeight, spec: PaletteSpec) -> None:
-    """Find out, without clustering, that :func:`palettize_joint` has what it needs.
-
-    Raises
-    ------
-    NoPaletteError
-        It has not; the message is the reason.
-    """
-    if weight.is_sparse:
-        _mask_of_indices(mask_of(weight), spec)
-        return
+def _check(weight: Weight, spec: PaletteSpec) -> None:
     scale, _ = _blocks_of(weight)
     _check_vectors(weight.shape, scale.shape, spec)
 
 
-def mask_of(weight: JointWeight) -> Mask:
-    """Where a sparse weight has values, of its shape."""
-    constant = weight.node.constant_input("mask")
+def _data(weight: Weight) -> Constant:
+    node = weight.chain[-1]
+    constant = node.constant_input(PARAMETERS[node.op_type])
     assert constant is not None
-    # Both forms of the operation have the same bits.
-    packed = np.asarray(constant.value()).reshape(-1)
-    return unpack_bits(packed, 1, weight.size).reshape(weight.shape).view(np.bool_)
+    return constant
 
 
-def _palettize_sparse(
-    weight: JointWeight, spec: PaletteSpec, workers: int
-) -> tuple[PackedPalette, Distortion, int]:
-    value, mask = weight.value(), mask_of(weight)
-    stored = _mask_of_indices(mask, spec)
-    palettized, _ = palettize(value, spec, importance=mask, workers=workers)
-    distortion = measure_distortion(value, palettized, counted=mask)
-
-    indices, plain_nbytes = palettized.indices[stored], palettized.nbytes
-    packed = pack_bits(indices, palettized.nbits)
-    saved = palettized.indices_nbytes - packed.nbytes - packed_nbytes(stored.size, nbits=1)
-    palette = attrs.evolve(
-        PackedPalette.of(palettized),
-        packed=packed,
-        indices_shape=indices.shape,
-        nbytes=plain_nbytes - saved,
-        mask=stored,
-    )
-    return palette, distortion, plain_nbytes
-
-
-def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:
-    """Where an index is stored, of the indices' shape."""
-    if not mask.any():
-        raise NoPaletteError("all of it is zero")
-    if spec.cluster_dim == 1:
-        return mask
-    assert spec.channel_axis is not None
-    return _mask_of_vectors(mask, spec.channel_axis % mask.ndim, spec.cluster_dim)
-
-
-def _mask_of_vectors(mask: Mask, axis: int, d: int) -> Mask:
-    """The mask with one element for every ``d`` along ``axis``, which have to be alike."""
-    parts = np.moveaxis(mask, axis, 0)
-    parts = parts.reshape(parts.shape[0] // d, d, *parts.shape[1:])
-    if not (parts == parts[:, :1]).all():
-        raise NoPaletteError(
-            f"vectors of {d} on axis {axis} reach over zeros and other values, and zeros have to "
-            "stay zero"
-        )
-    return np.ascontiguousarray(np.moveaxis(parts[:, 0], 0, axis))
-
-
-def _palettize_quantized(
-    weight: JointWeight, spec: PaletteSpec, workers: int
-) -> tuple[PackedPalette, Distortion, int]:
-    codes = unpacked(weight.data)
+def _palettize(weight: Weight, spec: PaletteSpec, workers: int) -> Clustered:
+    """The tables stand there once for each block that has a scale of its own."""
+    codes = unpacked(_data(weight))
     scale, offset = _blocks_of(weight)
     _check_vectors(codes.shape, scale.shape, spec)
     palettized, _ = palettize(codes, spec, importance=_importance(scale, codes), workers=workers)
@@ -134,15 +54,18 @@ def _palettize_quantized(
             "its scales would take entries of the table out of the range of floats"
         )
     entries = palettized.table.size * scale.dtype.itemsize
-    return PackedPalette.of(joint), distortion, joint.indices_nbytes + entries
+    palette = PackedPalette.of(joint)
+    return Clustered(
+        palette, distortion, joint_notes(palette.nbytes, joint.indices_nbytes + entries)
+    )
 
 
-def _blocks_of(weight: JointWeight) -> tuple[Array, Array | None]:
+def _blocks_of(weight: Weight) -> tuple[Array, Array | None]:
     """Scale and offset of a quantized weight's blocks, of its rank; the offset as its integers.
 
     ``constexpr_affine_dequantize`` gives them as scalars or for the channels of an axis.
     """
-    rank, node = len(weight.shape), weight.node
+    rank, node = len(weight.shape), weight.chain[-1]
     values: dict[str, Array | None] = {}
     for key, names in (("scale", ("scale",)), ("offset", ("offset", "zero_point"))):
         constant = next((c for name in names if (c := node.constant_input(name))), None)
@@ -156,7 +79,7 @@ def _blocks_of(weight: JointWeight) -> tuple[Array, Array | None]:
         return scale, None
     if scale.ndim < rank:
         scale, offset = np.broadcast_arrays(scale.reshape(shape), offset.reshape(shape))
-    return scale, _as_codes(offset, unsigned=weight.data.dtype.startswith("u"))
+    return scale, _as_codes(offset, unsigned=_data(weight).dtype.startswith("u"))
 
 
 def _as_codes(offset: Array, *, unsigned: bool) -> Array:
@@ -212,3 +135,6 @@ def _repeated(array: Array, shape: tuple[int, ...]) -> Array:
         if length < n:
             array = np.repeat(array, n // length, axis)
     return array
+
+
+INTEGERS = Strategy(_palettize, _check, has_scales=True)

@@ -1,0 +1,79 @@
+"""A way to palettize weights that are stored in one way, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.weights import Weight
+from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.report import human_bytes
+
+
+@attrs.frozen(eq=False)
+class Clustered:
+    """The palette of a weight, its distortion, and notes for the weight's row.
+
+    The distortion is that of the plain weight; zeros of a sparse one stay zero.
+    """
+
+    palette: PackedPalette
+    distortion: Distortion
+    notes: tuple[str, ...] = ()
+
+
+@attrs.frozen(eq=False)
+class Strategy:
+    """A way to palettize weights that are stored in one way.
+
+    Attributes
+    ----------
+    palettize
+        Clusters a weight, in so many threads. The spec is for the plain weight's shape. Raises
+        ``NoPaletteError`` where there is no such palette; the message is the reason.
+    check
+        Finds out without clustering that ``palettize`` has what it needs; raises alike.
+    has_scales
+        Whether the weight brings scales for its tables, so that a spec has neither a scale nor a
+        ``lut_dtype``.
+    """
+
+    palettize: Callable[[Weight, PaletteSpec, int], Clustered]
+    check: Callable[[Weight, PaletteSpec], None]
+    has_scales: bool = False
+
+
+def own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool:
+    """Whether a palette can take the place of what a compressed weight has as ``parameter``.
+
+    That holds for single operations, since a chain of several is compressed twice already, and
+    where nothing else reads the constant or goes on from the weight, for it would have to stay.
+    """
+    if len(weight.chain) > 1 or any(
+        use.node.op_type.startswith("constexpr_")
+        for node in weight.nodes
+        for output in node.outputs
+        for use in output.consumers
+    ):
+        return False
+    constants = [node.constant_input(parameter) for node in weight.nodes]
+    return all(
+        constant is not None
+        and constant.dtype in dtypes
+        and len(constant.consumers) == 1
+        and not constant.is_block_output
+        for constant in constants
+    )
+
+
+def joint_notes(nbytes: int, plain_nbytes: int) -> tuple[str, ...]:
+    """A warning where a compressed weight would be smaller if only palettized."""
+    if nbytes <= plain_nbytes:
+        return ()
+    return (
+        f"takes {human_bytes(nbytes)} so, {human_bytes(plain_nbytes)} if the plain weight is "
+        "palettized: decompress it first",
+    )
