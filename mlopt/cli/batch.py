@@ -8,7 +8,6 @@ the others from being done, and is told.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -17,7 +16,9 @@ import typer
 
 from mlopt.cli.outcome import ExitCode, explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, write_text
-from mlopt.text import printable, printable_lines
+from mlopt.text.json_text import json_text
+from mlopt.text.names import printable, printable_lines
+from mlopt.text.words import sizes_compared
 
 if TYPE_CHECKING:
     from mlopt.cli.terminal import Done
@@ -147,7 +148,7 @@ def run_each(
     if len(models) == 1:
         done = work(0)
         if json_file is not None:
-            write_text(_json(done.values), json_file)
+            write_text(json_text(done.values), json_file)
         if shows:
             typer.echo(done.text)
         return done.code
@@ -173,7 +174,7 @@ def run_each(
     code = _common(results)
     if json_file is not None:
         rows = [_row(model, result) for model, result in zip(models, results, strict=True)]
-        write_text(_json({"models": rows, "exit_code": int(code)}), json_file)
+        write_text(json_text({"models": rows, "exit_code": int(code)}), json_file)
     if shows:
         typer.echo("\n" + _summary(models, results))
     return code
@@ -212,16 +213,9 @@ def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCod
     if failed:
         counts += f", {failed} failed"
     if after:
-        from mlopt.requests.report import human_bytes, size_change
-
-        sizes = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
-        counts += f": {sizes}"
+        counts += f": {sizes_compared(before, after)}"
     return "\n".join([*lines, f"{counts}."])
 
 
 def _shown(model: Path) -> str:
     return printable(str(model))
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)

@@ -13,7 +13,7 @@ from mlopt.cli.run import PrecisionName
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
 
 if TYPE_CHECKING:
-    from mlopt.runtime.comparison.float16_rows import Float16Comparison
+    from mlopt.runtime.comparison.float16_results import Float16Comparison
     from mlopt.runtime.comparison.results import Comparison
 
 

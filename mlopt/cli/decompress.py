@@ -10,6 +10,8 @@ import typer
 from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
 from mlopt.cli.outcome import errors_explained
 from mlopt.cli.terminal import Done, progress_bar, written
+from mlopt.text.names import printable
+from mlopt.text.words import counted
 
 if TYPE_CHECKING:
     from mlopt.coreml.decompress import DecompressionResult
@@ -43,7 +45,7 @@ def decompress_model(
 
 def _summary(result: DecompressionResult) -> str:
     """How many weights were decompressed, of which form, and the notes."""
-    return "\n".join([_counted(result), *(f"Note: {note}" for note in result.notes)])
+    return "\n".join([_counted(result), *(printable(f"Note: {note}") for note in result.notes)])
 
 
 def _counted(result: DecompressionResult) -> str:
@@ -51,5 +53,4 @@ def _counted(result: DecompressionResult) -> str:
         return "No weight was compressed: the package was copied as it is."
     forms = Counter(weight.compression.form for weight in result.weights)
     listed = ", ".join(f"{count} {form}" for form, count in forms.most_common())
-    count = len(result.weights)
-    return f"{count} weight{'' if count == 1 else 's'} decompressed: {listed}."
+    return f"{counted(len(result.weights), 'weight')} decompressed: {listed}."

@@ -97,7 +97,7 @@ def inspect_model(
 
 
 def _summary(inventory: Inventory) -> str:
-    from mlopt.requests.report import human_bytes
+    from mlopt.text.words import human_bytes
 
     count, size = str(inventory.weights_in_all), human_bytes(inventory.bytes_in_all)
     if len(inventory.rows) != inventory.weights_in_all:

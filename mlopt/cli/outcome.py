@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from mlopt.errors import MlOptError, ModelFormatError, RunError, TargetError
-from mlopt.text import printable_lines
+from mlopt.text.names import printable_lines
 
 _TRACEBACK = "MLOPT_TRACEBACK"
 

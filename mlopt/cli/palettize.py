@@ -20,6 +20,7 @@ from mlopt.cli.terminal import (
     target_name,
     written,
 )
+from mlopt.text.words import human_bytes, size_change
 
 if TYPE_CHECKING:
     from mlopt.coreml.config import OptimizationConfig
@@ -245,7 +246,6 @@ def palettize_model(
 
 def _previewed(model: Path, config: OptimizationConfig, options: dict[str, Any]) -> Done:
     from mlopt.coreml.palettize import preview
-    from mlopt.requests.report import human_bytes, size_change
 
     report = preview(model, config, **options)
     before, after = report.bytes_before, report.bytes_after

@@ -11,7 +11,7 @@ import typer
 
 from mlopt.cli.outcome import errors_explained
 from mlopt.cli.terminal import checked_named_file
-from mlopt.text import printable
+from mlopt.text.names import printable
 
 _SHOWN = 5
 _ABOUT_ONE = 0.01

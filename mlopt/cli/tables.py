@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
-from rich.box import Box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from mlopt.coreml.inspection import Inventory, StoredWeight
-from mlopt.requests.report import human_bytes
-from mlopt.text import elided_apart, middle_elided, printable
+from mlopt.text.names import elided_apart, middle_elided, printable
+from mlopt.text.tables import Column, text_table, width_left
+from mlopt.text.words import human_bytes
 
-# Plain ASCII, so that the table can go to any terminal, log or file.
-_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
-_GAP = 2  # blanks between two columns
 _NARROWEST = 16  # characters of a name, at least
 _FORM = 34  # characters of a form, at most
 
@@ -25,36 +16,33 @@ def inventory_table(inventory: Inventory, width: int) -> str:
     rows = inventory.rows
     names = [printable(row.name) for row in rows]
     users = [printable(_users(row)) for row in rows]
-    columns = {
-        "shape": ["x".join(map(str, row.shape)) or "scalar" for row in rows],
-        "dtype": [row.dtype for row in rows],
-        "bytes": [human_bytes(row.nbytes) for row in rows],
-        "distinct": ["" if row.distinct is None else str(row.distinct) for row in rows],
-        "zeros": ["" if row.sparsity is None else f"{100 * row.sparsity:.1f} %" for row in rows],
-    }
-    if any(row.distinct is None for row in rows):
-        del columns["distinct"], columns["zeros"]
-    if any(row.compression is not None for row in rows):
-        columns["stored as"] = [
-            "" if row.compression is None else middle_elided(row.compression.short, _FORM)
-            for row in rows
+    columns = [
+        Column("shape", ["x".join(map(str, row.shape)) or "scalar" for row in rows]),
+        Column("dtype", [row.dtype for row in rows]),
+        Column("bytes", [human_bytes(row.nbytes) for row in rows], is_number=True),
+    ]
+    if all(row.distinct is not None for row in rows):
+        columns += [
+            Column("distinct", [str(row.distinct) for row in rows], is_number=True),
+            Column("zeros", [_share(row.sparsity) for row in rows], is_number=True),
         ]
-    taken = sum(max(map(len, (title, *cells))) + _GAP for title, cells in columns.items())
+    if any(row.compression is not None for row in rows):
+        columns.append(Column("stored as", [_form(row) for row in rows]))
     name_width, user_width = _shared(
-        width - taken - _GAP, max(map(len, names), default=0), max(map(len, users), default=0)
+        width_left(width, columns, more=2),
+        max(map(len, names), default=0),
+        max(map(len, users), default=0),
     )
-
-    table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-    for title in ("weight", "read by", *columns):
-        on_left = title in ("weight", "read by", "shape", "dtype", "stored as")
-        table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
     names, users = elided_apart(names, name_width), elided_apart(users, user_width)
-    for texts in zip(names, users, *columns.values(), strict=True):
-        # As Text: a string would be searched for markup such as "[0]".
-        table.add_row(*map(Text, texts))
-    out = StringIO()
-    Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+    return text_table([Column("weight", names), Column("read by", users), *columns], width=width)
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _form(row: StoredWeight) -> str:
+    return "" if row.compression is None else middle_elided(row.compression.short, _FORM)
 
 
 def _users(row: StoredWeight) -> str:

@@ -12,6 +12,8 @@ import attrs
 import typer
 
 from mlopt.cli.outcome import ExitCode
+from mlopt.text.names import middle_elided, printable
+from mlopt.text.words import sizes_compared
 
 _WIDTH_WITHOUT_TERMINAL = 120
 STANDARD_OUTPUT = Path("-")
@@ -75,8 +77,6 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    from mlopt.text import middle_elided, printable
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -127,11 +127,9 @@ class Done:
 def written(text: str, before: int, output: Path, **more: Any) -> Done:
     """``text`` and what became of a package of so many bytes, with the one that was written."""
     from mlopt.coreml.inspection import package_bytes
-    from mlopt.requests.report import human_bytes, size_change
 
     after = package_bytes(output)
-    change = f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
-    line = f"{change}: {output}"
+    line = f"{sizes_compared(before, after)}: {printable(str(output))}"
     text = f"{text}\nPackage: {line}"
     return Done(text=text, line=line, output=output, before=before, after=after, **more)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -18,6 +17,7 @@ from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.package import open_package
 from mlopt.mil.targets import Target
+from mlopt.text.json_text import json_text
 
 STATISTICS = ("distinct", "sparsity")
 SORT_KEYS = ("order", "name", "size", "bytes", *STATISTICS)
@@ -135,7 +135,7 @@ class Inventory:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The inventory as JSON text."""
-        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        return json_text(self.as_dict(), indent=indent)
 
 
 def inspect_weights(

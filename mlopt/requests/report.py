@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
-from io import StringIO
 from typing import Any, Literal
 
 import attrs
 import yaml
-from rich.box import Box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mlopt.requests.rules import UnmatchedRule
-from mlopt.text import elided_apart, middle_elided, printable
+from mlopt.text.json_text import finite_or_none, json_text
+from mlopt.text.names import elided_apart, middle_elided, printable
+from mlopt.text.tables import Column, text_table, width_left
+from mlopt.text.words import counted, human_bytes, percent, sizes_compared
 
 Outcome = Literal["palettized", "kept"]
 
-_GAP = 2  # blanks between two columns of the table
+_USER_WIDTH = 14  # characters of the operations that use a weight, and of its shape, at most
 _NAME_WIDTH = 16  # characters of a name, at least
 _RESULT_WIDTH = 28  # characters of a result before it wraps, at least
-# Plain ASCII, so that the table can go to any terminal, log or file.
-_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 # From this share of the bytes on, the summary names the largest weights that were kept.
 _NOTEWORTHY_SHARE = 0.1
 # Weights that the summary names one below the other, at most; JSON has all.
@@ -139,8 +134,8 @@ class WeightRow:
         values["consumers"] = list(self.consumers)
         values["form"] = self.form
         values["lossless"] = self.is_lossless
-        values["bits_per_weight"] = _finite(self.bits_per_weight)
-        values["snr_db"] = _finite(self.snr_db)
+        values["bits_per_weight"] = finite_or_none(self.bits_per_weight)
+        values["snr_db"] = finite_or_none(self.snr_db)
         return values
 
 
@@ -249,9 +244,8 @@ class Report:
             lines = ["The model has no weights.", *self._closing_lines()]
             return "\n".join(map(printable, lines))
         lines = [
-            f"Palettized {_count(len(self.palettized), 'weight')} of {len(self.rows)}: "
-            f"{human_bytes(self.bytes_before)} -> {human_bytes(self.bytes_after)}, "
-            f"{size_change(self.bytes_before, self.bytes_after)}."
+            f"Palettized {counted(len(self.palettized), 'weight')} of {len(self.rows)}: "
+            f"{sizes_compared(self.bytes_before, self.bytes_after)}."
         ]
         if self.kept:
             reasons = ", ".join(
@@ -259,8 +253,8 @@ class Report:
                 for category, (weights, size) in self.kept_categories.items()
             )
             lines.append(
-                f"Kept {len(self.kept)} of {_count(len(self.rows), 'weight')}, "
-                f"{_percent(self.kept_share)} of the bytes. By reason: {reasons}."
+                f"Kept {len(self.kept)} of {counted(len(self.rows), 'weight')}, "
+                f"{percent(self.kept_share)} of the bytes. By reason: {reasons}."
             )
         if self.kept_share >= _NOTEWORTHY_SHARE:
             noteworthy = _NOTEWORTHY_SHARE * self.bytes_before / 3
@@ -276,7 +270,7 @@ class Report:
                 sum(getattr(row, f"bytes_{when}") for row in grown) for when in ("before", "after")
             )
             lines.append(
-                f"Larger than before: {_count(len(grown), 'palettized weight')}, "
+                f"Larger than before: {counted(len(grown), 'palettized weight')}, "
                 f"{human_bytes(before)} -> {human_bytes(after)}."
             )
         lines += self._elementwise_lines()
@@ -291,7 +285,7 @@ class Report:
         sizes = [sum(getattr(row, f"bytes_{when}") for row in rows) for when in ("before", "after")]
         more = len(names) - _MOST_NAMED
         return [
-            f"Only elementwise operations read {_count(len(rows), 'palettized weight')}, "
+            f"Only elementwise operations read {counted(len(rows), 'palettized weight')}, "
             f"{' -> '.join(map(human_bytes, sizes))}: rotary or position tables, windows and the "
             "like, whose errors no sum evens out. To leave them alone, --skip NAME for each, "
             "op_name_configs={NAME: None, ...}, or in a YAML file:",
@@ -317,37 +311,19 @@ class Report:
         Long names are elided, different ones differently.
         """
         columns = [
-            [middle_elided(printable(_used_by(row.consumers)), 14) for row in self.rows],
-            [middle_elided("x".join(map(str, row.shape)) or "scalar", 14) for row in self.rows],
-            [f"{row.bits_per_weight:.2f}" for row in self.rows],
-            [human_bytes(row.bytes_before) for row in self.rows],
-            [human_bytes(row.bytes_after) for row in self.rows],
-            [_decibels(row) for row in self.rows],
+            Column("used by", [_elided(_used_by(row.consumers)) for row in self.rows]),
+            Column(
+                "shape", [_elided("x".join(map(str, row.shape)) or "scalar") for row in self.rows]
+            ),
+            Column("bits", [f"{row.bits_per_weight:.2f}" for row in self.rows], is_number=True),
+            Column("before", [human_bytes(row.bytes_before) for row in self.rows], is_number=True),
+            Column("after", [human_bytes(row.bytes_after) for row in self.rows], is_number=True),
+            Column("SNR", [_decibels(row) for row in self.rows], is_number=True),
         ]
-        titles = ("used by", "shape", "bits", "before", "after", "SNR")
-        taken = sum(
-            max(map(len, (title, *cells))) + _GAP
-            for title, cells in zip(titles, columns, strict=True)
-        )
-        name_width = max(_NAME_WIDTH, width - taken - _GAP - _RESULT_WIDTH)
-
-        table = Table(box=_BOX, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False)
-        table.add_column("weight", no_wrap=True)
-        for title in titles:
-            on_left = title in ("used by", "shape")
-            table.add_column(title, justify="left" if on_left else "right", no_wrap=True)
-        table.add_column("result", overflow="fold")
+        name_width = max(_NAME_WIDTH, width_left(width, columns, more=2) - _RESULT_WIDTH)
         names = elided_apart((printable(row.full_name) for row in self.rows), name_width)
-        for row, name, *cells in zip(self.rows, names, *columns, strict=True):
-            result = row.form if row.is_palettized else f"kept: {row.reason}"
-            if row.note:
-                result += f" ({row.note})"
-            texts = (name, *cells, printable(result))
-            # As Text: a string would be searched for markup such as "[0]".
-            table.add_row(*(Text(text) for text in texts))
-        out = StringIO()
-        Console(file=out, width=width, color_system=None, legacy_windows=False).print(table)
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+        results = Column("result", [printable(_result(row)) for row in self.rows], wraps=True)
+        return text_table([Column("weight", names), *columns, results], width=width)
 
     def __str__(self) -> str:
         return f"{self.to_table()}\n\n{self.summary()}" if self.rows else self.summary()
@@ -390,7 +366,7 @@ class Report:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text without NaN or infinities."""
-        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        return json_text(self.as_dict(), indent=indent)
 
 
 def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
@@ -404,31 +380,21 @@ def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
     return "op_name_configs:\n" + "".join(f"  {line}\n" for line in text.splitlines())
 
 
-def human_bytes(count: int) -> str:
-    """`count` bytes in decimal units: ``"512 B"``, ``"1.5 kB"``, ``"23.4 MB"``."""
-    if count < 1000:
-        return f"{count} B"
-    size = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.95 or unit == "TB":
-            break
-    return f"{size:.1f} {unit}"
-
-
-def size_change(before: int, after: int) -> str:
-    """How ``after`` bytes compare with ``before``: ``"3.64 times smaller"``."""
-    factor = max(before, after) / min(before, after) if before and after else 1.0
-    if factor < 1.005:
-        return "as large as before"
-    return f"{factor:.2f} times {'smaller' if after < before else 'larger'}"
-
-
 def _used_by(consumers: tuple[str, ...]) -> str:
     """The types of the consumers, with a count where a type occurs repeatedly."""
     types = [consumer.partition("(")[0] for consumer in consumers]
     counted = {kind: types.count(kind) for kind in types}
     return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counted.items())
+
+
+def _elided(text: str) -> str:
+    return middle_elided(printable(text), _USER_WIDTH)
+
+
+def _result(row: WeightRow) -> str:
+    """What became of a weight, and its note."""
+    result = row.form if row.is_palettized else f"kept: {row.reason}"
+    return f"{result} ({row.note})" if row.note else result
 
 
 def _decibels(row: WeightRow) -> str:
@@ -437,16 +403,3 @@ def _decibels(row: WeightRow) -> str:
     if row.snr_db == math.inf:
         return "equal"
     return f"{row.snr_db:.1f} dB"
-
-
-def _percent(share: float) -> str:
-    """A share in percent, with a decimal where it would otherwise read 0 or 100."""
-    return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.1f} %"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)

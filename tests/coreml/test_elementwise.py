@@ -19,8 +19,8 @@ from mlopt.mil.package import open_package
 from mlopt.requests.report import Report, rules_to_keep
 from mlopt.runtime.registry import registered_operations
 from tests.coreml.conftest import global_config, saved
-from tests.coreml.test_report import palettized
 from tests.edited_models import bind_values, edit
+from tests.requests.test_report import palettized
 from tests.runtime.programs import convert
 
 WIDTH, LENGTH = 64, 48

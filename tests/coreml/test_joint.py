@@ -21,7 +21,7 @@ from mlopt.coreml import (
 )
 from mlopt.errors import TargetError
 from mlopt.mil.package import open_package
-from mlopt.requests.report import human_bytes
+from mlopt.text.words import human_bytes
 from tests import foreign, judges
 
 SHAPES = {"conv_w": (32, 8, 3, 3), "up_w": (32, 16, 2, 2), "linear_w": (48, 16), "y": (48, 40)}

@@ -18,7 +18,7 @@ from mlopt.runtime import Comparison, compare, load
 from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.random_samples import random_samples
-from mlopt.runtime.comparison.results import LabelRow, LayerRow
+from mlopt.runtime.comparison.rows import LabelRow, LayerRow
 from mlopt.runtime.comparison.split_samples import split_samples
 from tests.runtime.networks import converted, network
 from tests.runtime.programs import convert

@@ -12,6 +12,7 @@ from mlopt.coreml.constexpr import lut
 from mlopt.coreml.constexpr.operations import Checked, checked
 from mlopt.coreml.constexpr.parameters import BYTES, FLOATS, Array, Operand, Parameters
 from mlopt.mil.program import Node, Variable
+from mlopt.text.words import counted
 
 _LUTS = ("constexpr_lut_to_dense", "constexpr_lut_to_sparse")
 _SCALES = ("constexpr_blockwise_shift_scale", "constexpr_sparse_blockwise_shift_scale")
@@ -80,7 +81,7 @@ class CompressedForm:
 
         The number of tables and the block stand there where there are several.
         """
-        words = f"{self.form} {_counted(self.nbits, 'bit')}"
+        words = f"{self.form} {counted(self.nbits, 'bit')}"
         if self.block is None or self._is_one_block:
             return words
         shared = "x".join(map(str, self.block))
@@ -89,9 +90,9 @@ class CompressedForm:
         )
 
     def __str__(self) -> str:
-        words = [self.form, _counted(self.nbits, "bit")]
+        words = [self.form, counted(self.nbits, "bit")]
         if self.tables is not None:
-            words.append(_counted(self.tables, "table"))
+            words.append(counted(self.tables, "table"))
         if self.cluster_dim is not None and self.cluster_dim > 1:
             words.append(f"vectors of {self.cluster_dim}")
         if self.block is not None and not self._is_one_block:
@@ -201,7 +202,3 @@ def _block(link: Checked) -> tuple[int, ...]:
 def _share_left_out(mask: Checked) -> float:
     size = math.prod(mask.result_shape)
     return 1.0 - mask.parameters["nonzero_data"].size / size if size else 0.0
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from io import StringIO
 from typing import Any, Literal
 
 import attrs
-from rich.box import Box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from mlopt.text import elided_apart, printable
+from mlopt.text.json_text import json_text
+from mlopt.text.names import elided_apart, printable
+from mlopt.text.tables import GAP, Column, text_table
+from mlopt.text.words import counted
 
 Severity = Literal["error", "warning", "note"]
 """error: it cannot load, cannot be expressed, or aborts; warning: slower, off the Neural Engine, or
@@ -27,12 +24,9 @@ devices."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
-_GAP = 2  # blanks between two columns of the table
 _INDENT = 4  # blanks before the rows of a rule
-_FOUND_WIDTH = 44  # characters of what was found before it wraps, at least
+_WHAT_WIDTH = 44  # characters of what was found before it wraps, at least
 _NARROWEST = 10  # characters of a name, at least
-# Plain ASCII, so that the table can go to any terminal, log or file.
-_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -200,9 +194,7 @@ class LintReport:
     def summary(self) -> str:
         """The account in a few lines: how many findings, for which target, what was silenced."""
         counts = ", ".join(
-            f"{count} {severity}{'' if count == 1 else 's'}"
-            for severity, count in self.counts_by_severity.items()
-            if count
+            counted(count, severity) for severity, count in self.counts_by_severity.items() if count
         )
         own = "" if self.target == self.model_target else f" (the model's own: {self.model_target})"
         lines = [f"{counts or 'Nothing found'}. Target: {self.target}{own}."]
@@ -244,7 +236,7 @@ class LintReport:
 
     def to_json(self, indent: int | None = 2) -> str:
         """The report as JSON text."""
-        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        return json_text(self.as_dict(), indent=indent)
 
 
 def _block(findings: list[Finding], width: int) -> str:
@@ -270,27 +262,17 @@ def _rows(findings: list[Finding], width: int) -> str:
         "operation": [place.operation for place in places],
     }
     columns = {title: list(map(printable, cells)) for title, cells in columns.items() if any(cells)}
-    name_width = max((width - _INDENT - _FOUND_WIDTH) // max(len(columns), 1) - _GAP, _NARROWEST)
-    table = Table(
-        box=_BOX,
-        padding=(0, _GAP - 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        show_header=bool(columns),
+    room = width - _INDENT - _WHAT_WIDTH
+    name_width = max(room // max(len(columns), 1) - GAP, _NARROWEST)
+    table = text_table(
+        [
+            *(Column(title, elided_apart(cells, name_width)) for title, cells in columns.items()),
+            Column("found", [printable(finding.what) for finding in findings], wraps=True),
+        ],
+        width=width - _INDENT,
+        has_titles=bool(columns),
     )
-    for title in columns:
-        table.add_column(title, no_wrap=True)
-    table.add_column("found", overflow="fold")
-    shown = [elided_apart(cells, name_width) for cells in columns.values()]
-    for *cells, finding in zip(*shown, findings, strict=True):
-        texts = (*cells, printable(finding.what))
-        # As Text: a string would be searched for markup such as "[0]".
-        table.add_row(*map(Text, texts))
-    out = StringIO()
-    console = Console(file=out, width=width - _INDENT, color_system=None, legacy_windows=False)
-    console.print(table)
-    rows = (line.rstrip() for line in out.getvalue().splitlines() if line.strip())
-    return "\n".join(" " * _INDENT + row for row in rows)
+    return textwrap.indent(table, " " * _INDENT)
 
 
 def wrapped(line: str, width: int) -> str:

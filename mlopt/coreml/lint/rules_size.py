@@ -25,7 +25,7 @@ from mlopt.coreml.weights import Weight
 from mlopt.mil.blob import Blob
 from mlopt.mil.program import Node, Program
 from mlopt.palette.value.bits import NBITS, packed_nbytes, unpack_bits
-from mlopt.requests.report import human_bytes
+from mlopt.text.words import human_bytes
 
 _CHUNK = 1 << 20  # bytes that are looked at together
 _INDICES = 1 << 17  # indices that are looked at together; a multiple of 8, to end at whole bytes

@@ -13,7 +13,7 @@ from mlopt.coreml.weights import Weight
 from mlopt.mil.messages import Model_pb2
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
-from mlopt.requests.report import human_bytes
+from mlopt.text.words import human_bytes
 
 # The oldest target of each operation that iOS15 does not have.
 _FIRST_TARGET = {

@@ -10,7 +10,8 @@ from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
-from mlopt.requests.report import human_bytes, rules_to_keep
+from mlopt.requests.report import rules_to_keep
+from mlopt.text.words import human_bytes
 
 _FLOATS = ("float16", "float32")
 

@@ -11,7 +11,7 @@ from mlopt.errors import ConfigError
 from mlopt.runtime.comparison.answers import answer, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
 from mlopt.runtime.comparison.float16_effects import measure_effects
-from mlopt.runtime.comparison.float16_rows import Float16Comparison
+from mlopt.runtime.comparison.float16_results import Float16Comparison
 from mlopt.runtime.comparison.float16_watch import Watch, declares_narrow
 from mlopt.runtime.comparison.outputs import compare_outputs
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples

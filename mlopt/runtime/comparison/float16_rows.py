@@ -1,15 +1,14 @@
-"""What a comparison of float32 with float16 found."""
+"""Rows of a comparison of float32 with float16: what was measured of one operation."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Literal
 
 import attrs
 
 from mlopt.runtime.comparison.measures import Distance
-from mlopt.runtime.comparison.results import Comparison
+from mlopt.text.json_text import finite_or_text
 
 Kind = Literal["overflows", "vanishes", "not finite", "imprecise", "cancels", "inside"]
 """overflows: finite numbers are infinite in float16; vanishes: numbers become zero; not finite: NaN
@@ -72,7 +71,7 @@ class Float16Row:
         is_rough = self.entering.status == "different" and self.entering.snr_db < IMPRECISE_DB
         is_lossy = self.overflowed > 0 or self.vanished > 0 or is_rough
         is_wrong = self.so_far.status == "different" and self.so_far.snr_db < IMPRECISE_DB
-        found: dict[Kind, bool] = {
+        is_of_kind: dict[Kind, bool] = {
             "overflows": self.overflowed > 0,
             "vanishes": self.vanished > 0,
             "imprecise": is_rough and not self.vanished,
@@ -80,7 +79,7 @@ class Float16Row:
             "cancels": self.lost_db >= CANCELLED_DB and is_wrong and not is_lossy,
             "inside": self.inside is not None,
         }
-        return tuple(kind for kind, is_so in found.items() if is_so)
+        return tuple(kind for kind, is_so in is_of_kind.items() if is_so)
 
     @property
     def is_lossy(self) -> bool:
@@ -114,66 +113,11 @@ class Float16Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite as text."""
-        found = attrs.asdict(self, recurse=False)
-        del found["entering"], found["so_far"]
+        fields = attrs.asdict(self, recurse=False)
+        del fields["entering"], fields["so_far"]
         return {
-            **{name: _plain(value) for name, value in found.items()},
+            **{name: finite_or_text(value) for name, value in fields.items()},
             "kinds": list(self.kinds),
-            "entering_snr_db": _plain(self.entering.snr_db),
-            "so_far_snr_db": _plain(self.so_far.snr_db),
+            "entering_snr_db": finite_or_text(self.entering.snr_db),
+            "so_far_snr_db": finite_or_text(self.so_far.snr_db),
         }
-
-
-@attrs.frozen
-class Float16Comparison:
-    """What :func:`compare_float16` found.
-
-    outputs: those in float32 (the reference) against those as declared (the candidate); rows: the
-    operations at which something is wrong, the worst first; operations: how many have results that
-    are declared float16; unmeasured: how many rows have no effect measured since there were too
-    many.
-    """
-
-    outputs: Comparison
-    rows: tuple[Float16Row, ...]
-    operations: int
-    unmeasured: int = 0
-
-    @property
-    def samples(self) -> int:
-        """How many samples were run."""
-        return self.outputs.samples
-
-    @property
-    def harmful(self) -> tuple[Float16Row, ...]:
-        """The rows of which it was not measured that they do no harm."""
-        return tuple(row for row in self.rows if not row.is_harmless)
-
-    def below(self, snr_db: float) -> tuple[str, ...]:
-        """As :meth:`Comparison.below`."""
-        return self.outputs.below(snr_db)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite as text."""
-        compared = self.outputs.as_dict()
-        return {
-            "samples": self.samples,
-            "operations": self.operations,
-            "unmeasured": self.unmeasured,
-            "outputs": compared["outputs"],
-            "labels": compared["labels"],
-            "rows": [row.as_dict() for row in self.rows],
-        }
-
-    def to_json(self) -> str:
-        """:meth:`as_dict` as JSON."""
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False)
-
-    def __str__(self) -> str:
-        from mlopt.runtime.comparison.float16_text import float16_text
-
-        return float16_text(self)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,49 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
-from mlopt.runtime.comparison.text import comparison_text, decibels, shortened, table
-
-if TYPE_CHECKING:
-    from mlopt.runtime.comparison.float16_rows import Float16Comparison, Float16Row
+from mlopt.runtime.comparison.float16_rows import Float16Row
+from mlopt.runtime.comparison.text import decibels, shortened
+from mlopt.text.names import printable
+from mlopt.text.tables import Column, text_table
 
 _REMEDY = (
     "Keep these operations in float32 (coremltools.transform.FP16ComputePrecision with an "
     "op_selector), or scale what goes into them: divide by the largest magnitude before squaring, "
     "and raise what is added before a root or a division."
 )
+_INSIDE = (
+    "What is beyond 65504 inside an operation overflows where a device computes it in float16, as "
+    "the Neural Engine may; here it was computed in float32."
+)
 
 
-def float16_text(found: Float16Comparison) -> str:
-    """Tables of the outputs and of the operations that lose something, the worst first."""
-    if not found.operations:
-        return "The program declares no result of float16: there is nothing to compare."
-    parts = ["float32 (the reference) against what the program declares (the candidate)."]
-    parts.append(comparison_text(found.outputs, hint=False))
-    if found.harmful:
-        names = shortened(row.name for row in found.harmful)
-        cells = [_cells(name, row) for name, row in zip(names, found.harmful, strict=True)]
-        parts.append(table(_HEADER, cells, texts=_TEXTS))
-        parts.append(_REMEDY)
-    parts += _notes(found)
+def float16_text(
+    outputs: str, rows: Sequence[Float16Row], *, operations: int, unmeasured: int
+) -> str:
+    """The text of the outputs, a table of the operations that lose something, and notes.
+
+    rows: the worst first; operations, unmeasured: as of ``Float16Comparison``.
+    """
+    parts = ["float32 (the reference) against what the program declares (the candidate).", outputs]
+    harmful = [row for row in rows if not row.is_harmless]
+    if harmful:
+        parts += [_table(harmful), _REMEDY]
+    if not rows:
+        parts.append("No result overflows, vanishes, or loses more than float16 costs anyway.")
+    if len(harmful) < len(rows):
+        parts.append(
+            f"{len(rows) - len(harmful)} more of {operations} operations lose numbers without harm "
+            "to the outputs on these samples (--json lists them)."
+        )
+    if unmeasured:
+        parts.append(f"The effect of {unmeasured} operations that lose least was not measured.")
+    if any(row.inside is not None for row in harmful):
+        parts.append(_INSIDE)
     return "\n\n".join(parts)
 
 
-_HEADER = ["operation", "type", "what happens", "values", "SNR so far", "outputs by it alone"]
-_TEXTS = ("operation", "type", "what happens", "values")
-
-
-def _cells(name: str, row: Float16Row) -> list[str]:
-    return [
-        name,
-        row.op_type,
-        "; ".join(_what(row)),
-        _values(row),
-        _so_far(row),
-        _effect(row),
-    ]
+def _table(rows: Sequence[Float16Row]) -> str:
+    return text_table(
+        [
+            Column("operation", shortened(row.name for row in rows)),
+            Column("type", [printable(row.op_type) for row in rows]),
+            Column("what happens", ["; ".join(_what(row)) for row in rows]),
+            Column("values", [_values(row) for row in rows]),
+            Column("SNR so far", [_so_far(row) for row in rows], is_number=True),
+            Column("outputs by it alone", [_effect(row) for row in rows], is_number=True),
+        ]
+    )
 
 
 def _what(row: Float16Row) -> Iterator[str]:
@@ -85,22 +96,3 @@ def _effect(row: Float16Row) -> str:
     if math.isnan(row.effect_db):
         return "not finite"
     return "equal" if row.effect_db == math.inf else f"{row.effect_db:.1f} dB"
-
-
-def _notes(found: Float16Comparison) -> Iterator[str]:
-    """What the tables do not say."""
-    if not found.rows:
-        yield "No result overflows, vanishes, or loses more than float16 costs anyway."
-    harmless = len(found.rows) - len(found.harmful)
-    if harmless:
-        yield (
-            f"{harmless} more of {found.operations} operations lose numbers without harm to the "
-            "outputs on these samples (--json lists them)."
-        )
-    if found.unmeasured:
-        yield f"The effect of {found.unmeasured} operations that lose least was not measured."
-    if any(row.inside is not None for row in found.harmful):
-        yield (
-            "What is beyond 65504 inside an operation overflows where a device computes it in "
-            "float16, as the Neural Engine may; here it was computed in float32."
-        )

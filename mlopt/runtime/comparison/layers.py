@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlopt.runtime.comparison.answers import pixels_of_anything
 from mlopt.runtime.comparison.measures import Distance
-from mlopt.runtime.comparison.results import LayerRow
+from mlopt.runtime.comparison.rows import LayerRow
 from mlopt.runtime.execution import Execution
 from mlopt.runtime.plan import Lazy, Source, Step
 from mlopt.runtime.program import Program

@@ -17,7 +17,8 @@ from mlopt.errors import ConfigError, InputError
 from mlopt.runtime.comparison.answers import blamed, colours, is_image, is_one_row
 from mlopt.runtime.comparison.content import Ends
 from mlopt.runtime.comparison.measures import Agreement, Distance
-from mlopt.runtime.comparison.results import Comparison, LabelRow, OutputRow
+from mlopt.runtime.comparison.results import Comparison
+from mlopt.runtime.comparison.rows import LabelRow, OutputRow
 from mlopt.runtime.listing import listed
 
 Outputs = Mapping[str, Any]

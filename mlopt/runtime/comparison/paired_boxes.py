@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from mlopt.runtime.comparison.results import DetectionRow
+from mlopt.runtime.comparison.rows import DetectionRow
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
 from mlopt.runtime.suppression import Suppression

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from mlopt.text import elided_apart, printable
-
-if TYPE_CHECKING:
-    from mlopt.runtime.comparison.measures import Distance
-    from mlopt.runtime.comparison.results import Comparison, LayerRow, OutputRow
+from mlopt.runtime.comparison.measures import Distance
+from mlopt.runtime.comparison.rows import DetectionRow, LabelRow, LayerRow, OutputRow
+from mlopt.text.names import elided_apart, printable
+from mlopt.text.tables import Column, text_table
+from mlopt.text.words import counted
 
 _WIDEST = 48
 _MARK = " *"
@@ -21,38 +20,35 @@ _HINT = (
 _FOOTNOTE = "* without the elements that are NaN or infinite in both models"
 
 
-def comparison_text(comparison: Comparison, *, hint: bool = True) -> str:
-    """Tables of the outputs and, if they were compared, of the layers, the worst first.
+def comparison_text(
+    outputs: Sequence[OutputRow],
+    *,
+    layers: Sequence[LayerRow],
+    labels: Sequence[LabelRow],
+    detections: Sequence[DetectionRow],
+    unmatched: Sequence[str],
+    samples: int,
+    hint: bool,
+) -> str:
+    """Tables of the outputs and, if there are some, of the layers, the worst first, and notes.
 
-    hint: whether to say what to do where an output has nothing to compare.
+    unmatched: operations that the candidate does not have; hint: whether to say what to do where an
+    output has nothing to compare.
     """
     parts = []
-    if comparison.outputs:
-        parts.append(_output_table(comparison.outputs))
-    if comparison.layers:
-        header = ["operation", "weight", "SNR entering", "SNR so far"]
-        worst_first = sorted(comparison.layers, key=_badness)
-        weights = shortened(", ".join(row.weights) for row in worst_first)
-        layers = [
-            [
-                printable(row.op_type),
-                shown,
-                _marked(row.entering) if row.entering.samples else printable(row.mismatch or ""),
-                _marked(row.so_far) if row.so_far.samples else "",
-            ]
-            for row, shown in zip(worst_first, weights, strict=True)
-        ]
-        parts.append(table(header, layers))
+    if outputs:
+        parts.append(_output_table(outputs))
+    if layers:
+        parts.append(_layer_table(sorted(layers, key=_badness)))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
-    parts += _states(comparison)
-    parts += _notes(comparison)
-    if comparison.unmatched:
-        names = ", ".join(shortened(comparison.unmatched))
-        parts.append(f"Not in the candidate, so not compared: {names}")
-    if hint and comparison.uninformative:
+    parts += _states(outputs)
+    parts += _notes(outputs, labels, detections)
+    if unmatched:
+        parts.append(f"Not in the candidate, so not compared: {', '.join(shortened(unmatched))}")
+    if hint and not all(row.is_informative for row in outputs):
         parts.append(_HINT)
-    parts.append("1 sample." if comparison.samples == 1 else f"{comparison.samples} samples.")
+    parts.append(f"{counted(samples, 'sample')}.")
     return "\n\n".join(parts)
 
 
@@ -65,32 +61,56 @@ def decibels(distance: Distance) -> str:
 
 
 def _output_table(outputs: Sequence[OutputRow]) -> str:
-    header = ["output", "SNR", "cosine", "max error", "of largest"]
-    names = shortened(output.name for output in outputs)
-    rows = [[name, *_numbers(output.distance)] for name, output in zip(names, outputs, strict=True)]
+    numbers = [_numbers(output.distance) for output in outputs]
+    titles = ("SNR", "cosine", "max error", "of largest")
+    columns = [
+        Column("output", shortened(output.name for output in outputs)),
+        *(
+            Column(title, cells, is_number=True)
+            for title, cells in zip(titles, zip(*numbers, strict=True), strict=True)
+        ),
+    ]
     agreements = [output.agreement for output in outputs]
-    columns = {
-        "top 1": [None if found is None else found.top1_share for found in agreements],
-        "top 5": [None if found is None else found.top5_share for found in agreements],
+    shares = {
+        "top 1": [None if answers is None else answers.top1_share for answers in agreements],
+        "top 5": [None if answers is None else answers.top5_share for answers in agreements],
     }
-    for title, shares in columns.items():
-        if any(share is not None for share in shares):
-            header.append(title)
-            for row, share in zip(rows, shares, strict=True):
-                row.append("" if share is None else f"{share:.1%}")
-    return table(header, rows)
+    columns += [
+        Column(title, ["" if s is None else f"{s:.1%}" for s in of_outputs], is_number=True)
+        for title, of_outputs in shares.items()
+        if any(share is not None for share in of_outputs)
+    ]
+    return text_table(columns)
 
 
-def _notes(comparison: Comparison) -> Iterator[str]:
+def _layer_table(layers: Sequence[LayerRow]) -> str:
+    entering = [
+        _marked(row.entering) if row.entering.samples else printable(row.mismatch or "")
+        for row in layers
+    ]
+    so_far = [_marked(row.so_far) if row.so_far.samples else "" for row in layers]
+    return text_table(
+        [
+            Column("operation", [printable(row.op_type) for row in layers]),
+            Column("weight", shortened(", ".join(row.weights) for row in layers)),
+            Column("SNR entering", entering, is_number=True),
+            Column("SNR so far", so_far, is_number=True),
+        ]
+    )
+
+
+def _notes(
+    outputs: Sequence[OutputRow], labels: Sequence[LabelRow], detections: Sequence[DetectionRow]
+) -> Iterator[str]:
     """What the numbers of the outputs do not say."""
-    for boxes in comparison.detections:
+    for boxes in detections:
         yield (
             f"{' and '.join(map(printable, boxes.names))}: {boxes.paired} of {boxes.reference} "
             f"boxes of the reference are among the {boxes.candidate} of the candidate (same class, "
             "half of the union shared); these are compared."
         )
-    names = shortened(row.name for row in comparison.outputs)
-    for name, row in zip(names, comparison.outputs, strict=True):
+    names = shortened(row.name for row in outputs)
+    for name, row in zip(names, outputs, strict=True):
         distance, agreement = row.distance, row.agreement
         if distance.left_out:
             where = (
@@ -105,15 +125,15 @@ def _notes(comparison: Comparison) -> Iterator[str]:
                 f"{name}: {agreement.not_a_number} of {agreement.samples} samples have NaN among "
                 "their scores, and count as no agreement."
             )
-    labels = shortened(label.name for label in comparison.labels)
-    for name, label in zip(labels, comparison.labels, strict=True):
+    label_names = shortened(label.name for label in labels)
+    for name, label in zip(label_names, labels, strict=True):
         yield f"{name}: the same for {label.equal} of {label.samples} samples."
 
 
-def _states(comparison: Comparison) -> Iterator[str]:
+def _states(outputs: Sequence[OutputRow]) -> Iterator[str]:
     """What outputs have too little of to be compared."""
-    names = shortened(row.name for row in comparison.outputs)
-    for name, row in zip(names, comparison.outputs, strict=True):
+    names = shortened(row.name for row in outputs)
+    for name, row in zip(names, outputs, strict=True):
         reference, candidate = row.distance.reference, row.distance.candidate
         if row.status in ("zero", "constant", "saturated"):
             yield f"{name}: both are {reference}, which says nothing of the two models."
@@ -152,25 +172,3 @@ def _numbers(distance: Distance) -> list[str]:
 def shortened(names: Iterable[str]) -> list[str]:
     """Names as they are shown beside each other."""
     return elided_apart(map(printable, names), _WIDEST)
-
-
-def table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    texts: Sequence[str] = ("output", "operation", "weight"),
-) -> str:
-    """Columns of text; those named in ``texts`` to the left, numbers to the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    lefts = [i for i, name in enumerate(header) if name in texts]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i in lefts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(padded).rstrip()
-
-    rule = "-" * len(line([" " * w for w in widths]) or "-" * (sum(widths) + 2 * len(widths) - 2))
-    return "\n".join([line(header), rule, *map(line, rows)])

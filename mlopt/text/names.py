@@ -1,4 +1,4 @@
-"""Text from a model on a terminal: names may hold anything, and be of any length."""
+"""Names that come from models: they may hold anything, and be of any length."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlopt.text import elided_apart, middle_elided, printable, printable_lines
+from mlopt.text.names import elided_apart, middle_elided, printable, printable_lines
 
 LONG = "model.transformer.decoder"
 
@@ -68,3 +68,15 @@ def test_any_names(names, width):
     for name, text in zip(names, shown, strict=True):
         assert len(text) <= width
         assert text == name or len(name) > width
+
+
+@given(st.text(max_size=60), st.integers(5, 40))
+def test_middle_elided(text, width):
+    short = middle_elided(text, width)
+    assert len(short) == min(len(text), width)
+    assert short[0:1] == text[0:1]
+    assert short[-1:] == text[-1:]
+
+
+def test_middle_elided_shows_both_ends():
+    assert middle_elided("abcdefghijkl", 8) == "abc..jkl"

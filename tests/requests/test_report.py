@@ -2,12 +2,9 @@ import json
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mlopt.requests.report import Report, WeightRow, human_bytes
+from mlopt.requests.report import Report, WeightRow
 from mlopt.requests.rules import UnmatchedRule
-from mlopt.text import middle_elided
 
 
 def palettized(name="conv_w", **changes):
@@ -221,31 +218,3 @@ def test_json_has_no_infinities():
         "indivisible groups": {"weights": 1, "bytes": 128000}
     }
     assert values["unmatched_rules"][0]["key"] == "a"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (999_949, "999.9 kB"),
-        (999_950, "1.0 MB"),
-        (23_440_896, "23.4 MB"),
-        (5 * 10**15, "5000.0 TB"),
-    ],
-)
-def test_human_bytes(count, text):
-    assert human_bytes(count) == text
-
-
-@given(st.text(max_size=60), st.integers(5, 40))
-def test_middle_elided(text, width):
-    short = middle_elided(text, width)
-    assert len(short) == min(len(text), width)
-    assert short[0:1] == text[0:1]
-    assert short[-1:] == text[-1:]
-
-
-def test_middle_elided_shows_both_ends():
-    assert middle_elided("abcdefghijkl", 8) == "abc..jkl"

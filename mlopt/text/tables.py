@@ -1,0 +1,88 @@
+"""Tables of plain text, for a terminal, a log or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+import attrs
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+GAP = 2
+"""Blanks between two columns."""
+
+_UNLIMITED = 1_000_000
+# Plain ASCII: a rule of dashes below the titles, and nothing else.
+_BOX = Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+
+@attrs.frozen
+class Column:
+    """One column of a table.
+
+    Parameters
+    ----------
+    title
+        What stands above the rule.
+    cells
+        A text for each row, printable and on one line.
+    is_number
+        Whether the cells stand at the right.
+    wraps
+        Whether long cells are broken into lines; others are as wide as their widest cell.
+    """
+
+    title: str
+    cells: Sequence[str]
+    is_number: bool = attrs.field(default=False, kw_only=True)
+    wraps: bool = attrs.field(default=False, kw_only=True)
+
+    @property
+    def width(self) -> int:
+        """Characters of the widest cell, the title included, and of the gap to the next column."""
+        return max(map(len, (self.title, *self.cells))) + GAP
+
+
+def width_left(width: int, columns: Iterable[Column], *, more: int = 1) -> int:
+    """The characters of a table `width` wide for the cells of `more` columns beside `columns`."""
+    return width - sum(column.width for column in columns) - (more - 1) * GAP
+
+
+def text_table(
+    columns: Sequence[Column], *, width: int | None = None, has_titles: bool = True
+) -> str:
+    """Columns as lines of text without blanks at their ends.
+
+    Parameters
+    ----------
+    columns
+        One or more, with as many cells each.
+    width
+        Characters of a line, at most; None for as many as the cells take.
+    has_titles
+        Whether the titles and the rule below them are shown.
+    """
+    table = Table(
+        box=_BOX,
+        padding=(0, GAP - 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        show_header=has_titles,
+    )
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.is_number else "left",
+            no_wrap=not column.wraps,
+            overflow="fold" if column.wraps else "ellipsis",
+        )
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        # As Text: a string would be searched for markup such as "[0]".
+        table.add_row(*map(Text, cells))
+    out = StringIO()
+    console = Console(file=out, width=width or _UNLIMITED, color_system=None, legacy_windows=False)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
