@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any, overload
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from mlopt.errors import ConfigError, ModelFormatError
+from mlopt.mil.dtypes import BY_NAME
 from mlopt.mil.program import Function
 from mlopt.mil.program import Program as ProgramMessage
 from mlopt.runtime.element_types import ElementTypes
@@ -363,7 +365,11 @@ def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
 
 
 def _numpy_dtype(name: str) -> Any:
-    import numpy as np
+    """In which dtype an input is taken that the model does not describe, by its element type.
 
-    kinds = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64, "int32": np.int32}
-    return kinds.get(name, np.float32)
+    Integers keep all their digits; float32 stands for what numpy does not have (bf16, fp8).
+    """
+    dtype = BY_NAME.get(name)
+    if dtype is None or dtype.numpy is None or not dtype.own_numpy:
+        return np.float32
+    return dtype.numpy.type

@@ -14,6 +14,7 @@ from coremltools.converters.mil import Builder as mb
 from torch import nn
 
 from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError
+from mlopt.mil.messages import MIL_pb2
 from mlopt.runtime import load
 from tests import models
 from tests.runtime.networks import converted, network
@@ -265,6 +266,21 @@ def test_every_kind_of_model_runs(kind):
             assert np.isfinite(value).all()
             scale = max(float(np.abs(value).max()), 1e-3)
             assert np.abs(value - other[name]).max() <= 0.05 * scale
+
+
+@pytest.mark.parametrize("kind", ["INT64", "INT32", "INT16", "UINT16", "UINT32", "UINT8", "INT8"])
+def test_integers_of_inputs_that_nothing_describes_keep_their_digits(kind):
+    def change(block, spec):
+        number = MIL_pb2.DataType.Value(kind)
+        (add,) = operations(block)
+        for value in (*spec.mlProgram.functions["main"].inputs, add.outputs[0]):
+            value.type.tensorType.dataType = number
+        del spec.description.input[:], spec.description.output[:]
+
+    greatest = int(np.iinfo(kind.lower()).max)
+    x = np.full((2, 4), greatest if kind != "INT64" else (1 << 53) + 1, kind.lower())
+    answer = load(edited(change)).predict({"x": x, "y": np.zeros((2, 4), x.dtype)})["z"]
+    assert answer.astype(np.int64).tolist() == x.astype(np.int64).tolist()
 
 
 @pytest.mark.parametrize("lengths", [(-1, 4), (1 << 30, 1 << 30)])

@@ -1,4 +1,4 @@
-"""``mlopt raise``, and several packages in one call of the commands that take them."""
+"""Several packages in one call."""
 
 import importlib
 import json
@@ -12,20 +12,13 @@ from mlopt.cli import app, batch
 from mlopt.coreml import (
     OpPalettizerConfig,
     OptimizationConfig,
-    deployment_target,
     palettize,
     preview,
-    raise_target,
 )
 from mlopt.coreml.inspection import package_bytes
-from tests.test_cli import invoke
+from tests.cli.commands import invoke
 
 NBITS = ("--nbits", 4)
-
-
-@pytest.fixture
-def model(tmp_path, digits):
-    return Path(shutil.copytree(digits, tmp_path / "digits.mlpackage"))
 
 
 @pytest.fixture
@@ -43,60 +36,6 @@ def chunks(tmp_path, digits):
 
 def names(folder):
     return {path.name for path in folder.iterdir()} if folder.exists() else None
-
-
-# --- raise
-
-
-@pytest.mark.parametrize("option", ["--target", "--minimum-deployment-target"])
-def test_raise(option, model, tmp_path):
-    out = tmp_path / "raised.mlpackage"
-    result = invoke("raise", model, "-o", out, option, "macos15")
-    assert (result.exit_code, result.stderr) == (0, "")
-    first, second = result.stdout.splitlines()
-    assert first == "Target: raised from iOS15 to iOS18."
-    assert second.startswith("Package: ")
-    assert deployment_target(out) == "iOS18"
-    raise_target(model, tmp_path / "library.mlpackage", "iOS18")
-    spec = "Data/com.apple.CoreML/model.mlmodel"
-    assert (out / spec).read_bytes() == (tmp_path / "library.mlpackage" / spec).read_bytes()
-
-
-def test_raise_to_the_target_that_it_has(model, tmp_path):
-    result = invoke("raise", model, "-o", tmp_path / "same.mlpackage", "--target", "iOS15")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("Target: iOS15, as it was.\n")
-    assert (
-        invoke("raise", model, "-o", model, "--target", "iOS17", "--overwrite", "-q").output == ""
-    )
-    assert deployment_target(model) == "iOS17"
-
-
-def test_raise_refuses(model, tmp_path, digits):
-    out = tmp_path / "out.mlpackage"
-    newer = digits.with_name("digits-iOS18.mlpackage")
-    cases = [
-        (3, "cannot be lowered", (newer, "-o", out, "--target", "iOS16")),
-        (2, "unknown deployment target 'iOS19'", (model, "-o", out, "--target", "iOS19")),
-        (2, "--target", (model, "-o", out)),
-        (2, "exists already", (model, "-o", model, "--target", "iOS18")),
-        (2, "name the package to write, or the folder", (model, "--target", "iOS18")),
-        (4, "missing.mlpackage", (tmp_path / "missing.mlpackage", "-o", out, "--target", "iOS18")),
-    ]
-    for code, message, arguments in cases:
-        result = invoke("raise", *arguments)
-        assert (result.exit_code, message in result.stderr) == (code, True), result.output
-        assert not out.exists()
-
-
-@pytest.mark.parametrize("command", ["palettize", "raise", "lint"])
-def test_a_target_is_given_in_the_same_way_everywhere(command):
-    text = invoke(command, "--help").stdout
-    assert "--target" in text
-    assert "--minimum-deployment-target" in text
-
-
-# --- several
 
 
 def test_palettize_several(chunks, tmp_path):
@@ -187,9 +126,6 @@ def test_nothing_palettized_is_told_of_all_only(chunks):
     some = [r for r in (preview(path, config()) for path in good) if r.palettized]
     assert len(some) == 2
     assert invoke("palettize", *good, *options).exit_code == 0
-
-
-# --- refused before any work
 
 
 def test_names_that_collide(chunks, tmp_path):

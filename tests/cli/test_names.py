@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlopt.mil.messages import Model
+from tests.cli.commands import invoke
 from tests.edited_models import rename
-from tests.test_cli import invoke
 
 SPEC = "Data/com.apple.CoreML/model.mlmodel"
 ESCAPE = "\x1b[31m"

@@ -8,8 +8,8 @@ import pytest
 
 from mlopt.coreml import lint, palettize
 from mlopt.coreml.lint import RULES
+from tests.cli.commands import invoke, run
 from tests.coreml.conftest import chain, global_config, saved
-from tests.test_cli import invoke, run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""``mlopt compare`` with PyTorch."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from coremltools.converters.mil import Builder as mb
+
+from tests.cli.commands import invoke
+from tests.runtime.programs import convert
+
+
+def test_compare(packages, tmp_path):
+    result = invoke(
+        "compare",
+        packages / "model.mlpackage",
+        packages / "small.mlpackage",
+        "--random",
+        "3",
+        "--layers",
+        "--json",
+        tmp_path / "c.json",
+        "--picture",
+        tmp_path / "c.png",
+    )
+    assert result.exit_code == 0, result.output
+    assert "SNR entering" in result.stdout
+    values = json.loads((tmp_path / "c.json").read_text())
+    assert values["samples"] == 3
+    assert values["outputs"][0]["snr_db"] < 40
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_with_a_least_ratio(packages, tmp_path):
+    first, small = packages / "model.mlpackage", packages / "small.mlpackage"
+    good = invoke("compare", first, first, "--random", 1, "--min-snr", 100)
+    assert good.exit_code == 0, good.output
+    result = invoke("compare", first, small, "--random", 1, "--min-snr", 100)
+    assert result.exit_code == 6
+    assert "Below 100 dB, or with nothing to compare: " in result.stderr
+    # black images give nothing that a candidate could differ in
+    images = np.zeros((1, 3, 32, 32), np.float32)
+    zeros = tmp_path / "zeros.mlpackage"
+    convert(lambda x: mb.relu(x=x, name="y"), {"x": images}).save(str(zeros))
+    np.savez(tmp_path / "x.npz", x=images)
+    result = invoke(
+        "compare", zeros, zeros, "--inputs", tmp_path / "x.npz", "--min-snr", 1, "--json", "-"
+    )
+    assert result.exit_code == 6
+    assert json.loads(result.stdout)["outputs"][0]["status"] == "zero"
+
+
+def test_compare_on_a_file_of_samples(packages, tmp_path):
+    images = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", image=images)
+    result = invoke(
+        "compare",
+        packages / "model.mlpackage",
+        packages / "model.mlpackage",
+        "--inputs",
+        tmp_path / "x.npz",
+        "--json",
+        "-",
+    )
+    values = json.loads(result.stdout)
+    assert values["samples"] == 4
+    assert values["outputs"][0]["snr_db"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inputs", "x.npz", "--random", "3"], "either --inputs or --random"),
+        (["--inputs", "x.npz"], "x.npz does not exist"),
+        (["--backend", "coreml", "--layers"], "leave --layers and --picture out"),
+        (["--backend", "coreml", "--precision", "float32"], "leave --precision out"),
+        (["--backend", "coreml"], "on a Mac only"),
+        (["--seed", "-1"], "--seed"),
+        (["--picture", "-"], "no text for standard output; name a file"),
+        (["--picture", "p.foo"], "it has the ending '.foo'; use one of .eps, .jpeg"),
+        (["--picture", "p"], "it has no ending; use one of"),
+    ],
+)
+def test_what_compare_refuses(packages, arguments, message, monkeypatch):
+    def compare(*given, **options):
+        raise AssertionError("refused too late")
+
+    # what is wrong with options shows before models are run
+    for module in ("outputs", "compare"):
+        monkeypatch.setattr(f"mlopt.runtime.comparison.{module}.compare_outputs", compare)
+    result = invoke(
+        "compare", packages / "model.mlpackage", packages / "small.mlpackage", *arguments
+    )
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+
+
+def test_compare_says_which_model(packages):
+    result = invoke("compare", packages / "model.mlpackage", packages / "none.mlpackage")
+    assert result.exit_code == 4
+    assert "the candidate: " in result.output
+
+
+def test_compare_on_files_that_hold_no_samples(packages, tmp_path):
+    np.savez(tmp_path / "objects.npz", image=np.array([{}, 1], dtype=object))
+    np.savez(tmp_path / "whole.npz", image=np.ones((1, 3, 32, 32)))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:1000])
+    damaged = bytearray(whole)
+    damaged[2000:2100] = bytes(100)
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+        archive.writestr("image.npy", b"nothing")
+    for name in ("objects", "cut", "damaged", "other"):
+        path = tmp_path / f"{name}.npz"
+        result = invoke(
+            "compare",
+            packages / "model.mlpackage",
+            packages / "model.mlpackage",
+            "--inputs",
+            path,
+        )
+        assert result.exit_code == 2, result.output
+        assert str(path) in result.output
+        assert "fault of mlopt" not in result.output
+
+
+def test_compare_on_a_file_of_images(image_model, tmp_path):
+    for shape, count in (((3, 6, 5), 1), ((4, 3, 6, 5), 4)):
+        np.savez(tmp_path / "x.npz", image=np.zeros(shape, np.uint8) + 7)
+        result = invoke(
+            "compare", image_model, image_model, "--inputs", tmp_path / "x.npz", "--json", "-"
+        )
+        assert json.loads(result.stdout)["samples"] == count
