@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 FIELD := $(VENV)/field
 FIELD_INSTALLED := $(FIELD)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
@@ -16,7 +17,7 @@ BENCH_ARGS ?=
 FIELD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench field fixtures clean
+.PHONY: help demo test lint format docs bench field fixtures clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,14 @@ lint: $(INSTALLED)  ## check style, types and the import contract
 format: $(INSTALLED)  ## bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(DOCS_INSTALLED)  ## build the documentation: build/docs/index.html
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 # Trained weights come without their requirements: they are read as files.
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
