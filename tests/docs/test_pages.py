@@ -1,0 +1,38 @@
+"""What the pages say of exit codes, make targets and other files holds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mlopt.cli.outcome import EXIT_CODES, ExitCode
+from tests.docs.pages import PAGES, ROOT, text_of
+
+
+def test_exit_codes_are_those_of_the_program():
+    page = text_of("docs/guide/command-line.md")
+    rows = dict(re.findall(r"^\| (\d+) \| (.*?) \|$", page, flags=re.MULTILINE))
+    assert [int(code) for code in rows] == [code.value for code in ExitCode]
+    helped = dict(re.findall(r"^ +(\d+) +(.*)$", EXIT_CODES, flags=re.MULTILINE))
+    assert rows.keys() == helped.keys()
+    for code in ("0", "1", "2", "3", "4"):
+        assert rows[code] == helped[code]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_targets_of_make_exist(page):
+    makefile = text_of("Makefile")
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", text_of(page), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text_of(page)):
+        target = (ROOT / page).parent / link
+        assert link.startswith("https://") or target.exists(), link
+
+
+def test_the_readme_is_short():
+    assert len(text_of("README.md").splitlines()) < 150
