@@ -44,9 +44,7 @@ WRITTEN = {
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Path
-) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Path) -> Iterator[Path]:
     """The folder that the pages are about; what their code registers is gone afterwards."""
     shutil.copytree(digits, tmp_path / "digits.mlpackage")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.weights import Weight
 from mlopt.palette.value.distortion import Distortion
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.requests.report import human_bytes
+from mlopt.text.words import human_bytes
 
 
 @attrs.frozen(eq=False)
