@@ -10,8 +10,7 @@ import numpy.typing as npt
 from mlopt.errors import ConfigError
 from mlopt.palette.checks import check_dtype_and_size, check_finite
 from mlopt.palette.layout import Layout
-from mlopt.palette.scalar.buckets import label_floats
-from mlopt.palette.scalar.groups import fill_middles
+from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.unique import padded_nbits, padded_table
 from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.palettized import Palettized

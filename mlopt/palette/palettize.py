@@ -12,7 +12,7 @@ from mlopt.errors import ConfigError
 from mlopt.palette.checks import check_dtype_and_size, check_finite, is_finite
 from mlopt.palette.custom import custom_palette
 from mlopt.palette.layout import Layout
-from mlopt.palette.scalar.groups import power_of_two
+from mlopt.palette.scalar.row_kernels import power_of_two
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
 from mlopt.palette.tables import ClusteringInput, NoPaletteError, make_tables
 from mlopt.palette.value.distortion import Distortion, measure_distortion

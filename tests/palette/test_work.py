@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlopt.palette import PaletteSpec, palettize
-from mlopt.palette.scalar.buckets import label_floats
 from mlopt.palette.scalar.cells import Parts
 from mlopt.palette.scalar.groups import cluster_rows
 from mlopt.palette.scalar.kmeans1d import MOST_PASSES, first_penalty, scratch, solve
@@ -146,14 +145,6 @@ def test_penalties_tried_are_bounded(ratio: float, weighing: str) -> None:
         assert paid <= least[k - 1] + 1e-13 * spread
     # far from MOST_PASSES, which no input should come near
     assert worst <= 40
-
-
-def test_labels_where_all_ends_are_in_one_bucket() -> None:
-    middles = np.sort(np.concatenate([[-1e30, 1e30], geometric(253, 1.2)]))
-    values = np.random.default_rng(3).uniform(0, 1.1, 5000) ** 8
-    labels = np.empty(values.size, np.uint8)
-    label_floats(values, middles, labels)
-    np.testing.assert_array_equal(labels, np.searchsorted(middles, values))
 
 
 def test_labels_of_subnormal_uniform_tables() -> None:

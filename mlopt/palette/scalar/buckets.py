@@ -6,8 +6,6 @@ import numpy as np
 from numba import njit
 
 MOST_BUCKETS = 1 << 13
-WALK = 4
-"""Ends in a bucket that are tried one after the other; where there are more, they are halved."""
 
 
 @njit(cache=True, nogil=True)
@@ -36,37 +34,3 @@ def fill_starts(ends, count, low, per_unit, starts):  # type: ignore[no-untyped-
             position += 1
         starts[bucket] = position
     starts[buckets] = count
-
-
-@njit(cache=True, nogil=True)
-def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
-    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
-
-    middles: float64, ascending, infinite ones last; labels: uint8[values.size].
-    """
-    finite = 0
-    while finite < middles.size and np.isfinite(middles[finite]):
-        finite += 1
-    if finite == 0:
-        labels[:] = 0
-        return
-    low = middles[0]
-    # more of them than values cost more than they save
-    buckets = max(1, min(MOST_BUCKETS, values.size >> 2))
-    per_unit = buckets_per_unit(low, middles[finite - 1], buckets)
-    starts = np.empty(buckets + 1, np.int64)
-    fill_starts(middles, finite, low, per_unit, starts)
-    for i in range(values.size):
-        value = np.float64(values[i])
-        bucket = bucket_of(value, low, per_unit, buckets)
-        label = starts[bucket]
-        last = starts[bucket + 1]
-        while last - label > WALK:
-            probe = (label + last) >> 1
-            if middles[probe] < value:
-                label = probe + 1
-            else:
-                last = probe
-        while label < last and middles[label] < value:
-            label += 1
-        labels[i] = label

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.scalar.buckets import label_floats
 from mlopt.palette.scalar.distinct import is_coded
-from mlopt.palette.scalar.groups import fill_middles
+from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.lattice import choose_table_of_parts
 from mlopt.palette.scalar.stored import rounding_constants
 from mlopt.palette.scalar.zoom import table_by_zooming

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from mlopt.errors import ConfigError
 from mlopt.palette.value.bits import NBITS, packed_nbytes
+from mlopt.palette.value.gather import gather, scale_in_place
 from mlopt.palette.value.product import product
 from mlopt.palette.value.quantized import QuantizedTable, smallest_normal
 
@@ -20,9 +19,6 @@ TABLE_DTYPES = ("float16", "float32", "float64", "bfloat16")
 
 INTEGER_TABLE_DTYPES = ("int8", "uint8")
 """Of tables for weights that are integers themselves: the data of a quantized weight."""
-
-_CODES: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-"""Integers by itemsize. Values move as bit patterns: numba has neither float16 nor bfloat16."""
 
 
 def _normalised_axis(palettized: Palettized) -> None:
@@ -165,15 +161,9 @@ class Palettized:
             grown = table.size // self._scale_axis_groups * max(scale.shape)
             if grown <= weight.size // 4:
                 table, scale = self._scaled_table(scale), None
-        codes = _CODES[self.dtype.itemsize]
-        _gather(
-            np.ascontiguousarray(table).view(codes),
-            self.indices,
-            weight.view(codes),
-            vector_axis=self.vector_axis,
-        )
+        gather(table, self.indices, weight, vector_axis=self.vector_axis)
         if scale is not None:
-            _scale_in_place(weight, scale)
+            scale_in_place(weight, scale)
         return weight
 
     def astype(self, dtype: npt.DTypeLike) -> Palettized:
@@ -327,134 +317,3 @@ def _check_quantized(quantized: QuantizedTable, table: npt.NDArray[Any]) -> None
             "a quantized table has to decode to the table bit for bit; take its decode() as the "
             "table"
         )
-
-
-def _gather(
-    table: npt.NDArray[Any],
-    indices: npt.NDArray[np.uint8],
-    weight: npt.NDArray[Any],
-    *,
-    vector_axis: int | None,
-) -> None:
-    """Fill ``weight`` from ``table[group, index, c]``; all C-contiguous, values as bit patterns.
-
-    The position space is brought to few axes first, so that a kernel over rows of the last axis
-    has long rows: most weights end as a single row cut into groups.
-    """
-    *groups, entries, d = table.shape
-    lengths, groups, vector = _merged_axes(indices.shape, groups, vector_axis)
-    row_stride = vector_length = 1
-    across = vector is not None and vector < len(lengths) - 1
-    if vector is not None and across:
-        row_stride, vector_length = math.prod(lengths[vector + 1 : -1]), lengths[vector]
-    _gather_rows(
-        table.reshape(-1, d),
-        indices.reshape(-1, groups[-1], lengths[-1] // groups[-1]),
-        weight.reshape(-1),
-        _first_entry_of_row(lengths, groups, entries),
-        entries,
-        row_stride,
-        vector_length,
-        across,
-    )
-
-
-def _merged_axes(
-    shape: tuple[int, ...], table_groups: list[int], vector_axis: int | None
-) -> tuple[list[int], list[int], int | None]:
-    """The same C-order positions on fewer axes: lengths, groups and vector axis of these.
-
-    An axis without groups of its own can join the one before it, since a block of that stays a
-    block; but not across the vector axis, on which consecutive positions are ``d`` apart. Two axes
-    with one group for each position join as well.
-    """
-    lengths: list[int] = []
-    groups: list[int] = []
-    vector: int | None = None
-    for axis, (n, g) in enumerate(zip(shape, table_groups, strict=True)):
-        is_vector = axis == vector_axis
-        if n == 1 and lengths and not is_vector:
-            continue
-        after_vector = vector is not None and vector == len(lengths) - 1
-        whole = bool(lengths) and lengths[-1] == groups[-1]
-        if lengths and not is_vector and not after_vector and (g == 1 or whole):
-            lengths[-1] *= n
-            groups[-1] *= g
-            continue
-        lengths.append(n)
-        groups.append(g)
-        if is_vector:
-            vector = len(lengths) - 1
-    return lengths, groups, vector
-
-
-def _first_entry_of_row(
-    lengths: list[int], groups: list[int], entries: int
-) -> npt.NDArray[np.int64]:
-    """For each row of the last axis, the position in the tables of its first group's entry 0.
-
-    ``int64[prod(lengths[:-1])]``.
-    """
-    first = np.zeros((1,) * max(len(lengths) - 1, 1), np.int64)
-    stride = entries * groups[-1]
-    for axis in range(len(lengths) - 2, -1, -1):
-        group = np.arange(lengths[axis]) // (lengths[axis] // groups[axis]) * stride
-        first = first + group.reshape([-1 if i == axis else 1 for i in range(len(lengths) - 1)])
-        stride *= groups[axis]
-    return first.reshape(-1)
-
-
-@njit(cache=True, nogil=True)
-def _gather_rows(  # type: ignore[no-untyped-def]
-    table, indices, weight, first, entries, row_stride, vector_length, across
-):
-    """Gather row by row.
-
-    table [G * entries, d]; indices [R, g, m]: rows, groups in a row, positions in a group;
-    weight [R * g * m * d]; first int64[R]. ``across``: a vector lies over ``d`` rows of the weight
-    that are ``row_stride`` rows apart, with ``vector_length`` vectors on their axis; otherwise it
-    lies within a row.
-    """
-    d = table.shape[1]
-    rows, row_groups, m = indices.shape
-    length = row_groups * m
-    for row in range(rows):
-        if across:
-            upper, low = divmod(row, row_stride)
-            outer, vector = divmod(upper, vector_length)
-            start = ((outer * vector_length + vector) * d * row_stride + low) * length
-        else:
-            start = row * length * d
-        for group in range(row_groups):
-            entry = first[row] + group * entries
-            if d == 1:
-                for j in range(m):
-                    weight[start + j] = table[entry + indices[row, group, j], 0]
-                start += m
-            elif across:
-                for c in range(d):
-                    there = start + c * row_stride * length
-                    for j in range(m):
-                        weight[there + j] = table[entry + indices[row, group, j], c]
-                start += m
-            else:
-                for j in range(m):
-                    source = entry + indices[row, group, j]
-                    for c in range(d):
-                        weight[start + c] = table[source, c]
-                    start += d
-
-
-_BLOCK = 1 << 16
-"""Weights that are scaled at a time, in whole channels' rows."""
-
-
-def _scale_in_place(weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
-    """``weight *= scale`` with one rounding, in the dtype of both; weight is C-contiguous."""
-    axis = int(np.argmax(scale.shape))
-    inner = math.prod(weight.shape[axis + 1 :])
-    blocks = weight.reshape(-1, weight.shape[axis], inner)
-    step = max(1, _BLOCK // (weight.shape[axis] * inner))
-    for start in range(0, len(blocks), step):
-        block = blocks[start : start + step]
-        block[...] = product(block, scale.reshape(1, -1, 1))

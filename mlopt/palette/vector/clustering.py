@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError
-from mlopt.palette.vector.bounds import Floats, Nearest, slices
+from mlopt.palette.vector.nearest import Floats, Nearest, slices
 from mlopt.palette.vector.points import (
     distinct_vectors,
     exponent_of,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.vector.bounds import Nearest
 from mlopt.palette.vector.clustering import assign_vectors
+from mlopt.palette.vector.nearest import Nearest
 from mlopt.palette.vector.points import exponent_of
 
 Floats = npt.NDArray[Any]
@@ -50,7 +50,7 @@ def settle_centers(
     float64[k, d]: the cost never rises, but for roundings to the dtype of the vectors. An element
     of a centre to which nothing of weight belongs stays what it was. At most 24 steps, each at most
     ``n (k + 1)`` distances and far fewer once centres hardly move; memory as for
-    :class:`mlopt.palette.vector.bounds.Nearest`.
+    :class:`mlopt.palette.vector.nearest.Nearest`.
     """
     exponent = exponent_of(vectors)
     centers = np.ldexp(centers, -exponent)

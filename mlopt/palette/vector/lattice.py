@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.palette.value.quantized import Lattice
-from mlopt.palette.vector.bounds import Nearest
+from mlopt.palette.vector.nearest import Nearest
 from mlopt.palette.vector.points import exponent_of, fine_enough
 
 Floats = npt.NDArray[Any]
@@ -47,7 +47,7 @@ def settle_on_lattice(
     positions, labels
         int64[k, d] into the lattice's points, and the nearest entry of each vector, uint8[n].
         At most 4 steps; the work and memory of each is that of
-        :meth:`mlopt.palette.vector.bounds.Nearest.assign`.
+        :meth:`mlopt.palette.vector.nearest.Nearest.assign`.
     """
     positions = lattice.nearest(table.astype(np.float64))
     exponent = exponent_of(vectors)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlopt.palette.vector.bounds import Nearest
 from mlopt.palette.vector.clustering import assign_vectors, cluster_vectors
+from mlopt.palette.vector.nearest import Nearest
 from mlopt.palette.vector.points import exponent_of
 
 N = 20_000

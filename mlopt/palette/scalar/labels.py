@@ -1,0 +1,144 @@
+"""Labels of single values: the nearest entry of an ascending table, ties to the lower one.
+
+Of floats by the middles between entries; of 16-bit codes by the keys at which the entry changes.
+Where entries are equal the first one takes the values: the others are padding, or centres that
+round alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
+from mlopt.palette.scalar.distinct import key_of
+
+WALK = 4
+"""Ends in a bucket that are tried one after the other; where there are more, they are halved."""
+
+
+@njit(cache=True, nogil=True)
+def fill_middles(table, middles):  # type: ignore[no-untyped-def]
+    """Middles between neighbours of an ascending table: float64[entries - 1], ascending.
+
+    Infinity where an entry equals its left neighbour and all after it do: padding takes nothing.
+    """
+    for j in range(middles.size):
+        middle = 0.5 * (table[j] + table[j + 1])
+        if not np.isfinite(middle):
+            middle = 0.5 * table[j] + 0.5 * table[j + 1]
+        middles[j] = np.inf if table[j] == table[j + 1] else middle
+    for j in range(middles.size - 2, -1, -1):
+        middles[j] = min(middles[j], middles[j + 1])
+
+
+@njit(cache=True, nogil=True)
+def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
+    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
+
+    middles: float64, ascending, infinite ones last; labels: uint8[values.size].
+    """
+    finite = 0
+    while finite < middles.size and np.isfinite(middles[finite]):
+        finite += 1
+    if finite == 0:
+        labels[:] = 0
+        return
+    low = middles[0]
+    # more of them than values cost more than they save
+    buckets = max(1, min(MOST_BUCKETS, values.size >> 2))
+    per_unit = buckets_per_unit(low, middles[finite - 1], buckets)
+    starts = np.empty(buckets + 1, np.int64)
+    fill_starts(middles, finite, low, per_unit, starts)
+    for i in range(values.size):
+        value = np.float64(values[i])
+        bucket = bucket_of(value, low, per_unit, buckets)
+        label = starts[bucket]
+        last = starts[bucket + 1]
+        while last - label > WALK:
+            probe = (label + last) >> 1
+            if middles[probe] < value:
+                label = probe + 1
+            else:
+                last = probe
+        while label < last and middles[label] < value:
+            label += 1
+        labels[i] = label
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def fill_thresholds(values, keys, found, value_of, table, thresholds):  # type: ignore[no-untyped-def]
+    """The lowest key that belongs to each entry but the first; ties go to the lower entry.
+
+    thresholds: uint32[entries - 1], ascending. An entry equal to its left neighbour takes nothing:
+    it is padding at the end of a table (65536), or one of two centres that round alike.
+    """
+    position = 0
+    for j in range(table.size - 1):
+        middle = 0.5 * (table[j] + table[j + 1])
+        if table[j + 1] == table[j]:
+            thresholds[j] = 1 << 16
+            continue
+        step = 1
+        while position < found and values[min(position + step, found) - 1] <= middle:
+            position = min(position + step, found)
+            step *= 2
+        far = min(position + step, found)
+        while position < far:
+            probe = (position + far) >> 1
+            if values[probe] <= middle:
+                position = probe + 1
+            else:
+                far = probe
+        if position == found or position == 0:
+            thresholds[j] = 1 << 16 if position else 0
+            continue
+        # a key of no importance may lie between the values on either side
+        lower = np.int64(keys[position - 1])
+        upper = np.int64(keys[position])
+        while upper - lower > 1:
+            between = (lower + upper) >> 1
+            if value_of[between] <= middle:
+                lower = between
+            else:
+                upper = between
+        thresholds[j] = upper
+    for j in range(thresholds.size - 2, -1, -1):
+        thresholds[j] = min(thresholds[j], thresholds[j + 1])
+
+
+@njit(cache=True, nogil=True)
+def label_codes(codes, thresholds, labels):  # type: ignore[no-untyped-def]
+    """``labels[i]``: how many thresholds the key of ``codes[i]`` has reached."""
+    n = codes.size
+    if n >= 1 << 16:
+        label_of = np.empty(1 << 16, np.uint8)
+        label = 0
+        for key in range(1 << 16):
+            while label < thresholds.size and thresholds[label] <= key:
+                label += 1
+            code = key ^ 0x8000 if key & 0x8000 else key ^ 0xFFFF
+            label_of[code] = label
+        for i in range(n):
+            labels[i] = label_of[codes[i]]
+    elif thresholds.size <= 15:
+        reached = np.empty(thresholds.size, np.int32)
+        for j in range(thresholds.size):
+            reached[j] = thresholds[j]
+        for i in range(n):
+            key = np.int32(key_of(codes[i]))  # type: ignore[assignment]
+            label = np.int32(0)  # type: ignore[assignment]
+            for j in range(reached.size):
+                label += np.int32(reached[j] <= key)  # type: ignore[assignment]
+            labels[i] = label
+    else:
+        # a search of fixed depth over thresholds padded to a power of two less one
+        for i in range(n):
+            key = key_of(codes[i])
+            label = 0
+            step = (thresholds.size + 1) >> 1
+            while step > 0:
+                if thresholds[label + step - 1] <= key:
+                    label += step
+                step >>= 1
+            labels[i] = label

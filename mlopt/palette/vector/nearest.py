@@ -1,0 +1,235 @@
+"""The nearest centre of each vector, again and again as the centres move.
+
+Each vector keeps an upper bound on the distance to its own centre and a lower bound on the distance
+to all others (Hamerly, "Making k-means even faster", 2010). When centres move, the triangle
+inequality moves the bounds; while the upper one stays below the lower one, the label stays and no
+distance is computed. Here the lower bound falls by the largest move among the centres *near* the
+vector's own, those nearer than twice the cluster's radius, as the others cannot matter; one far
+centre that jumps does not cost all vectors their bounds. Vectors whose bounds fail are compared
+with the near centres only.
+
+Work of one :meth:`Nearest.assign` of ``n`` vectors of ``d`` elements to ``k`` centres: at most
+``n * (k + 1)`` distances (so many the first time), ``k**2`` between centres, and one walk over all
+vectors: O(n k d + k**2 d) at worst, O(n d + k**2 d) once centres hardly move. Memory: ``4 d + 9``
+bytes a vector (float64: ``8 d + 17``).
+
+Everything is summed in a fixed order by blocks of a fixed length, so that the result is the same on
+every machine and for any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.palette.vector.bounds import add_up, near_centers, reassign, weighted_cost
+from mlopt.palette.vector.points import scaled_columns
+
+Floats = npt.NDArray[Any]
+
+BLOCK = 1 << 16
+"""Vectors that are summed together. A part of the result: sums of blocks are added in order."""
+
+NO_WEIGHTS = np.empty((0, 0))
+NO_WEIGHTS.flags.writeable = False
+
+
+def slices(n: int) -> Iterator[slice]:
+    """Consecutive slices of :data:`BLOCK` rows."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+
+
+@attrs.frozen(eq=False)
+class _Block:
+    """Some vectors [d, m] with what is known of each: label uint8[m], bounds on distances [m]."""
+
+    columns: Floats
+    weights: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.uint8]
+    upper: Floats
+    lower: Floats
+
+
+def _made(columns: Floats, weights: npt.NDArray[np.float64], by_element: bool) -> _Block:
+    m = columns.shape[1]
+    upper = np.full(m, np.inf, columns.dtype)
+    if by_element:
+        # What weighs nothing is as near to each centre as to any other, for ever.
+        upper[~weights.any(axis=1)] = -np.inf
+    return _Block(columns, weights, np.zeros(m, np.uint8), upper, np.zeros(m, columns.dtype))
+
+
+class Nearest:
+    """Vectors, and which of some centres is nearest to each.
+
+    Parameters
+    ----------
+    points
+        [n, d]: float16, bfloat16, float32 or float64, finite.
+    exponent
+        The vectors are divided by ``2**exponent``, see
+        :func:`mlopt.palette.vector.points.exponent_of`; centres are given so divided.
+    weights
+        float64[n], the importance of vectors; or float64[n, d], that of their elements, with the
+        distance ``sqrt(sum_j weights[i, j] * (points[i, j] - center[j])**2)``; None for 1.
+    pool
+        Threads that take blocks; None for this one alone.
+
+    Attributes
+    ----------
+    evaluations: distances of a vector to a centre computed so far.
+    """
+
+    def __init__(
+        self,
+        points: Floats,
+        exponent: int,
+        weights: npt.NDArray[np.float64] | None = None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self._pool = pool
+        self.by_element = weights is not None and weights.ndim == 2
+        self.evaluations = 0
+        self._table: Floats | None = None
+        self._reach: Floats = np.empty(0)
+
+        def block(part: slice) -> _Block:
+            heavy = NO_WEIGHTS
+            if weights is not None:
+                heavy = np.ascontiguousarray(weights[part]).reshape(part.stop - part.start, -1)
+                heavy.flags.writeable = False  # kernels are compiled for these alone
+            return _made(scaled_columns(points[part], exponent), heavy, self.by_element)
+
+        self._blocks = [block(part) for part in slices(len(points))]
+        least = 1.0
+        if self.by_element:
+            least = min(_least_share(block.weights) for block in self._blocks)
+        self._contraction = float(np.sqrt(least))
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]:
+        """uint8[n]."""
+        return np.concatenate([block.labels for block in self._blocks])
+
+    def assign(
+        self, centers: npt.NDArray[np.float64], *, exact: bool = False
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Label each vector by the nearest centre, and add up the vectors of each.
+
+        Parameters
+        ----------
+        centers
+            float64[k, d], 1 <= k <= 256, the same k in all calls. Rounded to the dtype in which
+            distances are computed: float32, or float64 for vectors of float64.
+        exact
+            Compare nearly equal distances in float64, and of equal ones take the first centre. For
+            labels to keep; the iteration in between does not care.
+
+        Returns
+        -------
+        sums, masses
+            float64[k, d] and float64[k, 1] (with importance of elements [k, d]).
+        """
+        table = centers.astype(self._blocks[0].columns.dtype)
+        moves = self._moves(table)
+        k, d = table.shape
+
+        def one(block: _Block) -> Any:
+            sums = np.zeros((k, d))
+            masses = np.zeros((k, d if self.by_element else 1))
+            reach = np.zeros(k, table.dtype)
+            count = reassign(
+                block.columns,
+                block.weights,
+                self.by_element,
+                table,
+                *moves,
+                block.labels,
+                block.upper,
+                block.lower,
+                exact,
+                reach,
+            )
+            add_up(block.columns, block.weights, block.labels, sums, masses)
+            return sums, masses, reach, count
+
+        sums, masses = np.zeros((k, d)), np.zeros((k, d if self.by_element else 1))
+        reach = np.zeros(k, table.dtype)
+        for block_sums, block_masses, block_reach, count in self._each(one):
+            sums += block_sums
+            masses += block_masses
+            np.maximum(reach, block_reach, out=reach)
+            self.evaluations += count
+        self._table, self._reach = table, reach
+        return sums, masses
+
+    def cost(self) -> float:
+        """``sum_i weights[i] * |point - center|**2`` with the labels and centres of last time."""
+        assert self._table is not None
+        return sum(
+            float(weighted_cost(b.columns, b.weights, b.labels, self._table)[0])
+            for b in self._blocks
+        )
+
+    def farthest(self, count: int) -> npt.NDArray[np.float64]:
+        """Up to ``count`` of the vectors that cost most, of one block one, none that cost nothing.
+
+        float64[m, d], the most expensive first.
+        """
+        assert self._table is not None
+        if count == 0:
+            return np.empty((0, self._table.shape[1]))
+        found = []
+        for block in self._blocks:
+            _, cost, row = weighted_cost(block.columns, block.weights, block.labels, self._table)
+            if cost > 0:
+                found.append((cost, block.columns[:, row].astype(np.float64)))
+        found.sort(key=lambda pair: -pair[0])
+        return np.array([point for _, point in found[:count]]).reshape(-1, self._table.shape[1])
+
+    def _each(self, function: Callable[[_Block], Any]) -> Iterator[Any]:
+        if self._pool is None or len(self._blocks) == 1:
+            return map(function, self._blocks)
+        return self._pool.map(function, self._blocks)
+
+    def _moves(self, table: Floats) -> tuple[Floats, ...]:
+        """What the move from the last centres to ``table`` does to the bounds of each cluster."""
+        k = len(table)
+        half_gap, own, near, far = np.zeros((4, k), table.dtype)
+        starts = np.zeros(k + 1, np.int64)
+        members = np.empty(k * k, np.int16)
+        gaps = np.zeros(k * k, table.dtype)
+        if self._table is None:
+            starts[1:] = k
+            members[:k] = np.arange(k)
+            far[:] = np.inf
+        else:
+            contraction = self._contraction
+            near_centers(
+                self._table,
+                table,
+                self._reach,
+                contraction,
+                half_gap,
+                own,
+                near,
+                far,
+                starts,
+                members,
+                gaps,
+            )
+        return starts, members, gaps, half_gap, own, near, far
+
+
+def _least_share(weights: npt.NDArray[np.float64]) -> float:
+    """The smallest weight of an element beside the largest of its vector; vectors of none aside."""
+    largest = weights.max(axis=1)
+    some = largest > 0
+    if not some.any():
+        return 1.0
+    return float((weights[some].min(axis=1) / largest[some]).min())
