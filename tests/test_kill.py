@@ -23,7 +23,7 @@ import pytest
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.mil import staging
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests.conftest import PackageOf
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked processes")

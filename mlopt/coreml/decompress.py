@@ -19,7 +19,7 @@ from mlopt.coreml.weights import Instance, Weight, is_part, node_of, weights_of
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation, Value
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlopt.coreml.models import rewritten_mlmodel
 from mlopt.errors import TargetError
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.raising.upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination

@@ -15,7 +15,7 @@ from mlopt.coreml.metadata import CoreMLWeightMetaData
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.targets import Target
 from mlopt.text.json_text import json_text
 

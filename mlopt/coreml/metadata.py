@@ -27,7 +27,7 @@ from mlopt.coreml.weights import (
     ordinary_consumers,
     weights_of,
 )
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Node, Variable
 
 Array = npt.NDArray[Any]

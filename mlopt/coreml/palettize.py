@@ -20,7 +20,8 @@ from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer
 from mlopt.requests.keep import Keep

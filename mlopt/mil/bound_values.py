@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation
 from mlopt.mil.names import UniqueNames
+from mlopt.mil.program import Node, Program
 from mlopt.mil.values import string_value, tensor_type_of
 from mlopt.mil.walk import by_key
-
-if TYPE_CHECKING:
-    from mlopt.mil.program import Node, Program
 
 SMALLEST = 10
 """Elements from which a constant counts as a weight: coremltools writes fewer into the message."""

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import math
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.messages import Program as ProgramMessage
+from mlopt.mil.package import Package
 from mlopt.mil.program import Program, operation_name
 from mlopt.mil.targets import Target, opset_target
 from mlopt.mil.values import check_immediate, tensor_type_of
 from mlopt.mil.walk import Placed, every_value, functions_in_order
-
-if TYPE_CHECKING:
-    from mlopt.mil.package import Package
 
 _OPSETS = [target.opset for target in Target]
 #: Blobs after which the pages of the weight files are dropped: touching metadata maps whole runs of
@@ -57,7 +54,7 @@ def check_package(package: Package) -> tuple[str, ...]:
             _check_value(package, placed, blobs)
             if placed.value.WhichOneof("value") == "blobFileValue":
                 names.add(placed.value.blobFileValue.fileName)
-    package.release()
+    package.files.release()
     _check_amount(package, blobs)
     return tuple(sorted(names))
 
@@ -132,11 +129,11 @@ def _check_immediate(placed: Placed, where: str) -> None:
 def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
     """Check that a blob is there and has the elements of the value's type; enter its place."""
     reference = placed.value.blobFileValue
-    blob = package.blob(reference.fileName, reference.offset)
-    inner = package.weight_path(reference.fileName)
+    blob = package.files.blob(reference.fileName, reference.offset)
+    inner = package.files.path_of(reference.fileName)
     blobs[inner, blob.offset] = (blob.data_offset, blob.data_offset + blob.nbytes)
     if len(blobs) % _RELEASE_AFTER == 0:
-        package.release()
+        package.files.release()
     try:
         typed = tensor_type_of(placed.value.type)
         matches = typed is not None and blob.holds(typed[0], math.prod(typed[1]))
@@ -163,7 +160,7 @@ def _check_amount(package: Package, blobs: _Parts) -> None:
     for inner, (first, end) in {(inner, part) for (inner, _), part in blobs.items()}:
         sizes[inner] = sizes.get(inner, 0) + end - first
     for inner, size in sorted(sizes.items()):
-        reader = package.reader_at(inner)
+        reader = package.files.reader_at(inner)
         if size > _MOST_TIMES * reader.size:
             raise ModelFormatError(
                 f"{reader.path}: blobs overlap: together they have {size} bytes, in a file of "

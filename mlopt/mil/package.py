@@ -1,7 +1,4 @@
-"""A model package on disk: found, checked and opened for reading.
-
-A check refuses what no reader takes ("no reader"), or what could hurt the machine ("harm").
-"""
+"""A model package: its message, the ML programs in it, and its files."""
 
 from __future__ import annotations
 
@@ -10,23 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from mlopt.errors import ModelFormatError
-from mlopt.mil.blob import Blob, BlobReader
-from mlopt.mil.bound_values import name_bound_values
-from mlopt.mil.checks import check_package
-from mlopt.mil.files import FileState, read_regular, resolved
-from mlopt.mil.manifest import Manifest, read_manifest, root_model, shown
-from mlopt.mil.messages import Model
-from mlopt.mil.misplaced import LONGEST_POINTER, MANIFEST, check_is_package, check_no_pointer
+from mlopt.mil.files import FileState
+from mlopt.mil.manifest import Manifest
 from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
+from mlopt.mil.weight_files import WeightFiles
 
-_MODEL_PATH = "@model_path/"
-_CONVERT = "Convert it again with convert_to='mlprogram'."
-#: In bytes; no protobuf message can be larger.
-_LARGEST_MODEL = (1 << 31) - 1
+#: The remedy for a model that is no ML program.
+CONVERT = "Convert it again with convert_to='mlprogram'."
 _PIPELINES = {
     "pipeline": lambda model: model.pipeline,
     "pipelineClassifier": lambda model: model.pipelineClassifier.pipeline,
@@ -35,7 +24,7 @@ _PIPELINES = {
 
 
 class Package:
-    """An opened model package.
+    """An opened model package; ``mlopt.mil.opening.open_package`` gives a checked one.
 
     Attributes
     ----------
@@ -45,15 +34,12 @@ class Package:
         Its model file, relative to ``path``.
     spec
         The ``Model`` message, a private copy to be edited in place.
-    states
-        What ``check_unchanged`` compares with: the files read so far. Weight files are added.
+    files
+        Its weight files.
     programs
         The ML programs in it: one, or those of a pipeline in order; none where that is allowed.
     manifest
         Its manifest; None for a package that was put together in memory.
-    links
-        The files read so far that are not in the package, by their path relative to ``path``, and
-        where the links lead that are there in their place.
     """
 
     def __init__(
@@ -70,21 +56,19 @@ class Package:
         self.path = path
         self.model_path = model_path
         self.spec = spec
-        self._readers: dict[PurePosixPath, BlobReader] = {}
-        self._weight_paths: dict[str, PurePosixPath] = {}
-        self._canonical_names: dict[str, str] = {}
+        self.files = WeightFiles(path, model_path)
         self._states = dict(states or {})
         self.manifest = manifest
-        self.links = dict(links or {})
+        self._links = dict(links or {})
         self.programs = [
-            Program(model, self, enclosing=enclosing, label=label)
+            Program(model, self.files, enclosing=enclosing, label=label)
             for model, enclosing, label in _ml_programs(spec, (), "")
         ]
         if not self.programs and not without_programs:  # no reader of ML programs
             kind = spec.WhichOneof("Type") or "none"
             raise ModelFormatError(
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
-                f"handled. {_CONVERT}"
+                f"handled. {CONVERT}"
             )
         #: The names of the weight files that the source has, sorted, whatever becomes of the
         #: references in ``spec``. Known once the package has been checked.
@@ -96,6 +80,14 @@ class Package:
         self.written = False
 
     @property
+    def links(self) -> dict[PurePosixPath, Path]:
+        """The files read so far that are not in the package, and where links to them lead.
+
+        They go by their path relative to the package.
+        """
+        return {**self._links, **self.files.links}
+
+    @property
     def weight_files(self) -> list[str]:
         """The file names of weight files that the programs refer to, sorted."""
         return sorted({value.blobFileValue.fileName for value in self.file_values()})
@@ -105,67 +97,6 @@ class Package:
         for program in self.programs:
             yield from file_values(program.message)
 
-    def weight_path(self, file_name: str) -> PurePosixPath:
-        """Return where a weight file lies, relative to the package's folder.
-
-        Raises
-        ------
-        ModelFormatError
-            The name is not relative to the model, or leaves the package.
-        """
-        if file_name not in self._weight_paths:
-            self._weight_paths[file_name] = self._checked_weight_path(file_name)
-        return self._weight_paths[file_name]
-
-    def _checked_weight_path(self, file_name: str) -> PurePosixPath:
-        refused = ModelFormatError(
-            f"{self.path / self.model_path}: the weight file name {shown(file_name)} does not "
-            f"stay inside the package; allowed is {_MODEL_PATH!r} and a path below the model's "
-            "folder that is not the model itself"
-        )
-        # No reader: Core ML replaces @model_path, and nothing else; harm: a backslash is a folder's
-        # end on some systems.
-        if not file_name.startswith(_MODEL_PATH) or "\\" in file_name or "\0" in file_name:
-            raise refused
-        inner = PurePosixPath(file_name.removeprefix(_MODEL_PATH))
-        path = self.model_path.parent / inner
-        if inner.is_absolute() or ".." in inner.parts or not inner.parts:  # harm
-            raise refused
-        if path == self.model_path:  # no reader
-            raise refused
-        return path
-
-    def canonical_name(self, file_name: str) -> str:
-        """Return the one spelling of a weight file's name; a model may spell it in many ways."""
-        if file_name not in self._canonical_names:
-            inner = self.weight_path(file_name).relative_to(self.model_path.parent)
-            self._canonical_names[file_name] = f"{_MODEL_PATH}{inner}"
-        return self._canonical_names[file_name]
-
-    def reader(self, file_name: str) -> BlobReader:
-        """Return the mapped weight file of that name in the model; it is opened once."""
-        return self.reader_at(self.weight_path(file_name))
-
-    def reader_at(self, inner: PurePosixPath) -> BlobReader:
-        """Return the mapped weight file at a path relative to the package's folder."""
-        if inner not in self._readers:
-            place, link = resolved(self.path, inner)
-            if link is not None:
-                self.links[inner] = link
-            reader = BlobReader(place)
-            self._states[self.path / inner] = reader.state
-            self._readers[inner] = reader
-        return self._readers[inner]
-
-    def blob(self, file_name: str, offset: int) -> Blob:
-        """Return the blob at ``offset`` (bytes) of a weight file as views of the mapped file."""
-        return self.reader(file_name).read(offset)
-
-    def release(self) -> None:
-        """Drop the pages of all weight files from memory; they are read again when needed."""
-        for reader in self._readers.values():
-            reader.release(0, reader.size)
-
     def check_unchanged(self) -> None:
         """Check that the files that have been read are still the same.
 
@@ -174,7 +105,7 @@ class Package:
         ModelFormatError
             One has been changed, replaced or removed since.
         """
-        for path, state in self._states.items():
+        for path, state in {**self._states, **self.files.states}.items():
             try:
                 unchanged = FileState.of(os.stat(path)) == state
             except OSError:
@@ -187,102 +118,6 @@ class Package:
 
     def __repr__(self) -> str:
         return f"Package({str(self.path)!r}, {len(self.programs)} program(s))"
-
-
-def open_package(source: Any, *, without_programs: bool = False) -> Package:
-    """Open a model package; every reference into its weight files is checked.
-
-    Weights that operations have bound as values are constants in it: see ``name_bound_values``.
-
-    Parameters
-    ----------
-    source
-        The path of an ``.mlpackage`` folder, or a coremltools ``MLModel`` that is an ML program or
-        a pipeline. Of an ``MLModel`` the message in memory is taken, which its user may have
-        edited, and the weights of the package behind it.
-    without_programs
-        Whether a model is wanted, too, that holds no ML program.
-
-    Raises
-    ------
-    ModelFormatError
-        It is no model package, it is damaged, or it holds no ML program and has to.
-    TypeError
-        ``source`` is neither a path nor a model.
-    """
-    try:
-        package = _opened(source, without_programs=without_programs)
-        package.source_weight_files = check_package(package)
-        for program in package.programs:
-            name_bound_values(program)
-    except RecursionError:  # harm: the stack would overflow later
-        raise ModelFormatError(
-            f"{source}: values, types or blocks of the model are nested too deep to be read; it "
-            "is damaged"
-        ) from None
-    return package
-
-
-def _opened(source: Any, *, without_programs: bool) -> Package:
-    """Return the package, of which nothing but the manifest and the model has been read."""
-    if isinstance(source, str | os.PathLike):
-        path = Path(os.fspath(source)).expanduser()
-        spec = None
-    elif hasattr(source, "get_spec"):
-        spec = source.get_spec()
-        location = getattr(source, "package_path", None)
-        if location is None:
-            raise ModelFormatError(
-                f"the model is of type {spec.WhichOneof('Type') or 'none'} and has no package; "
-                f"only ML programs can be handled. {_CONVERT}"
-            )
-        path = Path(location)
-    else:
-        raise TypeError(
-            f"expected the path of an .mlpackage or an MLModel, got {type(source).__name__}"
-        )
-    check_is_package(path)
-    manifest = read_manifest(path)
-    model_path = root_model(path, manifest)
-    states = {path / MANIFEST: manifest.state}
-    links = {} if manifest.link is None else {PurePosixPath(MANIFEST): manifest.link}
-    if spec is None:
-        spec, states[path / model_path], link = _read_spec(path, model_path)
-        if link is not None:
-            links[model_path] = link
-    return Package(
-        path,
-        model_path,
-        spec,
-        states,
-        manifest=manifest,
-        links=links,
-        without_programs=without_programs,
-    )
-
-
-def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path | None]:
-    """Return the ``Model`` message in a file of a package, the file's state, and a link out."""
-    file = root / inner
-    spec = Model()
-    try:
-        place, link = resolved(root, inner)
-        content, state = read_regular(place, _LARGEST_MODEL)
-        check_no_pointer(file, content[: LONGEST_POINTER + 1])
-        spec.ParseFromString(content)
-    except DecodeError as error:  # no reader
-        raise ModelFormatError(
-            f"{file}: the file is no readable model ({error}); it is truncated or damaged"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelFormatError(
-            f"{file}: the model file that the manifest names is missing"
-        ) from None
-    except OSError as error:
-        raise ModelFormatError(f"{file}: the model file cannot be read: {error}") from error
-    if spec.WhichOneof("Type") is None:  # no reader
-        raise ModelFormatError(f"{file}: the file holds no model; it is empty or damaged")
-    return spec, state, link
 
 
 def _ml_programs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
@@ -17,9 +17,7 @@ from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import DType
 from mlopt.mil.values import read_immediate, tensor_type_of
 from mlopt.mil.walk import by_key, functions_in_order
-
-if TYPE_CHECKING:
-    from mlopt.mil.package import Package
+from mlopt.mil.weight_files import WeightFiles
 
 #: Offsets from here on are a writer's own references to what it has stored already.
 MOVED = 1 << 63
@@ -199,12 +197,14 @@ class Constant:
         values that are no tensors.
     shape
         Its shape; () for scalars and for values that are no tensors.
+    files
+        The weight files of its package.
     """
 
     name: str
     node: Node
     message: Any
-    package: Package
+    files: WeightFiles
     variable: Variable | None
     inline: bool
     parameter: str
@@ -213,7 +213,7 @@ class Constant:
     shape: tuple[int, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        typed = tensor_type_of(self.message.type, str(self.package.path / self.package.model_path))
+        typed = tensor_type_of(self.message.type, str(self.files.root / self.files.model_path))
         if typed is not None:
             self._dtype, self.shape = typed
 
@@ -276,7 +276,7 @@ class Constant:
         if self.message.WhichOneof("value") != "blobFileValue":
             return None
         reference = self.message.blobFileValue
-        return self.package.canonical_name(reference.fileName), reference.offset
+        return self.files.canonical_name(reference.fileName), reference.offset
 
     def value(self) -> Any:
         """Return what it holds, read-only; a tensor in a weight file as a view of the mapped file.
@@ -291,16 +291,16 @@ class Constant:
             The value is damaged, or its blob does not match its type.
         """
         storage = self.storage
-        where = f"{self.package.path}: constant {self.name!r} of function {self.function!r}"
+        where = f"{self.files.root}: constant {self.name!r} of function {self.function!r}"
         if storage is None:
             return read_immediate(self.message, where)
         file_name, offset = storage
         if offset >= MOVED:
             raise ValueError(f"{where}: its value has been moved to the package being written")
-        blob = self.package.blob(file_name, offset)
+        blob = self.files.blob(file_name, offset)
         if self._dtype is None or not blob.holds(self._dtype, self.size):
             raise ModelFormatError(
-                f"{self.package.path / self.package.weight_path(file_name)}: the blob at offset "
+                f"{self.files.root / self.files.path_of(file_name)}: the blob at offset "
                 f"{offset} holds {blob.size} {blob.dtype.name} elements, but constant "
                 f"{self.name!r} of function {self.function!r} is {self.dtype} of shape "
                 f"{list(self.shape)}"
@@ -311,8 +311,8 @@ class Constant:
         """Drop the pages of its blob from memory; views stay valid and read the file again."""
         storage = self.storage
         if storage is not None and storage[1] < MOVED:
-            blob = self.package.blob(*storage)
-            self.package.reader(storage[0]).release(blob.data_offset, blob.nbytes)
+            blob = self.files.blob(*storage)
+            self.files.reader(storage[0]).release(blob.data_offset, blob.nbytes)
 
     def __repr__(self) -> str:
         return (
@@ -327,6 +327,8 @@ class Program:
     ----------
     model
         The ``Model`` message around it: ``specificationVersion``, ``description``, ``mlProgram``.
+    files
+        The weight files of its package.
     enclosing
         The pipelines around that model, outermost first; empty without a pipeline.
     label
@@ -337,10 +339,10 @@ class Program:
     """
 
     def __init__(
-        self, model: Any, package: Package, *, enclosing: tuple[Any, ...], label: str
+        self, model: Any, files: WeightFiles, *, enclosing: tuple[Any, ...], label: str
     ) -> None:
         self.model = model
-        self.package = package
+        self.files = files
         self.enclosing = enclosing
         self.label = label
         self.declared_version = int(model.specificationVersion)
@@ -365,7 +367,7 @@ class Program:
         found: list[Node] = []
         for function in self.functions:
             names = {item.name: Variable(item.name, item.type) for item in function.message.inputs}
-            _Reading(self.package, function.name, found).block(function.block, ChainMap(names), 0)
+            _Reading(self.files, function.name, found).block(function.block, ChainMap(names), 0)
         return found
 
     def constants(self, nodes: list[Node] | None = None) -> list[Constant]:
@@ -395,7 +397,7 @@ class Program:
 class _Reading:
     """One walk through a function: resolves names, and notes each use at its variable."""
 
-    package: Package
+    files: WeightFiles
     function: str
     found: list[Node]
 
@@ -429,7 +431,7 @@ class _Reading:
         if op.type == "const" and "val" in op.attributes and node.outputs:
             variable = node.outputs[0]
             variable.constant = Constant(
-                node.name, node, op.attributes["val"], self.package, variable, False, "val"
+                node.name, node, op.attributes["val"], self.files, variable, False, "val"
             )
 
     def _bound(
@@ -445,7 +447,7 @@ class _Reading:
 
     def _constant(self, node: Node, value: Any, parameter: str, index: int) -> Constant:
         name = f"{node.name}.{parameter}" + (f"[{index}]" if index else "")
-        return Constant(name, node, value, self.package, None, True, parameter, index)
+        return Constant(name, node, value, self.files, None, True, parameter, index)
 
 
 def operation_name(op: Any) -> str:

@@ -127,7 +127,7 @@ class PackageWriter:
         self._staging = Staging(self.destination)
         self._check_links()
         names = package.source_weight_files
-        parts = {package.model_path, PurePosixPath(MANIFEST), *map(package.weight_path, names)}
+        parts = {package.model_path, PurePosixPath(MANIFEST), *map(package.files.path_of, names)}
         self._source_folders, self._source_files = tree(package.path, parts)
         # By path: a model may spell the name of one file in two ways.
         self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
@@ -221,8 +221,8 @@ class PackageWriter:
         if value.WhichOneof("value") != "blobFileValue" or value.blobFileValue.offset >= MOVED:
             return
         reference = value.blobFileValue
-        inner = self.package.weight_path(reference.fileName)
-        reader = self.package.reader_at(inner)
+        inner = self.package.files.path_of(reference.fileName)
+        reader = self.package.files.reader_at(inner)
         blob = reader.read(reference.offset)
         key = (inner, blob.dtype.name, blob.data_offset, blob.nbytes, blob.padding_bits)
         if key not in self._kept:
@@ -273,7 +273,7 @@ class PackageWriter:
 
     def _blobs(self, file_name: str) -> BlobWriter:
         """Return the writer of a weight file, which is created at its first use."""
-        inner = self.package.weight_path(file_name)
+        inner = self.package.files.path_of(file_name)
         if inner not in self._files:
             with self._writing():
                 file = self._create(inner, "w+b")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mlopt.errors import ConfigError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Program as ProgramMessage
 from mlopt.runtime.element_types import ElementTypes, Precision
 from mlopt.runtime.features.described import features_of

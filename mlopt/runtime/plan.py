@@ -109,7 +109,7 @@ def plan_function(
         inputs that its operations lack; all of them are listed.
     """
     nodes = [node for node in program.nodes() if node.function == function.name]
-    where = f"{program.package.path}: function {function.name!r}"
+    where = f"{program.files.root}: function {function.name!r}"
     _check_operations(nodes, function.opset, where)
     return _Planning(function, nodes, types, device, where).plan()
 

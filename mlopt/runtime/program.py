@@ -57,7 +57,7 @@ class Program:
         *,
         keep_weights: bool,
     ) -> None:
-        where = str(program.package.path)
+        where = str(program.files.root)
         description = program.model.description
         chosen = _function(program, function)
         self._types, self._device = types, device

@@ -15,7 +15,7 @@ from mlopt.coreml.emission import PackedPalette, needed_target
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.replacement import Replacements
 from mlopt.errors import ConfigError, TargetError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Node, Program
 from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of

@@ -31,7 +31,7 @@ from coremltools.proto import MIL_pb2
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.coreml.constexpr import palette_of
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges
 
 NBITS = (1, 2, 3, 4, 6, 8)

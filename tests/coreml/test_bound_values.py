@@ -28,7 +28,7 @@ from mlopt.coreml import (
     raise_target,
 )
 from mlopt.coreml.inspection import inspect_weights
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges, models
 from tests.canonical import canonical
 from tests.coreml.conftest import by_name, converted, global_config, saved

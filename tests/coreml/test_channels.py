@@ -11,7 +11,7 @@ from mlopt.coreml import palettize
 from mlopt.coreml.channels import channels_of_one_group, output_axes
 from mlopt.coreml.weights import weights_of
 from mlopt.errors import ConfigError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges
 from tests.coreml.conftest import (
     by_name,

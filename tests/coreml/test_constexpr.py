@@ -16,7 +16,7 @@ from mlopt.coreml import decompress, get_weights_metadata
 from mlopt.coreml.constexpr import evaluate
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.coreml.weights import weights_of
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import foreign, judges
 from tests.foreign import constant, constexpr, value
 

@@ -11,7 +11,7 @@ import pytest
 from mlopt.coreml import decompress, get_weights_metadata
 from mlopt.coreml.constexpr import evaluate
 from mlopt.errors import ModelFormatError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.values import tensor_type
 from tests import foreign
 from tests.foreign import constant, constexpr, value

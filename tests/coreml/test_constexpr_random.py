@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlopt.coreml.constexpr import evaluate
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import foreign
 from tests.foreign import constexpr, value
 

@@ -11,7 +11,7 @@ import pytest
 from mlopt.coreml import decompress, decompress_weights, palettize
 from mlopt.coreml.constexpr import palette_of
 from mlopt.errors import ModelFormatError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges, models
 from tests.coreml.conftest import (
     GROUP,

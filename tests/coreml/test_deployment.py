@@ -21,7 +21,7 @@ from mlopt.coreml import (
     set_deployment_target,
 )
 from mlopt.errors import DestinationError, ModelFormatError, TargetError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges, models, odd_models
 from tests.coreml.conftest import converted, global_config, nothing_beside, quietly
 from tests.edited_models import body_of, edit

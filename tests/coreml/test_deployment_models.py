@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlopt.coreml import raise_target
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import models
 from tests.canonical import canonical
 from tests.coreml.conftest import saved

@@ -15,7 +15,7 @@ from coremltools.converters.mil import Builder as mb
 from mlopt.coreml import OptimizationConfig, lint, palettize, preview
 from mlopt.coreml.elementwise import ELEMENTWISE, MOVES, ElementwiseReaders
 from mlopt.coreml.lint import RULES
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.requests.report import Report, rules_to_keep
 from mlopt.runtime.registry import registered_operations
 from tests.coreml.conftest import global_config, saved

@@ -12,7 +12,7 @@ import pytest
 
 from mlopt.coreml import decompress, get_weights_metadata
 from mlopt.coreml.inspection import inspect_weights
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import foreign, judges, models
 
 # The models that coremltools compresses leave their folders to the garbage collector.

@@ -9,7 +9,7 @@ from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, decompress, pal
 from mlopt.coreml.inspection import SORT_KEYS, inspect_weights, package_bytes
 from mlopt.coreml.weights import Weight, weights_of
 from mlopt.errors import ConfigError, ModelFormatError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 
 
 def test_statistics_are_numpys(package_of):

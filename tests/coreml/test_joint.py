@@ -20,7 +20,7 @@ from mlopt.coreml import (
     preview,
 )
 from mlopt.errors import TargetError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.text.words import human_bytes
 from tests import foreign, judges
 

@@ -27,7 +27,7 @@ from mlopt.coreml import (
 )
 from mlopt.coreml.decompress import decompress_weights
 from mlopt.mil.messages import Model
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests import judges
 from tests.coreml.conftest import by_name, converted, global_config, saved
 

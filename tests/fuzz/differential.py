@@ -23,7 +23,8 @@ from coremltools.converters.mil.frontend.milproto import load as milproto
 from mlopt.coreml.weights import node_of, weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.blob import BlobReader
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.values import is_as_written
 from tests import judges
 from tests.fuzz.oddities import odd

@@ -29,7 +29,8 @@ from mlopt.coreml import (
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.coreml.weights import name_of, weights_of
 from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError, TargetError
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter
 from mlopt.runtime import load
 from mlopt.runtime.comparison.random_samples import random_samples

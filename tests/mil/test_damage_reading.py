@@ -18,7 +18,7 @@ import pytest
 from mlopt.errors import DestinationError, ModelFormatError
 from mlopt.mil.blob import SENTINEL, BlobReader
 from mlopt.mil.messages import Model, Value
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.values import file_value, immediate_value, read_immediate, string_value, tensor_type
 from mlopt.mil.walk import file_values
 from mlopt.mil.writer import BlobWriter, PackageWriter
@@ -167,7 +167,7 @@ def test_counts_that_cannot_be(tmp_path: Path, count: int) -> None:
     with PackageWriter(open_package(path), tmp_path / "out") as writer:
         output = writer.finish()
     package = open_package(output)
-    assert package.reader("@model_path/weights/weight.bin").count == 1  # both are zeros
+    assert package.files.reader("@model_path/weights/weight.bin").count == 1  # both are zeros
 
 
 def test_booleans_in_a_file(tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_memory_of_a_damaged_model_follows_its_size(tmp_path: Path) -> None:
     (path / MODEL).write_bytes(grown.SerializeToString())
     size = (path / MODEL).stat().st_size
     assert 1_000_000 < size < 1_010_000
-    imports = "from mlopt.mil.package import open_package"
+    imports = "from mlopt.mil.opening import open_package"
     opened = peak_memory(imports, "p = open_package(sys.argv[1])", path)
     assert opened < 150 * size
     code = "for p in open_package(sys.argv[1]).programs: p.constants()"

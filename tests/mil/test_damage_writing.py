@@ -22,7 +22,7 @@ from mlopt.errors import DestinationError, ModelFormatError
 from mlopt.mil import files, staging
 from mlopt.mil.exchange import exchange
 from mlopt.mil.interrupts import interrupts_wait
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.staging import Staging
 from mlopt.mil.writer import PackageWriter, check_destination
 from tests.conftest import PackageOf

@@ -11,7 +11,7 @@ import pytest
 FIRST_US = """
     import sys
     from mlopt.mil import messages
-    import mlopt.mil.package, mlopt.mil.writer, mlopt.mil.raising.upgrade, mlopt.mil.targets
+    import mlopt.mil.opening, mlopt.mil.writer, mlopt.mil.raising.upgrade, mlopt.mil.targets
     loaded = [name for name in sys.modules if name.split(".")[0] in ("coremltools", "torch")]
     assert not loaded, loaded
     from coremltools.proto import MIL_pb2, Model_pb2

@@ -9,7 +9,7 @@ import pytest
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.messages import Model
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from tests.conftest import PackageOf
 
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.targets import Target
 from tests.canonical import canonical_output
 from tests.judges import load_program

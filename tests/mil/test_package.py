@@ -18,7 +18,8 @@ from mlopt.mil import staging
 from mlopt.mil import writer as writer_module
 from mlopt.mil.blob import BlobReader
 from mlopt.mil.messages import Model, Program, Value
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.values import file_value, immediate_value, string_value, tensor_type
 from mlopt.mil.walk import file_values
 from mlopt.mil.writer import PackageWriter, check_destination
@@ -540,7 +541,7 @@ def test_memory_follows_the_largest_weight(tmp_path: Path) -> None:
     source = tmp_path / "large.mlpackage"
     make_large(source, count=8, nbytes=32 << 20)
     imports = (
-        "from mlopt.mil.package import open_package\nfrom mlopt.mil.writer import PackageWriter"
+        "from mlopt.mil.opening import open_package\nfrom mlopt.mil.writer import PackageWriter"
     )
     code = (
         "with PackageWriter(open_package(sys.argv[1]), sys.argv[2]) as writer:\n    writer.finish()"

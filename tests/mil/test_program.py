@@ -13,7 +13,7 @@ import pytest
 from mlopt.errors import ModelFormatError
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Constant, Node
 from mlopt.mil.values import immediate_value, string_value
 from tests.conftest import PackageOf

@@ -93,7 +93,7 @@ def refusal(node: Node, what: str) -> ModelFormatError:
     """The error that names an operation, its package, and what is wrong with it."""
     package = next(
         (
-            f"{bound.package.path}: "
+            f"{bound.files.root}: "
             for bindings in node.inputs.values()
             for value in bindings
             for bound in (value.constant if isinstance(value, Variable) else value,)

@@ -57,7 +57,7 @@ def blob_count(subject: Subject) -> Iterator[Found]:
     and miss what is behind.
     """
     for inner, blobs in _blobs_by_file(subject.package):
-        claimed = subject.package.reader_at(inner).count
+        claimed = subject.package.files.reader_at(inner).count
         if claimed < len(blobs):
             yield Found(
                 f"{inner} claims {claimed} blobs, and the model refers to {len(blobs)}", Place()
@@ -265,9 +265,9 @@ def _blobs_by_file(package: Package) -> Iterator[tuple[PurePosixPath, list[Blob]
     offsets: dict[PurePosixPath, set[int]] = {}
     for value in package.file_values():
         reference = value.blobFileValue
-        offsets.setdefault(package.weight_path(reference.fileName), set()).add(reference.offset)
+        offsets.setdefault(package.files.path_of(reference.fileName), set()).add(reference.offset)
     for inner in sorted(offsets):
-        reader = package.reader_at(inner)
+        reader = package.files.reader_at(inner)
         yield inner, [reader.read(offset) for offset in sorted(offsets[inner])]
 
 

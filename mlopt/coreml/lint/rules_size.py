@@ -211,13 +211,13 @@ def unreferenced_bytes(subject: Subject) -> Iterator[Found]:
     used: dict[str, dict[int, int]] = {}
     for value in package.file_values():
         reference = value.blobFileValue
-        blob = package.blob(reference.fileName, reference.offset)
+        blob = package.files.blob(reference.fileName, reference.offset)
         aligned = -(-(_PER_BLOB + blob.nbytes) // _PER_BLOB) * _PER_BLOB
-        path = str(package.weight_path(reference.fileName))
+        path = str(package.files.path_of(reference.fileName))
         used.setdefault(path, {})[reference.offset] = aligned
     for name in package.weight_files:
-        path = str(package.weight_path(name))
-        rest = package.reader(name).size - _PER_BLOB - sum(used.pop(path, {}).values())
+        path = str(package.files.path_of(name))
+        rest = package.files.reader(name).size - _PER_BLOB - sum(used.pop(path, {}).values())
         if rest >= _SMALLEST_REMAINDER:
             yield Found(f"{human_bytes(rest)} of {path}", Place())
 
@@ -239,7 +239,7 @@ def _equal_blobs(subject: Subject) -> Iterator[list[_Copy]]:
     for program, nodes in zip(package.programs, subject.nodes, strict=True):
         for constant in program.constants(nodes):
             if constant.storage is not None and constant.nbytes >= _SMALLEST_DUPLICATE:
-                blob = package.blob(*constant.storage)
+                blob = package.files.blob(*constant.storage)
                 stored.setdefault(
                     constant.storage, _Copy(constant.name, program, constant.node, blob)
                 )
@@ -247,7 +247,7 @@ def _equal_blobs(subject: Subject) -> Iterator[list[_Copy]]:
     for storage, copy in stored.items():
         # Only within a file can values be shared.
         head = bytes(copy.blob.data[:_HEAD])
-        kind = (package.weight_path(storage[0]), copy.blob.dtype, copy.blob.nbytes, head)
+        kind = (package.files.path_of(storage[0]), copy.blob.dtype, copy.blob.nbytes, head)
         alike.setdefault(kind, []).append((storage, copy))
     for candidates in alike.values():
         if len(candidates) == 1:
@@ -257,7 +257,7 @@ def _equal_blobs(subject: Subject) -> Iterator[list[_Copy]]:
             digest = hashlib.blake2b()
             for start in range(0, copy.blob.nbytes, _CHUNK):
                 digest.update(copy.blob.data[start : start + _CHUNK].data)
-            package.reader(file_name).release(copy.blob.data_offset, copy.blob.nbytes)
+            package.files.reader(file_name).release(copy.blob.data_offset, copy.blob.nbytes)
             equal.setdefault(digest.digest(), []).append(copy)
         yield from (copies for copies in equal.values() if len(copies) > 1)
 

@@ -19,7 +19,7 @@ from mlopt.coreml.lint import (  # noqa: F401
 from mlopt.coreml.lint.findings import SEVERITIES, Finding, LintReport
 from mlopt.coreml.lint.registry import RULES, Silence, rules_matching
 from mlopt.coreml.lint.subject import Subject
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 
 
 def lint(

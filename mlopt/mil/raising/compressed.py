@@ -188,7 +188,7 @@ def _place(node: Node) -> str:
 
 def _damaged(constant: Constant, what: str) -> ModelFormatError:
     return ModelFormatError(
-        f"{constant.package.path}: {_place(constant.node)}: {what}; the file is damaged"
+        f"{constant.files.root}: {_place(constant.node)}: {what}; the file is damaged"
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 from mlopt.errors import ModelFormatError, TargetError
 from mlopt.mil.edits import Edits
 from mlopt.mil.messages import Operation
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.program import Node
 from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
@@ -263,7 +264,7 @@ def test_memory_follows_one_weight(build: Callable[..., Any], mb: Any, tmp_path:
     assert package_bytes(tmp_path / "in.mlpackage") > 6 * size
     imports = """
         from mlopt.mil.raising.upgrade import plan_opset_raise
-        from mlopt.mil.package import open_package
+        from mlopt.mil.opening import open_package
         from mlopt.mil.targets import Target
         from mlopt.mil.writer import PackageWriter
     """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlopt.errors import TargetError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.mil.program import Constant, Node, Variable
 from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target

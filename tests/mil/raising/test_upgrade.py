@@ -11,7 +11,8 @@ import pytest
 
 from mlopt.errors import TargetError
 from mlopt.mil.edits import Edits
-from mlopt.mil.package import Package, open_package
+from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.program import Program
 from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target

@@ -10,7 +10,7 @@ from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 
 from mlopt.errors import InputError
-from mlopt.mil.package import open_package
+from mlopt.mil.opening import open_package
 from mlopt.runtime import load
 from mlopt.runtime.ops import states
 from mlopt.runtime.state import StateTensor
