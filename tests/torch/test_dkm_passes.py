@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mlopt.errors import ConfigError
 from mlopt.torch import convert
 from mlopt.torch.palettization import DKMPalettizer, DKMPalettizerConfig
-from mlopt.torch.soft_kmeans import soft_kmeans
+from mlopt.torch.soft_kmeans import Clusters, SoftOptions, soft_kmeans
 
 
 def prepared(model, **options):
@@ -201,7 +201,8 @@ def test_the_implicit_gradient():
         gradients.append(weight.grad)
 
     points = weight.detach().reshape(1, -1, 1).requires_grad_()
-    soft, _ = soft_kmeans(points, start, fake.temperature, iterations=1, implicit=True)
+    clusters, options = Clusters(start, fake.temperature), SoftOptions(iterations=1, implicit=True)
+    soft, _ = soft_kmeans(points, clusters, options)
     (soft.view(16, 16) * pull).sum().backward()
     torch.testing.assert_close(gradients[1], points.grad.view(16, 16))
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)

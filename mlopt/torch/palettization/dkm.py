@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -12,7 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from mlopt.errors import ConfigError
-from mlopt.palette.layout import Layout
 from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.report import Report
@@ -31,16 +29,12 @@ from mlopt.torch.palettization.compression import store
 from mlopt.torch.palettization.config import DKMPalettizerConfig
 from mlopt.torch.palettization.decisions import ParameterDecision, decide
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
-from mlopt.torch.palettization.fake_options import FakePalettizeOptions
+from mlopt.torch.palettization.fake_options import options_for
 from mlopt.torch.palettization.fake_palettize import FakePalettize
 from mlopt.torch.palettization.recurrent import compute_weights_in_passes, keep_weights_again
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.sensitivity.sharded import is_sharded
-from mlopt.torch.soft_kmeans import Mode
-from mlopt.torch.soft_kmeans.implicit import check_implicit_size
 from mlopt.torch.tensors import as_array
-
-_MOST_ENTRIES = 256
 
 
 class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
@@ -116,7 +110,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         decisions, unmatched = decide(model, self._config)
         # all of them before the first change
         fakes = {
-            decision.subject.name: FakePalettize(_options(decision))
+            decision.subject.name: _fake(decision)
             for decision in decisions
             if isinstance(decision.result, PaletteSpec)
         }
@@ -310,48 +304,10 @@ def _each_once(decision: ParameterDecision) -> list[Owner]:
     return list(reversed(found.values()))
 
 
-def _options(decision: ParameterDecision) -> FakePalettizeOptions:
-    """How a weight is to be palettized, as its decision says."""
-    config, spec = decision.config, decision.result
+def _fake(decision: ParameterDecision) -> FakePalettize:
+    """What palettizes a weight while it is trained, as its decision says."""
+    config, spec, parameter = decision.config, decision.result, decision.subject
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
-    assert spec.nbits is not None
-    if config.add_extra_centroid and 1 << spec.nbits == _MOST_ENTRIES:
-        raise ConfigError(
-            f"add_extra_centroid needs a table of more than {_MOST_ENTRIES} entries with n_bits="
-            f"{spec.nbits} for {decision.subject.name}; use fewer bits, or leave it False"
-        )
-    shape = tuple(decision.subject.tensor.shape)
-    layout = Layout.of(spec, shape)
-    entries = (1 << spec.nbits) + config.add_extra_centroid
-    soft_groups = max(1, int(config.percentage_palett_enable * layout.groups))
-    if config.implicit_gradient and config.palett_mode != "hard":
-        try:
-            check_implicit_size((soft_groups, entries, spec.cluster_dim))
-        except ConfigError as error:
-            raise ConfigError(f"{decision.subject.name}: {error}") from error
-    return FakePalettizeOptions(
-        name=decision.subject.name,
-        grouping=layout,
-        entries=entries,
-        scale_axis=spec.scale_axis,
-        scale_scheme=config.per_channel_scaling_factor_scheme,
-        lut_dtype=config.lut_dtype if config.lut_dtype_name == spec.lut_dtype else "f32",
-        mode=cast(Mode, config.palett_mode),
-        iterations=config.kmeans_max_iter,
-        epsilon=config.palett_epsilon,
-        temperature=config.palett_tau / 1e-4,
-        implicit=config.implicit_gradient,
-        outlier_weight=config.palett_lambda,
-        lost_size=config.zero_threshold,
-        enforce_zero=config.enforce_zero,
-        prune_threshold=config.prune_threshold,
-        duplicates_tolerance=config.palett_cluster_tol,
-        soft_groups=soft_groups,
-        coded=config.palett_unique
-        or (config.palett_max_mem < 1 and math.prod(shape) > config.palett_min_tsize),
-        memory_share=config.palett_max_mem,
-        in_shares=config.palett_shard or config.palett_dist,
-        by_groups=config.palett_batch_mode,
-        initial_in_shares_from=config.kmeans_batch_threshold,
-    )
+    shape = tuple(parameter.tensor.shape)
+    return FakePalettize(options_for(parameter.name, shape, config, spec))

@@ -15,6 +15,7 @@ from mlopt.palette.scalar.kmeans1d import kmeans1d
 from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.palette.vector.clustering import cluster_vectors
+from mlopt.torch.soft_kmeans.point_cloud import computation_dtype
 from mlopt.torch.tensors import as_array
 
 
@@ -38,17 +39,16 @@ def initial_centroids(points: Tensor, entries: int, importance: Tensor | None = 
     arrays = as_array(points)
     weights = None if importance is None else as_array(importance.double())
     if entries in _SIZES:
-        found = _tables(arrays, _SIZES[entries], weights)
+        tables = _tables(arrays, _SIZES[entries], weights)
     else:
         per_group = weights if weights is not None else [None] * len(arrays)
-        found = np.stack(
+        tables = np.stack(
             [
                 _padded(_clustered(group, entries, masses), entries)
                 for group, masses in zip(arrays, per_group, strict=True)
             ]
         )
-    dtype = torch.float64 if points.dtype is torch.float64 else torch.float32
-    return torch.from_numpy(found).to(points.device, dtype)
+    return torch.from_numpy(tables).to(points.device, computation_dtype(points.dtype))
 
 
 _SIZES = {1 << nbits: nbits for nbits in NBITS}

@@ -46,7 +46,7 @@ def stored_palette(
     """
     lut_dtype = _INTEGERS.get(options.lut_dtype)
     tables = as_array(table).astype(np.float64)
-    palettized = assign(as_array(kept), tables, options.grouping, lut_dtype=lut_dtype)
+    palettized = assign(as_array(kept), tables, options.layout, lut_dtype=lut_dtype)
     if scale is not None:
         palettized = attrs.evolve(palettized, scale=as_array(scale.to(kept.dtype)))
     return palettized

@@ -1,6 +1,7 @@
 """Differentiable k-means: points drawn softly towards centroids, with gradients for the points."""
 
+from mlopt.torch.soft_kmeans.clusters import Clusters
 from mlopt.torch.soft_kmeans.function import soft_kmeans
-from mlopt.torch.soft_kmeans.passes import Mode
+from mlopt.torch.soft_kmeans.options import Mode, SoftOptions
 
-__all__ = ["Mode", "soft_kmeans"]
+__all__ = ["Clusters", "Mode", "SoftOptions", "soft_kmeans"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlopt.torch.soft_kmeans.noise import add_gumbel_noise
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _FLOATS = 1 << 20
 """Attention of a piece, in numbers, that caches hold."""
@@ -26,8 +26,8 @@ class DensePasses:
     that are not ours (TensorFloat-32, bfloat16 products) and would round small distances away.
     """
 
-    def __init__(self, problem: Problem, seeds: tuple[int, ...] = ()) -> None:
-        self.problem = problem
+    def __init__(self, cloud: PointCloud, seeds: tuple[int, ...] = ()) -> None:
+        self.cloud = cloud
         self.seeds = seeds
 
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
@@ -64,7 +64,7 @@ class DensePasses:
         sums = centroids.new_zeros(groups, k_count, 2 * d)
         gradient = self._like_points()
         for (of, span), points, _, attention in self._attended(centroids, step):
-            twice = 2 * self.problem.rates[of, None, None]
+            twice = 2 * self.cloud.rates[of, None, None]
             pulls = torch.ones_like(points) if pull is None else pull[of, span].to(points.dtype)
             factor = 1 if mass is None else mass[of, span, None]
             score = torch.zeros_like(attention)
@@ -86,7 +86,7 @@ class DensePasses:
         sums = torch.zeros_like(centroids)
         d = centroids.shape[2]
         for (of, span), points, mass, attention in self._attended(centroids, step):
-            twice = 2 * self.problem.rates[of, None, None]
+            twice = 2 * self.cloud.rates[of, None, None]
             factor = 1 if mass is None else mass[..., None]
             score = torch.zeros_like(attention)
             for j in range(d):
@@ -95,7 +95,7 @@ class DensePasses:
             for j in range(d):
                 update = (attention * share[of, None, :, j]).sum(2)
                 update += (score * centroids[of, None, :, j]).sum(2)
-                if mass is not None and not self.problem.stands_for_many:
+                if mass is not None and not self.cloud.stands_for_many:
                     update *= mass
                 gradient[of, span, j] += update
             score *= factor
@@ -127,11 +127,11 @@ class DensePasses:
         blocks = -across.view(groups, k_count, d, k_count, d)
         # the blocks of a centroid with itself, as a view with the centroids last
         blocks.diagonal(dim1=1, dim2=3).add_(within.permute(0, 2, 3, 1))
-        return blocks * (2 * self.problem.rates.double()[:, None, None, None, None])
+        return blocks * (2 * self.cloud.rates.double()[:, None, None, None, None])
 
     def _like_points(self) -> Tensor:
-        problem = self.problem
-        return torch.zeros(problem.points.shape, dtype=problem.dtype, device=problem.points.device)
+        cloud = self.cloud
+        return torch.zeros(cloud.points.shape, dtype=cloud.dtype, device=cloud.points.device)
 
     def _attended(
         self, centroids: Tensor, step: int
@@ -140,12 +140,12 @@ class DensePasses:
         noise = None
         if self.seeds:
             noise = torch.Generator(centroids.device).manual_seed(self.seeds[step])
-        for of, span in self.problem.pieces(points_at_a_time(centroids)):
-            points, mass = self.problem.piece(of, span)
+        for of, span in self.cloud.pieces(points_at_a_time(centroids)):
+            points, mass = self.cloud.piece(of, span)
             distance = squared_distances(points, centroids[of])
             # Subtracted before the rate multiplies: a difference of infinities would be NaN.
             distance -= distance.amin(2, keepdim=True)
-            exponent = distance.mul_(-self.problem.rates[of, None, None])
+            exponent = distance.mul_(-self.cloud.rates[of, None, None])
             if noise is not None:
                 add_gumbel_noise(exponent, noise)
             yield (of, span), points, mass, exponent.softmax(2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,26 +17,12 @@ from mlopt.torch.soft_kmeans.codes import (
     values_of,
 )
 from mlopt.torch.soft_kmeans.implicit import pull_fixed_point
-from mlopt.torch.soft_kmeans.iterations import Fixed, Reduce, Trajectory, iterate, pull_back
-from mlopt.torch.soft_kmeans.passes import Mode, passes_for
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.iterations import Fixed, Trajectory, iterate, pull_back
+from mlopt.torch.soft_kmeans.options import Call, SoftOptions
+from mlopt.torch.soft_kmeans.passes import passes_for
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _LEAST_TEMPERATURE = {torch.float32: (2.0**-36, 2.0**-100), torch.float64: (2.0**-80, 2.0**-900)}
-
-
-@attrs.frozen
-class Options:
-    """The arguments of ``soft_kmeans`` that are not tensors, and the ``seeds`` of its noise."""
-
-    iterations: int
-    epsilon: float
-    mode: Mode
-    implicit: bool
-    lost_size: float
-    coded: bool
-    chunk: int | None
-    reduce: Reduce
-    seeds: tuple[int, ...]
 
 
 class SoftKMeans(torch.autograd.Function):
@@ -55,31 +40,25 @@ class SoftKMeans(torch.autograd.Function):
         temperature: Tensor,
         importance: Tensor | None,
         pinned: Tensor | None,
-        options: Options,
+        call: Call,
     ) -> tuple[Tensor, Tensor]:
         """Return ``soft`` and the centroids after the last iteration."""
         with torch.autocast(points.device.type, enabled=False):
-            held = rounded(points) if options.coded and points.dtype == torch.float32 else points
-            is_coded = held.dtype in (torch.float16, torch.bfloat16) and options.mode != "gsm"
+            held = rounded(points) if _is_rounded(points, call.options) else points
+            is_coded = held.dtype in (torch.float16, torch.bfloat16) and call.options.mode != "gsm"
             values = values_of(held, importance) if is_coded else None
             rates = _rates(temperature, centroids)
-            problem = _problem(held, values, importance, rates, options)
-            passes = passes_for(problem, options.mode, options.seeds)
-            trajectory = iterate(
-                passes,
-                centroids,
-                iterations=options.iterations,
-                epsilon=options.epsilon,
-                pinned=pinned,
-                lost_size=options.lost_size,
-                reduce=options.reduce,
-            )
+            chunk = call.options.chunk(centroids.shape[1])
+            cloud = _cloud_of(held, values, importance, rates, chunk)
+            passes = passes_for(cloud, call.options.mode, call.seeds)
+            trajectory = iterate(passes, centroids, pinned, call)
             last = trajectory.last
             start, moved = trajectory.centroids[last], trajectory.centroids[last + 1]
             soft = passes.soft(start, moved, step=last)
             if values is not None:
                 soft = of_points(held, values, soft[..., 0], points.dtype)
-            ctx.options = options
+            ctx.call = call
+            ctx.chunk = chunk
             ctx.dtype = points.dtype
             ctx.save_for_backward(
                 held,
@@ -103,17 +82,17 @@ class SoftKMeans(torch.autograd.Function):
             return (None,) * 6
         held, importance, rates, centroids, sizes, pinned, *of_values = ctx.saved_tensors
         values = Values(*of_values) if of_values else None
-        options: Options = ctx.options
+        call: Call = ctx.call
         with torch.autocast(pull.device.type, enabled=False):
             pull = pull.detach()
-            problem = _problem(held, values, importance, rates, options)
-            passes = passes_for(problem, options.mode, options.seeds)
-            trajectory = Trajectory(centroids, sizes, pinned, options.lost_size)
+            cloud = _cloud_of(held, values, importance, rates, ctx.chunk)
+            passes = passes_for(cloud, call.options.mode, call.seeds)
+            trajectory = Trajectory(centroids, sizes, pinned, call.options.lost_size)
             fixed: Fixed | None = None
-            if options.implicit and options.mode != "hard":
+            if call.options.implicit and call.options.mode != "hard":
 
                 def fixed(to_moved: Tensor, to_start: Tensor) -> Tensor:
-                    return pull_fixed_point(problem, trajectory, to_moved, to_start, options.reduce)
+                    return pull_fixed_point(cloud, trajectory, to_moved, to_start, call.reduce)
 
             if values is None:
                 gradient, _ = pull_back(
@@ -123,7 +102,7 @@ class SoftKMeans(torch.autograd.Function):
                     mass=None,
                     apart=False,
                     fixed=fixed,
-                    reduce=options.reduce,
+                    reduce=call.reduce,
                 )
                 return gradient.to(ctx.dtype), None, None, None, None, None
             by_value = sums_by_code(held, pull[..., 0])[:, values.codes]
@@ -134,7 +113,7 @@ class SoftKMeans(torch.autograd.Function):
                 mass=by_value,
                 apart=True,
                 fixed=fixed,
-                reduce=options.reduce,
+                reduce=call.reduce,
             )
             gradient = line_of_points(
                 held,
@@ -148,18 +127,23 @@ class SoftKMeans(torch.autograd.Function):
             return gradient, None, None, None, None, None
 
 
-def _problem(
+def _is_rounded(points: Tensor, options: SoftOptions) -> bool:
+    return options.coded and points.shape[2] == 1 and points.dtype == torch.float32
+
+
+def _cloud_of(
     held: Tensor,
     values: Values | None,
     importance: Tensor | None,
     rates: Tensor,
-    options: Options,
-) -> Problem:
+    chunk: int | None,
+) -> PointCloud:
+    """The points themselves, or the values that they have."""
     if values is None:
         # detached, since threads of our own would record a graph again
-        return Problem(held.detach(), importance, rates, chunk=options.chunk)
+        return PointCloud(held.detach(), importance, rates, chunk=chunk)
     points = values.values[None, :, None].expand(len(held), -1, 1)
-    return Problem(points, values.mass, rates, stands_for_many=True, chunk=options.chunk)
+    return PointCloud(points, values.mass, rates, stands_for_many=True, chunk=chunk)
 
 
 def _rates(temperature: Tensor, centroids: Tensor) -> Tensor:

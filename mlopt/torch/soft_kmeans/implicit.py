@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mlopt.errors import ConfigError
 from mlopt.torch.soft_kmeans.dense import DensePasses
-from mlopt.torch.soft_kmeans.iterations import Reduce, Trajectory
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.iterations import Trajectory
+from mlopt.torch.soft_kmeans.options import Reduce
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _MOST = 1 << 26
 """Elements of the matrices of all groups together: 512 MiB."""
@@ -32,7 +33,7 @@ def check_implicit_size(shape: tuple[int, int, int]) -> None:
 
 
 def pull_fixed_point(
-    problem: Problem, trajectory: Trajectory, to_moved: Tensor, to_start: Tensor, reduce: Reduce
+    cloud: PointCloud, trajectory: Trajectory, to_moved: Tensor, to_start: Tensor, reduce: Reduce
 ) -> Tensor:
     """What goes back through the last iteration, as if it had ended where it began.
 
@@ -49,7 +50,7 @@ def pull_fixed_point(
     step = trajectory.last
     start, moved = trajectory.centroids[step], trajectory.centroids[step + 1]
     groups, k_count, d = start.shape
-    jacobian = reduce(DensePasses(problem).jacobian(start, moved, step=step))
+    jacobian = reduce(DensePasses(cloud).jacobian(start, moved, step=step))
     kept = trajectory.kept(step) | trajectory.lost(step)
     size = torch.where(kept, 1.0, trajectory.sizes[step]).double()[..., None, None, None]
     jacobian = torch.where(kept[..., None, None, None], 0.0, jacobian / size)

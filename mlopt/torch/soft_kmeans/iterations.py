@@ -23,10 +23,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from mlopt.torch.soft_kmeans.options import Call, Reduce
 from mlopt.torch.soft_kmeans.passes import Passes
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over ranks that hold parts of the points; called in the same order on each."""
 
 Fixed = Callable[[Tensor, Tensor], Tensor]
 """Turns the gradients with respect to ``c'`` and ``c`` into that with respect to a fixed point."""
@@ -84,24 +82,20 @@ def _lost(sizes: Tensor, pinned: Tensor | None, lost_size: float) -> Tensor:
     return lost if pinned is None else lost & ~pinned
 
 
-def iterate(
-    passes: Passes,
-    start: Tensor,
-    *,
-    iterations: int,
-    epsilon: float,
-    pinned: Tensor | None,
-    lost_size: float,
-    reduce: Reduce,
-) -> Trajectory:
-    """Move centroids; parameters as for ``soft_kmeans``.
+def _has_settled(moves: Tensor, epsilon: float) -> bool:
+    return bool((moves.square().sum(2) <= epsilon**2).all())
 
-    ``start``: [G, K, d] in the dtype of the computation.
+
+def iterate(passes: Passes, start: Tensor, pinned: Tensor | None, call: Call) -> Trajectory:
+    """Move centroids.
+
+    ``start``: [G, K, d] in the dtype of the computation; ``pinned``: as in ``Clusters``.
     """
+    lost_size = call.options.lost_size
     centroids, sizes = [start], []
-    for step in range(iterations):
+    for step in range(call.options.iterations):
         here = centroids[-1]
-        sums = reduce(passes.sums(here, step=step))
+        sums = call.reduce(passes.sums(here, step=step))
         size = sums[..., 0]
         kept = _kept(size, pinned)[..., None]
         # moments are about the centroid: those about zero would lose digits to its distance
@@ -109,10 +103,10 @@ def iterate(
         there = here + move
         lost = _lost(size, pinned, lost_size)
         if lost_size > 0.0 and lost.any():
-            there = torch.where(lost[..., None], passes.problem.mean(reduce)[:, None], there)
+            there = torch.where(lost[..., None], passes.cloud.mean(call.reduce)[:, None], there)
         centroids.append(there)
         sizes.append(size)
-        if epsilon > 0.0 and bool(((there - here).square().sum(2) <= epsilon**2).all()):
+        if call.epsilon > 0.0 and _has_settled(there - here, call.epsilon):
             break
     return Trajectory(torch.stack(centroids), torch.stack(sizes), pinned, lost_size)
 
@@ -157,7 +151,7 @@ def pull_back(
         start, moved = trajectory.centroids[step], trajectory.centroids[step + 1]
         if trajectory.lost_size > 0.0 and lost.any():
             to_mean = torch.where(lost, to_moved, 0.0).sum(1)
-            passes.problem.pull_mean(to_mean, through_centroids, reduce)
+            passes.cloud.pull_mean(to_mean, through_centroids, reduce)
         return passes.pull_update(share, through_centroids, start, moved, step=step)
 
     if fixed is not None:

@@ -4,15 +4,31 @@ A block of points is laid out with the points along the rows of small arrays (``
 ``[K, BLOCK]`` for attention), so that every inner loop runs along memory and is compiled to vector
 instructions. Within a block everything is float32; sums over blocks are float64.
 
-In each kernel the points of ``G`` groups are float32[G, n, d], and ``rates`` is float32[G], the
-reciprocal of the temperature. An optional array is passed with no elements for None. The blocks of
-a group are taken in order: the result depends on how points are split over calls, not on threads.
+Kernels take points as :class:`Attended`. An optional array is passed with no elements for None. The
+blocks of a group are taken in order: the result depends on how points are split over calls, not on
+threads.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
+
+
+class Attended(NamedTuple):
+    """Points and what they attend to, all C-contiguous.
+
+    points: float32[G, n, d]; centroids: float32[G, K, d]; rates: float32[G], the reciprocal of the
+    temperature.
+    """
+
+    points: npt.NDArray[np.float32]
+    centroids: npt.NDArray[np.float32]
+    rates: npt.NDArray[np.float32]
+
 
 BLOCK = 256
 
@@ -99,8 +115,10 @@ def _find_active(block, centroids, rate, extents, active):  # type: ignore[no-un
     block.
     """
     k_count, d = centroids.shape
+    # 1. the bounding box of the block
     for j in range(d):
         extents[j, 0], extents[j, 1] = _extent(block[j])
+    # 2. the centroid that is nearest to its centre
     nearest = 0
     nearest_distance = np.inf
     for k in range(k_count):
@@ -111,6 +129,7 @@ def _find_active(block, centroids, rate, extents, active):  # type: ignore[no-un
         if distance < nearest_distance:
             nearest_distance = distance
             nearest = k
+    # 3. those that are not negligible beside it at every corner
     count = 0
     for k in range(k_count):
         bound = 0.0
@@ -134,7 +153,9 @@ def _attend(block, centroids, rate, scratch):  # type: ignore[no-untyped-def]
     float32[BLOCK].
     """
     extents, active, attention, least, total = scratch
+    # 1. which centroids take part
     count = _find_active(block, centroids, rate, extents, active)
+    # 2. squared distances, and the least of each point
     least[:] = np.float32(np.inf)
     total[:] = np.float32(0.0)
     for a in range(count):
@@ -151,11 +172,13 @@ def _attend(block, centroids, rate, scratch):  # type: ignore[no-untyped-def]
                 row[i] += away * away
         for i in range(BLOCK):
             least[i] = row[i] if row[i] < least[i] else least[i]
+    # 3. exponentials, and their total for each point
     for a in range(count):
         row = attention[a]
         _exponentials(row, least, rate)
         for i in range(BLOCK):
             total[i] += row[i]
+    # 4. the softmax
     for i in range(BLOCK):
         total[i] = np.float32(1.0) / total[i]
     for a in range(count):
@@ -177,8 +200,9 @@ def _make_scratch(k_count, d):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDERED)
-def add_sums(points, centroids, rates, mass, sums):  # type: ignore[no-untyped-def]
+def add_sums(attended, mass, sums):  # type: ignore[no-untyped-def]
     """Add ``sum_n h a_nk`` and ``sum_n h a_nk (v_n - c_k)`` to float64[G, K, 1 + d]."""
+    points, centroids, rates = attended
     groups, n, d = points.shape
     k_count = centroids.shape[1]
     block = np.empty((d, BLOCK), np.float32)
@@ -189,7 +213,8 @@ def add_sums(points, centroids, rates, mass, sums):  # type: ignore[no-untyped-d
         for first in range(0, n, BLOCK):
             count = _load(points[g], first, block)
             _load_mass(mass[g] if mass.size else mass[0], first, count, weight)
-            for a in range(_attend(block, centroids[g], rates[g], scratch)):
+            count_active = _attend(block, centroids[g], rates[g], scratch)
+            for a in range(count_active):
                 k = active[a]
                 row = attention[a]
                 size = np.float32(0.0)
@@ -206,8 +231,9 @@ def add_sums(points, centroids, rates, mass, sums):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDERED)
-def fill_soft(points, centroids, rates, moved, soft):  # type: ignore[no-untyped-def]
+def fill_soft(attended, moved, soft):  # type: ignore[no-untyped-def]
     """Write ``sum_k a_nk c'_k`` to float32[G, n, d]; ``moved`` is ``c'``, float32[G, K, d]."""
+    points, centroids, rates = attended
     groups, n, d = points.shape
     k_count = centroids.shape[1]
     block = np.empty((d, BLOCK), np.float32)
@@ -218,7 +244,8 @@ def fill_soft(points, centroids, rates, moved, soft):  # type: ignore[no-untyped
         for first in range(0, n, BLOCK):
             count = _load(points[g], first, block)
             out[:] = np.float32(0.0)
-            for a in range(_attend(block, centroids[g], rates[g], scratch)):
+            count_active = _attend(block, centroids[g], rates[g], scratch)
+            for a in range(count_active):
                 row = attention[a]
                 for j in range(d):
                     value = moved[g, active[a], j]
@@ -230,7 +257,7 @@ def fill_soft(points, centroids, rates, moved, soft):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDERED)
-def pull_soft(points, centroids, rates, moved, pull, mass, sums, gradient):  # type: ignore[no-untyped-def]
+def pull_soft(attended, moved, pull, mass, sums, gradient):  # type: ignore[no-untyped-def]
     """Take the gradient of :func:`fill_soft` back to ``c'``, to ``c`` and to the points.
 
     Parameters
@@ -244,6 +271,7 @@ def pull_soft(points, centroids, rates, moved, pull, mass, sums, gradient):  # t
     gradient
         float32[G, n, d], written, with respect to the points.
     """
+    points, centroids, rates = attended
     groups, n, d = points.shape
     k_count = centroids.shape[1]
     block = np.empty((d, BLOCK), np.float32)
@@ -263,8 +291,10 @@ def pull_soft(points, centroids, rates, moved, pull, mass, sums, gradient):  # t
             _load_mass(mass[g] if mass.size else mass[0], first, count, weight)
             out[:] = np.float32(0.0)
             mean[:] = np.float32(0.0)
-            found = _attend(block, centroids[g], rates[g], scratch)
-            for a in range(found):
+            # 1. attention
+            count_active = _attend(block, centroids[g], rates[g], scratch)
+            # 2. x_nk = g_n . c'_k, and its mean over the attention
+            for a in range(count_active):
                 row = attention[a]
                 score = scores[a]
                 score[:] = np.float32(0.0)
@@ -274,7 +304,8 @@ def pull_soft(points, centroids, rates, moved, pull, mass, sums, gradient):  # t
                         score[i] += pulls[j, i] * value
                 for i in range(BLOCK):
                     mean[i] += row[i] * score[i]
-            for a in range(found):
+            # 3. r_nk = a_nk (x_nk - mean), and what it and g_n give to the point, to c and to c'
+            for a in range(count_active):
                 k = active[a]
                 row = attention[a]
                 score = scores[a]
@@ -290,13 +321,14 @@ def pull_soft(points, centroids, rates, moved, pull, mass, sums, gradient):  # t
                         to_start += weight[i] * score[i] * (block[j, i] - centre)
                     sums[g, k, j] += to_moved
                     sums[g, k, d + j] += np.float64(twice) * to_start
+            # 4. without the padding
             for j in range(d):
                 for i in range(count):
                     gradient[g, first + i, j] = twice * out[j, i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_REORDERED)
-def pull_update(points, centroids, rates, moved, share, mass, is_each, sums, gradient):  # type: ignore[no-untyped-def]
+def pull_update(attended, moved, share, mass, is_each, sums, gradient):  # type: ignore[no-untyped-def]
     """Take the gradient of an update of the centroids back to ``c`` and to the points.
 
     Parameters
@@ -312,6 +344,7 @@ def pull_update(points, centroids, rates, moved, share, mass, is_each, sums, gra
     gradient
         float32[G, n, d], added to.
     """
+    points, centroids, rates = attended
     groups, n, d = points.shape
     k_count = centroids.shape[1]
     block = np.empty((d, BLOCK), np.float32)
@@ -328,8 +361,10 @@ def pull_update(points, centroids, rates, moved, share, mass, is_each, sums, gra
             _load_mass(mass[g] if mass.size else mass[0], first, count, weight)
             out[:] = np.float32(0.0)
             mean[:] = np.float32(0.0)
-            found = _attend(block, centroids[g], rates[g], scratch)
-            for a in range(found):
+            # 1. attention
+            count_active = _attend(block, centroids[g], rates[g], scratch)
+            # 2. x_nk = gam_k . (v_n - c'_k) / S_k, and its mean over the attention
+            for a in range(count_active):
                 k = active[a]
                 row = attention[a]
                 score = scores[a]
@@ -341,7 +376,8 @@ def pull_update(points, centroids, rates, moved, share, mass, is_each, sums, gra
                         score[i] += value * (block[j, i] - centre)
                 for i in range(BLOCK):
                     mean[i] += row[i] * score[i]
-            for a in range(found):
+            # 3. r_nk = a_nk (x_nk - mean), and what it gives to the point and to c
+            for a in range(count_active):
                 k = active[a]
                 row = attention[a]
                 score = scores[a]
@@ -355,6 +391,7 @@ def pull_update(points, centroids, rates, moved, share, mass, is_each, sums, gra
                         out[j, i] += row[i] * value + score[i] * centre
                         to_start += weight[i] * score[i] * (block[j, i] - centre)
                     sums[g, k, j] += to_start
+            # 4. without the padding, and with the mass unless a point stands for many
             for j in range(d):
                 for i in range(count):
                     factor = np.float32(1.0) if is_each else weight[i]
@@ -373,11 +410,13 @@ def fill_bucket_orders(points, orders):  # type: ignore[no-untyped-def]
     first = np.empty(buckets + 1, np.int64)
     bucket_of = np.empty(n, np.uint16)
     for g in range(groups):
+        # 1. the range of the points
         low = points[g, 0, 0]
         high = points[g, 0, 0]
         for i in range(n):
             low = min(low, points[g, i, 0])
             high = max(high, points[g, i, 0])
+        # 2. the bucket of each point, and how many the bucket before has
         width = np.float64(high) - low
         scale = (buckets - 1) / width if width > 0.0 else 0.0
         first[:] = 0
@@ -386,8 +425,10 @@ def fill_bucket_orders(points, orders):  # type: ignore[no-untyped-def]
             # what is not finite has a bucket too
             bucket_of[i] = np.uint16(place) if 0.0 <= place < buckets else 0
             first[bucket_of[i] + 1] += 1
+        # 3. where each bucket starts
         for b in range(buckets):
             first[b + 1] += first[b]
+        # 4. points into their buckets, in their order
         for i in range(n):
             orders[g, first[bucket_of[i]]] = i
             first[bucket_of[i]] += 1

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mlopt.torch.soft_kmeans.dense import DensePasses
 from mlopt.torch.soft_kmeans.nearest import NearestPasses
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.options import Mode
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 from mlopt.torch.soft_kmeans.threaded import ThreadedPasses
-
-Mode = Literal["dkm", "hard", "gsm"]
-"""How points attend to centroids: by softmax, to the nearest alone, by softmax with noise."""
 
 
 class Passes(Protocol):
@@ -24,7 +22,7 @@ class Passes(Protocol):
     ``step`` numbers the iteration, whose noise is the same in every pass.
     """
 
-    problem: Problem
+    cloud: PointCloud
 
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
         """``sum_n h a_nk`` and ``sum_n h a_nk (v_n - c_k)``: [G, K, 1 + d]."""
@@ -74,11 +72,11 @@ class Passes(Protocol):
         """
 
 
-def passes_for(problem: Problem, mode: Mode, seeds: tuple[int, ...]) -> Passes:
+def passes_for(cloud: PointCloud, mode: Mode, seeds: tuple[int, ...]) -> Passes:
     """Choose who goes through the points; ``seeds`` of noise, one an iteration, for ``"gsm"``."""
     if mode == "hard":
-        return NearestPasses(problem)
-    is_on_cpu = problem.points.device.type == "cpu"
-    if mode == "dkm" and is_on_cpu and problem.dtype == torch.float32:
-        return ThreadedPasses(problem)
-    return DensePasses(problem, seeds)
+        return NearestPasses(cloud)
+    is_on_cpu = cloud.points.device.type == "cpu"
+    if mode == "dkm" and is_on_cpu and cloud.dtype == torch.float32:
+        return ThreadedPasses(cloud)
+    return DensePasses(cloud, seeds)

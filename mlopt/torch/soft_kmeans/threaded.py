@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mlopt.torch.soft_kmeans import kernels
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _POINTS = 1 << 16
 """Coordinates of a piece: what a thread takes at a time."""
@@ -33,8 +33,8 @@ class ThreadedPasses:
     The result does not depend on the number of threads: pieces are added up in their order.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, cloud: PointCloud) -> None:
+        self.cloud = cloud
         self._ordered: dict[int, _Piece] = {}
 
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
@@ -44,18 +44,18 @@ class ThreadedPasses:
 
         def add(piece: _Piece) -> Array:
             sums = np.zeros_like(total[piece.groups])
-            kernels.add_sums(*piece.attended(centroids), piece.mass(self.problem.mass), sums)
+            kernels.add_sums(piece.attended(centroids), piece.mass(self.cloud.mass), sums)
             return sums
 
         return self._added(total, centroids, add)
 
     def soft(self, centroids: Tensor, moved: Tensor, *, step: int) -> Tensor:
         """See ``Passes``."""
-        soft = torch.empty(self.problem.points.shape, dtype=torch.float32)
+        soft = torch.empty(self.cloud.points.shape, dtype=torch.float32)
 
         def fill(piece: _Piece) -> None:
             out = np.empty_like(piece.points)
-            kernels.fill_soft(*piece.attended(centroids), piece.of(moved), out)
+            kernels.fill_soft(piece.attended(centroids), piece.of(moved), out)
             piece.put(soft, out)
 
         self._each(centroids, fill)
@@ -73,14 +73,14 @@ class ThreadedPasses:
         """See ``Passes``."""
         groups, k_count, d = centroids.shape
         total = np.zeros((groups, k_count, 2 * d))
-        gradient = torch.empty(self.problem.points.shape, dtype=torch.float32)
+        gradient = torch.empty(self.cloud.points.shape, dtype=torch.float32)
 
         def take(piece: _Piece) -> Array:
             out = np.empty_like(piece.points)
             sums = np.zeros_like(total[piece.groups])
             pulls = np.empty((1, 0, d), np.float32) if pull is None else piece.take(pull)
             kernels.pull_soft(
-                *piece.attended(centroids),
+                piece.attended(centroids),
                 piece.of(moved),
                 pulls,
                 piece.mass(mass),
@@ -102,11 +102,11 @@ class ThreadedPasses:
             out = piece.take(gradient)
             sums = np.zeros_like(total[piece.groups])
             kernels.pull_update(
-                *piece.attended(centroids),
+                piece.attended(centroids),
                 piece.of(moved),
                 piece.of(share),
-                piece.mass(self.problem.mass),
-                self.problem.stands_for_many,
+                piece.mass(self.cloud.mass),
+                self.cloud.stands_for_many,
                 sums,
                 out,
             )
@@ -122,12 +122,12 @@ class ThreadedPasses:
 
     def _each(self, centroids: Tensor, work: Callable[[_Piece], Any]) -> list[Any]:
         k_count, d = centroids.shape[1:]
-        places = list(self.problem.pieces(max(1, _POINTS // d)))
+        places = list(self.cloud.pieces(max(1, _POINTS // d)))
 
         def work_at(number: int) -> Any:
             piece = self._ordered.get(number)
             if piece is None:
-                piece = _Piece(self.problem, *places[number])
+                piece = _Piece(self.cloud, *places[number])
                 if k_count >= _MANY_CENTROIDS and piece.can_be_ordered():
                     piece.put_in_order()
                     self._ordered[number] = piece
@@ -147,19 +147,19 @@ class _Piece:
     Such pieces are kept from pass to pass, 6 bytes a point.
     """
 
-    def __init__(self, problem: Problem, groups: slice, span: slice) -> None:
+    def __init__(self, cloud: PointCloud, groups: slice, span: slice) -> None:
         self.groups = groups
-        self._problem = problem
+        self._cloud = cloud
         self._span = span
         self._orders: Array | None = None
-        self.points = self.take(problem.points)
+        self.points = self.take(cloud.points)
 
     def can_be_ordered(self) -> bool:
         """Whether that is possible, of use, and not too much memory."""
-        problem, (_, n, d) = self._problem, self.points.shape
-        ascends = problem.stands_for_many
+        cloud, (_, n, d) = self._cloud, self.points.shape
+        ascends = cloud.stands_for_many
         return (
-            d == 1 and _ORDERED_FROM <= n <= _MOST_ORDERED and not ascends and problem.chunk is None
+            d == 1 and _ORDERED_FROM <= n <= _MOST_ORDERED and not ascends and cloud.chunk is None
         )
 
     def put_in_order(self) -> None:
@@ -167,7 +167,7 @@ class _Piece:
         orders = np.empty(self.points.shape[:2], np.uint16)
         kernels.fill_bucket_orders(self.points, orders)
         self._orders = orders
-        self.points = self.take(self._problem.points)
+        self.points = self.take(self._cloud.points)
 
     def take(self, tensor: Tensor) -> Array:
         """Copy, or view, this piece of [G, N, d]."""
@@ -196,9 +196,10 @@ class _Piece:
         """What a [G, K, d] has for the groups of the piece."""
         return _array(table[self.groups])
 
-    def attended(self, centroids: Tensor) -> tuple[Array, Array, Array]:
-        """The arguments of a kernel that say how points attend: themselves, centroids, rates."""
-        return self.points, self.of(centroids), _array(self._problem.rates[self.groups])
+    def attended(self, centroids: Tensor) -> kernels.Attended:
+        """The points of the piece and the centroids that they attend to."""
+        rates = _array(self._cloud.rates[self.groups])
+        return kernels.Attended(self.points, self.of(centroids), rates)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mlopt.errors import ConfigError
-from mlopt.torch.palettization import DKMPalettizer, fake_palettize
+from mlopt.torch.palettization import DKMPalettizer, table_state
 from mlopt.torch.palettization.initial import initial_centroids
 from tests.torch.dkm_ranks import models
 from tests.torch.dkm_ranks.models import SHARED
@@ -145,7 +145,7 @@ def clustered_together(threshold: int) -> dict[str, Any]:
 
     options = {**models.OPTIONS["whole-groups"], "kmeans_batch_threshold": threshold}
     _, model = models.prepared(models.linear(15, 24), **options, **SHARED)
-    with unittest.mock.patch.object(fake_palettize, "initial_centroids", counting):
+    with unittest.mock.patch.object(table_state, "initial_centroids", counting):
         found = models.forward_and_gradient(model, [0])
     return {**found, "groups": torch.tensor(sum(counts))}
 

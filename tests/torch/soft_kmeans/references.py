@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from mlopt.torch import soft_kmeans as room
 
 
 def dense(
@@ -43,7 +48,31 @@ def dense(
     return attention @ centroids, centroids.detach()
 
 
-def problem(
+def soft_kmeans(
+    points: Tensor,
+    centroids: Tensor,
+    temperature: Tensor | float,
+    *,
+    pinned: Tensor | None = None,
+    epsilon: float = 0.0,
+    importance: Tensor | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The function of the same name, called as ``dense`` is."""
+    return room.soft_kmeans(
+        points,
+        room.Clusters(centroids, temperature, pinned),
+        room.SoftOptions(**options),
+        epsilon=epsilon,
+        importance=importance,
+        reduce=reduce,
+        generator=generator,
+    )
+
+
+def example(
     seed: int, *, groups: int = 2, n: int = 400, k: int = 5, d: int = 1, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Points, centroids and temperatures that leave points attending to a few centroids each."""

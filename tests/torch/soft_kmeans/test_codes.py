@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlopt.torch.soft_kmeans import codes, soft_kmeans
-from tests.torch.soft_kmeans.references import assert_near, problem, some_importance, some_pins
+from mlopt.torch.soft_kmeans import codes
+from tests.torch.soft_kmeans.references import (
+    assert_near,
+    example,
+    soft_kmeans,
+    some_importance,
+    some_pins,
+)
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -23,7 +29,7 @@ def run(points: Tensor, pull: Tensor, **arguments: object) -> list[Tensor]:
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_coded_is_as_uncoded(dtype: torch.dtype, mode: str, extra: str) -> None:
-    given = problem(9, groups=2, n=1 << 17, k=6, dtype=torch.float64)
+    given = example(9, groups=2, n=1 << 17, k=6, dtype=torch.float64)
     points = given.pop("points").to(dtype)
     assert codes.values_of(points, None) is not None
     arguments: dict[str, object] = {**given, "mode": mode}

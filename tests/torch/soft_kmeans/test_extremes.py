@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlopt.torch.soft_kmeans import soft_kmeans
-from tests.torch.soft_kmeans.references import assert_near, dense, problem
+from tests.torch.soft_kmeans.references import assert_near, dense, example, soft_kmeans
 
 DTYPES = (torch.float16, torch.float32, torch.float64)
 MODES = ("dkm", "hard", "gsm")
@@ -62,7 +61,7 @@ def test_a_cluster_that_empties_hands_its_gradient_on() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_importance_at_all(dtype: torch.dtype) -> None:
-    given = problem(2, dtype=torch.float32)
+    given = example(2, dtype=torch.float32)
     points = given.pop("points").to(dtype)
     _, moved, _ = run(points, **given, importance=torch.zeros(points.shape[:2]))
     assert torch.equal(moved, given["centroids"].to(moved.dtype))
@@ -72,7 +71,7 @@ def test_no_importance_at_all(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-20])
 def test_tiny_temperatures_are_hard(temperature: float, d: int, dtype: torch.dtype) -> None:
-    given = problem(2, d=d, dtype=torch.float32)
+    given = example(2, d=d, dtype=torch.float32)
     points, centroids = given["points"].to(dtype), given["centroids"]
     for soft, hard in zip(
         run(points, centroids, temperature),
@@ -85,7 +84,7 @@ def test_tiny_temperatures_are_hard(temperature: float, d: int, dtype: torch.dty
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [1e10, 1e38, float("inf")])
 def test_huge_temperatures_collapse(temperature: float, dtype: torch.dtype) -> None:
-    given = problem(2, dtype=torch.float32)
+    given = example(2, dtype=torch.float32)
     points = given["points"].to(dtype)
     soft, centroids, _ = run(points, given["centroids"], temperature)
     means = points.double().mean(1, keepdim=True)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
-from mlopt.torch.soft_kmeans import soft_kmeans
+from mlopt.torch import soft_kmeans as room
 from mlopt.torch.soft_kmeans.dense import DensePasses
-from mlopt.torch.soft_kmeans.problem import Problem
-from tests.torch.soft_kmeans.references import assert_near, problem
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
+from tests.torch.soft_kmeans.references import assert_near, example, soft_kmeans
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -51,7 +51,7 @@ def test_hard_attention_by_hand() -> None:
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype, d: int) -> None:
-    given = problem(1, d=d, dtype=torch.float64)
+    given = example(1, d=d, dtype=torch.float64)
     points = given["points"].to(dtype).requires_grad_()
     expected, expected_centroids = soft_kmeans(
         points.detach().double(), given["centroids"], given["temperature"]
@@ -77,7 +77,7 @@ def test_dtypes(dtype: torch.dtype, d: int) -> None:
     groups=st.integers(1, 3),
 )
 def test_scale_permutation_and_hull(seed: int, exponent: int, d: int, groups: int) -> None:
-    given = problem(seed, groups=groups, n=50, d=d, dtype=torch.float32)
+    given = example(seed, groups=groups, n=50, d=d, dtype=torch.float32)
     points, centroids = given["points"], given["centroids"]
     soft, moved = soft_kmeans(**given)
     factor = 2.0**exponent
@@ -99,7 +99,7 @@ def test_scale_permutation_and_hull(seed: int, exponent: int, d: int, groups: in
 
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 def test_groups_do_not_know_each_other(mode: str) -> None:
-    given = problem(4, groups=3, n=1000, dtype=torch.float32)
+    given = example(4, groups=3, n=1000, dtype=torch.float32)
     whole, _ = soft_kmeans(**given, mode=mode)
     for g in range(3):
         alone, _ = soft_kmeans(
@@ -110,7 +110,7 @@ def test_groups_do_not_know_each_other(mode: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_any_layout(dtype: torch.dtype) -> None:
-    given = problem(4, d=2, dtype=dtype)
+    given = example(4, d=2, dtype=dtype)
     points = given.pop("points")
     strided = points.mT.contiguous().mT
     assert not strided.is_contiguous()
@@ -119,7 +119,7 @@ def test_any_layout(dtype: torch.dtype) -> None:
 
 
 def test_epsilon_is_a_distance() -> None:
-    given = problem(4, dtype=torch.float64)
+    given = example(4, dtype=torch.float64)
     tracks = [soft_kmeans(**given, iterations=t)[1] for t in range(1, 30)]
     moves = [float((b - a).square().sum(2).sqrt().max()) for a, b in pairwise(tracks)]
     stop = next(t for t, move in enumerate(moves) if move < 0.01)
@@ -131,7 +131,7 @@ def test_epsilon_is_a_distance() -> None:
 
 
 def test_pinned_centroids_stay() -> None:
-    given = problem(4, dtype=torch.float32)
+    given = example(4, dtype=torch.float32)
     pinned = torch.zeros(2, 5, dtype=torch.bool)
     pinned[0, 2] = True
 
@@ -143,7 +143,7 @@ def test_pinned_centroids_stay() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_noise_follows_the_generator(dtype: torch.dtype) -> None:
-    given = problem(4, dtype=dtype)
+    given = example(4, dtype=dtype)
 
     def run(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -163,7 +163,7 @@ def test_noise_chooses_as_often_as_softmax_says() -> None:
     odds = torch.exp(-centroids.flatten().square())
     pinned = torch.ones(1, 3, dtype=torch.bool)
 
-    passes = DensePasses(Problem(points, None, torch.ones(1)), seeds=(5,))
+    passes = DensePasses(PointCloud(points, None, torch.ones(1)), seeds=(5,))
     ((_, _, _, attention),) = passes._attended(centroids, 0)
     chosen = torch.bincount(attention[0].argmax(1), minlength=3) / 20_000
     assert torch.allclose(chosen, odds / odds.sum(), atol=0.015)
@@ -172,7 +172,7 @@ def test_noise_chooses_as_often_as_softmax_says() -> None:
 
 
 def test_no_graph_without_gradients() -> None:
-    given = problem(4, dtype=torch.float32)
+    given = example(4, dtype=torch.float32)
     assert not soft_kmeans(**given)[0].requires_grad
     given["points"].requires_grad_()
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_no_graph_without_gradients() -> None:
 
 
 def test_twice_in_one_graph() -> None:
-    given = problem(4, dtype=torch.float64)
+    given = example(4, dtype=torch.float64)
     points = given.pop("points").requires_grad_()
 
     def once(points: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def test_twice_in_one_graph() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    given = problem(4, d=2, dtype=dtype)
+    given = example(4, d=2, dtype=dtype)
     points = given.pop("points").requires_grad_()
 
     def run() -> tuple[Tensor, Tensor]:
@@ -212,6 +212,9 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     assert torch.equal(gradient, gradient_cast)
 
 
+OPTIONS = room.SoftOptions()
+
+
 class Layer(nn.Module):
     """A weight that is clustered in every step, from where the step before left the centroids."""
 
@@ -223,7 +226,8 @@ class Layer(nn.Module):
         self.register_buffer("centroids", torch.linspace(-1, 1, 4).view(1, 4, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        soft, self.centroids = soft_kmeans(self.weight.view(1, -1, 1), self.centroids, 0.1)
+        clusters = room.Clusters(self.centroids, 0.1)
+        soft, self.centroids = room.soft_kmeans(self.weight.view(1, -1, 1), clusters, OPTIONS)
         return x @ soft.view(16, 8)
 
 
@@ -250,7 +254,7 @@ def test_a_caller_can_be_compiled() -> None:
 
 
 def test_the_result_is_the_same_every_time_and_for_any_threads() -> None:
-    given = problem(4, n=300_000, dtype=torch.float32)
+    given = example(4, n=300_000, dtype=torch.float32)
     points = given.pop("points").requires_grad_()
     threads = torch.get_num_threads()
 
@@ -272,7 +276,7 @@ def test_the_result_is_the_same_every_time_and_for_any_threads() -> None:
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_cuda_is_as_the_cpu(dtype: torch.dtype, mode: str) -> None:
-    given = problem(4, n=100_000, dtype=torch.float32)
+    given = example(4, n=100_000, dtype=torch.float32)
     given["points"] = given["points"].to(dtype)
     results = []
     for device in ("cpu", "cuda"):
@@ -310,7 +314,7 @@ POINTS, CENTROIDS = torch.zeros(2, 6, 1), torch.zeros(2, 3, 1)
         ({"mode": "soft"}, "dkm"),
         ({"epsilon": -1.0}, "not negative"),
         ({"epsilon": math.nan}, "finite"),
-        ({"chunk": 0}, "at least 1"),
+        ({"memory_share": 0.0}, "above 0"),
     ],
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:

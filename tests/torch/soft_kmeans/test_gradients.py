@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import ConfigError
-from mlopt.torch.soft_kmeans import soft_kmeans
 from tests.torch.soft_kmeans.references import (
     assert_near,
     dense,
-    problem,
+    example,
+    soft_kmeans,
     some_importance,
     some_pins,
 )
@@ -38,7 +38,7 @@ def gradient(function: Any, points: Tensor, pull: Tensor, **arguments: Any) -> T
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
 def test_finite_differences(mode: str, d: int, iterations: int, kind: str) -> None:
-    given = problem(3, n=7, k=3, d=d, dtype=torch.float64)
+    given = example(3, n=7, k=3, d=d, dtype=torch.float64)
     points = given.pop("points").requires_grad_()
 
     def soft(points: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def test_finite_differences(mode: str, d: int, iterations: int, kind: str) -> No
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_autograd_through_the_formulas(dtype: torch.dtype, mode: str, d: int, kind: str) -> None:
-    given = problem(1, n=600, d=d, dtype=dtype)
+    given = example(1, n=600, d=d, dtype=dtype)
     arguments = {**given, **extras(kind, given), "mode": mode}
     pull = torch.randn(given["points"].shape, dtype=dtype, generator=torch.manual_seed(2))
 
@@ -84,7 +84,7 @@ def test_autograd_through_the_formulas(dtype: torch.dtype, mode: str, d: int, ki
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_implicit_is_the_limit_of_many_iterations(dtype: torch.dtype, d: int, kind: str) -> None:
-    given = problem(7, n=300, k=4, d=d, dtype=torch.float64)
+    given = example(7, n=300, k=4, d=d, dtype=torch.float64)
     given["temperature"] /= 8
     arguments = {**given, **extras(kind, given), "iterations": 500}
     pull = torch.randn(given["points"].shape, dtype=torch.float64, generator=torch.manual_seed(2))
@@ -106,7 +106,7 @@ def test_implicit_is_the_limit_of_many_iterations(dtype: torch.dtype, d: int, ki
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_lost_cluster_moves_to_the_mean(dtype: torch.dtype, mode: str, d: int, kind: str) -> None:
-    given = problem(1, n=300, d=d, dtype=dtype)
+    given = example(1, n=300, d=d, dtype=dtype)
     given["centroids"][:, 3] += 1e3  # so far that nothing attends to it
     arguments = {**given, **extras(kind, given), "mode": mode, "lost_size": 1e-7}
     pull = torch.randn(given["points"].shape, dtype=dtype, generator=torch.manual_seed(2))
@@ -153,7 +153,7 @@ def test_a_cluster_that_is_lost_in_the_second_iteration() -> None:
 
 
 def test_pinned_clusters_and_groups_without_mass_are_not_lost() -> None:
-    given = problem(1, n=50, dtype=torch.float32)
+    given = example(1, n=50, dtype=torch.float32)
     given["centroids"][:, 3] = 1e3
     pinned = torch.zeros(given["centroids"].shape[:2], dtype=torch.bool)
     pinned[:, 3] = True
@@ -167,7 +167,7 @@ def test_pinned_clusters_and_groups_without_mass_are_not_lost() -> None:
 
 
 def test_a_lost_cluster_of_values_with_codes() -> None:
-    given = problem(1, groups=1, n=1 << 17, k=4, dtype=torch.float32)
+    given = example(1, groups=1, n=1 << 17, k=4, dtype=torch.float32)
     given["points"] = (given["points"] * 64).round() / 64
     given["centroids"][:, 3] = 1e3
     arguments = {**given, "lost_size": 1e-7, "iterations": 1}
@@ -180,7 +180,7 @@ def test_a_lost_cluster_of_values_with_codes() -> None:
 
 
 def test_implicit_of_a_lost_cluster_does_not_depend_on_where_it_was() -> None:
-    given = problem(7, n=300, k=4, dtype=torch.float64)
+    given = example(7, n=300, k=4, dtype=torch.float64)
     given["centroids"][:, 3] = 1e3
     pull = torch.ones_like(given["points"])
     arguments = {**given, "lost_size": 1e-7, "iterations": 1, "pull": pull}
@@ -193,7 +193,7 @@ def test_implicit_of_a_lost_cluster_does_not_depend_on_where_it_was() -> None:
 
 
 def test_implicit_of_hard_attention_is_explicit() -> None:
-    given = problem(7, dtype=torch.float32)
+    given = example(7, dtype=torch.float32)
     pull = torch.ones_like(given["points"])
 
     explicit = gradient(soft_kmeans, pull=pull, **given, mode="hard")
@@ -234,7 +234,7 @@ def test_implicit_refused(shape: tuple[int, ...], options: dict[str, str], messa
 
 
 def test_the_gradient_has_no_gradient() -> None:
-    given = problem(1, dtype=torch.float64)
+    given = example(1, dtype=torch.float64)
     points = given.pop("points").requires_grad_()
     soft, _ = soft_kmeans(points, **given)
     (first,) = torch.autograd.grad(soft.square().sum(), points, create_graph=True)

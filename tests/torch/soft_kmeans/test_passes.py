@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlopt.torch.soft_kmeans import kernels, soft_kmeans
+from mlopt.torch.soft_kmeans import kernels
 from mlopt.torch.soft_kmeans.dense import DensePasses
-from mlopt.torch.soft_kmeans.problem import Problem
+from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 from mlopt.torch.soft_kmeans.threaded import ThreadedPasses
-from tests.torch.soft_kmeans.references import assert_near, problem, some_importance
+from tests.torch.soft_kmeans.references import assert_near, example, soft_kmeans, some_importance
 
 
 @pytest.mark.parametrize("stands_for_many", [False, True])
@@ -33,7 +33,7 @@ from tests.torch.soft_kmeans.references import assert_near, problem, some_import
 def test_kernels_agree_with_torch(
     groups: int, n: int, k: int, d: int, spread: float, has_mass: bool, stands_for_many: bool
 ) -> None:
-    given = problem(8, groups=groups, n=n, k=k, d=d, dtype=torch.float32)
+    given = example(8, groups=groups, n=n, k=k, d=d, dtype=torch.float32)
     points, start = given["points"], given["centroids"]
     random = torch.manual_seed(3)
     moved = start + 0.01 * torch.randn(start.shape, generator=random)
@@ -41,8 +41,8 @@ def test_kernels_agree_with_torch(
     mass = some_importance(points) if has_mass else None
     pull = None if stands_for_many and d == 1 else torch.randn(points.shape, generator=random)
     rates = 1 / (given["temperature"] * spread)
-    held = Problem(points, mass, rates, stands_for_many=stands_for_many)
-    exact = Problem(
+    held = PointCloud(points, mass, rates, stands_for_many=stands_for_many)
+    exact = PointCloud(
         points.double(), None if mass is None else mass.double(), rates.double(), stands_for_many
     )
 
@@ -113,22 +113,22 @@ def test_points_that_were_ordered_get_what_is_theirs() -> None:
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
 @pytest.mark.parametrize("d", [1, 2])
 def test_chunks_change_rounding_only(d: int, mode: str, dtype: torch.dtype) -> None:
-    given = problem(8, groups=3, n=50, d=d, dtype=dtype)
+    given = example(8, groups=3, n=50, d=d, dtype=dtype)
     points = given.pop("points").requires_grad_()
     importance = some_importance(points.detach())
 
-    def run(chunk: int | None) -> list[Tensor]:
+    def run(chunk: int) -> list[Tensor]:
         soft, centroids = soft_kmeans(
             points,
             **given,
             mode=mode,
             importance=importance,
-            chunk=chunk,
+            memory_share=min(1.0, chunk * given["centroids"].shape[1] / (1 << 20)),
             generator=torch.Generator().manual_seed(1),
         )
         return [soft, centroids, torch.autograd.grad(soft.square().sum(), points)[0]]
 
-    expected = run(None)
+    expected = run(1 << 20)
     for chunk in (1, 7, 50, 70, 100, 1000):
         for got, wanted in zip(run(chunk), expected, strict=True):
             assert_near(got, wanted, relative=2e-5 if dtype == torch.float32 else 1e-12)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlopt.torch.soft_kmeans import codes, soft_kmeans
-from tests.torch.soft_kmeans.references import assert_near, problem, some_importance
+from mlopt.torch.soft_kmeans import codes
+from tests.torch.soft_kmeans.references import assert_near, example, soft_kmeans, some_importance
 
 RANKS = 2
 
@@ -58,7 +58,7 @@ def run(given: dict[str, Tensor], pull: Tensor, **options: object) -> list[Tenso
 def test_shards_are_as_the_whole(
     n: int, first: int, d: int, dtype: torch.dtype, implicit: bool, mode: str
 ) -> None:
-    given = problem(6, n=n, d=d, dtype=torch.float64)
+    given = example(6, n=n, d=d, dtype=torch.float64)
     given["points"] = given["points"].to(dtype)
     given["importance"] = some_importance(given["points"].double())
     pull = torch.randn(given["points"].shape, generator=torch.manual_seed(2))

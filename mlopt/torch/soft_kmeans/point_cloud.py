@@ -1,16 +1,18 @@
-"""What is clustered, and the pieces that it is taken in."""
+"""The points that are clustered, and the pieces that they are taken in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import attrs
 import torch
 from torch import Tensor
 
+from mlopt.torch.soft_kmeans.options import Reduce
+
 
 @attrs.frozen(eq=False)
-class Problem:
+class PointCloud:
     """Points of ``G`` groups, each to be clustered by itself.
 
     Attributes
@@ -57,7 +59,7 @@ class Problem:
         mass = None if self.mass is None else self.mass[groups, span]
         return self.points[groups, span].to(self.dtype), mass
 
-    def mean(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    def mean(self, reduce: Reduce) -> Tensor:
         """The mean of the points of each group by their mass, of all ranks: [G, d]."""
         groups, _, d = self.points.shape
         sums = torch.zeros(groups, d, dtype=torch.float64, device=self.points.device)
@@ -68,9 +70,7 @@ class Problem:
         both = reduce(torch.cat([sums, self._total_mass()[:, None]], 1))
         return (both[:, :d] / both[:, d:].clamp_min(1e-300)).to(self.dtype)
 
-    def pull_mean(
-        self, to_mean: Tensor, gradient: Tensor, reduce: Callable[[Tensor], Tensor]
-    ) -> None:
+    def pull_mean(self, to_mean: Tensor, gradient: Tensor, reduce: Reduce) -> None:
         """Add a gradient with respect to the mean, [G, d], to that of the points, [G, N, d]."""
         total = reduce(self._total_mass()).clamp_min(1e-300)
         share = (to_mean.double() / total[:, None]).to(self.dtype)[:, None]

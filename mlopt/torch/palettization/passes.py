@@ -1,0 +1,125 @@
+"""A pass over a weight: the points as their tables hold them, softly in training or not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlopt.torch.palettization.nearest import (
+    move_duplicates,
+    nearest_centroids,
+    nearest_indices,
+)
+from mlopt.torch.palettization.shares import WHOLE, Share
+from mlopt.torch.palettization.table_state import TableState
+from mlopt.torch.palettization.weight_points import WeightPoints, may_be_freed, zeroed
+from mlopt.torch.soft_kmeans import Clusters, soft_kmeans
+
+
+def soft_pass(state: TableState, points: WeightPoints, share: Share) -> Tensor:
+    """Points [G, N, d] by soft assignment; the tables move along when the weights have changed."""
+    options, groups = state.options, state.options.layout.groups
+    is_new = state.is_new(points.kept)
+    # the same on all ranks, so that they start alike and end after the same iteration
+    spread = (state.latest[:, 0].mean() / points.kept.shape[-1]).sqrt()
+    total = share.total(torch.stack([is_new.to(spread.dtype), spread])).tolist()
+    state.check_finite(total[1])
+    if not state.started or (total[0] > 0 and state.plain.any()):
+        state.start(points, share)
+    if total[0] > 0:
+        state.before.copy_(state.centroids)
+    epsilon = options.relative_epsilon * total[1] / share.ranks
+    stored = _soft_groups(state, points, slice(0, options.soft_groups), share, epsilon)
+    if options.soft_groups < groups:
+        hard = _hard_groups(state, points, slice(options.soft_groups, None))
+        stored = torch.cat([stored, hard])
+    state.after.copy_(state.centroids)
+    return stored
+
+
+def hard_pass(state: TableState, points: WeightPoints) -> Tensor:
+    """The nearest entries of points [G, N, d]; the tables stay, unless they have to start."""
+    kept = points.kept
+    state.check_finite(float(kept.abs().max()) if kept.numel() else 0.0)
+    if state.must_start:
+        state.start(points, WHOLE)
+    return _nearest_entries(state, points, state.table())
+
+
+def _soft_groups(
+    state: TableState, points: WeightPoints, groups: slice, share: Share, epsilon: float
+) -> Tensor:
+    """The groups that are assigned softly, this rank's share of them computed here."""
+    options = state.options
+    temperature = state.temperature_for(points.kept)[groups]
+    points = points.of_groups(groups)
+    count_groups, count = points.points.shape[:2]
+    if options.by_groups and count_groups >= share.ranks:
+        share = share.of_groups()
+    # masked here and not before: what is kept for the gradient is of the share alone
+    is_zero, as_given = share.cut(points.is_zero), share.own(points.points)
+    own = _masked(state, as_given, is_zero)
+    tables, pinned = state.before[groups], state.pinned[groups].bool()
+    clusters = Clusters(
+        share.cut_tables(tables), share.cut_tables(temperature), share.cut_tables(pinned)
+    )
+    soft, centroids = soft_kmeans(
+        own,
+        clusters,
+        options,
+        epsilon=epsilon,
+        importance=None if points.importance is None else share.cut(points.importance),
+        reduce=share.total_of_groups,
+        generator=share.generator() if options.mode == "gsm" else None,
+    )
+    with torch.no_grad():
+        state.centroids[groups] = share.gathered_tables(centroids, count_groups).to(tables.dtype)
+        tolerance = options.duplicates_tolerance
+        move_duplicates(state.centroids[groups], points.kept, pinned, tolerance=tolerance)
+    if options.lut_dtype != "f32":
+        soft = soft + _rounding(state, groups, own.detach(), share).to(soft.dtype)
+    if options.enforce_zero:
+        soft = soft.masked_fill(is_zero, 0.0)
+    # each point is an entry already, and a mean of entries would hold equal ones together
+    plain = share.cut_tables(state.plain[groups]).bool()[:, None, None]
+    alike = own if options.enforce_zero else as_given
+    soft = torch.where(plain, alike, soft) if plain.any() else soft
+    return share.join(soft, count_groups if share.is_of_groups else count)
+
+
+def _masked(state: TableState, own: Tensor, is_zero: Tensor) -> Tensor:
+    """A share of points with zeros where that matters, in memory that stays."""
+    if state.options.enforce_zero or not state.is_threshold_negligible():
+        return zeroed(own, is_zero)
+    return own.clone() if may_be_freed() else own
+
+
+@torch.no_grad()
+def _rounding(state: TableState, groups: slice, own: Tensor, share: Share) -> Tensor:
+    """What rounding the table changes in points [g, n, d]; the gradient passes it by."""
+    centroids = state.centroids[groups]
+    rounding = share.cut_tables(state.table()[groups] - centroids)
+    indices = nearest_indices(own, share.cut_tables(centroids))
+    return rounding.gather(1, indices[..., None].expand(-1, -1, own.shape[-1]))
+
+
+def _hard_groups(state: TableState, points: WeightPoints, groups: slice) -> Tensor:
+    """The groups that are not assigned softly; their gradient goes straight to the weights."""
+    points = points.of_groups(groups)
+    with torch.no_grad():
+        _, state.centroids[groups] = soft_kmeans(
+            points.kept,
+            # a temperature has no effect where points attend to the nearest alone
+            Clusters(state.before[groups], 1.0, state.pinned[groups].bool()),
+            state.options.for_tables_alone(mode="hard", iterations=1),
+            importance=points.importance,
+        )
+    hard = _nearest_entries(state, points, state.table()[groups])
+    rest = zeroed(points.points, points.is_zero)
+    return hard + (rest - rest.detach())
+
+
+def _nearest_entries(state: TableState, points: WeightPoints, table: Tensor) -> Tensor:
+    """The nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
+    entries = nearest_centroids(points.kept, table).to(points.kept.dtype)
+    return entries.masked_fill(points.is_zero, 0.0) if state.options.enforce_zero else entries
