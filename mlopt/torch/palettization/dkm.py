@@ -184,17 +184,17 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         }
         rows = []
         for decision in decisions:
-            found = computed.get(decision.subject.name)
-            rows.append(row_of(decision, found))
-            if found is None:
+            result = computed.get(decision.subject.name)
+            rows.append(row_of(decision, result))
+            if result is None:
                 continue
             owners = _owners_in(prepared, decision)
             _, weight = _parametrization(*owners[0])
             for module, name in owners:
                 _remove_parametrization(module, name)
-            store(weight, found.palettized)
+            store(weight, result.palettized)
             for module, name in owners:
-                attach(module, name, found.palettized, decision.subject.gates)
+                attach(module, name, result.palettized, decision.subject.gates)
         freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)
@@ -210,8 +210,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         """
         if self._report is None:
             self.finalize(inplace=False)
-            found, self._report = self._report, None
-            return cast(Report, found)
+            report, self._report = self._report, None
+            return cast(Report, report)
         return self._report
 
     def _checked_decisions(self, model: nn.Module) -> tuple[ParameterDecision, ...]:
@@ -262,8 +262,8 @@ def _codes(config: ModuleDKMPalettizerConfig) -> Codes:
 
 def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch.Tensor]:
     """What palettizes a weight of a prepared module, and the weight that is trained."""
-    found: Any = module.parametrizations
-    return found[name][0], found[name].original
+    parametrizations: Any = module.parametrizations
+    return parametrizations[name][0], parametrizations[name].original
 
 
 def _computed(decision: ParameterDecision, prepared: nn.Module) -> Computed:
@@ -300,8 +300,8 @@ def _remove_parametrization(module: nn.Module, name: str) -> None:
 
 def _each_once(decision: ParameterDecision) -> list[Owner]:
     """The owners of a parameter, a module of several names once."""
-    found = {(id(o.module), o.parameter_name): o for o in reversed(decision.subject.owners)}
-    return list(reversed(found.values()))
+    owners = {(id(o.module), o.parameter_name): o for o in reversed(decision.subject.owners)}
+    return list(reversed(owners.values()))
 
 
 def _fake(decision: ParameterDecision) -> FakePalettize:

@@ -20,8 +20,10 @@ from mlopt.requests.granularity import summary_of
 from mlopt.requests.keep import Keep
 from mlopt.torch.adapters import is_linear
 from mlopt.torch.palettization import dkm_values as checked
+from mlopt.torch.palettization.dkm_values import KmeansInit, LutDtype, ScaleScheme
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
+from mlopt.torch.soft_kmeans import Mode
 
 LINEAR_N_BITS = 4
 OTHER_N_BITS = 2
@@ -234,7 +236,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     quant_min: int = _integer(-128, "quant_min")
     quant_max: int = _integer(127, "quant_max")
     dtype: torch.dtype = attrs.field(default=torch.qint8, converter=checked.activation_dtype)
-    lut_dtype: str = attrs.field(  # type: ignore[assignment]
+    lut_dtype: LutDtype = attrs.field(  # type: ignore[assignment]
         default="f32", converter=checked.short_lut_dtype
     )
     quantize_activations: bool = _flag("quantize_activations")
@@ -244,10 +246,10 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     palett_max_mem: float = _number(1.0, "palett_max_mem", maximum=1, exclusive=True)
     kmeans_max_iter: int = _integer(3, "kmeans_max_iter", minimum=1)
     prune_threshold: float = _number(1e-7, "prune_threshold")
-    kmeans_init: str = attrs.field(default="auto", converter=checked.kmeans_init)
+    kmeans_init: KmeansInit = attrs.field(default="auto", converter=checked.kmeans_init)
     kmeans_opt1d_threshold: int = _integer(1024, "kmeans_opt1d_threshold", minimum=0)
     enforce_zero: bool = _flag("enforce_zero")
-    palett_mode: str = attrs.field(default="dkm", converter=checked.palett_mode)
+    palett_mode: Mode = attrs.field(default="dkm", converter=checked.palett_mode)
     palett_tau: float = _number(1e-4, "palett_tau", exclusive=True)
     palett_epsilon: float = _number(1e-4, "palett_epsilon")
     palett_lambda: float = _number(0.0, "palett_lambda")
@@ -258,7 +260,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     palett_shard: bool = _flag("palett_shard")
     palett_batch_mode: bool = _flag("palett_batch_mode")
     palett_dist: bool = _flag("palett_dist")
-    per_channel_scaling_factor_scheme: str = attrs.field(
+    per_channel_scaling_factor_scheme: ScaleScheme = attrs.field(
         default="min_max", converter=checked.scaling_factor_scheme
     )
     percentage_palett_enable: float = _number(

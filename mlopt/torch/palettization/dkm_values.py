@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 
 from mlopt.errors import ConfigError
 from mlopt.requests.checked import integer, listed, shown, word
+from mlopt.torch.soft_kmeans import Mode
 
-LUT_DTYPES = {
+KmeansInit = Literal["auto", "opt1d", "kmeans++", "cpu.kmeans++"]
+LutDtype = Literal["f32", "f16", "bf16", "i8", "u8"]
+ScaleScheme = Literal["min_max", "abs"]
+
+LUT_DTYPES: dict[LutDtype, torch.dtype] = {
     "i8": torch.int8,
     "u8": torch.uint8,
     "f16": torch.float16,
@@ -24,12 +29,13 @@ LUT_DTYPES = {
 }
 """What a table entry may be stored in, by the short names of the configuration."""
 
-PALETT_MODES = ("dkm", "gsm", "hard")
-KMEANS_INITS = ("auto", "opt1d", "kmeans++", "cpu.kmeans++")
-SCALING_FACTOR_SCHEMES = ("min_max", "abs")
 OUTPUT_CHANNELS_LAST = "oc_last"
 
-_SHORT_NAMES = {str(dtype).removeprefix("torch."): short for short, dtype in LUT_DTYPES.items()}
+_PALETT_MODES: tuple[Mode, ...] = ("dkm", "gsm", "hard")  # in the order of messages
+
+_SHORT_NAMES: dict[str, str] = {
+    str(dtype).removeprefix("torch."): short for short, dtype in LUT_DTYPES.items()
+}
 _SHORT_NAMES["b16"] = "bf16"  # what coremltools calls it
 _ACTIVATION_DTYPES = {"qint8": torch.qint8, "quint8": torch.quint8, "float32": torch.float32}
 
@@ -63,11 +69,11 @@ def output_axis(value: Any) -> int:
     return axis
 
 
-def short_lut_dtype(value: Any) -> str:
+def short_lut_dtype(value: Any) -> LutDtype:
     """The short name of a table dtype that is given by any of its names or as a type."""
     if value is None:
         return "f32"
-    return _short_name(value, "lut_dtype", LUT_DTYPES)
+    return cast(LutDtype, _short_name(value, "lut_dtype", LUT_DTYPES))
 
 
 def cluster_dtype(value: Any) -> str | None:
@@ -103,19 +109,20 @@ def permutation(value: Any) -> tuple[int, ...] | None:
     )
 
 
-def palett_mode(value: Any) -> str:
-    """One of `PALETT_MODES`."""
-    return word(value, "palett_mode", PALETT_MODES)
+def palett_mode(value: Any) -> Mode:
+    """A `Mode`."""
+    return cast(Mode, word(value, "palett_mode", _PALETT_MODES))
 
 
-def kmeans_init(value: Any) -> str:
-    """One of `KMEANS_INITS`."""
-    return word(value, "kmeans_init", KMEANS_INITS)
+def kmeans_init(value: Any) -> KmeansInit:
+    """A `KmeansInit`."""
+    return cast(KmeansInit, word(value, "kmeans_init", get_args(KmeansInit)))
 
 
-def scaling_factor_scheme(value: Any) -> str:
-    """One of `SCALING_FACTOR_SCHEMES`."""
-    return word(value, "per_channel_scaling_factor_scheme", SCALING_FACTOR_SCHEMES)
+def scaling_factor_scheme(value: Any) -> ScaleScheme:
+    """A `ScaleScheme`."""
+    name = "per_channel_scaling_factor_scheme"
+    return cast(ScaleScheme, word(value, name, get_args(ScaleScheme)))
 
 
 def code_range(dtype: torch.dtype) -> tuple[int, int]:

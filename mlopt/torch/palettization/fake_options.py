@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
 
 import attrs
 
@@ -11,11 +10,9 @@ from mlopt.errors import ConfigError
 from mlopt.palette.layout import Layout
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
-from mlopt.torch.soft_kmeans import Mode, SoftOptions
+from mlopt.torch.palettization.dkm_values import LutDtype, ScaleScheme
+from mlopt.torch.soft_kmeans import SoftOptions
 from mlopt.torch.soft_kmeans.implicit import check_implicit_size
-
-LutDtype = Literal["f32", "f16", "bf16", "i8", "u8"]
-ScaleScheme = Literal["min_max", "abs"]
 
 _MOST_ENTRIES = 256
 
@@ -106,15 +103,15 @@ def options_for(
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     is_large = math.prod(shape) > config.palett_min_tsize
-    lut_dtype = config.lut_dtype if config.lut_dtype_name == spec.lut_dtype else "f32"
+    has_lut_dtype = config.lut_dtype_name == spec.lut_dtype
     return FakePalettizeOptions(
         name=name,
         layout=layout,
         entries=entries,
         scale_axis=spec.scale_axis,
-        scale_scheme=cast(ScaleScheme, config.per_channel_scaling_factor_scheme),
-        lut_dtype=cast(LutDtype, lut_dtype),
-        mode=cast(Mode, config.palett_mode),
+        scale_scheme=config.per_channel_scaling_factor_scheme,
+        lut_dtype=config.lut_dtype if has_lut_dtype else "f32",
+        mode=config.palett_mode,
         iterations=config.kmeans_max_iter,
         relative_epsilon=config.palett_epsilon,
         temperature_factor=config.palett_tau / 1e-4,

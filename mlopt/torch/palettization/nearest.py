@@ -5,36 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlopt.torch.soft_kmeans.nearest import nearest_scalars
+from mlopt.torch.soft_kmeans.nearest import scalar_labels
 from mlopt.torch.soft_kmeans.point_cloud import computation_dtype
 
 _DISTANCES = 1 << 20
 """That are computed at a time."""
 
 
-def nearest_indices(points: Tensor, centroids: Tensor) -> Tensor:
-    """The index of the nearest centroid of each point, int64 [G, N]; of equally near ones, any.
+def cluster_labels(points: Tensor, centroids: Tensor) -> Tensor:
+    """The nearest centroid of each point as its label, int64 [G, N]; of equally near ones, any.
 
     points: [G, N, d]; centroids: [G, K, d]; distances are computed in float32, in float64 for
     points in that.
     """
     wide = computation_dtype(points.dtype)
     if points.shape[-1] == 1:
-        return nearest_scalars(points[..., 0].to(wide), centroids[..., 0].to(wide))
-    indices = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
+        return scalar_labels(points[..., 0].to(wide), centroids[..., 0].to(wide))
+    labels = torch.empty(points.shape[:2], dtype=torch.int64, device=points.device)
     step = max(1, _DISTANCES // centroids.shape[1])
     for group, table in enumerate(centroids.to(wide)):
         for start in range(0, points.shape[1], step):
             part = points[group, start : start + step].to(wide)
             distances = (part[:, None] - table).square().sum(-1)
-            indices[group, start : start + step] = distances.argmin(-1)
-    return indices
+            labels[group, start : start + step] = distances.argmin(-1)
+    return labels
 
 
 def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
     """The nearest centroid of each point itself, [G, N, d]."""
-    indices = nearest_indices(points, centroids)[..., None].expand(-1, -1, points.shape[-1])
-    return centroids.gather(1, indices)
+    labels = cluster_labels(points, centroids)[..., None].expand(-1, -1, points.shape[-1])
+    return centroids.gather(1, labels)
 
 
 def move_duplicates(centroids: Tensor, points: Tensor, pinned: Tensor, *, tolerance: float) -> None:

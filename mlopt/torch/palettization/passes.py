@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mlopt.torch.palettization.nearest import (
+    cluster_labels,
     move_duplicates,
     nearest_centroids,
-    nearest_indices,
 )
 from mlopt.torch.palettization.shares import WHOLE, Share
 from mlopt.torch.palettization.table_state import TableState
@@ -99,8 +99,8 @@ def _rounding(state: TableState, groups: slice, own: Tensor, share: Share) -> Te
     """What rounding the table changes in points [g, n, d]; the gradient passes it by."""
     centroids = state.centroids[groups]
     rounding = share.cut_tables(state.table()[groups] - centroids)
-    indices = nearest_indices(own, share.cut_tables(centroids))
-    return rounding.gather(1, indices[..., None].expand(-1, -1, own.shape[-1]))
+    labels = cluster_labels(own, share.cut_tables(centroids))
+    return rounding.gather(1, labels[..., None].expand(-1, -1, own.shape[-1]))
 
 
 def _hard_groups(state: TableState, points: WeightPoints, groups: slice) -> Tensor:

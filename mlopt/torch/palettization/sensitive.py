@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +22,12 @@ from mlopt.torch.sensitivity import (
     load_sensitivities,
     save_on_first_rank,
 )
+from mlopt.torch.sensitivity.calibration import LossFunction
 from mlopt.torch.sensitivity.sharded import is_sharded
 
 _LEAST = 1e-12
 """The least importance beside the largest of a weight: what no sample touched counts that much, so
 that it pulls no centre away from what matters, but is stored as the nearest one all the same."""
-
-LossFunction = Callable[[nn.Module, Any], torch.Tensor]
 
 
 class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
@@ -109,8 +109,9 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
             There are no samples, or the loss is no finite scalar with a gradient.
         """
         _refuse_policy(fsdp_auto_wrap_policy)
-        found = self._sensitivities(dataloader, loss_fn, sensitivity_path, num_sensitivity_workers)
-        return found.values
+        return self._sensitivities(
+            dataloader, loss_fn, sensitivity_path, num_sensitivity_workers
+        ).values
 
     def compress(
         self,
@@ -165,30 +166,14 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
                 "and loss_fn, or the sensitivity_path of a file"
             )
         else:
-            found = self._sensitivities(dataloader, loss_fn, None, num_sensitivity_workers)
-            values, reasons = found.values, found.without_gradient
-            if found.samples < found.requested:
-                notes.append(
-                    f"sensitivities of {found.samples} samples: there were fewer than the "
-                    f"{found.requested} of calibration_nsamples"
-                )
+            computed = self._sensitivities(dataloader, loss_fn, None, num_sensitivity_workers)
+            values, reasons, notes = computed.values, computed.without_gradient, _notes(computed)
         model = unwrapped(self._model)
         _check_names(values, model, sensitivity_path)
-
-        def importance(parameter: ModelParameter) -> tuple[torch.Tensor | None, str | None]:
-            for name in parameter.names:
-                if name in values:
-                    known = values[name].to("cpu", torch.float32)
-                    return known.clamp(min=_LEAST * float(known.max())), None
-            reason = next(
-                (reasons[name] for name in parameter.names if name in reasons), "it is in no file"
-            )
-            return None, f"all elements matter alike, without a sensitivity: {reason}"
-
         compressed, self._report = compress(
             model,
             self._config,
-            importance=importance,
+            importance=functools.partial(_importance, values=values, reasons=reasons),
             workers=num_kmeans_workers,
             inplace=inplace,
             notes=notes,
@@ -206,7 +191,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         names = None  # all; what the shards of a model belong to is not to be seen in it
         if not is_sharded(self._model):
             names = [p.name for p in parameters_of(unwrapped(self._model)) if p.adapted]
-        found = compute_sensitivities(
+        sensitivities = compute_sensitivities(
             self._model,
             dataloader,
             loss_fn,
@@ -215,8 +200,32 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
             workers=workers,
         )
         if path is not None:
-            save_on_first_rank(found, path)
-        return found
+            save_on_first_rank(sensitivities, path)
+        return sensitivities
+
+
+def _importance(
+    parameter: ModelParameter, values: Mapping[str, torch.Tensor], reasons: Mapping[str, str]
+) -> tuple[torch.Tensor | None, str | None]:
+    """By how much the elements of a parameter count, or None and a note that says why."""
+    for name in parameter.names:
+        if name in values:
+            known = values[name].to("cpu", torch.float32)
+            return known.clamp(min=_LEAST * float(known.max())), None
+    reason = next(
+        (reasons[name] for name in parameter.names if name in reasons), "it is in no file"
+    )
+    return None, f"all elements matter alike, without a sensitivity: {reason}"
+
+
+def _notes(sensitivities: Sensitivities) -> list[str]:
+    """What a report says of sensitivities: whether there were too few samples."""
+    if sensitivities.samples >= sensitivities.requested:
+        return []
+    return [
+        f"sensitivities of {sensitivities.samples} samples: there were fewer than the "
+        f"{sensitivities.requested} of calibration_nsamples"
+    ]
 
 
 def _refuse_policy(policy: Any) -> None:

@@ -144,8 +144,8 @@ def share_of_this_rank() -> Share:
 
 def _collective(name: str, before: str) -> Callable[..., Any]:
     """A function of ``torch.distributed``, or what it was called before PyTorch 2.13."""
-    found: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, before)
-    return found
+    function: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, before)
+    return function
 
 
 class _Divide(torch.autograd.Function):

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
+from mlopt.torch.sensitivity.calibration import Calibration, LossFunction
 from mlopt.torch.sensitivity.choice import Choice, choose
-from mlopt.torch.sensitivity.ranks import current_ranks
+from mlopt.torch.sensitivity.ranks import Ranks, current_ranks
 from mlopt.torch.sensitivity.replicas import RandomState, add_on_replicas, is_autocasting
 from mlopt.torch.sensitivity.replicated import add_over_ranks
 from mlopt.torch.sensitivity.restore import left_as_it_was
 from mlopt.torch.sensitivity.sensitivities import Sensitivities
 from mlopt.torch.sensitivity.sharded import ShardedSums, is_sharded, named_whole
-from mlopt.torch.sensitivity.squares import LossFunction, SquareSums
+from mlopt.torch.sensitivity.squares import SquareSums, Total
 
 
 def compute_sensitivities(
@@ -100,13 +101,22 @@ def compute_sensitivities(
     has the gradients and sums of its shards; at the end the values are gathered for the CPU, one
     parameter at a time, of ``FullyShardedDataParallel`` one wrapped unit at a time.
     """
-    _check(model, dataloader, loss_fn, nsamples, workers)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model has to be a torch.nn.Module, got {type(model).__name__}")
+    calibration = Calibration(
+        dataloader=dataloader,
+        loss_fn=loss_fn,
+        nsamples=nsamples,
+        workers=workers,
+        samples_are_sharded=samples_are_sharded,
+        rank0_only=rank0_only,
+    )
+    calibration.check()
     prefix = ""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model, prefix = model.module, "module."
     ranks = current_ranks()
-    sharded = is_sharded(model)
-    if sharded and ranks is None:
+    if ranks is None and is_sharded(model):
         raise ConfigError(
             "the model's parameters are sharded, and torch.distributed is not initialised: compute "
             "the sensitivities in the job that shards the model"
@@ -114,84 +124,79 @@ def compute_sensitivities(
     choice = choose(named_whole(model), names, prefix=prefix)
     if not choice.parameters:
         return _result(choice, iter(()), 0, nsamples)
-    is_kept = not rank0_only or ranks is None or ranks.rank == 0
-    found: Iterator[tuple[str, Tensor, float]]
     with torch.inference_mode(False), torch.enable_grad():
-        if ranks is None or (ranks.size == 1 and not sharded):
-            sums = SquareSums(choice.parameters)
-            with left_as_it_was(model, choice.parameters.values()), sums.hooked():
-                count = _add_here(sums, model, dataloader, loss_fn, nsamples, workers)
-            found = _popped(sums)
-        elif not sharded:
-            sums = SquareSums(choice.parameters)
-            with left_as_it_was(model, choice.parameters.values()), sums.hooked():
-                count = add_over_ranks(
-                    sums,
-                    model,
-                    dataloader,
-                    loss_fn,
-                    ranks=ranks,
-                    nsamples=nsamples,
-                    are_sharded=samples_are_sharded,
-                )
-            found = _popped(sums)
+        if ranks is not None and is_sharded(model):
+            count, totals = _sharded_totals(model, choice, calibration, ranks)
         else:
-            parts = ShardedSums(model, choice.parameters)
-            with left_as_it_was(model, parts.parameters.values()):
-                count = parts.add_samples(
-                    dataloader,
-                    loss_fn,
-                    ranks=ranks,
-                    nsamples=nsamples,
-                    are_sharded=samples_are_sharded,
-                )
-            found = parts.whole(is_kept=is_kept, rank0_only=rank0_only)
-        _check_count(count)
-        result = _result(choice, found, count, nsamples)
-    return result if is_kept else Sensitivities({}, count, nsamples, {}, choice.aliases)
+            count, totals = _whole_totals(model, choice, calibration, ranks)
+        if not count:
+            raise ConfigError(
+                "the dataloader yields no sample, and sensitivities need at least one: check that "
+                "it is not a generator that has been used up"
+            )
+        result = _result(choice, totals, count, nsamples)
+    if _is_kept(calibration, ranks):
+        return result
+    return Sensitivities({}, count, nsamples, {}, choice.aliases)
 
 
-def _add_here(
-    sums: SquareSums,
-    model: nn.Module,
-    dataloader: Iterable[Any],
-    loss_fn: LossFunction,
-    nsamples: int,
-    workers: int,
-) -> int:
+def _is_kept(calibration: Calibration, ranks: Ranks | None) -> bool:
+    """Whether this rank is to have the values."""
+    return not calibration.rank0_only or ranks is None or ranks.rank == 0
+
+
+def _whole_totals(
+    model: nn.Module, choice: Choice, calibration: Calibration, ranks: Ranks | None
+) -> tuple[int, Iterator[Total]]:
+    """The number of samples, and the totals of a model that every rank has all of."""
+    sums = SquareSums(choice.parameters)
+    with left_as_it_was(model, choice.parameters.values()), sums.hooked():
+        if ranks is None or ranks.size == 1:
+            count = _add_here(sums, model, calibration)
+        else:
+            count = add_over_ranks(sums, model, calibration, ranks)
+    return count, _popped(sums)
+
+
+def _sharded_totals(
+    model: nn.Module, choice: Choice, calibration: Calibration, ranks: Ranks
+) -> tuple[int, Iterator[Total]]:
+    """The number of samples, and the totals of a model that ranks have parts of."""
+    sums = ShardedSums(model, choice.parameters)
+    with left_as_it_was(model, sums.parameters.values()):
+        count = sums.add_samples(calibration, ranks)
+    is_kept = _is_kept(calibration, ranks)
+    return count, sums.whole(is_kept=is_kept, rank0_only=calibration.rank0_only)
+
+
+def _add_here(sums: SquareSums, model: nn.Module, calibration: Calibration) -> int:
     """Add all samples in this process; returns how many there were."""
-    samples = enumerate(islice(dataloader, nsamples))
-    count = 0
+    samples = enumerate(islice(calibration.dataloader, calibration.nsamples))
+    count, has_drawn = 0, False
     for index, sample in islice(samples, 1):
         before = RandomState(model)
-        sums.add_sample(model, sample, loss_fn, index)
+        sums.add_sample(model, sample, calibration.loss_fn, index)
         count += 1
-        if not RandomState(model).is_as_in(before):
-            workers = 1  # the order of the draws is part of the result
-    if workers > 1 and not is_autocasting():
+        has_drawn = not RandomState(model).is_as_in(before)
+    # the order of the draws is part of the result
+    if calibration.workers > 1 and not has_drawn and not is_autocasting():
         second = list(islice(samples, 1))  # no replicas for one sample
         if second:
-            rest = chain(second, samples)
-            count += add_on_replicas(sums, model, rest, loss_fn, workers=workers)
+            count += add_on_replicas(sums, model, chain(second, samples), calibration)
         return count
     for index, sample in samples:
-        sums.add_sample(model, sample, loss_fn, index)
+        sums.add_sample(model, sample, calibration.loss_fn, index)
         count += 1
     return count
 
 
-def _result(
-    choice: Choice,
-    found: Iterator[tuple[str, Tensor, float]],
-    count: int,
-    nsamples: int,
-) -> Sensitivities:
-    """Return the means of sums (name, sum of squares, largest magnitude)."""
+def _result(choice: Choice, totals: Iterator[Total], count: int, nsamples: int) -> Sensitivities:
+    """The means over ``count`` samples, and why some parameters have none."""
     values: dict[str, Tensor] = {}
     reasons = dict(choice.impossible)
     for name in choice.parameters:
         reasons[name] = "no gradient: the loss does not depend on it"
-    for name, total, peak in list(found):  # collective: to the end before anything is raised
+    for name, total, peak in list(totals):  # collective: to the end before anything is raised
         if name not in choice.parameters:
             continue
         mean = total.div_(count).contiguous()
@@ -223,34 +228,9 @@ def _result(
     )
 
 
-def _popped(sums: SquareSums) -> Iterator[tuple[str, Tensor, float]]:
+def _popped(sums: SquareSums) -> Iterator[Total]:
     """Yield what had a gradient, on the CPU, freeing the sums on the way."""
     for name in list(sums.sums):
         total = sums.sums.pop(name)
         if name in sums.largest:
             yield name, total.cpu(), sums.largest[name]
-
-
-def _check(model: Any, dataloader: Any, loss_fn: Any, nsamples: Any, workers: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model has to be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(dataloader, Iterable) and not hasattr(dataloader, "__getitem__"):
-        raise ConfigError(
-            f"dataloader has to yield samples, and got {type(dataloader).__name__}, which cannot "
-            f"be iterated over: give a DataLoader or a list"
-        )
-    if not callable(loss_fn):
-        raise ConfigError(
-            f"loss_fn has to be a function of the model and a sample, got {type(loss_fn).__name__}"
-        )
-    for name, number in (("nsamples", nsamples), ("workers", workers)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConfigError(f"{name} has to be an integer of at least 1, got {number!r}")
-
-
-def _check_count(count: int) -> None:
-    if not count:
-        raise ConfigError(
-            "the dataloader yields no sample, and sensitivities need at least one: check that it "
-            "is not a generator that has been used up"
-        )

@@ -15,24 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
+from mlopt.torch.sensitivity.calibration import Calibration, LossFunction
 from mlopt.torch.sensitivity.samples import from_bytes, to_bytes
-from mlopt.torch.sensitivity.squares import LossFunction, SquareSums
+from mlopt.torch.sensitivity.squares import SquareSums
 
 
 def add_on_replicas(
     sums: SquareSums,
     model: nn.Module,
     samples: Iterator[tuple[int, Any]],
-    loss_fn: LossFunction,
-    *,
-    workers: int,
+    calibration: Calibration,
 ) -> int:
     """Add the squared gradients of samples, ``workers`` at a time; returns how many there were.
 
-    The model itself is the first worker's, and ``sums`` takes its gradients directly; what the
-    others found is added to it in the order of the samples, so that the sums are those of one
+    The model itself is the first worker's, and ``sums`` takes its gradients directly; the squares
+    of the others are added to it in the order of the samples, so that the sums are those of one
     worker, bit for bit. ``sums`` has had its first sample, and is hooked.
     """
+    loss_fn, workers = calibration.loss_fn, calibration.workers
     if sums.in_parts is None:  # no sample has had a gradient, and the sums are to hold squares now
         sums.in_parts = frozenset()
     others = [_Replica(sums, model, device) for device in _devices(model, workers)[1:]]

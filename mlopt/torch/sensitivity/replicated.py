@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from mlopt.errors import MlOptError
+from mlopt.torch.sensitivity.calibration import Calibration
 from mlopt.torch.sensitivity.ranks import Ranks
-from mlopt.torch.sensitivity.squares import LossFunction, SquareSums
+from mlopt.torch.sensitivity.squares import SquareSums
 
 
 def add_over_ranks(
-    sums: SquareSums,
-    model: nn.Module,
-    dataloader: Iterable[Any],
-    loss_fn: LossFunction,
-    *,
-    ranks: Ranks,
-    nsamples: int,
-    are_sharded: bool,
+    sums: SquareSums, model: nn.Module, calibration: Calibration, ranks: Ranks
 ) -> int:
     """Add the squared gradients of all ranks' samples, on every rank; returns how many there were.
 
     1. In each round a rank works on one sample of its share, or none if it has none left.
-    2. The ranks agree after each round on whether one has failed, and on when all are done. So an
-       exception on one ends all, within a sample's time.
+    2. After each round the ranks tell each other whether one has failed, and whether all are done:
+       an exception on one ends all, within a sample's time.
     3. The sums are added up over the ranks, one parameter at a time.
 
     Raises
@@ -42,9 +35,9 @@ def add_over_ranks(
         has_worked = False
         try:
             if samples is None:
-                samples = _share(dataloader, ranks, nsamples, are_sharded)
+                samples = _share(calibration, ranks)
             for index, sample in islice(samples, 1):
-                sums.add_sample(model, sample, loss_fn, index)
+                sums.add_sample(model, sample, calibration.loss_fn, index)
                 count += 1
                 has_worked = True
         except Exception as error:
@@ -61,20 +54,21 @@ def add_over_ranks(
 
     for name, summed in sums.sums.items():
         sums.sums[name] = ranks.sum_(summed)
-    found = ranks.largest(*(sums.largest.get(name, -1.0) for name in sums.sums), 0.0)
+    peaks = ranks.largest(*(sums.largest.get(name, -1.0) for name in sums.sums), 0.0)
     sums.largest = {
-        name: peak for name, peak in zip(sums.sums, found[:-1], strict=True) if peak >= 0
+        name: peak for name, peak in zip(sums.sums, peaks[:-1], strict=True) if peak >= 0
     }
     for source in range(ranks.size):
         total += ranks.shared(count, source)
     return total
 
 
-def _share(dataloader: Iterable[Any], ranks: Ranks, nsamples: int, are_sharded: bool) -> Any:
+def _share(calibration: Calibration, ranks: Ranks) -> Any:
     """Return an iterator over a rank's samples, each with its number in the loader."""
-    if are_sharded:
-        return enumerate(islice(dataloader, fair_share(nsamples, ranks.rank, ranks.size)))
-    return islice(enumerate(islice(dataloader, nsamples)), ranks.rank, None, ranks.size)
+    loader, nsamples = calibration.dataloader, calibration.nsamples
+    if calibration.samples_are_sharded:
+        return enumerate(islice(loader, fair_share(nsamples, ranks.rank, ranks.size)))
+    return islice(enumerate(islice(loader, nsamples)), ranks.rank, None, ranks.size)
 
 
 def fair_share(nsamples: int, rank: int, size: int) -> int:

@@ -18,14 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError, MlOptError
+from mlopt.torch.sensitivity.calibration import Calibration, LossFunction
 from mlopt.torch.sensitivity.ranks import Ranks
 from mlopt.torch.sensitivity.replicated import fair_share
 from mlopt.torch.sensitivity.samples import from_bytes, to_bytes
 from mlopt.torch.sensitivity.squares import (
-    LossFunction,
+    Total,
     add_square,
     checked_loss,
-    raise_largest,
+    note_largest,
 )
 
 _STATE = "sensitivity"
@@ -83,23 +84,16 @@ class ShardedSums:
         }
         self.largest: dict[str, float] = {}
 
-    def add_samples(
-        self,
-        dataloader: Iterable[Any],
-        loss_fn: LossFunction,
-        *,
-        ranks: Ranks,
-        nsamples: int,
-        are_sharded: bool,
-    ) -> int:
+    def add_samples(self, calibration: Calibration, ranks: Ranks) -> int:
         """Add the squared gradients of samples; returns how many there were, on all ranks alike.
 
-        The samples are those of rank 0's loader or, ``are_sharded``, of all ranks' in turn, and
-        reach the other ranks as pickles. With each goes the state of the random generators, so
-        that all ranks drop out the same.
+        The samples are those of rank 0's loader or, ``samples_are_sharded``, of all ranks' in
+        turn, and reach the other ranks as pickles. With each goes the state of the random
+        generators, so that all ranks drop out the same.
         """
-        sources = list(range(ranks.size if are_sharded else 1))
-        messages = _messages(dataloader, fair_share(nsamples, ranks.rank, len(sources)))
+        sources = list(range(ranks.size if calibration.samples_are_sharded else 1))
+        share = fair_share(calibration.nsamples, ranks.rank, len(sources))
+        messages = _messages(calibration.dataloader, share)
         count = 0
         while sources:
             for source in tuple(sources):
@@ -108,11 +102,12 @@ class ShardedSums:
                     sources.remove(source)
                     continue
                 _set_random_state(state)
-                self._add(from_bytes(content, _cuda_device()), loss_fn, ranks, count)
+                sample = from_bytes(content, _cuda_device())
+                self._add(sample, calibration.loss_fn, ranks, count)
                 count += 1
         return count
 
-    def whole(self, *, is_kept: bool, rank0_only: bool) -> Iterator[tuple[str, Tensor, float]]:
+    def whole(self, *, is_kept: bool, rank0_only: bool) -> Iterator[Total]:
         """Yield name, sum of squares and largest magnitude of what had a gradient.
 
         Collective: every rank has to go through to the end. The sums are whole, float32, on the
@@ -127,9 +122,7 @@ class ShardedSums:
             if is_kept and name in self.largest:
                 yield name, full.cpu(), self.largest[name]
 
-    def _whole_fsdp1(
-        self, *, is_kept: bool, rank0_only: bool
-    ) -> Iterator[tuple[str, Tensor, float]]:
+    def _whole_fsdp1(self, *, is_kept: bool, rank0_only: bool) -> Iterator[Total]:
         """Have the sums made whole as the states of an optimizer are."""
         from torch.distributed.fsdp import (
             FullOptimStateDictConfig,
@@ -170,17 +163,17 @@ class ShardedSums:
             if gradient is not None and gradient.numel():
                 into = _local(self.sums[name])
                 peaks[_clean(name)] = add_square(into, _local(gradient.detach(), parameter))
-        found: dict[str, float] = {}
-        problem: ConfigError | None = None
+        largest: dict[str, float] = {}
+        refusal: ConfigError | None = None
         try:
-            raise_largest(found, peaks, loss, index)
+            note_largest(largest, peaks, loss, index)
         except ConfigError as error:
-            problem = error
+            refusal = error
         # A rank may hold no part of a parameter, and a number that is not finite may be anywhere.
-        numbers = [found.get(_clean(name), -1.0) for name in self.parameters]
-        *numbers, is_bad = ranks.largest(*numbers, float(problem is not None))
-        if problem is not None:
-            raise problem
+        numbers = [largest.get(_clean(name), -1.0) for name in self.parameters]
+        *numbers, is_bad = ranks.largest(*numbers, float(refusal is not None))
+        if refusal is not None:
+            raise refusal
         if is_bad:
             raise ConfigError(
                 f"a gradient of sample {index} cannot be squared, in a part that another rank "

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mlopt.errors import ConfigError
+from mlopt.torch.sensitivity.calibration import LossFunction
 
-LossFunction = Callable[[nn.Module, Any], Tensor]
-"""Computes the loss of a model, a tensor of one element, on one sample."""
+Total = tuple[str, Tensor, float]
+"""Name of a parameter, the sum of its squared gradients, the largest magnitude among these."""
 
 _PIECE = 1 << 20
 """Elements, about, that are squared at a time: what is in between takes 4 MiB, not a gradient."""
@@ -108,7 +109,7 @@ class SquareSums:
                 self._take(name)
             self._check_arrivals(index)
         self.latest = frozenset(arrived)
-        raise_largest(self.largest, self._peaks, loss, index)
+        note_largest(self.largest, self._peaks, loss, index)
         return True
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
@@ -237,7 +238,7 @@ def square_(total: Tensor) -> Tensor:
     return peak
 
 
-def raise_largest(
+def note_largest(
     largest: dict[str, float], peaks: Mapping[str, Tensor], loss: Tensor, index: int
 ) -> None:
     """Note the largest magnitudes of a sample's gradients.
