@@ -12,6 +12,7 @@ from typing import Any
 from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.guards import reason_to_keep
+from mlopt.coreml.models import TargetName
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.plans import Plan, WeightDecision, check_targets, plan_for
 from mlopt.coreml.rules import Reader, resolve, unmatched_rules
@@ -30,7 +31,7 @@ def decide(
     package: Package,
     config: OptimizationConfig,
     *,
-    minimum_deployment_target: Any = None,
+    minimum_deployment_target: TargetName | None = None,
     strict: bool = False,
     joint_compression: bool = False,
 ) -> Plan:

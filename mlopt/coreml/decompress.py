@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mlopt.coreml.constexpr import CompressedForm, is_constexpr, parameter_names
 from mlopt.coreml.links import link_notes
-from mlopt.coreml.models import rewritten_mlmodel
+from mlopt.coreml.models import ModelSource, rewritten_mlmodel
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.weights import Instance, Weight, is_part, node_of, weights_of
 from mlopt.mil.dtypes import dtype_named
@@ -24,6 +24,9 @@ from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.value.bits import pack_bits
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +78,7 @@ class DecompressionResult(os.PathLike[str]):
         return str(self.path)
 
 
-def decompress_weights(mlmodel: Any) -> Any:
+def decompress_weights(mlmodel: MLModel) -> MLModel:
     """Replace compressed weights by plain ones; a drop-in for coremltools' function of that name.
 
     Parameters
@@ -96,7 +99,7 @@ def decompress_weights(mlmodel: Any) -> Any:
 
 
 def decompress(
-    source: Any, output: str | os.PathLike[str], *, progress: Progress | None = None
+    source: ModelSource, output: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> DecompressionResult:
     """Write a package with plain weights in the place of compressed ones, from file to file.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mlopt.coreml.models import rewritten_mlmodel
+from mlopt.coreml.models import ModelSource, TargetName, rewritten_mlmodel
 from mlopt.errors import TargetError
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
@@ -14,8 +14,11 @@ from mlopt.mil.raising.upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.writer import PackageWriter, check_destination
 
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
-def set_deployment_target(model: Any, target: Any) -> Any:
+
+def set_deployment_target(model: ModelSource, target: TargetName) -> MLModel:
     """Raise a model to a deployment target, as if it had been converted for that.
 
     Every operation that the target's opset redefines is rewritten with the same meaning: new
@@ -48,7 +51,7 @@ def set_deployment_target(model: Any, target: Any) -> Any:
     return rewritten_mlmodel(lambda path: raise_target(model, path, target), like=like)
 
 
-def deployment_target(source: Any) -> str:
+def deployment_target(source: ModelSource) -> str:
     """The deployment target of a model by name; of a pipeline, the newest of its programs.
 
     Parameters
@@ -64,7 +67,7 @@ def deployment_target(source: Any) -> str:
     return str(_current(open_package(source)))
 
 
-def raise_target(source: Any, output: str | os.PathLike[str], target: Any) -> Path:
+def raise_target(source: ModelSource, output: str | os.PathLike[str], target: TargetName) -> Path:
     """Write a package whose deployment target is raised, from file to file.
 
     In a pipeline every ML program is raised, and models of other kinds stay as they are.

@@ -22,10 +22,8 @@ from mlopt.requests.report import WeightRow
 
 def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | NoPaletteError:
     """Cluster one weight; what no table can hold comes back as the error that says so."""
-    strategy = strategy_of(weight)
-    assert strategy is not None
     try:
-        return strategy.palettize(weight, spec, workers)
+        return strategy_of(weight).palettize(weight, spec, workers)
     except NoPaletteError as reason:
         return reason
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlopt.coreml.config import OpPalettizerConfig
-from mlopt.coreml.joint import strategy_of
+from mlopt.coreml.joint import can_be_palettized
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
 from mlopt.requests.keep import NOT_FINITE, Keep, low_rank
@@ -24,7 +24,7 @@ def reason_to_keep(
     reason = _of_use(weight) or _of_type(weight)
     if reason is not None:
         return reason
-    if weight.is_compressed and not (joint_compression and strategy_of(weight)):
+    if weight.is_compressed and not (joint_compression and can_be_palettized(weight)):
         return Keep(COMPRESSED)
     if resolution.config is None:
         return resolution.reason_to_keep

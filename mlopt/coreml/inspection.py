@@ -12,6 +12,7 @@ import attrs
 
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.metadata import CoreMLWeightMetaData
+from mlopt.coreml.models import ModelSource
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
@@ -139,7 +140,7 @@ class Inventory:
 
 
 def inspect_weights(
-    source: Any,
+    source: ModelSource,
     *,
     patterns: Sequence[str] = (),
     min_size: int = 0,
@@ -172,13 +173,16 @@ def inspect_weights(
     """
     package = open_package(source)
     weights, _ = weights_of(package)
-    for weight in weights:
-        _ = weight.compression  # refuses what is damaged before any work
-    listed = [w for w in weights if w.size >= min_size and _matches(w, patterns)]
-    total, done = sum(weight.size for weight in listed), 0
+    every_row = [_row(weight) for weight in weights]  # refuses what is damaged before any work
+    listed = [
+        (weight, row)
+        for weight, row in zip(weights, every_row, strict=True)
+        if weight.size >= min_size and _matches(weight, patterns)
+    ]
+    total, done = sum(weight.size for weight, _ in listed), 0
     rows = []
-    for weight in listed:
-        rows.append(_row(weight, statistics=statistics))
+    for weight, row in listed:
+        rows.append(_with_statistics(row, weight) if statistics else row)
         done += weight.size
         if progress is not None:
             progress(done, total, weight.name)
@@ -203,8 +207,7 @@ def _matches(weight: Weight, patterns: Iterable[str]) -> bool:
     return not patterns or any(fnmatchcase(name, glob) for glob in patterns for name in names)
 
 
-def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
-    distinct, sparsity = _statistics(weight) if statistics else (None, None)
+def _row(weight: Weight) -> StoredWeight:
     return StoredWeight(
         name=weight.name,
         functions=weight.functions,
@@ -214,14 +217,12 @@ def _row(weight: Weight, *, statistics: bool) -> StoredWeight:
         size=weight.size,
         nbytes=weight.nbytes,
         compression=weight.compression,
-        distinct=distinct,
-        sparsity=sparsity,
     )
 
 
-def _statistics(weight: Weight) -> tuple[int, float]:
-    """Distinct values and sparsity; the weight's pages are given back afterwards."""
+def _with_statistics(row: StoredWeight, weight: Weight) -> StoredWeight:
+    """The row with distinct values and sparsity; the weight's pages are given back afterwards."""
     known = CoreMLWeightMetaData(weight.value())
-    distinct, sparsity = known.unique_values, known.sparsity
+    row = attrs.evolve(row, distinct=known.unique_values, sparsity=known.sparsity)
     weight.release()
-    return distinct, sparsity
+    return row

@@ -6,7 +6,6 @@ that listing the weights of a model costs no more than reading its description.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from mlopt.coreml.config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.constexpr import CompressedForm
+from mlopt.coreml.models import ModelSource
 from mlopt.coreml.weights import (
     Instance,
     Weight,
@@ -233,7 +233,7 @@ class WeightMetadataDict(OrderedDict[str, CoreMLWeightMetaData]):
 
 
 def get_weights_metadata(
-    mlmodel: Any, weight_threshold: int = DEFAULT_WEIGHT_THRESHOLD
+    mlmodel: ModelSource, weight_threshold: int = DEFAULT_WEIGHT_THRESHOLD
 ) -> WeightMetadataDict:
     """The weights of a model with the operations that they feed into.
 
@@ -264,8 +264,7 @@ def get_weights_metadata(
     ModelFormatError
         It is no ML program, or it is damaged.
     """
-    source = mlmodel if hasattr(mlmodel, "get_spec") else os.fspath(mlmodel)
-    weights, nodes_of_programs = weights_of(open_package(source), smallest=weight_threshold + 1)
+    weights, nodes_of_programs = weights_of(open_package(mlmodel), smallest=weight_threshold + 1)
     nodes = (node for nodes in nodes_of_programs for node in nodes)
     position = {id(node): index for index, node in enumerate(nodes)}
     listed = [_Listed(weight, instance) for weight in weights for instance in weight.instances]

@@ -1,15 +1,28 @@
-"""coremltools' ``MLModel`` around a package that was written, and the place for a temporary one."""
+"""Models as users hand them in and get them back: paths, and coremltools' ``MLModel``."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mlopt.mil.targets import Target
+
+if TYPE_CHECKING:
+    import coremltools as ct
+    from coremltools.models import MLModel
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | MLModel"
+"""The path of an ``.mlpackage``, or an ``MLModel`` that is an ML program or a pipeline of such."""
+
+TargetName: TypeAlias = "Target | str | ct.target"
+"""A deployment target such as ``"iOS18"``, ``"macOS15"`` or ``coremltools.target.iOS18``."""
 
 
 def temporary_package(cleanup: contextlib.ExitStack) -> Path:
@@ -26,10 +39,10 @@ def temporary_package(cleanup: contextlib.ExitStack) -> Path:
 def as_mlmodel(
     path: Path,
     *,
-    like: Any = None,
+    like: MLModel | None = None,
     is_temporary: bool = False,
     skip_model_load: bool | None = None,
-) -> Any:
+) -> MLModel:
     """Load a package as an ``MLModel``.
 
     Parameters
@@ -55,7 +68,7 @@ def as_mlmodel(
 
 @cache
 def _model_class() -> type:
-    """A class of ``MLModel`` that has its program in memory as soon as somebody asks for it.
+    """The subclass of ``MLModel`` that loads its program when asked for it.
 
     coremltools' functions return models with the program that they were made of, and code that
     looks into one reads its ``_mil_program``. Here there was none: it is loaded from the package.
@@ -95,7 +108,7 @@ def _model_class() -> type:
     return LoadingMLModel
 
 
-def rewritten_mlmodel(write: Callable[[Path], Path], *, like: Any) -> Any:
+def rewritten_mlmodel(write: Callable[[Path], Path], *, like: MLModel | None) -> MLModel:
     """The ``MLModel`` of a temporary package; see ``as_mlmodel`` for ``like``.
 
     ``write`` is called with where to write it, and returns where it is.

@@ -6,7 +6,7 @@ import contextlib
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -14,9 +14,9 @@ from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
 from mlopt.coreml.execution import carry_out, compute, row_of
 from mlopt.coreml.guards import COMPRESSED
-from mlopt.coreml.joint import strategy_of
+from mlopt.coreml.joint import can_be_palettized
 from mlopt.coreml.links import link_notes
-from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.models import ModelSource, TargetName, as_mlmodel, temporary_package
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
@@ -26,6 +26,9 @@ from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer
 from mlopt.requests.keep import Keep
 from mlopt.requests.report import Report, WeightRow
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 
 @attrs.define(eq=False, slots=False)
@@ -42,18 +45,18 @@ class PalettizationResult:
 
     report: Report
     path: Path
-    _source: Any = None
+    _source: MLModel | None = None
     _is_temporary: bool = False
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> MLModel:
         """The palettized model as a coremltools ``MLModel``, loaded when first asked for."""
         return as_mlmodel(self.path, like=self._source, is_temporary=self._is_temporary)
 
 
 def palettize_weights(
-    mlmodel: Any, config: OptimizationConfig, joint_compression: bool = False
-) -> Any:
+    mlmodel: MLModel, config: OptimizationConfig, joint_compression: bool = False
+) -> MLModel:
     """Palettize the weights of a model; a drop-in for the function of that name in coremltools.
 
     Parameters
@@ -78,11 +81,11 @@ def palettize_weights(
 
 
 def palettize(
-    source: Any,
+    source: ModelSource,
     config: OptimizationConfig,
     *,
     output: str | os.PathLike[str] | None = None,
-    minimum_deployment_target: Any = None,
+    minimum_deployment_target: TargetName | None = None,
     strict: bool = False,
     joint_compression: bool = False,
     workers: int | None = None,
@@ -154,10 +157,10 @@ def palettize(
 
 
 def preview(
-    source: Any,
+    source: ModelSource,
     config: OptimizationConfig,
     *,
-    minimum_deployment_target: Any = None,
+    minimum_deployment_target: TargetName | None = None,
     strict: bool = False,
     joint_compression: bool = False,
 ) -> Report:
@@ -229,7 +232,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         for decision in plan.decisions
         if isinstance(decision.result, Keep) and decision.result.category == COMPRESSED
     ]
-    possible = sum(strategy_of(weight) is not None for weight in compressed)
+    possible = sum(map(can_be_palettized, compressed))
     if not possible or plan.joint_compression:
         return ()
     return (

@@ -90,9 +90,7 @@ def _without_scales(
     weight: Weight, config: OpPalettizerConfig
 ) -> tuple[OpPalettizerConfig, tuple[str, ...]]:
     """The request for a weight, without the scales that a quantized one has already."""
-    strategy = strategy_of(weight)
-    assert strategy is not None
-    if not strategy.has_scales or not (
+    if not strategy_of(weight).has_scales or not (
         config.enable_per_channel_scale or config.lut_dtype is not None
     ):
         return config, ()
@@ -150,7 +148,6 @@ def _reason_of_values(weight: Weight, spec: PaletteSpec) -> Keep | None:
     Known now, so that a target is not raised for a weight that is kept in the end.
     """
     strategy = strategy_of(weight)
-    assert strategy is not None
     try:
         strategy.check(weight, spec)
         if spec.mode == "unique":

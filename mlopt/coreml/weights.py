@@ -216,17 +216,20 @@ def weights_of(
     return weights, nodes_of_programs
 
 
+_Key: TypeAlias = tuple[Hashable, ...]
+"""Equal for instances of one weight; the first element is their content."""
+
+
 def _weights_of_program(program: Program, nodes: list[Node], smallest: int) -> Iterator[Weight]:
-    # The first element of a key is the content.
-    groups: dict[tuple[Hashable, ...], list[Instance]] = {}
-    chains: dict[tuple[Hashable, ...], tuple[Node, ...]] = {}
-    parts: set[tuple[Hashable, ...]] = set()
+    groups: dict[_Key, list[Instance]] = {}
+    chains: dict[_Key, tuple[Node, ...]] = {}
+    parts: set[_Key] = set()
     for node in nodes:
         outputs = _compressed_outputs(node) if is_constexpr(node) else []
         if outputs:
             chain = tuple(chain_of(node))
             for output in outputs:
-                key: tuple[Hashable, ...] = (content_of_output(output, chain),)
+                key: _Key = (content_of_output(output, chain),)
                 groups.setdefault(key, []).append(output)
                 chains.setdefault(key, chain)
         for constant in program.constants([node]):

@@ -30,8 +30,13 @@ from coremltools.optimize.coreml import _quantization_passes as compression
 from coremltools.proto import MIL_pb2
 
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
-from mlopt.coreml.constexpr import palette_of
+from mlopt.coreml.constexpr.chains import chain_of
+from mlopt.coreml.constexpr.evaluation import value_of
+from mlopt.coreml.constexpr.operations import checked
+from mlopt.coreml.constexpr.scaled import palette, scaled_lut
 from mlopt.mil.opening import open_package
+from mlopt.mil.program import Node
+from mlopt.palette.value.palettized import Palettized
 from tests import judges
 
 NBITS = (1, 2, 3, 4, 6, 8)
@@ -462,6 +467,15 @@ def reference_dense(cell: Cell, weight: np.ndarray) -> np.ndarray:
         channel_axis=0,
     )
     return compression.palettize_weights.decompress(compressed).astype(weight.dtype) * scale
+
+
+def palette_of(node: Node) -> Palettized:
+    """The palette that mlopt wrote as a weight, of which ``node`` is the last operation."""
+    links = [checked(link, value_of) for link in chain_of(node)]
+    table = scaled_lut(links)
+    found = palette(links[-1], None) if table is None else palette(table, links[-1])
+    assert found is not None
+    return found
 
 
 @attrs.frozen(eq=False)

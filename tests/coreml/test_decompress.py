@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from mlopt.coreml import decompress, decompress_weights, palettize
-from mlopt.coreml.constexpr import palette_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.opening import open_package
 from tests import judges, models
@@ -22,6 +21,7 @@ from tests.coreml.conftest import (
     global_config,
     nothing_beside,
     operations_by_name,
+    palette_of,
     quietly,
     saved,
 )

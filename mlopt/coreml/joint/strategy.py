@@ -46,7 +46,7 @@ class Strategy:
     has_scales: bool = False
 
 
-def own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool:
+def has_own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool:
     """Whether a palette can take the place of what a compressed weight has as ``parameter``.
 
     That holds for single operations, since a chain of several is compressed twice already, and

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 # Importing them registers the rules.
 from mlopt.coreml.lint import (  # noqa: F401
@@ -19,12 +18,13 @@ from mlopt.coreml.lint import (  # noqa: F401
 from mlopt.coreml.lint.findings import SEVERITIES, Finding, LintReport
 from mlopt.coreml.lint.registry import RULES, Silence, rules_matching
 from mlopt.coreml.lint.subject import Subject
+from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.mil.opening import open_package
 
 
 def lint(
-    model: Any,
-    target: Any = None,
+    model: ModelSource,
+    target: TargetName | None = None,
     *,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,

@@ -10,6 +10,7 @@ import attrs
 
 from mlopt.coreml.constexpr.chains import chain_of
 from mlopt.coreml.lint.findings import Place
+from mlopt.coreml.models import TargetName
 from mlopt.coreml.weights import Weight, shown_consumers, weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.bound_values import SMALLEST
@@ -129,7 +130,7 @@ class Subject:
     plain: tuple[Weight, ...]
 
     @classmethod
-    def of(cls, package: Package, target: Any) -> Subject:
+    def of(cls, package: Package, target: TargetName | None) -> Subject:
         """Look at a package; `target` None stands for the model's own.
 
         Raises
