@@ -14,7 +14,7 @@ from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import BY_PROTO
 from mlopt.mil.messages import Model
 from mlopt.mil.package import Package
-from tests.coreml.test_constexpr import EXAMPLES, package_of_example
+from tests.coreml.constexpr.test_evaluation import EXAMPLES, package_of_example
 
 ROUNDS = 100
 """Damaged models for each example."""
