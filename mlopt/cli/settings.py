@@ -49,7 +49,8 @@ class Settings:
         ConfigError
             The configuration is invalid.
         """
-        from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+        from mlopt.coreml.config import OptimizationConfig
+        from mlopt.coreml.op_config import OpPalettizerConfig
 
         given = self.given
         if file is not None:

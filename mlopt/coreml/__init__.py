@@ -7,11 +7,7 @@ own, loaded when it is asked for: see ``mlopt.drop_in``.
 
 from typing import Any
 
-from mlopt.coreml.config import (
-    CompressionGranularity,
-    OpPalettizerConfig,
-    OptimizationConfig,
-)
+from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.decompress import DecompressionResult, decompress, decompress_weights
 from mlopt.coreml.deployment import deployment_target, raise_target, set_deployment_target
@@ -21,6 +17,7 @@ from mlopt.coreml.metadata import (
     CoreMLWeightMetaData,
     get_weights_metadata,
 )
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.palettize import (
     PalettizationResult,
     palettize,
@@ -30,6 +27,8 @@ from mlopt.coreml.palettize import (
 from mlopt.drop_in import attribute, names_besides
 from mlopt.requests.granularity import Granularity
 from mlopt.requests.report import Report, WeightRow
+
+CompressionGranularity = Granularity  # the name that coremltools gives to it
 
 __all__ = [
     "CompressedForm",

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.guards import reason_to_keep
 from mlopt.coreml.models import TargetName
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.plans import Plan, WeightDecision, check_targets, plan_for
 from mlopt.coreml.rules import Reader, resolve, unmatched_rules

@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import listed, shown
 
 _MODULE = "coremltools.optimize.coreml"
 
@@ -26,6 +27,19 @@ COMPRESSORS = {
     "OpThresholdPrunerConfig": "prune_weights",
 }
 """Names of configs that are not for palettes, to what takes them."""
+
+CONFIG_TYPE = "OpPalettizerConfig"
+"""The name of the config for palettes, mlopt's and coremltools'."""
+_CONFIG_TYPES = (CONFIG_TYPE, *COMPRESSORS)
+
+
+def checked_config_type(given: object, default: str) -> str:
+    """The name of a config that plain values give for their ``config_type``; None: the default."""
+    if given is None:
+        return default
+    if isinstance(given, str) and given in _CONFIG_TYPES:
+        return given
+    raise ConfigError(f"config_type must be {listed(_CONFIG_TYPES)}, got {shown(given)}")
 
 
 def let_stand(ours: type, class_name: str) -> None:

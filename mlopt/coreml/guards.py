@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlopt.coreml.config import OpPalettizerConfig
 from mlopt.coreml.joint import can_be_palettized
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
 from mlopt.requests.keep import NOT_FINITE, Keep, low_rank

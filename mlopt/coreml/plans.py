@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
-from mlopt.coreml.config import OpPalettizerConfig
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
 from mlopt.coreml.specs import needed_target
 from mlopt.coreml.weights import Weight

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
-from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.requests.checked import near_matches
 from mlopt.requests.rules import Claim, Resolution, RuleKind, UnmatchedRule, resolve_claims
 
@@ -29,8 +29,16 @@ Reader = tuple[str, str]
 """The name and the type of an operation that reads a weight."""
 
 
+class Rules(Protocol):
+    """What is asked of a :class:`mlopt.coreml.OptimizationConfig` here: its rules."""
+
+    global_config: Any
+    op_type_configs: dict[str, Any]
+    op_name_configs: dict[str, Any]
+
+
 def resolve(
-    config: OptimizationConfig,
+    config: Rules,
     weight_name: str,
     consumers: Sequence[Reader],
     *,
@@ -63,14 +71,14 @@ def resolve(
 
 
 def rule_for(
-    config: OptimizationConfig, consumer: Reader, *weight_names: str
+    config: Rules, consumer: Reader, *weight_names: str
 ) -> OpPalettizerConfig | Any | None:
     """What `config` says about one operation (name and type) and the weights of these names."""
     return _claim(config, weight_names, consumer).config
 
 
 def _claim(
-    config: OptimizationConfig, weight_names: Sequence[str], consumer: Reader | None
+    config: Rules, weight_names: Sequence[str], consumer: Reader | None
 ) -> Claim[OpPalettizerConfig]:
     names = [*weight_names] if consumer is None else [*weight_names, consumer[0]]
     # Without consumers there is one claim, so that nobody reads whose it is.
@@ -101,7 +109,7 @@ def _preference(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
 
 
 def unmatched_rules(
-    config: OptimizationConfig,
+    config: Rules,
     weights: Iterable[tuple[str, Sequence[Reader]]],
     *,
     op_names: Iterable[str] = (),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
-from mlopt.coreml.config import OpPalettizerConfig
 from mlopt.coreml.joint import strategy_of
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.errors import ConfigError

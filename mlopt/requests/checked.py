@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LUT_DTYPES
+from mlopt.palette.value.quantized import LUT_DTYPES, LutDtype
 from mlopt.palette.value.spec import NBITS
 
 WordT = TypeVar("WordT", bound=str)
@@ -81,18 +81,19 @@ def index_bits(value: Any, name: str) -> int:
     return nbits
 
 
-def lut_dtype_name(value: Any) -> str | None:
+def lut_dtype_name(value: Any) -> LutDtype | None:
     """The name of a table dtype given as a string, or as numpy's or torch's type."""
     if value is None:
         return None
     name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
     name = name.lower().removeprefix("torch.")
-    if name not in LUT_DTYPES:
-        raise ConfigError(
-            f"lut_dtype must be None (the dtype of the weight) or {listed(LUT_DTYPES)}, "
-            f"got {shown(value)}"
-        )
-    return str(name)
+    for each in LUT_DTYPES:
+        if name == each:
+            return each
+    raise ConfigError(
+        f"lut_dtype must be None (the dtype of the weight) or {listed(LUT_DTYPES)}, "
+        f"got {shown(value)}"
+    )
 
 
 def check_keys(values: Mapping[str, Any], allowed: Iterable[str]) -> None:

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
 from mlopt.requests.granularity import Granularity
 

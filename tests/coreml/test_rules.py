@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.coreml.config import OpPalettizerConfig, OptimizationConfig
+from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.rules import resolve, unmatched_rules
 from mlopt.requests.rules import UnmatchedRule
 

@@ -154,7 +154,7 @@ def test_only_configs_of_the_palettizer_are_rules(wrong):
 
 
 def test_configs_of_the_other_side_are_none_here():
-    with pytest.raises(ConfigError, match=r"got a mlopt\.coreml\.config\.OpPalettizerConfig"):
+    with pytest.raises(ConfigError, match=r"got a mlopt\.coreml\.op_config\.OpPalettizerConfig"):
         SKMPalettizerConfig(OpPalettizerConfig(nbits=4))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import attrs
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 from mlopt.errors import ConfigError
 from mlopt.palette.value.product import product
 
-LUT_DTYPES = ("int8", "uint8")
+LutDtype = Literal["int8", "uint8"]
+LUT_DTYPES: tuple[LutDtype, ...] = get_args(LutDtype)
 
 _SMALLEST_NORMAL = {
     "float16": 2.0**-14,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import attrs
 
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LUT_DTYPES
+from mlopt.palette.value.quantized import LUT_DTYPES, LutDtype
 
-MODES = ("kmeans", "uniform", "unique", "custom")
-NBITS = (1, 2, 3, 4, 6, 8)
+Mode = Literal["kmeans", "uniform", "unique", "custom"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+Nbits = Literal[1, 2, 3, 4, 6, 8]
+NBITS: tuple[Nbits, ...] = get_args(Nbits)
 
 
 @attrs.frozen
@@ -51,7 +53,7 @@ class PaletteSpec:
         The parts contradict each other.
     """
 
-    mode: str = "kmeans"
+    mode: Mode = "kmeans"
     nbits: int | None = None
     channel_axis: int | None = None
     group_size: int | None = None
@@ -59,7 +61,7 @@ class PaletteSpec:
     scale_axis: int | None = None
     lut_function: Callable[[Any], tuple[Any, Any]] | None = None
     allowed_nbits: tuple[int, ...] = NBITS
-    lut_dtype: str | None = None
+    lut_dtype: LutDtype | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in MODES:

@@ -19,8 +19,9 @@ from mlopt.requests.report import Report
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter
-from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
+from mlopt.torch.palettization.config import OptimizationConfig
 from mlopt.torch.palettization.decisions import ParameterDecision, decide
+from mlopt.torch.palettization.module_configs import ModuleConfigT
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.tensors import as_array, as_tensor
 

@@ -21,17 +21,18 @@ from mlopt.requests.yaml_files import read_yaml
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 from mlopt.torch.palettization.foreign_configs import is_foreign, parameters_of
 from mlopt.torch.palettization.module_configs import (
+    ModuleConfigT,
     ModuleOptimizationConfig,
     ModulePostTrainingPalettizerConfig,
     ModuleSKMPalettizerConfig,
 )
 from mlopt.torch.palettization.module_types import TypeKey, checked_type_key, key_text
+from mlopt.torch.palettization.rules import rule_for
 from mlopt.torch.palettization.thresholds import config_by_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ModuleConfigT = TypeVar("ModuleConfigT", bound=ModuleOptimizationConfig)
 RuleT = TypeVar("RuleT", default=Any)
 """What a rule is kept as, where it does not leave modules alone: mostly a config for a module."""
 
@@ -160,8 +161,6 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
 
     def get_module_config(self, name: str, module: nn.Module) -> RuleT | None:
         """The rule that decides for a module of that qualified name; None: it is left alone."""
-        from mlopt.torch.palettization.rules import rule_for
-
         rule: RuleT | None = rule_for(self, name, module)[2]
         return rule
 

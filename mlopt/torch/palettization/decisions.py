@@ -17,8 +17,8 @@ from mlopt.requests.layout import choose_layout
 from mlopt.requests.rules import UnmatchedRule
 from mlopt.torch.adapters import adapters_of, check_registered
 from mlopt.torch.modules import ModelParameter, Owner, parameters_of
-from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
-from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
+from mlopt.torch.palettization.config import OptimizationConfig
+from mlopt.torch.palettization.module_configs import ModuleConfigT, ModuleOptimizationConfig
 from mlopt.torch.palettization.rules import resolve_shared, unmatched_rules
 from mlopt.torch.sensitivity.sharded import is_sharded
 from mlopt.torch.tensors import FLOATS, as_array, dtype_name

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
+from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import flag, index_bits, integer
 from mlopt.requests.granularity import summary_of
 from mlopt.requests.keep import Keep
@@ -368,9 +369,10 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         return order if order is not None and len(order) == rank else None
 
     @property
-    def lut_dtype_name(self) -> str | None:
+    def lut_dtype_name(self) -> LutDtype | None:
         """``"int8"`` or ``"uint8"`` for tables in 8 bits, else None."""
-        return {"i8": "int8", "u8": "uint8"}.get(self.lut_dtype)
+        names: dict[str, LutDtype] = {"i8": "int8", "u8": "uint8"}
+        return names.get(self.lut_dtype)
 
     @property
     def lut_rounding(self) -> torch.dtype | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
 
 from mlopt.errors import ConfigError
+from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
 from mlopt.requests.granularity import summary_of
 from mlopt.requests.keep import Keep
@@ -158,7 +159,7 @@ class ModuleOptimizationConfig:
         return None
 
     @property
-    def lut_dtype_name(self) -> str | None:
+    def lut_dtype_name(self) -> LutDtype | None:
         """The name of `lut_dtype`: ``"int8"``, ``"uint8"`` or None."""
         return lut_dtype_name(self.lut_dtype)
 
@@ -214,6 +215,9 @@ class ModuleOptimizationConfig:
             The file cannot be read.
         """
         return read_yaml(yml, lambda values: cls.from_dict({} if values is None else values))
+
+
+ModuleConfigT = TypeVar("ModuleConfigT", bound=ModuleOptimizationConfig)
 
 
 @attrs.frozen

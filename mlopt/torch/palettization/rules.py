@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence, Set
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from mlopt.requests.checked import near_matches
 from mlopt.requests.keep import Keep
 from mlopt.requests.rules import Claim, Resolution, RuleKind, UnmatchedRule, resolve_claims
-from mlopt.torch.palettization.config import ModuleConfigT, OptimizationConfig
-from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
+from mlopt.torch.palettization.module_configs import ModuleConfigT, ModuleOptimizationConfig
 from mlopt.torch.palettization.module_types import (
     TypeKey,
     key_text,
@@ -38,16 +37,29 @@ from mlopt.torch.palettization.module_types import (
 NamedModule = tuple[str, nn.Module]
 """A module with its qualified name, ``""`` for the model itself."""
 
+ConfigT_co = TypeVar("ConfigT_co", bound=ModuleOptimizationConfig, covariant=True)
+
+
+class ModuleRules(Protocol[ConfigT_co]):
+    """What is asked of an ``OptimizationConfig`` here: its rules, and what one asks of a module."""
+
+    global_config: Any
+    module_type_configs: dict[TypeKey, Any]
+    module_name_configs: dict[str, Any]
+
+    def config_for(self, rule: Any, module: nn.Module) -> ConfigT_co | Keep:
+        """What a rule asks for a module; Keep, if it asks for nothing after all."""
+
 
 def resolve(
-    config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
+    config: ModuleRules[ModuleConfigT], name: str, module: nn.Module
 ) -> Resolution[ModuleConfigT]:
     """The decision of `config` for the module with a qualified name."""
     return resolve_shared(config, [(name, module)])
 
 
 def resolve_shared(
-    config: OptimizationConfig[ModuleConfigT], owners: Sequence[NamedModule]
+    config: ModuleRules[ModuleConfigT], owners: Sequence[NamedModule]
 ) -> Resolution[ModuleConfigT]:
     """The one decision of `config` for a parameter.
 
@@ -63,7 +75,7 @@ def resolve_shared(
 
 
 def _claim(
-    config: OptimizationConfig[ModuleConfigT], name: str, module: nn.Module
+    config: ModuleRules[ModuleConfigT], name: str, module: nn.Module
 ) -> Claim[ModuleConfigT]:
     user = f"{type(module).__name__} {name!r}"
     kind, key, rule = rule_for(config, name, module)
@@ -74,7 +86,7 @@ def _claim(
 
 
 def rule_for(
-    config: OptimizationConfig[Any], name: str, module: nn.Module
+    config: ModuleRules[Any], name: str, module: nn.Module
 ) -> tuple[RuleKind, str | None, Any]:
     """The rule that decides for a module: its kind, its key, and what it says."""
     by_name, by_type = config.module_name_configs, config.module_type_configs
@@ -114,7 +126,7 @@ def _preference(config: ModuleOptimizationConfig) -> tuple[float, bool, int, boo
 
 
 def unmatched_rules(
-    config: OptimizationConfig[Any], modules: Sequence[NamedModule], with_weights: Set[str]
+    config: ModuleRules[Any], modules: Sequence[NamedModule], with_weights: Set[str]
 ) -> tuple[UnmatchedRule, ...]:
     """The rules of `config` whose keys match no module that can be palettized, types before names.
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mlopt.palette.assignment import assign
 from mlopt.palette.value.palettized import Palettized
-from mlopt.palette.value.quantized import quantized_table
+from mlopt.palette.value.quantized import LutDtype, quantized_table
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.tensors import as_array
 
-_INTEGERS = {"i8": "int8", "u8": "uint8"}
+_INTEGERS: dict[str, LutDtype] = {"i8": "int8", "u8": "uint8"}
 
 
 def rounded_table(table: Tensor, lut_dtype: str) -> Tensor:
