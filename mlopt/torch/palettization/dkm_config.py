@@ -21,7 +21,7 @@ from mlopt.requests.granularity import summary_of
 from mlopt.requests.keep import Keep
 from mlopt.torch.adapters import is_linear
 from mlopt.torch.palettization import dkm_values as checked
-from mlopt.torch.palettization.dkm_values import KmeansInit, LutDtype, ScaleScheme
+from mlopt.torch.palettization.dkm_values import KmeansInit, ScaleScheme, ShortLutDtype
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import ModuleOptimizationConfig
 from mlopt.torch.soft_kmeans import Mode
@@ -237,7 +237,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     quant_min: int = _integer(-128, "quant_min")
     quant_max: int = _integer(127, "quant_max")
     dtype: torch.dtype = attrs.field(default=torch.qint8, converter=checked.activation_dtype)
-    lut_dtype: LutDtype = attrs.field(  # type: ignore[assignment]
+    lut_dtype: ShortLutDtype = attrs.field(  # type: ignore[assignment]
         default="f32", converter=checked.short_lut_dtype
     )
     quantize_activations: bool = _flag("quantize_activations")

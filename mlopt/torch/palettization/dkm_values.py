@@ -17,10 +17,10 @@ from mlopt.requests.checked import integer, listed, shown, word
 from mlopt.torch.soft_kmeans import Mode
 
 KmeansInit = Literal["auto", "opt1d", "kmeans++", "cpu.kmeans++"]
-LutDtype = Literal["f32", "f16", "bf16", "i8", "u8"]
+ShortLutDtype = Literal["f32", "f16", "bf16", "i8", "u8"]
 ScaleScheme = Literal["min_max", "abs"]
 
-LUT_DTYPES: dict[LutDtype, torch.dtype] = {
+LUT_DTYPES: dict[ShortLutDtype, torch.dtype] = {
     "i8": torch.int8,
     "u8": torch.uint8,
     "f16": torch.float16,
@@ -69,11 +69,11 @@ def output_axis(value: Any) -> int:
     return axis
 
 
-def short_lut_dtype(value: Any) -> LutDtype:
+def short_lut_dtype(value: Any) -> ShortLutDtype:
     """The short name of a table dtype that is given by any of its names or as a type."""
     if value is None:
         return "f32"
-    return cast(LutDtype, _short_name(value, "lut_dtype", LUT_DTYPES))
+    return cast(ShortLutDtype, _short_name(value, "lut_dtype", LUT_DTYPES))
 
 
 def cluster_dtype(value: Any) -> str | None:
@@ -111,7 +111,7 @@ def permutation(value: Any) -> tuple[int, ...] | None:
 
 def palett_mode(value: Any) -> Mode:
     """A `Mode`."""
-    return cast(Mode, word(value, "palett_mode", _PALETT_MODES))
+    return word(value, "palett_mode", _PALETT_MODES)
 
 
 def kmeans_init(value: Any) -> KmeansInit:

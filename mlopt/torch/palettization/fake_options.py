@@ -10,7 +10,7 @@ from mlopt.errors import ConfigError
 from mlopt.palette.layout import Layout
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
-from mlopt.torch.palettization.dkm_values import LutDtype, ScaleScheme
+from mlopt.torch.palettization.dkm_values import ScaleScheme, ShortLutDtype
 from mlopt.torch.soft_kmeans import SoftOptions
 from mlopt.torch.soft_kmeans.implicit import check_implicit_size
 
@@ -64,7 +64,7 @@ class FakePalettizeOptions(SoftOptions):
     soft_groups: int
     scale_axis: int | None = None
     scale_scheme: ScaleScheme = "min_max"
-    lut_dtype: LutDtype = "f32"
+    lut_dtype: ShortLutDtype = "f32"
     relative_epsilon: float = 1e-4
     temperature_factor: float = 1.0
     outlier_weight: float = 0.0
