@@ -56,3 +56,8 @@ def test_rooms_are_listed_and_others_refused():
     assert {"coreml", "errors", "mil", "palette", "__version__"} <= set(dir(mlopt))
     with pytest.raises(AttributeError, match="nonsense"):
         _ = mlopt.nonsense
+
+
+def test_mil_offers_what_it_names():
+    assert {"open_package", "PackageWriter", "Edits", "Target"} <= set(mlopt.mil.__all__)
+    assert all(getattr(mlopt.mil, name).__doc__ for name in mlopt.mil.__all__)
