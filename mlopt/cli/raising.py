@@ -37,15 +37,15 @@ def raise_model(
         errors_explained(),
         destinations(models, output, output_dir, overwrite=overwrite) as outputs,
     ):
-        from mlopt.coreml.deployment import deployment_target, raise_target
+        from mlopt.coreml.deployment import write_raised
         from mlopt.coreml.inspection import package_bytes
 
         def work(place: int) -> Done:
             model = models[place]
-            earlier, before = deployment_target(model), package_bytes(model)  # OUT may be MODEL
-            path = raise_target(model, outputs[place], target)
+            before = package_bytes(model)  # OUT may be MODEL
+            earlier, path = write_raised(model, outputs[place], target)
             change = f"raised from {earlier} to {target}"
-            if earlier == target:
+            if str(earlier) == target:
                 change = f"{target}, as it was"
             return written(f"Target: {change}.", before, path)
 

@@ -90,14 +90,23 @@ def raise_target(source: ModelSource, output: str | os.PathLike[str], target: Ta
     TargetError, ModelFormatError
         As for :func:`set_deployment_target`.
     """
+    _, path = write_raised(source, output, target)
+    return path
+
+
+def write_raised(
+    source: ModelSource, output: str | os.PathLike[str], target: TargetName
+) -> tuple[Target, Path]:
+    """Do what :func:`raise_target` does, and return the earlier target as well."""
     wanted = Target.parse(target)
     check_destination(output)
     package = open_package(source)
+    earlier = _current(package)
     plans = _plans(package, wanted)
     with PackageWriter(package, output) as writer:
         for plan in plans:
             plan.apply(writer)
-        return writer.finish()
+        return earlier, writer.finish()
 
 
 def _current(package: Package) -> Target:
