@@ -1,4 +1,4 @@
-"""Putting plain weights in the place of compressed ones, whoever compressed them."""
+"""Decompression: constants instead of the ``constexpr`` operations that any tool wrote."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def decompress_weights(mlmodel: MLModel) -> MLModel:
 
     Returns
     -------
-    A new ``MLModel`` with constants in the place of ``constexpr`` operations.
+    A new ``MLModel`` with constants instead of ``constexpr`` operations.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def decompress_weights(mlmodel: MLModel) -> MLModel:
 def decompress(
     source: ModelSource, output: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> DecompressionResult:
-    """Write a package with plain weights in the place of compressed ones, from file to file.
+    """Write a package with plain weights instead of compressed ones, from file to file.
 
     Every form and chain of ``constexpr`` operations is decompressed, to the values that coremltools
     gives. Names and types stay what they were. A weight that is stored once is decompressed once,
@@ -133,7 +133,7 @@ def decompress(
         edits = Edits()
         stored: dict[object, Value] = {}
         decompressed: dict[object, DecompressedWeight] = {}
-        constants: dict[int, list[Any]] = {}
+        constants: dict[int, list[Operation]] = {}
         for weight, row in zip(weights, rows, strict=True):
             # Where a value is stored depends on the version of its program.
             key = (weight.content, weight.program.specification_version)
@@ -153,8 +153,8 @@ def decompress(
         return DecompressionResult(path, tuple(decompressed.values()), link_notes(package))
 
 
-def _replace(nodes: Iterable[Node], constants: dict[int, list[Any]], edits: Edits) -> None:
-    """Let the constants of each constexpr operation stand in its place; drop what it alone read."""
+def _replace(nodes: Iterable[Node], constants: dict[int, list[Operation]], edits: Edits) -> None:
+    """Replace each constexpr operation by its constants, and remove what it alone read."""
     for node in nodes:
         if is_constexpr(node):
             edits.replace(node.block, node.op, constants.get(id(node), []))
@@ -185,7 +185,7 @@ def _packed(value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     return pack_bits(value.view(np.uint8) & np.uint8((1 << kind.bits) - 1), kind.bits)
 
 
-def _const(instance: Instance, value: Value) -> Any:
+def _const(instance: Instance, value: Value) -> Operation:
     """The const operation with the name and the output of a compressed weight."""
     node = node_of(instance)
     const = Operation()

@@ -1,4 +1,4 @@
-"""Raising the deployment target of a model in place."""
+"""The deployment target of a model, and raising it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carrying out a plan: weight by weight, clustered ahead in threads and replaced in order."""
+"""Execution of a plan: weights are clustered ahead in threads and replaced in order."""
 
 from __future__ import annotations
 

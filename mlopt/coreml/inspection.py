@@ -1,4 +1,4 @@
-"""What a model stores: a row for each of its weights, read one at a time."""
+"""The inventory of a model: a row for each of its weights, read one at a time."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def inspect_weights(
     statistics: bool = True,
     progress: Progress | None = None,
 ) -> Inventory:
-    """List the weights of a model; what has fewer than 10 elements is no weight.
+    """List the weights of a model, which have at least 10 elements.
 
     A compressed weight is one row, with the shape, type and readers of the plain weight; its
     tables, masks and scales have none of their own.

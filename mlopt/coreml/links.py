@@ -1,4 +1,4 @@
-"""What to say of a source whose files are links out of its package."""
+"""Notes about a source whose files are links out of its package."""
 
 from __future__ import annotations
 

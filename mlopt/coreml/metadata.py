@@ -1,4 +1,4 @@
-"""What is known about each weight of a model: its values, statistics, and the operations it feeds.
+"""Metadata of the weights of a model: values, statistics, and the operations they feed.
 
 Statistics are computed when they are asked for, and values are views of the mapped weight file, so
 that listing the weights of a model costs no more than reading its description.
@@ -262,7 +262,7 @@ def get_weights_metadata(
     Raises
     ------
     ModelFormatError
-        It is no ML program, or it is damaged.
+        It is not an ML program, or it is damaged.
     """
     weights, nodes_of_programs = weights_of(open_package(mlmodel), smallest=weight_threshold + 1)
     nodes = (node for nodes in nodes_of_programs for node in nodes)
@@ -317,7 +317,7 @@ def _by_key(listed: list[_Listed]) -> dict[str, list[_Listed]]:
 
 
 class _HeldWeakly:
-    """Reads values again when nobody holds them any more."""
+    """Values that are read again when they are no longer held."""
 
     def __init__(self, read: Callable[[], Array]) -> None:
         self._read = read

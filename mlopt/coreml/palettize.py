@@ -1,4 +1,4 @@
-"""Palettizing a model: the decisions carried out, weight by weight, into a new package."""
+"""Palettization of a model: decisions are made, and carried out into a new package."""
 
 from __future__ import annotations
 

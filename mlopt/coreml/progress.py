@@ -1,4 +1,4 @@
-"""How long jobs tell how far they are."""
+"""The callback by which long jobs report their progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replacing operations of a package by palettes, with opset raises in the same edit."""
+"""Replacements of operations by palettes, with opset raises in the same edit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Replacements:
     Parameters
     ----------
     raises
-        Opset raises to make in the same edit. What they store comes first, and of an operation that
-        is replaced the palette counts.
+        Opset raises to make in the same edit. What they store comes first, and a palette
+        wins over what they make of an operation.
     """
 
     def __init__(self, writer: PackageWriter, raises: Iterable[OpsetRaise] = ()) -> None:
@@ -47,7 +47,7 @@ class Replacements:
         *,
         file_name: str | None,
     ) -> None:
-        """Store a palette once, and let each of the nodes become operations on it.
+        """Store a palette once, and replace each of the nodes by operations on it.
 
         Parameters
         ----------

@@ -1,14 +1,14 @@
-"""The weights of a model, plain and compressed, as all that looks at a model sees them.
+"""The weights of a model, plain and compressed: one definition for every command.
 
-A *weight* is a value that ordinary operations read, or a block returns: a constant, or what a chain
-of ``constexpr`` operations gives. Several constants may stand for one weight, as may several
-chains: functions of a multifunction model that share blobs, or one blob that is read under two
-names. They get one decision, one row, and stay shared.
+A *weight* is a value that ordinary operations read, a block returns, or nothing reads: a constant,
+or what a chain of ``constexpr`` operations gives. Several constants may stand for one weight, as
+may several chains: functions of a multifunction model that share blobs, or one blob that is read
+under two names. They get one decision and one row, and stay shared.
 
-A constant that only ``constexpr`` operations read is *part* of a compressed weight, and no weight.
-One that they and ordinary operations read is both: it is listed as a weight with its ordinary
-readers, so that no bytes and no readers are left out, and it counts as a part of others, so that
-nothing changes it or advises to.
+A constant that only ``constexpr`` operations read is *part* of a compressed weight, and not a
+weight. One that they and ordinary operations read is both: it is listed as a weight with its
+ordinary readers, so that no bytes and no readers are left out, and it counts as a part of others,
+so that nothing changes it, or advises to.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Weight:
 
     @property
     def inline(self) -> bool:
-        """Whether it is written into an operation that is no const and cannot be named there."""
+        """Whether it is written into an operation other than a const, and cannot be named there."""
         first = self.instances[0]
         return isinstance(first, Constant) and first.inline
 
@@ -200,7 +200,7 @@ def weights_of(
     Parameters
     ----------
     smallest
-        Weights of at least so many elements, as plain weights have them. Strings are none.
+        Elements that the plain weight has at least. Strings are not weights.
 
     Raises
     ------
@@ -302,7 +302,7 @@ _WEIGHTED = frozenset(
 
 
 def is_mask(weight: Weight, value: np.ndarray[Any, Any]) -> bool:
-    """Whether a weight looks like an attention mask, which has to keep its exact values.
+    """Whether a weight looks like an attention mask, which must keep its exact values.
 
     No weighted operation reads it, and it holds nothing but zeros and one other value, which is 1
     (a multiplicative mask) or -1000 and less (an additive one).

@@ -1,4 +1,4 @@
-"""Compressed weights as anybody wrote them: their values, and what they are made of."""
+"""Compressed weights that any tool wrote: their values, and what they are made of."""
 
 from mlopt.coreml.constexpr.description import CompressedForm
 from mlopt.coreml.constexpr.evaluation import evaluate

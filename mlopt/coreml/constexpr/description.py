@@ -1,4 +1,4 @@
-"""What a compressed weight is made of, in words and numbers; nothing is decompressed for it."""
+"""The form of a compressed weight in words and numbers; nothing is decompressed for it."""
 
 from __future__ import annotations
 

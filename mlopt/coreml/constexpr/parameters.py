@@ -1,4 +1,4 @@
-"""The parameters of a constexpr operation: found, and checked against its definition.
+"""The parameters of a constexpr operation, checked against its definition.
 
 Up to CoreML7 parameters stand in the operation's attributes, from CoreML8 on in its inputs, as
 values or by the name of a constant or of another constexpr operation. All are read alike here.

@@ -1,4 +1,4 @@
-"""Palettizing weights however they are stored: plain, sparse or quantized."""
+"""Palettization by how a weight is stored: plain, sparse or quantized."""
 
 from mlopt.coreml.constexpr.parameters import FLOATS
 from mlopt.coreml.joint.integers import INTEGERS, PARAMETERS

@@ -1,4 +1,4 @@
-"""Palettizing the integers of quantized weights, whose scales become those of the tables."""
+"""Palettization of the integers of quantized weights, whose scales become those of tables."""
 
 from __future__ import annotations
 

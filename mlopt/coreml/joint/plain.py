@@ -1,4 +1,4 @@
-"""Palettizing weights that are stored as they are."""
+"""Palettization of weights that are stored as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int) -> Clustered:
 
 
 def _check(weight: Weight, spec: PaletteSpec) -> None:
-    """Any weight has what clustering needs."""
+    """Nothing to check: any plain weight can be clustered."""
 
 
 PLAIN = Strategy(_palettize, _check)

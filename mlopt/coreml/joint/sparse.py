@@ -1,4 +1,4 @@
-"""Palettizing the nonzero values of sparse weights; the mask that says where they are stays."""
+"""Palettization of the nonzero values of sparse weights, whose mask stays."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:
 
 
 def _mask_of_vectors(mask: Mask, axis: int, d: int) -> Mask:
-    """The mask with one element for every ``d`` along ``axis``, which have to be alike."""
+    """The mask with one element for every ``d`` along ``axis``, which must be alike."""
     parts = np.moveaxis(mask, axis, 0)
     parts = parts.reshape(parts.shape[0] // d, d, *parts.shape[1:])
     if not (parts == parts[:, :1]).all():

@@ -1,4 +1,4 @@
-"""A way to palettize weights that are stored in one way, and what it gives."""
+"""What a strategy of palettization is, and what it gives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clustered:
 
 @attrs.frozen(eq=False)
 class Strategy:
-    """A way to palettize weights that are stored in one way.
+    """How weights of one form of storage are palettized.
 
     Attributes
     ----------

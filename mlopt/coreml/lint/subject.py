@@ -1,10 +1,9 @@
-"""What the rules look at: a model's compressed weights, each as one thing, and its plain ones."""
+"""The model that the rules look at: its operations, compressed weights and plain weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 
@@ -15,6 +14,7 @@ from mlopt.coreml.weights import Weight, shown_consumers, weights_of
 from mlopt.errors import ModelFormatError
 from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.dtypes import DType, dtype_named
+from mlopt.mil.messages import ValueType
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Node, Program, Variable, operation_name
 from mlopt.mil.targets import Target
@@ -200,7 +200,7 @@ def type_of_input(node: Node, parameter: str) -> tuple[DType, tuple[int, ...]]:
     Raises
     ------
     ModelFormatError
-        The parameter is missing, or its type is no tensor of known shape.
+        The parameter is missing, or its type is not a tensor of known shape.
     """
     constant = node.constant_input(parameter)
     value_type = (
@@ -219,7 +219,7 @@ def constant_inputs(node: Node) -> Iterator[tuple[str, Constant]]:
 
 
 def palettes_of(weight: Weight) -> list[Palette]:
-    """The palettes of a weight: none or one, but for chains that nobody is known to write.
+    """The palettes of a weight: none or one, but for chains that no known tool writes.
 
     Raises
     ------
@@ -258,7 +258,7 @@ def _input_variable(node: Node, parameter: str) -> Variable:
     return bound[0]
 
 
-def _type_of(node: Node, value_type: Any, what: str) -> tuple[DType, tuple[int, ...]]:
+def _type_of(node: Node, value_type: ValueType, what: str) -> tuple[DType, tuple[int, ...]]:
     typed = tensor_type_of(value_type)
     if typed is None:
         raise _damaged(node, f"{what} is no tensor of known shape")
