@@ -23,6 +23,7 @@ from mlopt.errors import ConfigError
 from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Node
 from mlopt.mil.targets import Target
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.decisions import Decision
 from mlopt.requests.keep import Keep
 from mlopt.requests.rules import Resolution, UnmatchedRule
@@ -138,18 +139,14 @@ def _decide(
     joint_compression: bool,
     is_elementwise: bool,
 ) -> WeightDecision:
-    config = resolution.config
-
-    def decided(result: Any, notes: tuple[str, ...] = ()) -> WeightDecision:
-        return Decision(
-            weight, result, resolution.rule, resolution.notes + notes, config, is_elementwise
-        )
-
-    reason = reason_to_keep(weight, resolution, joint_compression=joint_compression)
-    if reason is not None:
-        return decided(reason)
-    assert config is not None
-    chosen = choose_spec(weight, config, targets)
-    if isinstance(chosen, Keep):
-        return decided(chosen)
-    return decided(chosen.spec, chosen.notes)
+    config, notes = resolution.config, resolution.notes
+    result: PaletteSpec | Keep | None
+    result = reason_to_keep(weight, resolution, joint_compression=joint_compression)
+    if result is None:
+        assert config is not None
+        chosen = choose_spec(weight, config, targets)
+        if isinstance(chosen, Keep):
+            result = chosen
+        else:
+            result, config, notes = chosen.spec, chosen.config, notes + chosen.notes
+    return Decision(weight, result, resolution.rule, notes, config, is_elementwise)

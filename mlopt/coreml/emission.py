@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.constexpr.operations import parameter_names
+from mlopt.mil.constexpr_forms import TYPED_SINCE
 from mlopt.mil.messages import Operation, Value
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
@@ -29,17 +30,6 @@ from mlopt.palette.value.quantized import QuantizedTable
 
 _TYPES = {"float16": "fp16", "float32": "fp32", "int8": "int8", "uint8": "uint8"}
 _SHIFT_SCALE = "constexpr_blockwise_shift_scale"
-
-
-def needed_target(palettized: Palettized) -> Target:
-    """The oldest target that can express a palette."""
-    newer = (
-        palettized.table.size != 1 << palettized.nbits  # groups or vectors
-        or palettized.nbits == 3
-        or palettized.scale is not None
-        or palettized.quantized is not None
-    )
-    return Target.iOS18 if newer else Target.iOS16
 
 
 @attrs.frozen(eq=False)
@@ -95,7 +85,7 @@ class PaletteOperations:
     ) -> None:
         """``target``: the one whose opset the operations belong to; ``file_name``: weight file."""
         self._palette = palette
-        self._is_new_form = target >= Target.iOS18
+        self._is_new_form = target >= TYPED_SINCE
 
         def stored(data: Any, dtype: str, shape: Sequence[int]) -> Value:
             return writer.add_value(

@@ -25,7 +25,8 @@ from mlopt.requests.checked import (
     shown,
     word,
 )
-from mlopt.requests.granularity import Granularity, GranularityName, summary_of
+from mlopt.requests.forms import PaletteForm
+from mlopt.requests.granularity import Granularity, GranularityName
 from mlopt.requests.layout import ON_INDIVISIBLE, OnIndivisible
 
 DEFAULT_WEIGHT_THRESHOLD = 2048
@@ -181,13 +182,14 @@ class OpPalettizerConfig:
     @property
     def summary(self) -> str:
         """The request in a few words: ``"4-bit kmeans, groups of 32, vectors of 2"``."""
-        return summary_of(
-            self.mode if self.nbits is None else f"{self.nbits}-bit {self.mode}",
+        form = PaletteForm(
+            nbits=self.nbits,
             group_size=self.group_size or None if self.is_grouped else None,
-            vector_length=self.cluster_dim,
+            cluster_dim=self.cluster_dim,
             has_scale=self.enable_per_channel_scale,
             lut_dtype=self.lut_dtype,
         )
+        return form.words(self.mode)
 
     def _validate_op_type(self, op_type: str) -> None:
         """For coremltools' configurations: palettes are for operations of any type."""

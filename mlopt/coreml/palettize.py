@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
+import numpy as np
 
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
@@ -19,11 +20,12 @@ from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import ModelSource, TargetName, as_mlmodel, temporary_package
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
-from mlopt.coreml.rows import exact_nbytes, kept_row, palettized_row
+from mlopt.coreml.rows import kept_row, palettized_row
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer
+from mlopt.requests.forms import palette_nbytes
 from mlopt.requests.keep import Keep
 from mlopt.requests.report import Report, WeightRow
 
@@ -192,7 +194,9 @@ def preview(
             nbits = decision.result.nbits
             if nbits is None:
                 nbits, notes = 8, ("lut_function decides the size, counted at 8 bits",)
-            size = exact_nbytes(decision.subject, decision.result, nbits)
+            weight = decision.subject
+            itemsize = np.dtype(weight.dtype).itemsize
+            size = palette_nbytes(decision.result, weight.shape, nbits=nbits, itemsize=itemsize)
             lut_dtype = decision.result.lut_dtype
             rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, notes=notes))
     return _report(plan, rows, package)

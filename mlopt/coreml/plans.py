@@ -9,7 +9,7 @@ import attrs
 
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets, raised_note, with_compression
-from mlopt.coreml.specs import needed_target
+from mlopt.coreml.specs import form_of
 from mlopt.coreml.weights import Weight
 from mlopt.errors import TargetError
 from mlopt.mil.package import Package
@@ -18,6 +18,7 @@ from mlopt.mil.raising.upgrade import OpsetRaise, plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.decisions import Decision
+from mlopt.requests.forms import BEFORE_IOS18
 from mlopt.requests.rules import UnmatchedRule
 
 WeightDecision: TypeAlias = Decision[Weight, OpPalettizerConfig]
@@ -58,7 +59,7 @@ class Plan:
 def needs(decision: WeightDecision) -> Target:
     """The oldest target that can express what a decision comes to."""
     if isinstance(decision.result, PaletteSpec):
-        return needed_target(decision.subject, decision.result)
+        return form_of(decision.subject, decision.result).needed_target
     return Target.iOS15
 
 
@@ -95,33 +96,32 @@ def check_targets(decisions: Sequence[WeightDecision], minimum: Target | None) -
         )
 
 
+_REMEDIES = {
+    "group_size": "granularity='per_tensor'",
+    "cluster_dim": "cluster_dim=1",
+    "has_scale": "enable_per_channel_scale=False",
+    "nbits": "nbits=4",
+    "lut_dtype": "lut_dtype=None",
+    "is_joint": "joint_compression=False",
+}
+"""What to ask for in place of each part of a form that needs iOS18."""
+
+
 def _violation(decision: WeightDecision, limit: Target, *, is_asked_for: bool) -> str:
     """One request too many: the weight, the rule, what was asked, what is allowed, the remedy."""
-    config, spec, needed = decision.config, decision.result, needs(decision)
-    assert config is not None and isinstance(spec, PaletteSpec)
-    changes = []
-    if spec.group_size is not None:
-        changes.append("granularity='per_tensor'")
-    if config.cluster_dim > 1:
-        changes.append("cluster_dim=1")
-    if config.enable_per_channel_scale:
-        changes.append("enable_per_channel_scale=False")
-    if config.nbits == 3:
-        changes.append("nbits=4")
-    if spec.lut_dtype is not None:
-        changes.append("lut_dtype=None")
-    if decision.subject.is_compressed:
-        changes.append("joint_compression=False")
+    assert decision.config is not None and isinstance(decision.result, PaletteSpec)
+    form = form_of(decision.subject, decision.result)
+    needed, changes = form.needed_target, ", ".join(_REMEDIES[part] for part in form.new_parts)
     if limit < Target.iOS16:
         allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"
         if needed > Target.iOS16:
-            remedy += f" with {', '.join(changes)}"
+            remedy += f" with {changes}"
     else:
-        allowed = "one scalar table of floats for a weight at 1, 2, 4, 6 or 8 bits, without scale"
-        remedy = f"{', '.join(changes)}, or minimum_deployment_target={needed} ({needed.macos})"
+        allowed = BEFORE_IOS18
+        remedy = f"{changes}, or minimum_deployment_target={needed} ({needed.macos})"
     where = f"minimum_deployment_target={limit}" if is_asked_for else f"{limit}"
     return (
-        f"{decision.subject.name} ({decision.rule}): {config.summary} needs {needed}; "
+        f"{decision.subject.name} ({decision.rule}): {decision.config.summary} needs {needed}; "
         f"{where} allows {allowed}. Use {remedy}."
     )
 

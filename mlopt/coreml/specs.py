@@ -10,20 +10,23 @@ from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.errors import ConfigError
-from mlopt.mil.targets import Target
+from mlopt.mil.constexpr_forms import index_bits
 from mlopt.palette.palettize import NoPaletteError, can_quantize_table
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep, float_table_note
 from mlopt.requests.layout import ChosenLayout, choose_layout
-
-_NBITS_BEFORE_IOS18 = (1, 2, 4, 6, 8)
 
 
 @attrs.frozen
 class ChosenSpec:
-    """The palette that a weight gets, and what is different from what was asked for."""
+    """The palette that a weight gets.
+
+    config: what was asked for, as far as it concerns the weight; notes: what is different from it.
+    """
 
     spec: PaletteSpec
+    config: OpPalettizerConfig
     notes: tuple[str, ...] = ()
 
 
@@ -67,23 +70,15 @@ def choose_spec(
         notes += (float_table_note(spec.lut_dtype, weight.dtype),)
         spec = attrs.evolve(spec, lut_dtype=None)
         weight.release()
-    if max(needed_target(weight, spec), targets.oldest(weight)) < Target.iOS18:
-        # What the model may be raised to is not what it will be: unique and custom raise nothing
-        spec = attrs.evolve(spec, allowed_nbits=_NBITS_BEFORE_IOS18)
-    return _reason_of_values(weight, spec) or ChosenSpec(spec, notes)
+    # What the model may be raised to is not what it will be: unique and custom raise nothing
+    target = max(form_of(weight, spec).needed_target, targets.oldest(weight))
+    spec = attrs.evolve(spec, allowed_nbits=index_bits(target))
+    return _reason_of_values(weight, spec) or ChosenSpec(spec, config, notes)
 
 
-def needed_target(weight: Weight, spec: PaletteSpec) -> Target:
-    """The oldest target that can express a palette of a weight."""
-    newer = (
-        weight.is_compressed
-        or spec.group_size is not None
-        or spec.cluster_dim > 1
-        or spec.scale_axis is not None
-        or spec.nbits == 3
-        or spec.lut_dtype is not None
-    )
-    return Target.iOS18 if newer else Target.iOS16
+def form_of(weight: Weight, spec: PaletteSpec) -> PaletteForm:
+    """The form of a palette of a weight."""
+    return PaletteForm.of_spec(spec, is_joint=weight.is_compressed)
 
 
 def _without_scales(

@@ -35,22 +35,3 @@ class Granularity(str, Enum):
         if isinstance(name, str) and name.lower() == "per_channel":
             remedy = "; for one table a channel use per_grouped_channel with group_size=1"
         raise ConfigError(f"granularity must be {listed(cls)}, got {shown(value)}{remedy}")
-
-
-def summary_of(
-    method: str,
-    *,
-    group_size: int | None,
-    vector_length: int,
-    has_scale: bool,
-    lut_dtype: str | None,
-) -> str:
-    """A request in a few words, `method` first; what is None, 1 or False goes without saying."""
-    parts = [method, "per tensor" if group_size is None else f"groups of {group_size}"]
-    if vector_length > 1:
-        parts.append(f"vectors of {vector_length}")
-    if has_scale:
-        parts.append("per-channel scale")
-    if lut_dtype is not None:
-        parts.append(f"{lut_dtype} table")
-    return ", ".join(parts)

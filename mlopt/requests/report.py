@@ -9,6 +9,7 @@ from typing import Any, Literal
 import attrs
 import yaml
 
+from mlopt.requests.forms import PaletteForm
 from mlopt.requests.rules import UnmatchedRule
 from mlopt.text.json_text import finite_or_none, json_text
 from mlopt.text.names import elided_apart, middle_elided, printable
@@ -112,19 +113,14 @@ class WeightRow:
         """The stored form in a few words, ``"4-bit kmeans, per tensor"``; "" for a kept weight."""
         if not self.is_palettized:
             return ""
-        bits = "" if self.nbits is None else f"{self.nbits}-bit"
-        parts = [f"{bits} {self.mode or ''}".strip()]
-        if self.group_size is not None:
-            parts.append(f"groups of {self.group_size}")
-        elif self.granularity is not None:
-            parts.append(str(self.granularity).replace("_", " "))
-        if self.cluster_dim > 1:
-            parts.append(f"vectors of {self.cluster_dim}")
-        if self.per_channel_scale:
-            parts.append("per-channel scale")
-        if self.lut_dtype is not None:
-            parts.append(f"{self.lut_dtype} table")
-        return ", ".join(filter(None, parts))
+        form = PaletteForm(
+            nbits=self.nbits,
+            group_size=self.group_size,
+            cluster_dim=self.cluster_dim,
+            has_scale=self.per_channel_scale,
+            lut_dtype=self.lut_dtype,
+        )
+        return form.words(self.mode or "")
 
     def as_dict(self) -> dict[str, Any]:
         """The row as values that JSON has: an infinite ratio is None with ``lossless`` true."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mlopt.coreml.emission import PackedPalette, needed_target
+from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.models import as_mlmodel, temporary_package
 from mlopt.coreml.replacement import Replacements
 from mlopt.errors import ConfigError, TargetError
@@ -21,6 +20,7 @@ from mlopt.mil.targets import Target
 from mlopt.mil.values import tensor_type_of
 from mlopt.mil.writer import PackageWriter
 from mlopt.palette.value.palettized import Palettized
+from mlopt.requests.forms import BEFORE_IOS18, PaletteForm
 from mlopt.torch.activations import quantizes_activations
 from mlopt.torch.carried import CarriedPalette, carried_palettes, target_of_others
 from mlopt.torch.gated_weights import GatedConstants
@@ -142,15 +142,17 @@ def _check_destination(package_dir: Any) -> None:
 def _numbered(palettes: Iterator[CarriedPalette]) -> dict[int, list[CarriedPalette]]:
     """Palettes by number; tied weights have one, which stands for all their names."""
     numbers: dict[tuple[Any, ...], int] = {}
-    found: dict[int, list[CarriedPalette]] = {}
+    numbered: dict[int, list[CarriedPalette]] = {}
     for palette in palettes:
         weight = palette.weight
         place = weight.device, weight.data_ptr(), tuple(weight.shape), weight.stride()
         number = numbers.setdefault(place, len(numbers))
-        found.setdefault(number, []).append(palette)
-    if len(found) > MOST:
-        raise ConfigError(f"at most {MOST} palettized weights can be converted, got {len(found)}")
-    return found
+        numbered.setdefault(number, []).append(palette)
+    if len(numbered) > MOST:
+        raise ConfigError(
+            f"at most {MOST} palettized weights can be converted, got {len(numbered)}"
+        )
+    return numbered
 
 
 def _target(
@@ -177,46 +179,32 @@ def _target(
     if is_quantized:
         newest = max(newest or Target.iOS17, Target.iOS17)
     for sharing in palettes.values():
-        palettized, forms = sharing[0].palettized(), _forms(sharing)
+        forms = [PaletteForm.of_palettized(palettized) for palettized in _written(sharing)]
         if not forms:
             continue
-        need = max(map(needed_target, forms))
+        need = max(form.needed_target for form in forms)
         if asked is not None and need > asked:
-            violations.append(f"- {sharing[0].name}: {_form(palettized)} needs {need.ios}")
+            words = PaletteForm.of_palettized(sharing[0].palettized()).words()
+            violations.append(f"- {sharing[0].name}: {words} needs {need.ios}")
         newest = need if newest is None else max(newest, need)
     if violations:
         assert asked is not None and newest is not None
         raise TargetError(
             f"{len(violations)} forms cannot be expressed for minimum_deployment_target="
             f"{asked.ios}:\n" + "\n".join(violations) + f"\nUse {newest.ios} ({newest.macos}), or "
-            "palettize again with what iOS16 allows: one scalar table of floats for a weight, at "
-            "1, 2, 4, 6 or 8 bits, without scale."
+            f"palettize again with what iOS16 allows: {BEFORE_IOS18}."
         )
     return newest
 
 
-def _forms(sharing: list[CarriedPalette]) -> list[Palettized]:
+def _written(sharing: list[CarriedPalette]) -> list[Palettized]:
     """The palettes that a program may have for the weight that these are of."""
     palettized, gates = sharing[0].palettized(), sharing[0].gates
     if gates is None:
         return [palettized]
-    forms = arranged(palettized, gates) or ()
+    gated = arranged(palettized, gates) or ()
     # modules that share it may read it as it is
-    return [*forms, palettized] if len(sharing) > 1 else [*forms]
-
-
-def _form(palettized: Palettized) -> str:
-    """A palette in a few words."""
-    tables = math.prod(palettized.table_shape)
-    parts = [f"{palettized.nbits}-bit"]
-    parts.append("one table" if tables == 1 else f"{tables} tables")
-    if palettized.cluster_dim > 1:
-        parts.append(f"vectors of {palettized.cluster_dim}")
-    if palettized.scale is not None:
-        parts.append("per-channel scale")
-    if palettized.quantized is not None:
-        parts.append(f"{palettized.quantized.codes.dtype} table")
-    return ", ".join(parts)
+    return [*gated, palettized] if len(sharing) > 1 else [*gated]
 
 
 def _with_palettes(
@@ -283,8 +271,8 @@ def _replace_gates(
 
 def _warn_of(missing: Mapping[int, list[CarriedPalette]]) -> None:
     """Say which palettes a converted model does not have, if any."""
-    dense = [each for each in missing.values() if not _forms(each)]
-    unread = [each for each in missing.values() if _forms(each)]
+    dense = [each for each in missing.values() if not _written(each)]
+    unread = [each for each in missing.values() if _written(each)]
     if dense:
         names = ", ".join(sharing[0].name for sharing in dense)
         warnings.warn(

@@ -16,12 +16,12 @@ from mlopt.coreml.constexpr.parameters import (
     TensorType,
 )
 from mlopt.coreml.constexpr.sparse import MASK, check_counts, checked_shape, scattered
+from mlopt.mil.constexpr_forms import OLD_TABLE_SIZES
 from mlopt.mil.dtypes import dtype_named
 from mlopt.palette.value.bits import packed_nbytes, unpack_bits
 from mlopt.palette.value.palettized import Palettized
 
 _ENTRIES = FLOATS | BYTES
-_OLD_TABLE_SIZES = (2, 4, 16, 64, 256)
 _LONGEST_VECTOR = 4096
 """Indices of one bit make a weight of any size from a table of long vectors: a file of a megabyte
 would unfold to terabytes. No weight that anyone compressed comes near this."""
@@ -50,8 +50,8 @@ SPARSE = {
 def check_old_dense(p: Parameters) -> tuple[TensorType, ...]:
     """The type of the weight; raises ModelFormatError where the parameters contradict."""
     entries = p["lut"].size
-    if entries not in _OLD_TABLE_SIZES:
-        raise p.refusal(f"lut has to have one of {_OLD_TABLE_SIZES} entries, got {entries}")
+    if entries not in OLD_TABLE_SIZES:
+        raise p.refusal(f"lut has to have one of {OLD_TABLE_SIZES} entries, got {entries}")
     shape = checked_shape(p)
     nbytes = packed_nbytes(math.prod(shape), nbits=nbits(p))
     if p["indices"].size != nbytes:

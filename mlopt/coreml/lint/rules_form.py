@@ -17,10 +17,10 @@ from mlopt.coreml.lint.subject import (
     type_of_input,
 )
 from mlopt.coreml.weights import Weight
-from mlopt.palette.value.bits import NBITS, packed_nbytes
+from mlopt.mil.constexpr_forms import INDEX_BITS, OLD_TABLE_SIZES
+from mlopt.palette.value.bits import packed_nbytes
 
 _CHUNK = 1 << 20  # elements that are looked at together
-_OLD_ENTRIES = (2, 4, 16, 64, 256)
 _AGAIN = "compress the original model again; what wrote this one went past the format"
 
 
@@ -172,13 +172,13 @@ def _vector_axis(palette: Palette) -> int | None:
 
 def _table_size_problem(palette: Palette) -> str | None:
     if not palette.is_old_form:
-        if palette.nbits in NBITS and palette.entries == 1 << palette.nbits:
+        if palette.nbits in INDEX_BITS and palette.entries == 1 << palette.nbits:
             return None
         return f"{palette.entries} entries for indices of type {palette.indices.dtype}"
     if palette.entries == 8:
         return "8 entries, which is 3 bits, in the form of iOS16"
-    if palette.entries not in _OLD_ENTRIES:
-        return f"{palette.entries} entries; the form of iOS16 has {_OLD_ENTRIES}"
+    if palette.entries not in OLD_TABLE_SIZES:
+        return f"{palette.entries} entries; the form of iOS16 has {OLD_TABLE_SIZES}"
     needed = packed_nbytes(math.prod(palette.index_shape), nbits=palette.nbits)
     if palette.indices.nbytes == needed:
         return None

@@ -23,8 +23,9 @@ from mlopt.coreml.lint.subject import (
 from mlopt.coreml.op_config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.weights import Weight
 from mlopt.mil.blob import Blob
+from mlopt.mil.constexpr_forms import INDEX_BITS, OLD_INDEX_BITS
 from mlopt.mil.program import Node, Program
-from mlopt.palette.value.bits import NBITS, packed_nbytes, unpack_bits
+from mlopt.palette.value.bits import packed_nbytes, unpack_bits
 from mlopt.text.words import human_bytes
 
 _CHUNK = 1 << 20  # bytes that are looked at together
@@ -290,7 +291,8 @@ def _sparse_sizes(node: Node, size: int) -> tuple[int, int] | None:
 
 def _narrowest(palette: Palette) -> int | None:
     """The fewest bits that hold what a palette uses; None where those are the ones it has."""
-    widths = [n for n in NBITS if n < palette.nbits and not (palette.is_old_form and n == 3)]
+    allowed = OLD_INDEX_BITS if palette.is_old_form else INDEX_BITS
+    widths = [nbits for nbits in allowed if nbits < palette.nbits]
     if not widths or palette.node.op_type != LUT_TO_DENSE or palette.lut is None:
         return None
     used = _most_used_entries(palette, at_most=1 << widths[-1])

@@ -10,33 +10,25 @@ from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_node, place_of_weight
 from mlopt.coreml.weights import Weight
+from mlopt.mil.constexpr_forms import first_target
 from mlopt.mil.messages import Model_pb2
-from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
+from mlopt.requests.forms import OLD_BITS
 from mlopt.text.words import human_bytes
 
-# The oldest target of each operation that iOS15 does not have.
+# The oldest target of each operation that iOS15 does not have, but for those of compressed weights.
 _FIRST_TARGET = {
-    "constexpr_affine_dequantize": Target.iOS16,
-    "constexpr_cast": Target.iOS16,
-    "constexpr_lut_to_dense": Target.iOS16,
-    "constexpr_sparse_to_dense": Target.iOS16,
     "fill_like": Target.iOS16,
     "pixel_unshuffle": Target.iOS16,
     "reshape_like": Target.iOS16,
     "dequantize": Target.iOS17,
     "quantize": Target.iOS17,
     "resize": Target.iOS17,
-    "constexpr_blockwise_shift_scale": Target.iOS18,
-    "constexpr_lut_to_sparse": Target.iOS18,
-    "constexpr_sparse_blockwise_shift_scale": Target.iOS18,
     "read_state": Target.iOS18,
     "scaled_dot_product_attention": Target.iOS18,
     "slice_update": Target.iOS18,
     "write_state": Target.iOS18,
 }
-# Compressed forms that iOS18 changed: those without a shape are the new ones.
-_CHANGED_FORMS = ("constexpr_lut_to_dense", "constexpr_sparse_to_dense")
 
 _ARRAY = Model_pb2.ArrayFeatureType
 _ARRAY_TYPES = {
@@ -101,7 +93,7 @@ def operation_newer_than_target(subject: Subject) -> Iterator[Found]:
     "compression-newer-than-target",
     severity="error",
     remedy="convert the source for the target and compress that: up to iOS17 each weight has one "
-    "table, of 1, 2, 4, 6 or 8 bits",
+    f"table, of {OLD_BITS}",
 )
 def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     """A compressed weight in a form that the target does not have.
@@ -186,15 +178,9 @@ def _features(description: Any) -> Iterator[tuple[str, Any]]:
 def _needs(weight: Weight) -> tuple[Target, str]:
     """The oldest target that can express a compressed weight, and what of it needs that."""
     needs, node = max(
-        ((_node_needs(node), node) for node in reversed(weight.chain)), key=lambda n: n[0]
+        ((first_target(node), node) for node in reversed(weight.chain)), key=lambda n: n[0]
     )
     for palette in palettes_of(weight):
         if palette.node is node:
             return needs, palette.description
     return needs, node.op_type
-
-
-def _node_needs(node: Node) -> Target:
-    if node.op_type in _CHANGED_FORMS and "shape" not in node.inputs:
-        return Target.iOS18
-    return _FIRST_TARGET.get(node.op_type, Target.iOS15)

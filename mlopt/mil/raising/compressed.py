@@ -12,13 +12,14 @@ import math
 import numpy as np
 
 from mlopt.errors import ModelFormatError
+from mlopt.mil.constexpr_forms import OLD_INDEX_BITS
 from mlopt.mil.program import Constant, Node
 from mlopt.mil.raising.change import Change, Unraisable
 from mlopt.mil.raising.storage import SameBytes
 from mlopt.mil.values import tensor_type_of
 
 #: Entries of a table -> element type of the indices into it.
-_INDEX_TYPES = {2: "uint1", 4: "uint2", 16: "uint4", 64: "uint6", 256: "uint8"}
+_INDEX_TYPES = {1 << nbits: f"uint{nbits}" for nbits in OLD_INDEX_BITS}
 _CHUNK = 1 << 20
 
 

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from mlopt.mil.constexpr_forms import OLD_INDEX_BITS
 from mlopt.runtime.call import Call
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.ops.quantization import dequantized
@@ -184,7 +185,7 @@ def _declared(call: Call, number: int = 0) -> torch.dtype:
 def _bits(lut: Tensor) -> int:
     """Of an index of a table that is a vector."""
     bits = int(math.log2(max(1, len(lut)))) if lut.dim() == 1 else 0
-    if bits not in (1, 2, 4, 6, 8) or len(lut) != 1 << bits:
+    if bits not in OLD_INDEX_BITS or len(lut) != 1 << bits:
         raise ValueError(
             f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
         )

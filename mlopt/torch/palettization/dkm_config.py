@@ -17,7 +17,7 @@ from torch import nn
 from mlopt.errors import ConfigError
 from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import flag, index_bits, integer
-from mlopt.requests.granularity import summary_of
+from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep
 from mlopt.torch.adapters import is_linear
 from mlopt.torch.palettization import dkm_values as checked
@@ -382,14 +382,15 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     @property
     def summary(self) -> str:
         """The request in a few words, with every other value that is not the default."""
-        bits = f"{OTHER_N_BITS}- or {LINEAR_N_BITS}" if self.n_bits is None else self.n_bits
-        words = summary_of(
-            f"{bits}-bit differentiable kmeans",
+        bits = f"{OTHER_N_BITS}- or {LINEAR_N_BITS}-bit " if self.n_bits is None else ""
+        form = PaletteForm(
+            nbits=self.n_bits,
             group_size=self.group_size,
-            vector_length=self.vector_length,
+            cluster_dim=self.vector_length,
             has_scale=self.enable_per_channel_scale,
             lut_dtype=None if self.lut_dtype == "f32" else self.lut_dtype_name or self.lut_dtype,
         )
+        words = form.words(f"{bits}differentiable kmeans")
         said = {field.name for field in attrs.fields(ModuleOptimizationConfig)}
         return ", ".join(
             [

@@ -16,7 +16,7 @@ import torch
 from mlopt.errors import ConfigError
 from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
-from mlopt.requests.granularity import summary_of
+from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep
 from mlopt.requests.yaml_files import read_yaml
 from mlopt.torch.palettization.granularity import PalettizationGranularity
@@ -166,13 +166,14 @@ class ModuleOptimizationConfig:
     @property
     def summary(self) -> str:
         """The request in a few words: ``"4-bit kmeans, groups of 8, along input channels"``."""
-        words = summary_of(
-            f"{self.n_bits}-bit kmeans",
+        form = PaletteForm(
+            nbits=self.n_bits,
             group_size=self.group_size,
-            vector_length=self.vector_length,
+            cluster_dim=self.vector_length,
             has_scale=self.enable_per_channel_scale,
             lut_dtype=self.lut_dtype_name,
         )
+        words = form.words("kmeans")
         has_axis = self.is_grouped or self.vector_length > 1
         return f"{words}, along input channels" if has_axis and self.channel_axis == 1 else words
 
