@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
+from mlopt.mil.constexpr_forms import OLD_TABLE_SIZES, TYPED_SINCE
 from mlopt.mil.targets import Target
 from mlopt.palette.value.bits import pack_bits, unpack_bits
 from mlopt.palette.value.palettized import Palettized
@@ -217,7 +218,8 @@ def target_of_others(state: Mapping[str, torch.Tensor]) -> Target | None:
 
     Below iOS16, its conversion passes over them.
     """
-    suffix, found = "/compression_type", None
+    suffix = "/compression_type"
+    newest: Target | None = None
     for key in state:
         if not (is_palette_field(key) and key.endswith(suffix)):
             continue
@@ -226,9 +228,10 @@ def target_of_others(state: Mapping[str, torch.Tensor]) -> Target | None:
             continue
         lut = state.get(start + "lut")
         is_old = state[key].tolist() in ([1], [2]) and start + "palettization_scale" not in state
-        is_old &= lut is None or lut.numel() == max(lut.shape[-2:])
-        found = max(found or Target.iOS16, Target.iOS16 if is_old else Target.iOS18)
-    return found
+        if lut is not None:
+            is_old &= lut.numel() == max(lut.shape[-2:]) and lut.numel() in OLD_TABLE_SIZES
+        newest = max(newest or Target.iOS16, Target.iOS16 if is_old else TYPED_SINCE)
+    return newest
 
 
 def remove_palettes(model: nn.Module) -> None:

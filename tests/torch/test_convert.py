@@ -663,12 +663,14 @@ def test_reparametrized_models_are_converted():
     assert kept.val.shape == (16, 16)
 
 
-@pytest.mark.parametrize(("options", "version"), [({}, 7), ({"group_size": 4}, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("options", "version"), [({}, 7), ({"n_bits": 3}, 9), ({"group_size": 4}, 9)], ids=str
+)
 def test_palettes_of_coremltools_get_the_target_that_they_need(options, version):
     from coremltools.optimize.torch import palettization as reference
 
     rule = {"n_bits": 2} | options
-    if options:
+    if "group_size" in options:
         rule["granularity"] = "per_grouped_channel"
     config = reference.PostTrainingPalettizerConfig.from_dict({"global_config": rule})
     model = nn.Sequential(nn.Linear(16, 16))
