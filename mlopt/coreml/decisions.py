@@ -7,7 +7,6 @@ that can express it. What no target in reach can express is collected and refuse
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.elementwise import ElementwiseReaders
