@@ -16,7 +16,7 @@ from mlopt.torch.palettization import (
     SKMPalettizerConfig,
 )
 from tests.torch.conversions import compressed_weights, outputs, plainly_converted, quietly
-from tests.torch.test_post_training import FORMS, palettized
+from tests.torch.palettization.test_post_training import FORMS, palettized
 
 WIDTH, HEADS, LENGTH, VOCABULARY = 32, 4, 6, 48
 IDS = torch.arange(LENGTH)[None] * 7 % VOCABULARY

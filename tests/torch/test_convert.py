@@ -17,7 +17,7 @@ from mlopt.torch.palettization import PostTrainingPalettizer, PostTrainingPalett
 from tests.judges import decompressed_constants, load_program, pymil_operations
 from tests.torch.conversions import quietly
 from tests.torch.networks import IDS, every_kind
-from tests.torch.test_post_training import FORMS, palettized
+from tests.torch.palettization.test_post_training import FORMS, palettized
 
 INPUTS = [ct.TensorType("ids", shape=IDS.shape, dtype=np.int32)]
 OLD_FORMS = ("4 bits",)

@@ -9,7 +9,7 @@ from torch import nn
 from mlopt.torch import convert
 from mlopt.torch.plain_forms import has_plain_form, use_plain_form
 from tests.torch.conversions import compressed_weights, outputs, quietly, same_arrays
-from tests.torch.test_post_training import palettized
+from tests.torch.palettization.test_post_training import palettized
 
 HIDDEN, INPUTS = 12, 8
 

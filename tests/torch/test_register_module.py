@@ -21,7 +21,7 @@ from mlopt.torch.palettization import (
     SKMPalettizerConfig,
 )
 from tests.torch.conversions import compressed_weights, outputs, quietly
-from tests.torch.test_post_training import palettized
+from tests.torch.palettization.test_post_training import palettized
 
 
 class Mixing(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 
@@ -31,7 +31,9 @@ LUT_DTYPES: dict[ShortLutDtype, torch.dtype] = {
 
 OUTPUT_CHANNELS_LAST = "oc_last"
 
-_PALETT_MODES: tuple[Mode, ...] = ("dkm", "gsm", "hard")  # in the order of messages
+_PALETT_MODES: tuple[Mode, ...] = ("dkm", "gsm", "hard")
+_KMEANS_INITS: tuple[KmeansInit, ...] = ("auto", "opt1d", "kmeans++", "cpu.kmeans++")
+_SCALE_SCHEMES: tuple[ScaleScheme, ...] = ("min_max", "abs")
 
 _SHORT_NAMES: dict[str, str] = {
     str(dtype).removeprefix("torch."): short for short, dtype in LUT_DTYPES.items()
@@ -110,19 +112,18 @@ def permutation(value: Any) -> tuple[int, ...] | None:
 
 
 def palett_mode(value: Any) -> Mode:
-    """A `Mode`."""
+    """One of the modes of soft k-means."""
     return word(value, "palett_mode", _PALETT_MODES)
 
 
 def kmeans_init(value: Any) -> KmeansInit:
-    """A `KmeansInit`."""
-    return cast(KmeansInit, word(value, "kmeans_init", get_args(KmeansInit)))
+    """One of the ways in which coremltools starts."""
+    return word(value, "kmeans_init", _KMEANS_INITS)
 
 
 def scaling_factor_scheme(value: Any) -> ScaleScheme:
-    """A `ScaleScheme`."""
-    name = "per_channel_scaling_factor_scheme"
-    return cast(ScaleScheme, word(value, name, get_args(ScaleScheme)))
+    """What a channel is divided by: ``"min_max"`` or ``"abs"``."""
+    return word(value, "per_channel_scaling_factor_scheme", _SCALE_SCHEMES)
 
 
 def code_range(dtype: torch.dtype) -> tuple[int, int]:

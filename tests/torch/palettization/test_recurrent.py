@@ -23,7 +23,7 @@ from tests.torch.conversions import (
     quietly,
     same_arrays,
 )
-from tests.torch.test_post_training import FORMS, config, palettized
+from tests.torch.palettization.test_post_training import FORMS, config, palettized
 
 HIDDEN, INPUTS = 24, 16
 X = torch.linspace(-2, 2, 5 * INPUTS).sin().reshape(1, 5, INPUTS)

@@ -15,7 +15,7 @@ from mlopt.torch.palettization import (
     SKMPalettizerConfig,
 )
 from tests.torch.networks import IDS, every_kind
-from tests.torch.test_post_training import FORMS
+from tests.torch.palettization.test_post_training import FORMS
 
 
 def config(nsamples=4, **options):

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mlopt.errors import ConfigError
 from mlopt.torch.palettization import DKMPalettizer, table_state
 from mlopt.torch.palettization.initial import initial_centroids
-from tests.torch.dkm_ranks import models
-from tests.torch.dkm_ranks.models import SHARED
+from tests.torch.palettization.dkm_ranks import models
+from tests.torch.palettization.dkm_ranks.models import SHARED
 
 
 def plain(name: str, *, is_own_loss: bool) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from mlopt.torch.palettization import (
     SKMPalettizerConfig,
 )
 from tests.torch.conversions import compressed_weights, outputs, quietly
-from tests.torch.test_post_training import palettized
-from tests.torch.test_recurrent import KINDS, X, computed, network, weights
+from tests.torch.palettization.test_post_training import palettized
+from tests.torch.palettization.test_recurrent import KINDS, X, computed, network, weights
 
 TARGET = X.flip(1)[..., :8]
 

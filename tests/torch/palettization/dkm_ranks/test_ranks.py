@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.torch.dkm_ranks import models
-from tests.torch.dkm_ranks.models import OPTIONS
+from tests.torch.palettization.dkm_ranks import models
+from tests.torch.palettization.dkm_ranks.models import OPTIONS
 from tests.torch.ranks import run_on_ranks
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
