@@ -55,12 +55,13 @@ class FakePalettize(TableState):
             torch.autocast(weight.device.type, enabled=False),
             self.unchanged() if is_fixed else contextlib.nullcontext(),
         ):
-            needs_importance = self.training or self.must_start
-            points = points_of(weight, self.options, has_importance=needs_importance)
             if self.training:
+                points = points_of(weight, self.options, has_importance=True)
                 stored = soft_pass(self, points, WHOLE if is_alone else share)
             else:
-                stored = hard_pass(self, points)
+                starts = self.must_start
+                points = points_of(weight, self.options, has_importance=starts)
+                stored = hard_pass(self, points, starts=starts)
             dense = self.options.layout.weight(stored)
             if points.scale is not None:
                 # a channel of zeros is passed on, so that training can move it away from zero

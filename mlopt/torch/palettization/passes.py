@@ -37,11 +37,11 @@ def soft_pass(state: TableState, points: WeightPoints, share: Share) -> Tensor:
     return stored
 
 
-def hard_pass(state: TableState, points: WeightPoints) -> Tensor:
-    """The nearest entries of points [G, N, d]; the tables stay, unless they have to start."""
+def hard_pass(state: TableState, points: WeightPoints, *, starts: bool) -> Tensor:
+    """The nearest entries of points [G, N, d]; the tables stay, unless they are to start."""
     kept = points.kept
     state.check_finite(float(kept.abs().max()) if kept.numel() else 0.0)
-    if state.must_start:
+    if starts:
         state.start(points, WHOLE)
     return _nearest_entries(state, points, state.table())
 
