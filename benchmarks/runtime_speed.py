@@ -39,7 +39,7 @@ from benchmarks.lib.progress import say
 from benchmarks.lib.timing import Timing
 
 if TYPE_CHECKING:
-    from mlopt.runtime.element_types import Precision
+    from mlopt.choices import Precision
 
 SUBJECT = "running ML programs"
 GOAL = 1.3

@@ -17,9 +17,9 @@ import typer
 from mlopt import __version__
 from mlopt.cli.compare import compare_models
 from mlopt.cli.decompress import decompress_model
+from mlopt.cli.exit_codes import EXIT_CODES
 from mlopt.cli.inspect import inspect_model
 from mlopt.cli.lint import lint_model
-from mlopt.cli.outcome import EXIT_CODES
 from mlopt.cli.palettize import palettize_model
 from mlopt.cli.raising import raise_model
 from mlopt.cli.run import run_model

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from mlopt.cli.outcome import ExitCode, explained
+from mlopt.cli.exit_codes import ExitCode, explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, write_text
 from mlopt.text.json_text import json_text
 from mlopt.text.names import printable, printable_lines

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from mlopt.cli.outcome import ExitCode, errors_explained
-from mlopt.cli.run import PrecisionName
+from mlopt.choices import Precision
+from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
 
 if TYPE_CHECKING:
     from mlopt.runtime.comparison.float16_results import Float16Comparison
     from mlopt.runtime.comparison.results import Comparison
 
-
-class Backend(str, Enum):
-    """What runs the models."""
-
-    RUNTIME = "runtime"
-    COREML = "coreml"
+Backend: TypeAlias = Literal["runtime", "coreml"]
+"""What runs the models."""
 
 
 def compare_models(
@@ -82,7 +77,7 @@ def compare_models(
         str | None, typer.Option(metavar="NAME", help="Which function, of models with several.")
     ] = None,
     precision: Annotated[
-        PrecisionName | None,
+        Precision | None,
         typer.Option(
             help="float32 throughout (default), or float16 where the models say so.",
         ),
@@ -98,7 +93,7 @@ def compare_models(
     backend: Annotated[
         Backend,
         typer.Option(help="PyTorch on any machine, or Core ML itself on a Mac (no layers)."),
-    ] = Backend.RUNTIME,
+    ] = "runtime",
 ) -> None:
     """Run two models on the same inputs and measure how far their outputs are apart.
 
@@ -114,7 +109,7 @@ def compare_models(
         _check_models(candidate, float16=float16)
         if float16:
             _check_float16_takes(precision, backend, needs_layers=layers or picture is not None)
-        if backend is Backend.COREML:
+        if backend == "coreml":
             _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
         if picture is not None:
             from mlopt.runtime.comparison.picture import check_picture
@@ -126,10 +121,10 @@ def compare_models(
             _show(by_itself, json_file)
             _check_ratio(by_itself, min_snr)
             return
-        if backend is Backend.COREML:
-            found = _by_core_ml(reference, candidate, inputs, drawn, seed, function)
+        if backend == "coreml":
+            comparison = _by_core_ml(reference, candidate, inputs, drawn, seed, function)
         else:
-            found = _by_runtime(
+            comparison = _by_runtime(
                 reference,
                 candidate,
                 inputs,
@@ -137,21 +132,21 @@ def compare_models(
                 seed=seed,
                 layers=layers or picture is not None,
                 function=function,
-                precision=(precision or PrecisionName.FLOAT32).value,
+                precision=precision or "float32",
             )
         if picture is not None:
             from mlopt.runtime.comparison.picture import draw_layers
 
-            draw_layers(found, picture)
-        _show(found, json_file)
-    _check_ratio(found, min_snr)
+            draw_layers(comparison, picture)
+        _show(comparison, json_file)
+    _check_ratio(comparison, min_snr)
 
 
-def _show(found: Comparison | Float16Comparison, json_file: Path | None) -> None:
+def _show(comparison: Comparison | Float16Comparison, json_file: Path | None) -> None:
     if json_file is not None:
-        write_text(found.to_json(), json_file)
+        write_text(comparison.to_json(), json_file)
     if json_file != STANDARD_OUTPUT:
-        typer.echo(str(found))
+        typer.echo(str(comparison))
 
 
 def _check_models(candidate: Path | None, *, float16: bool) -> None:
@@ -167,11 +162,11 @@ def _check_models(candidate: Path | None, *, float16: bool) -> None:
 
 
 def _check_float16_takes(
-    precision: PrecisionName | None, backend: Backend, *, needs_layers: bool
+    precision: Precision | None, backend: Backend, *, needs_layers: bool
 ) -> None:
     given = {
         "--precision": precision is not None,
-        "--backend": backend is Backend.COREML,
+        "--backend": backend == "coreml",
         "--layers and --picture": needs_layers,
     }
     wrong = [option for option, is_given in given.items() if is_given]
@@ -182,18 +177,18 @@ def _check_float16_takes(
         )
 
 
-def _check_ratio(found: Comparison | Float16Comparison, least: float | None) -> None:
+def _check_ratio(comparison: Comparison | Float16Comparison, least: float | None) -> None:
     """Fail where an output is below the ratio that is asked for."""
     if least is None:
         return
-    below = found.below(least)
+    below = comparison.below(least)
     if below:
         names = ", ".join(map(repr, below))
         typer.echo(f"Below {least:g} dB, or with nothing to compare: {names}", err=True)
         raise typer.Exit(ExitCode.FINDINGS)
 
 
-def _check_core_ml_takes(precision: PrecisionName | None, *, needs_layers: bool) -> None:
+def _check_core_ml_takes(precision: Precision | None, *, needs_layers: bool) -> None:
     if needs_layers:
         raise typer.BadParameter(
             "Core ML does not show intermediate values; leave --layers and --picture out",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
-from mlopt.cli.outcome import errors_explained
+from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import Done, progress_bar, written
 from mlopt.text.names import printable
 from mlopt.text.words import counted

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlopt.choices import SortKey
 from mlopt.cli.batch import Models, run_each
-from mlopt.cli.outcome import errors_explained
+from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import Done, checked_file, output_width, progress_bar
 
 if TYPE_CHECKING:
     from mlopt.coreml.inspection import Inventory
-
-
-class SortKey(str, Enum):
-    """The columns that rows can be sorted by."""
-
-    ORDER = "order"
-    NAME = "name"
-    SIZE = "size"
-    BYTES = "bytes"
-    DISTINCT = "distinct"
-    SPARSITY = "sparsity"
 
 
 def inspect_model(
@@ -32,7 +21,7 @@ def inspect_model(
     sort: Annotated[
         SortKey,
         typer.Option(help="Sort by a column: names ascending, numbers from the largest down."),
-    ] = SortKey.ORDER,
+    ] = "order",
     patterns: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,9 +59,9 @@ def inspect_model(
     are those of everything that is stored of it. What has fewer than 10 elements is left out.
     """
     with errors_explained():
-        if sort in (SortKey.DISTINCT, SortKey.SPARSITY) and not stats:
+        if sort in ("distinct", "sparsity") and not stats:
             raise typer.BadParameter(
-                f"{sort.value} is not computed with --no-stats; leave one of the two out",
+                f"{sort} is not computed with --no-stats; leave one of the two out",
                 param_hint="'--sort'",
             )
         from mlopt.coreml.inspection import inspect_weights
@@ -87,7 +76,7 @@ def inspect_model(
                     min_size=min_size,
                     statistics=stats,
                     progress=progress,
-                ).sorted_by(sort.value)
+                ).sorted_by(sort)
             summary = _summary(inventory)
             text = f"{inventory_table(inventory, output_width(80))}\n\n{summary}"
             return Done(text=text, line=summary, values=inventory.as_dict())

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mlopt.cli.batch import Models, run_each
-from mlopt.cli.outcome import ExitCode, errors_explained
+from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, TARGET_OPTIONS, Done, output_width, target_name
 
 # Narrower, what was found breaks after every word.
 _NARROWEST = 100
-
-
-class Format(str, Enum):
-    """How findings are printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def _show_rules(wanted: bool) -> None:
@@ -72,9 +64,9 @@ def lint_model(
         ),
     ] = None,
     output_format: Annotated[
-        Format,
+        Literal["table", "json"],
         typer.Option("--format", case_sensitive=False, help="A table with explanations, or JSON."),
-    ] = Format.TABLE,
+    ] = "table",
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail for warnings as well as for errors.")
     ] = False,
@@ -112,6 +104,6 @@ def lint_model(
                 code=ExitCode.DONE if is_clean else ExitCode.FINDINGS,
             )
 
-        json_file = STANDARD_OUTPUT if output_format is Format.JSON else None
+        json_file = STANDARD_OUTPUT if output_format == "json" else None
         code = run_each(models, work, json_file=json_file)
     raise typer.Exit(code)

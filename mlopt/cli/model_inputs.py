@@ -53,10 +53,10 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name."""
     # opened here: numpy leaves files open that are damaged
     with _opened(path) as file:
-        found = _loaded(file)
-        if not isinstance(found, np.lib.npyio.NpzFile):
+        archive = _loaded(file)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
             raise typer.BadParameter(f"{path} is no .npz file of arrays", param_hint="'--inputs'")
-        return {name: _member(found, name, path) for name in found.files}
+        return {name: _member(archive, name, path) for name in archive.files}
 
 
 def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -135,12 +135,12 @@ def _allowed(feature: Feature) -> str:
 
 def _array(path: Path) -> Any:
     with _opened(path) as file:
-        found = _loaded(file)
-    if isinstance(found, np.lib.npyio.NpzFile):
+        array = _loaded(file)
+    if isinstance(array, np.lib.npyio.NpzFile):
         raise typer.BadParameter(
             f"{path} holds several arrays; give a file of one, as numpy.save writes it"
         )
-    return found
+    return array
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -163,16 +163,16 @@ def _loaded(file: IO[bytes]) -> Any:
 
 def _member(archive: Any, name: str, path: Path) -> np.ndarray:
     try:
-        found = archive[name]
+        member = archive[name]
         # numpy gives what is no array as bytes
-        if not isinstance(found, np.ndarray):
+        if not isinstance(member, np.ndarray):
             raise ValueError("it is no array")
     except _DAMAGED_ARRAYS as error:
         raise typer.BadParameter(
             f"{path}: {name!r} cannot be read as an array of numbers: {error}",
             param_hint="'--inputs'",
         ) from error
-    return found
+    return member
 
 
 def _image(path: Path) -> Any:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlopt.choices import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_WEIGHT_THRESHOLD,
+    NBITS,
+    GranularityName,
+    LutDtype,
+    OnIndivisible,
+    TableMode,
+)
 from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
-from mlopt.cli.outcome import ExitCode, errors_explained
+from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.settings import Settings
 from mlopt.cli.terminal import (
     TARGET_OPTIONS,
@@ -30,36 +38,6 @@ if TYPE_CHECKING:
 _NARROWEST = 100
 
 
-class Mode(str, Enum):
-    """The ways to make a table; a function of one's own ("custom") needs Python."""
-
-    KMEANS = "kmeans"
-    UNIFORM = "uniform"
-    UNIQUE = "unique"
-
-
-class Granularity(str, Enum):
-    """How much of a weight shares a table."""
-
-    PER_TENSOR = "per_tensor"
-    PER_GROUPED_CHANNEL = "per_grouped_channel"
-
-
-class OnIndivisible(str, Enum):
-    """What to do where the group size does not divide the channels."""
-
-    SKIP = "skip"
-    DIVISOR = "divisor"
-    PER_TENSOR = "per_tensor"
-
-
-class LutDtype(str, Enum):
-    """Dtypes of a table that is stored in 8 bits."""
-
-    INT8 = "int8"
-    UINT8 = "uint8"
-
-
 def palettize_model(
     models: Models,
     output: Output = None,
@@ -68,11 +46,13 @@ def palettize_model(
     nbits: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Bits of an index: 1, 2, 3, 4, 6 or 8. Needed by kmeans and uniform."
+            metavar="N",
+            help=f"Bits of an index: {', '.join(map(str, NBITS[:-1]))} or {NBITS[-1]}. "
+            "Needed by kmeans and uniform.",
         ),
     ] = None,
     mode: Annotated[
-        Mode | None,
+        TableMode | None,
         typer.Option(
             case_sensitive=False,
             help="How tables are made: the clusters of least squared error (kmeans, the default), "
@@ -80,7 +60,7 @@ def palettize_model(
         ),
     ] = None,
     granularity: Annotated[
-        Granularity | None,
+        GranularityName | None,
         typer.Option(
             case_sensitive=False,
             help="One table for a weight (per_tensor, the default), or one for each group of "
@@ -89,7 +69,7 @@ def palettize_model(
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Channels of a group. Default: 32."),
+        typer.Option(metavar="N", help=f"Channels of a group. Default: {DEFAULT_GROUP_SIZE}."),
     ] = None,
     channel_axis: Annotated[
         int | None,
@@ -110,7 +90,10 @@ def palettize_model(
     ] = False,
     weight_threshold: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Palettize weights of more than N elements. Default: 2048."),
+        typer.Option(
+            metavar="N",
+            help=f"Palettize weights of more than N elements. Default: {DEFAULT_WEIGHT_THRESHOLD}.",
+        ),
     ] = None,
     on_indivisible: Annotated[
         OnIndivisible | None,
@@ -200,15 +183,15 @@ def palettize_model(
     with errors_explained():
         settings = Settings(
             nbits=nbits,
-            mode=mode and mode.value,
-            granularity=granularity and granularity.value,
+            mode=mode,
+            granularity=granularity,
             group_size=group_size,
             channel_axis=channel_axis,
             cluster_dim=cluster_dim,
             enable_per_channel_scale=per_channel_scale or None,
             weight_threshold=weight_threshold,
-            on_indivisible=on_indivisible and on_indivisible.value,
-            lut_dtype=lut_dtype and lut_dtype.value,
+            on_indivisible=on_indivisible,
+            lut_dtype=lut_dtype,
             skip=tuple(skip or ()),
             skip_type=tuple(skip_type or ()),
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
-from mlopt.cli.outcome import errors_explained
+from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import TARGET_OPTIONS, Done, target_name, written
 
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mlopt.cli.outcome import errors_explained
+from mlopt.choices import Precision
+from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import checked_named_file
 from mlopt.text.names import printable
 
 _SHOWN = 5
 _ABOUT_ONE = 0.01
 """How far the sum of probabilities may be from 1: those of many classes in float16 are rounded."""
-
-
-class PrecisionName(str, Enum):
-    """In what numbers a model is run."""
-
-    FLOAT32 = "float32"
-    AS_DECLARED = "as_declared"
 
 
 def run_model(
@@ -64,9 +57,9 @@ def run_model(
         ),
     ] = None,
     precision: Annotated[
-        PrecisionName,
+        Precision,
         typer.Option(help="float32 throughout, or float16 where the model says so."),
-    ] = PrecisionName.FLOAT32,
+    ] = "float32",
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Of random inputs and operations.")
     ] = 0,
@@ -84,19 +77,19 @@ def run_model(
 
         texts = named_texts(inputs or ())
         seed = checked_seed(seed)
-        program = load(model, function, stage=stage, precision=precision.value)
+        program = load(model, function, stage=stage, precision=precision)
         if not texts and not random and program.inputs:
             typer.echo(_described_inputs(program.inputs))
             return
         given = parsed_inputs(texts, program.inputs)
         if random:
             given = {**random_samples(program, 1, seed)[0], **given}
-        found = program.predict(given, program.make_state(), seed=seed)
-        assert isinstance(found, dict)
-        for name, value in found.items():
+        outputs = program.predict(given, program.make_state(), seed=seed)
+        assert isinstance(outputs, dict)
+        for name, value in outputs.items():
             typer.echo(printable(f"{name}: {_described(value)}"))
         if output is not None:
-            arrays = named_arrays(found)
+            arrays = named_arrays(outputs)
             write_arrays(arrays, output)
             saved = (f"{name} {value.dtype}{list(value.shape)}" for name, value in arrays.items())
             typer.echo(printable(f"Saved in {output}: {', '.join(saved)}"))

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import typer
 
-from mlopt.cli.outcome import ExitCode
+from mlopt.cli.exit_codes import ExitCode
 from mlopt.text.names import middle_elided, printable
 from mlopt.text.words import sizes_compared
 

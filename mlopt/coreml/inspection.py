@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from mlopt.choices import SORT_KEYS, SortKey
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.metadata import CoreMLWeightMetaData
 from mlopt.coreml.models import ModelSource
@@ -19,9 +20,6 @@ from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
 from mlopt.mil.targets import Target
 from mlopt.text.json_text import json_text
-
-STATISTICS = ("distinct", "sparsity")
-SORT_KEYS = ("order", "name", "size", "bytes", *STATISTICS)
 
 
 @attrs.frozen(kw_only=True)
@@ -93,13 +91,13 @@ class Inventory:
         """Bytes of the weights in `rows`."""
         return sum(row.nbytes for row in self.rows)
 
-    def sorted_by(self, key: str) -> Inventory:
+    def sorted_by(self, key: SortKey) -> Inventory:
         """The same with its rows sorted: names ascending, numbers from the largest down.
 
         Parameters
         ----------
         key
-            One of ``SORT_KEYS``; "order" is program order. Ties stay in program order.
+            "order" is program order. Ties stay in program order.
 
         Raises
         ------

@@ -16,9 +16,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.models import ModelSource
-from mlopt.coreml.op_config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.weights import (
     Instance,
     Weight,

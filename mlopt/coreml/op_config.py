@@ -11,10 +11,19 @@ from typing import Any
 
 import attrs
 
+from mlopt.choices import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_WEIGHT_THRESHOLD,
+    MODES,
+    NBITS,
+    ON_INDIVISIBLE,
+    LutDtype,
+    Mode,
+    Nbits,
+    OnIndivisible,
+)
 from mlopt.coreml.foreign_configs import CONFIG_TYPE, checked_config_type
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LutDtype
-from mlopt.palette.value.spec import MODES, NBITS, Mode, Nbits
 from mlopt.requests.checked import (
     check_keys,
     flag,
@@ -27,9 +36,6 @@ from mlopt.requests.checked import (
 )
 from mlopt.requests.forms import PaletteForm
 from mlopt.requests.granularity import Granularity, GranularityName
-from mlopt.requests.layout import ON_INDIVISIBLE, OnIndivisible
-
-DEFAULT_WEIGHT_THRESHOLD = 2048
 
 
 def _mode(value: Mode) -> Mode:
@@ -133,7 +139,7 @@ class OpPalettizerConfig:
     nbits: int | None = attrs.field(default=None, converter=_nbits)
     lut_function: Callable[..., Any] | None = None
     granularity: Granularity = attrs.field(default=Granularity.PER_TENSOR, converter=_granularity)
-    group_size: int = attrs.field(default=32, converter=_group_size)
+    group_size: int = attrs.field(default=DEFAULT_GROUP_SIZE, converter=_group_size)
     channel_axis: int | None = attrs.field(default=None, converter=_channel_axis)
     cluster_dim: int = attrs.field(default=1, converter=_cluster_dim)
     enable_per_channel_scale: bool = attrs.field(default=False, converter=_per_channel_scale)

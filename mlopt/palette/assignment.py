@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
 from mlopt.palette.checks import check_dtype_and_size, check_finite
 from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.unique import padded_nbits, padded_table
-from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.quantized import quantized_table
 from mlopt.palette.vector.clustering import assign_vectors

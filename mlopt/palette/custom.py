@@ -9,10 +9,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
 from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.unique import padded_nbits, padded_table
-from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.palettized import Palettized
 
 Floats = npt.NDArray[Any]

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mlopt.choices import LUT_DTYPES, NBITS, LutDtype
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LUT_DTYPES, LutDtype
-from mlopt.palette.value.spec import NBITS
 
 WordT = TypeVar("WordT", bound=str)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import attrs
 
+from mlopt.choices import OnIndivisible
 from mlopt.requests.keep import Keep
-
-OnIndivisible = Literal["skip", "divisor", "per_tensor"]
-ON_INDIVISIBLE: tuple[OnIndivisible, ...] = get_args(OnIndivisible)
 
 _VECTORS_DO_NOT_FIT = "cluster_dim does not divide the channels"
 

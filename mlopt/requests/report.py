@@ -228,11 +228,11 @@ class Report:
     @property
     def kept_categories(self) -> dict[str, tuple[int, int]]:
         """Category of reason to (weights, bytes) of what was kept, most bytes first."""
-        found: dict[str, tuple[int, int]] = {}
+        categories: dict[str, tuple[int, int]] = {}
         for row in self.kept:
-            weights, size = found.get(row.category, (0, 0))
-            found[row.category] = (weights + 1, size + row.bytes_before)
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+            weights, size = categories.get(row.category, (0, 0))
+            categories[row.category] = (weights + 1, size + row.bytes_before)
+        return dict(sorted(categories.items(), key=lambda item: -item[1][1]))
 
     def summary(self) -> str:
         """The account in a few lines: sizes, what was kept and why, the target, unused rules."""

@@ -19,7 +19,7 @@ def core_operations() -> dict[str, tuple[str, ...]]:
     """The core operations of the installed coremltools: the opsets that define each anew."""
     from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
-    found = {}
+    operations = {}
     for op_type, by_target in sorted(SSAOpRegistry.core_ops.items()):
         definitions = {int(target): definition for target, definition in by_target.items()}
         opsets, last = [], None
@@ -29,8 +29,8 @@ def core_operations() -> dict[str, tuple[str, ...]]:
             if definition is not None and definition is not last:
                 opsets.append(target.opset)
             last = definition
-        found[op_type] = tuple(opsets)
-    return found
+        operations[op_type] = tuple(opsets)
+    return operations
 
 
 def missing_operations() -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from mlopt.choices import Precision
 from mlopt.errors import ConfigError
-
-Precision = Literal["float32", "as_declared"]
 
 _FLOATS = {
     "fp16": torch.float16,

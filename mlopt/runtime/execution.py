@@ -14,10 +14,10 @@ from mlopt.errors import MlOptError, RunError
 from mlopt.runtime.call import Call
 from mlopt.runtime.element_types import NARROW, ElementTypes
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
-from mlopt.runtime.registry import Parameter
+from mlopt.runtime.registry import InputSpec
 from mlopt.runtime.weights.constants import Held
 from mlopt.runtime.weights.packed import Packed
-from mlopt.runtime.weights.rows import Rows
+from mlopt.runtime.weights.row_selection import Rows
 from mlopt.runtime.weights.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
@@ -28,7 +28,7 @@ Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], Non
 class Execution:
     """One run of a function; see :class:`mlopt.runtime.program.Program` for what users do.
 
-    types, device: of the computation; seed: of random operations; taps: the places whose values are
+    types, device: of the computation; seed: of random operations; taps: the slots whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
     ``Observer``; kept: weights computed before, as they are and widened, None to compute them at
     each use; _shared: the
@@ -75,8 +75,8 @@ class Execution:
             return self._computed(source)
         key = (source, widens)
         if key not in self.kept:
-            found = self._computed(source)
-            self.kept[key] = _widened(found) if widens else found
+            computed = self._computed(source)
+            self.kept[key] = _widened(computed) if widens else computed
         return self.kept[key]
 
     def _computed(self, source: Held | Lazy) -> Any:
@@ -89,7 +89,7 @@ class Execution:
             self._shared[step] = self._results(step)
         return self._shared[step][source.index]
 
-    def _argument(self, step: Step, parameter: Parameter, source: Source) -> Any:
+    def _argument(self, step: Step, parameter: InputSpec, source: Source) -> Any:
         """As :meth:`value`, but not further from what is stored than the operation needs it."""
         if isinstance(source, int) or source in self.substitutes:
             return self.value(source)
@@ -105,7 +105,7 @@ class Execution:
             return self._computed(source)  # of weights that are kept, only the last form is
         return self.value(source, widens=step.widens)
 
-    def _tensor(self, parameter: Parameter, sources: tuple[Source, ...]) -> Tensor | None:
+    def _tensor(self, parameter: InputSpec, sources: tuple[Source, ...]) -> Tensor | None:
         """An argument that is a tensor of the frame as it is; None for all others.
 
         Most are: of small networks, what is done around operations takes as long as these.
@@ -154,18 +154,18 @@ class Execution:
                 value = some.get(parameter.name)
                 if isinstance(value, Packed) and not parameter.takes_packed:
                     some[parameter.name] = value.unpacked()
-            found: Tensor = self._called(step, some)
-            if found.shape == (len(index), *shape[1:]):
-                return found if dtype is None else found.to(dtype)
+            selected: Tensor = self._called(step, some)
+            if selected.shape == (len(index), *shape[1:]):
+                return selected if dtype is None else selected.to(dtype)
         whole: Tensor = self.value(source)  # or what is wrong with it
         return whole.index_select(0, index)
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Stand before the first step, with inputs as for :meth:`run`."""
         self._frame = [None] * self.plan.size
-        for name, place in self.plan.inputs.items():
-            self._frame[place] = inputs.pop(name)
-            self._tap(place, self._frame[place])
+        for name, slot in self.plan.inputs.items():
+            self._frame[slot] = inputs.pop(name)
+            self._tap(slot, self._frame[slot])
 
     def finish(self) -> tuple[Any, ...]:
         """Take all steps after :meth:`begin`; the outputs of the function in their order."""
@@ -175,13 +175,13 @@ class Execution:
         """Take one step, and return its results; for those who take all of a body in order."""
         self._shared = {}
         results = self._results(step)
-        for place, value in zip(step.results, results, strict=True):
-            if place in self.replaced:
-                value = self.replaced[place](value)
-            self._frame[place] = value
-            self._tap(place, value)
-        for place in step.released:
-            self._frame[place] = None
+        for slot, value in zip(step.results, results, strict=True):
+            if slot in self.replaced:
+                value = self.replaced[slot](value)
+            self._frame[slot] = value
+            self._tap(slot, value)
+        for slot in step.released:
+            self._frame[slot] = None
         self._shared = None
         self._scratch.release()
         return results
@@ -191,9 +191,9 @@ class Execution:
             self.advance(step)
         return tuple(self.value(source) for source in body.outputs)
 
-    def _tap(self, place: int, value: Any) -> None:
-        if place in self.tapped:
-            self.taps[place] = value
+    def _tap(self, slot: int, value: Any) -> None:
+        if slot in self.tapped:
+            self.taps[slot] = value
 
     def _results(self, step: Step) -> tuple[Any, ...]:
         arguments = dict(step.fixed)
@@ -228,8 +228,8 @@ class Execution:
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of a step for arguments by parameter."""
-        found = self._called(step, dict(arguments))
-        results = found if isinstance(found, tuple) else (found,)
+        returned = self._called(step, dict(arguments))
+        results = returned if isinstance(returned, tuple) else (returned,)
         if len(results) != len(step.outputs):
             raise RunError(f"{step.title} has {len(results)} results, not {len(step.outputs)}")
         return tuple(
@@ -257,11 +257,11 @@ class Execution:
 
     def _block(self, body: Body) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
         def run(values: tuple[Any, ...]) -> tuple[Any, ...]:
-            for place, value in zip(body.inputs, values, strict=True):
-                self._frame[place] = value
+            for slot, value in zip(body.inputs, values, strict=True):
+                self._frame[slot] = value
             results = self._run(body)
-            for place in body.inputs:
-                self._frame[place] = None
+            for slot in body.inputs:
+                self._frame[slot] = None
             return results
 
         return run

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from mlopt.choices import Precision
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
-from mlopt.mil.program import Program as ProgramMessage
-from mlopt.runtime.element_types import ElementTypes, Precision
+from mlopt.mil.program import Program as MILProgram
+from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.features.described import features_of
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
@@ -72,7 +73,7 @@ def load(
     if function is None and package.spec.description.functions:
         function = getattr(model_or_path, "function_name", None)
 
-    def program_of(message: ProgramMessage) -> Program:
+    def program_of(message: MILProgram) -> Program:
         return Program(message, function, types, place, keep_weights=keep_weights)
 
     with torch.inference_mode(False):  # else constants could have no part in gradients
@@ -83,7 +84,7 @@ def load(
 
 
 def _made(
-    stage: Stage, program_of: Callable[[ProgramMessage], Program], where: str
+    stage: Stage, program_of: Callable[[MILProgram], Program], where: str
 ) -> Program | Suppression | Pipeline:
     """What runs a model."""
     if stage.program is not None:

@@ -119,6 +119,6 @@ def _answer(
     part = None
     if state is not None and own:
         part = State({name: state.tensors[name] for name in own})
-    found = stage.predict(data, part, seed=seed)
-    assert isinstance(found, dict)
-    return found
+    outputs = stage.predict(data, part, seed=seed)
+    assert isinstance(outputs, dict)
+    return outputs

@@ -1,7 +1,7 @@
 """A function of a program as the steps that run it, every name resolved and checked before.
 
-A value has a place in a frame, a list. A step knows where its arguments are, where its results go,
-and which places nobody reads after it.
+A value has a slot in a frame, a list. A step knows where its arguments are, where its results go,
+and which slots nobody reads after it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import torch
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import dtype_of_proto
-from mlopt.mil.program import Constant, Function, Node, Program, Variable
+from mlopt.mil.program import Constant, Function, Node, Variable
+from mlopt.mil.program import Program as MILProgram
 from mlopt.runtime.call import OutputType
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.listing import LISTED, listed
-from mlopt.runtime.registry import Operation, Parameter, find_operation
+from mlopt.runtime.registry import InputSpec, Operation, find_operation
 from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.state import state_problem
 from mlopt.runtime.weights.constants import Held
+from mlopt.text.names import SHORTLIST, shortlist
 
 
 @attrs.define(eq=False)
@@ -34,7 +35,7 @@ class Lazy:
 
 
 Source = int | Held | Lazy
-"""Where a value comes from: a place in the frame, a constant, a computed weight."""
+"""Where a value comes from: a slot in the frame, a constant, a computed weight."""
 
 
 @attrs.define(eq=False)
@@ -42,7 +43,7 @@ class Step:
     """One operation.
 
     fixed: arguments that are known before; arguments: those that are not, by parameter; results: a
-    place for each output, None for what nobody reads; blocks: the nested ones; released: the places
+    slot for each output, None for what nobody reads; blocks: the nested ones; released: the slots
     that are free after it; widens: whether narrower floats are computed in float32, and rounded.
     """
 
@@ -51,7 +52,7 @@ class Step:
     outputs: tuple[OutputType, ...]
     dtypes: tuple[torch.dtype | None, ...]
     fixed: dict[str, Any]
-    arguments: list[tuple[Parameter, tuple[Source, ...]]]
+    arguments: list[tuple[InputSpec, tuple[Source, ...]]]
     results: tuple[int, ...] = ()
     blocks: tuple[Body, ...] = ()
     released: tuple[int, ...] = ()
@@ -70,7 +71,7 @@ class Step:
 
 @attrs.define(eq=False)
 class Body:
-    """A block: places of its inputs, steps, and where its outputs come from."""
+    """A block: slots of its inputs, steps, and where its outputs come from."""
 
     inputs: tuple[int, ...]
     steps: list[Step]
@@ -79,7 +80,7 @@ class Body:
 
 @attrs.define(eq=False)
 class FunctionPlan:
-    """A function: its body, the places of its inputs by name, the names of its outputs.
+    """A function: its body, the slots of its inputs by name, the names of its outputs.
 
     sources: of every value by name, the last one of equal names, for taps; ``size``: of a frame;
     scratch_size: the bytes in which the weights of any step can be widened.
@@ -98,7 +99,7 @@ class FunctionPlan:
 
 
 def plan_function(
-    program: Program, function: Function, types: ElementTypes, device: torch.device
+    program: MILProgram, function: Function, types: ElementTypes, device: torch.device
 ) -> FunctionPlan:
     """Resolve a function.
 
@@ -122,7 +123,7 @@ def _check_operations(nodes: Sequence[Node], opset: str, where: str) -> None:
     if not missing:
         return
     lines = [
-        f"- {op_type}, {len(names)} times: {listed(names)}" for op_type, names in missing.items()
+        f"- {op_type}, {len(names)} times: {shortlist(names)}" for op_type, names in missing.items()
     ]
     raise ModelFormatError(
         f"{where}: operations of opset {opset} that cannot be run:\n" + "\n".join(lines) + "\n"
@@ -162,13 +163,13 @@ class _Planning:
                 self.problems.append(f"state {item.name!r}: {problem}")
             if item.name in inputs:
                 self.problems.append(f"two inputs of the function are named {item.name!r}")
-            inputs[item.name] = self._place()
+            inputs[item.name] = self._slot()
         scope: dict[str, Source] = dict(inputs)
         self.names.update(scope)
         body = self._body(block, scope, ())
         if self.problems:
-            shown = "\n".join(f"- {problem}" for problem in self.problems[:LISTED])
-            more = len(self.problems) - LISTED
+            shown = "\n".join(f"- {problem}" for problem in self.problems[:SHORTLIST])
+            more = len(self.problems) - SHORTLIST
             raise ModelFormatError(
                 f"{self.where} cannot be run:\n{shown}"
                 + (f"\nand {more} more" if more > 0 else "")
@@ -188,7 +189,7 @@ class _Planning:
             _scratch_size(body),
         )
 
-    def _place(self) -> int:
+    def _slot(self) -> int:
         self.size += 1
         return self.size - 1
 
@@ -219,7 +220,7 @@ class _Planning:
         operation = find_operation(node.op_type, self.function.opset)
         assert operation is not None  # checked for all before
         fixed: dict[str, Any] = {}
-        arguments: list[tuple[Parameter, tuple[Source, ...]]] = []
+        arguments: list[tuple[InputSpec, tuple[Source, ...]]] = []
         for name, bound in node.inputs.items():
             if name in ("name", "outputNames"):
                 continue
@@ -260,18 +261,18 @@ class _Planning:
             for index, variable in enumerate(node.outputs):
                 self._define(variable.name, Lazy(step, index), scope)
             return None
-        step.results = tuple(self._place() for _ in names)
-        for name, place in zip(names, step.results, strict=True):
-            self._define(name, place, scope)
+        step.results = tuple(self._slot() for _ in names)
+        for name, slot in zip(names, step.results, strict=True):
+            self._define(name, slot, scope)
         return step
 
     def _nested(self, block: Any, scope: dict[str, Source]) -> Body:
         inner = dict(scope)
-        places = []
+        slots = []
         for item in block.inputs:
-            places.append(self._place())
-            inner[item.name] = places[-1]
-        return self._body(block, inner, tuple(places))
+            slots.append(self._slot())
+            inner[item.name] = slots[-1]
+        return self._body(block, inner, tuple(slots))
 
     def _define(self, name: str, source: Source, scope: dict[str, Source]) -> None:
         scope[name] = source
@@ -297,10 +298,10 @@ class _Planning:
         bound: tuple[Variable | Constant | None, ...],
         scope: dict[str, Source],
     ) -> tuple[Source, ...] | None:
-        found: list[Source] = []
+        sources: list[Source] = []
         for index, value in enumerate(bound):
             if isinstance(value, Constant):
-                found.append(self._hold(value))
+                sources.append(self._hold(value))
                 continue
             name = node.op.inputs[parameter].arguments[index].name if value is None else value.name
             source = scope.get(name)
@@ -310,8 +311,8 @@ class _Planning:
                     " before it"
                 )
                 return None
-            found.append(source)
-        return tuple(found)
+            sources.append(source)
+        return tuple(sources)
 
 
 def widens(operation: Operation, types: ElementTypes, device: torch.device) -> bool:
@@ -353,20 +354,20 @@ def _scratch_size(body: Body) -> int:
 
 
 def _release(body: Body, own: set[int]) -> None:
-    """Note after which step each of a body's own places is read no more."""
+    """Note after which step each of a body's own slots is read no more."""
     kept = {source for source in body.outputs if isinstance(source, int)}
     for step in body.steps:
         own |= set(step.results)
     last: dict[int, int] = {}
     for number, step in enumerate(body.steps):
-        for place in (*_read(step), *step.results):
-            last[place] = number
+        for slot in (*_read(step), *step.results):
+            last[slot] = number
         for nested in step.blocks:
             _release(nested, set())
     released: dict[int, list[int]] = {}
-    for place, number in last.items():
-        if place in own and place not in kept:
-            released.setdefault(number, []).append(place)
+    for slot, number in last.items():
+        if slot in own and slot not in kept:
+            released.setdefault(number, []).append(slot)
     for number, step in enumerate(body.steps):
         step.released = tuple(released.get(number, ()))
 
@@ -374,14 +375,14 @@ def _release(body: Body, own: set[int]) -> None:
 def _read(step: Step) -> Iterator[int]:
     """Places that a step reads, in its blocks too."""
     for _, sources in step.arguments:
-        yield from _places(sources)
+        yield from _slots(sources)
     for nested in step.blocks:
-        yield from _places(nested.outputs)
+        yield from _slots(nested.outputs)
         for inner in nested.steps:
             yield from _read(inner)
 
 
-def _places(sources: Sequence[Source]) -> Iterator[int]:
+def _slots(sources: Sequence[Source]) -> Iterator[int]:
     for source in sources:
         if isinstance(source, int):
             yield source

@@ -14,7 +14,7 @@ from torch import Tensor
 from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.dtypes import BY_NAME
 from mlopt.mil.program import Function
-from mlopt.mil.program import Program as ProgramMessage
+from mlopt.mil.program import Program as MILProgram
 from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.execution import Execution, Observer, copied
 from mlopt.runtime.features.arrays import ArrayFeature
@@ -50,7 +50,7 @@ class Program:
 
     def __init__(
         self,
-        program: ProgramMessage,
+        program: MILProgram,
         function: str | None,
         types: ElementTypes,
         device: torch.device,
@@ -159,10 +159,12 @@ class Program:
         with torch.inference_mode():
             execution, values = self._started(data, state, sources, seed)
             execution.observer = observer
-            found = execution.run(values)
+            results = execution.run(values)
             tapped = {name: _tapped(execution, source) for name, source in sources.items()}
         # copied outside of inference mode, in which tensors are made that are good for less
-        return Run(self._described(found), {name: copied(value) for name, value in tapped.items()})
+        return Run(
+            self._described(results), {name: copied(value) for name, value in tapped.items()}
+        )
 
     def gradients(
         self,
@@ -206,7 +208,7 @@ class Program:
         with torch.inference_mode(False), torch.enable_grad():
             execution, values = self._started(data, state, {}, seed)
             execution.kept = None  # what is kept does not depend on what is wanted
-            inputs = {place: name for name, place in self.plan.inputs.items()}
+            inputs = {slot: name for name, slot in self.plan.inputs.items()}
             replaced: dict[int, Callable[[Any], Any]] = {}
             substitutes: dict[Source, Any] = {}
             for name, source in sources.items():
@@ -218,8 +220,8 @@ class Program:
                     substitutes[source] = leaf(name, execution.value(source))
             execution.replaced, execution.substitutes = replaced, substitutes
             try:
-                found = dict(zip(self.plan.outputs, execution.run(values), strict=True))
-                value = loss(found)
+                outputs = dict(zip(self.plan.outputs, execution.run(values), strict=True))
+                value = loss(outputs)
                 _check_loss(value)
                 if value.requires_grad:
                     value.backward()  # type: ignore[no-untyped-call]
@@ -278,22 +280,22 @@ class Program:
             values[name] = tensor
         return values
 
-    def _described(self, found: tuple[Any, ...]) -> dict[str, Any]:
-        values = dict(zip(self.plan.outputs, found, strict=True))
+    def _described(self, results: tuple[Any, ...]) -> dict[str, Any]:
+        values = dict(zip(self.plan.outputs, results, strict=True))
         if not self.outputs:
             return {name: output_value(None, value) for name, value in values.items()}
         return {name: output_value(self.outputs[name], values[name]) for name in self.outputs}
 
     def _named_sources(self, names: Iterable[str]) -> dict[str, Source]:
-        found = {}
+        sources = {}
         for name in names:
             if name not in self.plan.sources:
                 raise ConfigError(
                     f"the program has no value {name!r}; value_names lists the "
                     f"{len(self.plan.sources)} that there are"
                 )
-            found[name] = self.plan.sources[name]
-        return found
+            sources[name] = self.plan.sources[name]
+        return sources
 
     def _check_description(self, where: str) -> None:
         lacking = [name for name in self.inputs if name not in self.plan.input_types]
@@ -316,7 +318,7 @@ class Program:
         )
 
 
-def _function(program: ProgramMessage, name: str | None) -> Function:
+def _function(program: MILProgram, name: str | None) -> Function:
     functions = {function.name: function for function in program.functions}
     wanted = name or program.model.description.defaultFunctionName or "main"
     if wanted not in functions and name is None and len(functions) == 1:
@@ -329,8 +331,8 @@ def _function(program: ProgramMessage, name: str | None) -> Function:
 
 
 def _tapped(execution: Execution, source: Source) -> Any:
-    found = execution.taps.get(source) if isinstance(source, int) else execution.value(source)
-    return found.value if isinstance(found, StateTensor) else found
+    value = execution.taps.get(source) if isinstance(source, int) else execution.value(source)
+    return value.value if isinstance(value, StateTensor) else value
 
 
 def _check_loss(value: Any) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from mlopt.mil.targets import Target
 from mlopt.runtime.call import Call
 from mlopt.runtime.weights.packed import Indices, Packed
-from mlopt.runtime.weights.rows import Rows, RowsOf, Table
+from mlopt.runtime.weights.row_selection import Rows, RowsOf, Table
 
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]
@@ -49,7 +49,7 @@ Coercion = Callable[[tuple[Any, ...]], Any]
 
 
 @attrs.frozen(eq=False)
-class Parameter:
+class InputSpec:
     """One input of an operation: its name, how its value is taken, whether it may be left out.
 
     takes_tensor: rather than Python numbers; takes_packed: constants in their stream; takes_rows:
@@ -82,7 +82,7 @@ class Operation:
     op_type: str
     since: str
     function: Callable[..., Any]
-    parameters: dict[str, Parameter]
+    parameters: dict[str, InputSpec]
     call_parameter: str | None
     moves_only: bool
     rows: RowsOf | None
@@ -135,10 +135,10 @@ def operation(
 
 def find_operation(op_type: str, opset: str) -> Operation | None:
     """The definition of an operation in an opset; None where it cannot be run there."""
-    found = None
+    newest = None
     for since in _OPSETS[: _OPSETS.index(opset) + 1]:
-        found = _REGISTRY.get(op_type, {}).get(since, found)
-    return found
+        newest = _REGISTRY.get(op_type, {}).get(since, newest)
+    return newest
 
 
 def registered_operations() -> dict[str, tuple[Operation, ...]]:
@@ -151,7 +151,7 @@ def registered_operations() -> dict[str, tuple[Operation, ...]]:
 
 def _parameters(
     op_type: str, function: Callable[..., Any]
-) -> tuple[dict[str, Parameter], str | None]:
+) -> tuple[dict[str, InputSpec], str | None]:
     """The inputs of an operation, and which parameter takes a ``Call``, of its function."""
     hints = typing.get_type_hints(function)
     parameters, call_parameter = {}, None
@@ -163,7 +163,7 @@ def _parameters(
         if kind not in _COERCIONS:
             raise TypeError(f"{op_type}: {name} is annotated with {hints[name]}")
         is_required = parameter.default is inspect.Parameter.empty
-        parameters[name] = Parameter(
+        parameters[name] = InputSpec(
             name,
             _COERCIONS[kind],
             is_required,

@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 
 from mlopt.errors import ConfigError, ModelFormatError
-from mlopt.mil.program import Program as ProgramMessage
-from mlopt.runtime.listing import listed
+from mlopt.mil.program import Program as MILProgram
+from mlopt.text.names import shortlist
 
 _PIPELINES = ("pipeline", "pipelineClassifier", "pipelineRegressor")
 _RUN = ("mlProgram", "nonMaximumSuppression")
@@ -25,7 +25,7 @@ class Stage:
 
     name: str
     message: Any
-    program: ProgramMessage | None
+    program: MILProgram | None
     parts: tuple[Stage, ...]
 
     @property
@@ -45,7 +45,7 @@ class Stage:
             yield from part.all()
 
 
-def stage_of(model: Any, programs: Iterator[ProgramMessage], name: str = "") -> Stage:
+def stage_of(model: Any, programs: Iterator[MILProgram], name: str = "") -> Stage:
     """A model and those in it; ``programs``: the ML programs of all of them, in order."""
     kind = model.WhichOneof("Type")
     if kind not in _PIPELINES:
@@ -80,7 +80,7 @@ def chosen(root: Stage, wanted: int | str, where: str) -> Stage:
         return root.parts[position]
     raise ConfigError(
         f"{where}: the pipeline has no stage {wanted!r}; give a position from 0 to "
-        f"{len(root.parts) - 1}, or a name: {listed([stage.name for stage in root.all()])}"
+        f"{len(root.parts) - 1}, or a name: {shortlist([stage.name for stage in root.all()])}"
     )
 
 
@@ -104,7 +104,7 @@ def check_can_run(stage: Stage, where: str) -> None:
             "models can"
         )
     remedy = (
-        f"Each of these can be run alone, with stage= or --stage: {listed(runnable)}"
+        f"Each of these can be run alone, with stage= or --stage: {shortlist(runnable)}"
         if runnable
         else "It has no others"
     )

@@ -123,9 +123,9 @@ class Suppression:
             names.score_threshold, self._score_threshold, data, most=math.inf
         )
         rows = self._rows(scores, boxes, iou_threshold, score_threshold)
-        found = {names.kept_scores: scores[rows], names.kept_boxes: boxes[rows]}
+        kept = {names.kept_scores: scores[rows], names.kept_boxes: boxes[rows]}
         return {
-            name: self._described(feature, found[name]) for name, feature in self.outputs.items()
+            name: self._described(feature, kept[name]) for name, feature in self.outputs.items()
         }
 
     def _rows(
@@ -203,10 +203,10 @@ def _with_thresholds(
     described: Mapping[str, Feature], thresholds: tuple[str, ...]
 ) -> dict[str, Feature]:
     """Features, among them thresholds, which may be left out."""
-    found = dict(described)
+    features = dict(described)
     for name in thresholds:
-        found[name] = PlainFeature(name, "doubleType", is_optional=True)
-    return found
+        features[name] = PlainFeature(name, "doubleType", is_optional=True)
+    return features
 
 
 def _row_limits(outputs: Any, where: str) -> tuple[int, int | None]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+SHORTLIST = 10
+"""How many names, or problems, a message shows; it counts the others."""
 
 _DOTS = ".."
 
@@ -17,6 +21,12 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """`text` with such escapes, its line ends kept."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def shortlist(names: Sequence[Any]) -> str:
+    """Names for a message, the first ones and how many more: ``"'a', 'b' and 3 more"``."""
+    shown = ", ".join(map(repr, names[:SHORTLIST]))
+    return shown if len(names) <= SHORTLIST else f"{shown} and {len(names) - SHORTLIST} more"
 
 
 def middle_elided(text: str, width: int) -> str:

@@ -1,13 +1,13 @@
 """``mlopt palettize``."""
 
 import json
+from typing import get_args
 
 import pytest
 
-from mlopt.cli.palettize import Granularity, LutDtype, Mode, OnIndivisible
-from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, config, palettize
+from mlopt.choices import GranularityName, Mode, TableMode
+from mlopt.coreml import Granularity, OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.coreml.inspection import package_bytes
-from mlopt.palette.value import quantized
 from tests.cli.commands import GROUPED, invoke, json_of
 
 
@@ -109,11 +109,17 @@ def test_options_mean_what_the_library_means(newer, tmp_path):
     assert done == json_of(invoke("palettize", newer, "-o", tmp_path / "yaml", *from_file))
 
 
-def test_choices_are_those_of_the_library():
-    assert {mode.value for mode in Mode} | {"custom"} == set(config.MODES)
-    assert [str(member) for member in config.Granularity] == [g.value for g in Granularity]
-    assert [choice.value for choice in OnIndivisible] == list(config.ON_INDIVISIBLE)
-    assert [choice.value for choice in LutDtype] == list(quantized.LUT_DTYPES)
+def test_help_has_the_choices_and_defaults_of_the_library():
+    assert get_args(GranularityName) == tuple(map(str, Granularity))
+    assert {*get_args(TableMode), "custom"} == set(get_args(Mode))
+    helped = " ".join(invoke("palettize", "--help").stdout.split())
+    default = OpPalettizerConfig(nbits=4)
+    assert f"({default.mode}, the default)" in helped
+    assert f"({default.granularity}, the default)" in helped
+    assert f"({default.on_indivisible}, the default)" in helped
+    assert f"Channels of a group. Default: {default.group_size}." in helped
+    assert f"stands for. Default: {default.cluster_dim}." in helped
+    assert f"more than N elements. Default: {default.weight_threshold}." in helped
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from mlopt.choices import SORT_KEYS
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, decompress, palettize
-from mlopt.coreml.inspection import SORT_KEYS, inspect_weights, package_bytes
+from mlopt.coreml.inspection import inspect_weights, package_bytes
 from mlopt.coreml.weights import Weight, weights_of
 from mlopt.errors import ConfigError, ModelFormatError
 from mlopt.mil.opening import open_package

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mlopt.cli.outcome import EXIT_CODES, ExitCode
+from mlopt.cli.exit_codes import EXIT_CODES, ExitCode
 from tests.docs.pages import PAGES, ROOT, text_of
 
 

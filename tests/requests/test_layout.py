@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlopt.choices import ON_INDIVISIBLE
 from mlopt.requests.keep import Keep
-from mlopt.requests.layout import ON_INDIVISIBLE, ChosenLayout, choose_layout
+from mlopt.requests.layout import ChosenLayout, choose_layout
 
 SHAPE = (12, 8, 3)
 

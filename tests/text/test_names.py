@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlopt.text.names import elided_apart, middle_elided, printable, printable_lines
+from mlopt.text.names import elided_apart, middle_elided, printable, printable_lines, shortlist
 
 LONG = "model.transformer.decoder"
 
@@ -80,3 +80,10 @@ def test_middle_elided(text, width):
 
 def test_middle_elided_shows_both_ends():
     assert middle_elided("abcdefghijkl", 8) == "abc..jkl"
+
+
+def test_a_shortlist_counts_what_it_does_not_show():
+    assert shortlist(["a", 1]) == "'a', 1"
+    assert (
+        shortlist("abcdefghijklm") == "'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j' and 3 more"
+    )

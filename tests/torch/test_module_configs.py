@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlopt.choices import NBITS
 from mlopt.coreml import Granularity
 from mlopt.errors import ConfigError
-from mlopt.palette.value.spec import NBITS
 from mlopt.torch.palettization.granularity import PalettizationGranularity
 from mlopt.torch.palettization.module_configs import (
     ModulePostTrainingPalettizerConfig,

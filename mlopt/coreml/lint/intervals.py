@@ -133,10 +133,10 @@ def _is_last(node: Node, value: Variable) -> bool:
 
 
 def _union(intervals: Iterable[Interval]) -> Interval:
-    found = list(intervals)
-    if not found:
+    parts = list(intervals)
+    if not parts:
         return UNKNOWN
-    return min(low for low, _ in found), max(high for _, high in found)
+    return min(low for low, _ in parts), max(high for _, high in parts)
 
 
 def _product(x: Interval, y: Interval) -> Interval:

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.lint.findings import Place
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.rules_form import sound_palettes
@@ -20,7 +21,6 @@ from mlopt.coreml.lint.subject import (
     place_of_weight,
     type_of_input,
 )
-from mlopt.coreml.op_config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.weights import Weight
 from mlopt.mil.blob import Blob
 from mlopt.mil.constexpr_forms import INDEX_BITS, OLD_INDEX_BITS

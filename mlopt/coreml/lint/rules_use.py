@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.elementwise import ElementwiseReaders
 from mlopt.coreml.lint.registry import Found, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
-from mlopt.coreml.op_config import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
 from mlopt.requests.report import rules_to_keep

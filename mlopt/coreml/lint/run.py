@@ -63,7 +63,7 @@ def lint(
             applied = [name for name in applied if name not in silenced_rules]
 
     subject = Subject.of(open_package(model), target)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     used: set[Silence] = set()
     silenced = 0
     for name in applied:
@@ -72,12 +72,12 @@ def lint(
             used.update(covering)
             silenced += bool(covering)
             if not covering:
-                found.append(finding)
+                findings.append(finding)
     return LintReport(
         target=str(subject.target),
         model_target=str(subject.model_target),
         rules=tuple(applied),
-        findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
+        findings=sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)),
         silenced=silenced,
         unused_ignores=tuple(
             str(silence) for silence in silences if silence.name is not None and silence not in used

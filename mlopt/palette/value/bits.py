@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
-
-NBITS = (1, 2, 3, 4, 6, 8)
 
 _WHOLE_WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 """Widths whose ``nbits`` bytes are one machine word, which is written and read at once."""

@@ -8,8 +8,9 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
-from mlopt.palette.value.bits import NBITS, packed_nbytes
+from mlopt.palette.value.bits import packed_nbytes
 from mlopt.palette.value.gather import gather, scale_in_place
 from mlopt.palette.value.product import product
 from mlopt.palette.value.quantized import QuantizedTable, smallest_normal

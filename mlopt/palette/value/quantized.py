@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.choices import LUT_DTYPES
 from mlopt.errors import ConfigError
 from mlopt.palette.value.product import product
-
-LutDtype = Literal["int8", "uint8"]
-LUT_DTYPES: tuple[LutDtype, ...] = get_args(LutDtype)
 
 _SMALLEST_NORMAL = {
     "float16": 2.0**-14,

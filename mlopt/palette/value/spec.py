@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import attrs
 
+from mlopt.choices import LUT_DTYPES, MODES, NBITS, LutDtype, Mode
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LUT_DTYPES, LutDtype
-
-Mode = Literal["kmeans", "uniform", "unique", "custom"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-Nbits = Literal[1, 2, 3, 4, 6, 8]
-NBITS: tuple[Nbits, ...] = get_args(Nbits)
 
 
 @attrs.frozen

@@ -33,9 +33,9 @@ def answer(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Map
             images = [n for n, f in model.outputs.items() if isinstance(f, ImageFeature)]
             run = model.run(data, model.make_state(), taps=images, seed=seed)
             return run.outputs | run.taps
-        found = model.predict(data, model.make_state(), seed=seed)
-    assert isinstance(found, dict)
-    return found
+        outputs = model.predict(data, model.make_state(), seed=seed)
+    assert isinstance(outputs, dict)
+    return outputs
 
 
 def label_names(model: Program | Pipeline) -> frozenset[str]:
@@ -53,12 +53,12 @@ def score_names(model: Program | Pipeline) -> frozenset[str]:
 
     Vectors that end in a normalization or a pooling, as embeddings do, are none.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for program in programs_of(model):
         makers = makers_of(program)
         outputs = zip(program.plan.outputs, program.plan.body.outputs, strict=True)
-        found.update(name for name, source in outputs if _is_scored(source, makers))
-    return frozenset(found)
+        names.update(name for name, source in outputs if _is_scored(source, makers))
+    return frozenset(names)
 
 
 @contextlib.contextmanager
@@ -101,8 +101,8 @@ def programs_of(model: Program | Pipeline) -> tuple[Program, ...]:
 
 
 def makers_of(program: Program) -> dict[int, Step]:
-    """The step that each place of a program's own block comes from."""
-    return {place: step for step in program.plan.body.steps for place in step.results}
+    """The step that each slot of a program's own block comes from."""
+    return {slot: step for step in program.plan.body.steps for slot in step.results}
 
 
 def _is_scored(source: Any, makers: Mapping[int, Step]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import torch
 
+from mlopt.choices import Precision
 from mlopt.errors import ConfigError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
@@ -17,7 +18,6 @@ from mlopt.runtime.comparison.paired_boxes import detections_of
 from mlopt.runtime.comparison.random_samples import checked_seed, random_samples
 from mlopt.runtime.comparison.results import Comparison
 from mlopt.runtime.comparison.samples import checked_samples
-from mlopt.runtime.element_types import Precision
 from mlopt.runtime.loading import load
 from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
@@ -70,7 +70,7 @@ def compare(
     first, second = _loaded(reference, candidate, function, precision, device)
     given = random_samples(first, random, seed) if checked is None else checked
     boxes = detections_of(first)
-    found = compare_outputs(
+    comparison = compare_outputs(
         lambda data: answer(first, data, seed),
         lambda data: answer(second, data, seed),
         given,
@@ -79,13 +79,13 @@ def compare(
         scores=score_names(first),
         ends=ends_of_outputs(first),
     )
-    found = attrs.evolve(found, detections=boxes.rows())
+    comparison = attrs.evolve(comparison, detections=boxes.rows())
     if not layers:
-        return found
+        return comparison
     if not (isinstance(first, Program) and isinstance(second, Program)):
         raise ConfigError("layers can be compared of ML programs, got a pipeline")
     rows, unmatched = compare_layers(first, second, given, seed)
-    return attrs.evolve(found, layers=rows, unmatched=unmatched)
+    return attrs.evolve(comparison, layers=rows, unmatched=unmatched)
 
 
 def _loaded(
@@ -102,10 +102,10 @@ def _loaded(
             "function, precision and device are for models that compare loads, and both are loaded "
             "already; give them to load"
         )
-    found = []
+    loaded = []
     for role, model in models.items():
         if not isinstance(model, Program | Pipeline):
             with blamed(role):
                 model = load(model, function, precision=precision, device=device)
-        found.append(model)
-    return found[0], found[1]
+        loaded.append(model)
+    return loaded[0], loaded[1]

@@ -69,8 +69,8 @@ class Content:
         if self.state == "constant":
             return f"{self.least:g} everywhere"
         if self.state == "saturated":
-            found = {f"{value:g}" for value in (self.least, self.greatest)}
-            which = " or ".join(sorted(found, key=float))
+            ends = {f"{value:g}" for value in (self.least, self.greatest)}
+            which = " or ".join(sorted(ends, key=float))
             return f"saturated: {which} everywhere, where what it can be ends"
         return {
             "empty": "without elements",

@@ -65,10 +65,10 @@ class CoreMLModel:
         given = {name: self._given(name, value) for name, value in data.items()}
         try:
             state = self._model.make_state() if self._has_state else None
-            found: Mapping[str, Any] = self._model.predict(given, state)
+            outputs: Mapping[str, Any] = self._model.predict(given, state)
         except Exception as error:
             raise RunError(f"Core ML failed: {type(error).__name__}: {error}") from error
-        return found
+        return outputs
 
     def _given(self, name: str, value: Any) -> Any:
         feature = self.inputs.get(name)

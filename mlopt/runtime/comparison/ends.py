@@ -31,15 +31,15 @@ _PASSING = (
 
 def ends_of_outputs(model: Program | Pipeline) -> dict[str, Ends]:
     """For outputs that cannot leave an interval, the two ends of it, by name."""
-    found: dict[str, Ends] = {}
+    by_name: dict[str, Ends] = {}
     for program in programs_of(model):
         makers = makers_of(program)
         for name, source in zip(program.plan.outputs, program.plan.body.outputs, strict=True):
             ends = _ends(source, makers)
             if ends is not None:
-                found[name] = ends
+                by_name[name] = ends
     images = (name for name, f in model.outputs.items() if isinstance(f, ImageFeature))
-    return found | dict.fromkeys(images, _PIXELS)
+    return by_name | dict.fromkeys(images, _PIXELS)
 
 
 def _ends(source: Any, makers: dict[int, Step]) -> Ends | None:

@@ -75,10 +75,10 @@ def compare_float16(
     watch = Watch(wide, narrow)
     for number, sample in enumerate(given):
         watch.run(sample, number, seed)
-    suspects = [found for found in watch.found.values() if found.row.kinds]
+    suspects = [watched for watched in watch.watched.values() if watched.row.kinds]
     unmeasured = measure_effects(wide, given, suspects, seed, effects)
-    rows = sorted((found.row for found in suspects), key=lambda row: row.badness)
-    return Float16Comparison(outputs, tuple(rows), len(watch.found), unmeasured)
+    rows = sorted((watched.row for watched in suspects), key=lambda row: row.badness)
+    return Float16Comparison(outputs, tuple(rows), len(watch.watched), unmeasured)
 
 
 def _loaded(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mlopt.runtime.comparison.answers import pixels_of_anything
-from mlopt.runtime.comparison.float16_watch import Found
+from mlopt.runtime.comparison.float16_watch import Watched
 from mlopt.runtime.comparison.measures import Distance
 from mlopt.runtime.program import Program
 
@@ -18,7 +18,7 @@ from mlopt.runtime.program import Program
 def measure_effects(
     program: Program,
     samples: Sequence[Mapping[str, Any]],
-    suspects: Sequence[Found],
+    suspects: Sequence[Watched],
     seed: int,
     limit: int,
 ) -> int:
@@ -27,32 +27,34 @@ def measure_effects(
     Each is measured on the sample in which it lost most, with ``program`` in float32 but for the
     one result.
     """
-    lossy = sorted((found for found in suspects if found.row.is_lossy), key=_expected)
+    lossy = sorted((watched for watched in suspects if watched.row.is_lossy), key=_expected)
     chosen = lossy[:limit]
-    for number in sorted({found.worst_sample for found in chosen}):
+    for number in sorted({watched.worst_sample for watched in chosen}):
         wanted = _outputs(program, samples[number], seed)
-        for found in chosen:
-            if found.worst_sample == number:
-                _measure(found, wanted, _outputs(program, samples[number], seed, found))
+        for watched in chosen:
+            if watched.worst_sample == number:
+                _measure(watched, wanted, _outputs(program, samples[number], seed, watched))
     return len(lossy) - len(chosen)
 
 
-def _expected(found: Found) -> tuple[bool, float]:
+def _expected(watched: Watched) -> tuple[bool, float]:
     """For sorting, what is likely to do most harm first."""
-    snr_db = found.row.entering.snr_db
-    return found.row.overflowed == 0, -math.inf if math.isnan(snr_db) else snr_db
+    snr_db = watched.row.entering.snr_db
+    return watched.row.overflowed == 0, -math.inf if math.isnan(snr_db) else snr_db
 
 
 def _outputs(
-    program: Program, sample: Mapping[str, Any], seed: int, rounded: Found | None = None
+    program: Program, sample: Mapping[str, Any], seed: int, rounded: Watched | None = None
 ) -> dict[str, Tensor]:
     with pixels_of_anything(), torch.inference_mode():
         execution = program.begin(sample, program.make_state(), seed=seed)
         if rounded is not None:
             dtype = rounded.dtype
-            execution.replaced = {rounded.place: lambda value: value.to(dtype).to(value.dtype)}
-        found = zip(program.plan.outputs, execution.finish(), strict=True)
-        return {name: numbers for name, value in found if (numbers := _numbers(value)) is not None}
+            execution.replaced = {rounded.slot: lambda value: value.to(dtype).to(value.dtype)}
+        outputs = zip(program.plan.outputs, execution.finish(), strict=True)
+        return {
+            name: numbers for name, value in outputs if (numbers := _numbers(value)) is not None
+        }
 
 
 def _numbers(value: Any) -> Tensor | None:
@@ -61,19 +63,19 @@ def _numbers(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _measure(found: Found, wanted: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
+def _measure(watched: Watched, wanted: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
     """Note the output that changes most."""
     for name, reference in wanted.items():
         distance = Distance()
         if changed[name].shape != reference.shape:
-            found.row.effect_db, found.row.effect_output = math.nan, name
+            watched.row.effect_db, watched.row.effect_output = math.nan, name
             return
         distance.add(reference, changed[name])
         # two that are both without a finite number, or zero, are the same
         is_same = distance.mismatched == 0 and distance.status != "different"
         effect = math.inf if is_same else distance.snr_db
-        before = found.row.effect_db
+        before = watched.row.effect_db
         if before is None or math.isnan(effect) or effect < before:
-            found.row.effect_db, found.row.effect_output = effect, name
+            watched.row.effect_db, watched.row.effect_output = effect, name
         if math.isnan(effect):
             return

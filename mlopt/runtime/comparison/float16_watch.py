@@ -47,11 +47,11 @@ class Value:
 
 
 @attrs.define(eq=False)
-class Found:
-    """An output of a step with what was found, and the sample in which it lost most."""
+class Watched:
+    """An output that is declared narrow, with its row and the sample in which it lost most."""
 
     row: Float16Row
-    place: int
+    slot: int
     dtype: torch.dtype
     worst_sample: int = 0
     most_lost: float = -1.0
@@ -59,14 +59,14 @@ class Found:
 
 @attrs.define(eq=False)
 class Watch:
-    """Both programs, and what is found of each output that is declared narrow, by place.
+    """Both programs, and each output that is declared narrow, by its slot.
 
     partners: the step of the narrow program for each in the wide program's own block.
     """
 
     wide: Program
     narrow: Program
-    found: dict[int, Found] = attrs.Factory(dict)
+    watched: dict[int, Watched] = attrs.Factory(dict)
     partners: dict[int, Step] = attrs.Factory(dict)
     values: dict[int, Value] = attrs.Factory(dict)
 
@@ -76,7 +76,7 @@ class Watch:
         self.partners = {id(first): second for first, second in pairs}
 
     def run(self, sample: Mapping[str, Any], number: int, seed: int) -> None:
-        """Run both on a sample, and add what is found."""
+        """Run both on a sample, and add what is measured."""
         self.values = {}
         with pixels_of_anything(), torch.inference_mode():
             shadow = self.narrow.begin(sample, self.narrow.make_state(), seed=seed)
@@ -114,22 +114,22 @@ class Watch:
         dtype = NARROW.get(step.outputs[index].dtype)
         if dtype is None:
             return
-        found = self._found(step, index, dtype)
+        watched = self._watched(step, index, dtype)
         rounded = Rounded.of(result, dtype)
         after.overflows = rounded.overflowed > 0
         after.vanished = rounded.vanished / max(result.numel(), 1)
-        _add_range(found.row, rounded, result.numel())
+        _add_range(watched.row, rounded, result.numel())
         if so_far is not None:
-            found.row.so_far.add(result, declared)
-            _add_lost(found.row, before, after)
+            watched.row.so_far.add(result, declared)
+            _add_lost(watched.row, before, after)
         # what moves elements, or runs blocks, adds nothing of its own
         if not step.operation.moves_only and not step.blocks:
-            lost = _add_entering(found.row, result, declared, rounded, before)
-            if lost > found.most_lost:
-                found.most_lost, found.worst_sample = lost, number
+            lost = _add_entering(watched.row, result, declared, rounded, before)
+            if lost > watched.most_lost:
+                watched.most_lost, watched.worst_sample = lost, number
             limit = torch.finfo(dtype).max
             inside = largest_inside(step.node.op_type, arguments, result, limit)
-            found.row.inside = max(filter(None, (inside, found.row.inside)), default=None)
+            watched.row.inside = max(filter(None, (inside, watched.row.inside)), default=None)
 
     def _before(self, step: Step) -> list[Value]:
         """What is known of the arguments of a step that are no weights."""
@@ -140,14 +140,14 @@ class Watch:
             if isinstance(source, int) and source in self.values
         ]
 
-    def _found(self, step: Step, index: int, dtype: torch.dtype) -> Found:
-        place = step.results[index]
-        if place not in self.found:
+    def _watched(self, step: Step, index: int, dtype: torch.dtype) -> Watched:
+        slot = step.results[index]
+        if slot not in self.watched:
             node = step.node
             kind = step.outputs[index].dtype
             row = Float16Row(node.name, node.op_type, node.outputs[index].name, kind)
-            self.found[place] = Found(row, place, dtype)
-        return self.found[place]
+            self.watched[slot] = Watched(row, slot, dtype)
+        return self.watched[slot]
 
 
 def declares_narrow(body: Body) -> bool:

@@ -36,25 +36,25 @@ _KEEPING = {
 
 def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
     """For inputs that are indices, the length of what they index: the least of several."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     names = {name: frozenset([name]) for name in model.inputs}
     for program in model.programs if isinstance(model, Pipeline) else (model,):
         plan = program.plan
-        places = {place: names.get(name, frozenset()) for name, place in plan.inputs.items()}
+        by_slot = {slot: names.get(name, frozenset()) for name, slot in plan.inputs.items()}
         shapes = {plan.inputs[name]: kind.shape for name, kind in plan.input_types.items()}
         for step in _steps(plan.body):
             shapes |= {p: o.shape for p, o in zip(step.results, step.outputs, strict=True)}
             limit = _limit(step, shapes)
             if limit is not None and limit > 0:
-                for name in _origins(step, ("indices",), places):
-                    found[name] = min(found.get(name, limit), limit)
-            kept = _origins(step, _KEEPING.get(step.node.op_type, ()), places)
-            places |= dict.fromkeys(step.results, kept)
+                for name in _origins(step, ("indices",), by_slot):
+                    lengths[name] = min(lengths.get(name, limit), limit)
+            kept = _origins(step, _KEEPING.get(step.node.op_type, ()), by_slot)
+            by_slot |= dict.fromkeys(step.results, kept)
         for name, source in zip(plan.outputs, plan.body.outputs, strict=True):
             names[name] = (
-                places.get(source, frozenset()) if isinstance(source, int) else frozenset()
+                by_slot.get(source, frozenset()) if isinstance(source, int) else frozenset()
             )
-    return found
+    return lengths
 
 
 def _steps(body: Body) -> Iterator[Step]:
@@ -66,14 +66,14 @@ def _steps(body: Body) -> Iterator[Step]:
 
 
 def _origins(
-    step: Step, parameters: tuple[str, ...], places: Mapping[int, frozenset[str]]
+    step: Step, parameters: tuple[str, ...], by_slot: Mapping[int, frozenset[str]]
 ) -> frozenset[str]:
     """The model's inputs that some of a step's arguments hold elements of."""
-    found: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
     for parameter, sources in step.arguments:
         if parameter.name in parameters:
-            found = found.union(*(places.get(s, ()) for s in sources if isinstance(s, int)))
-    return found
+            origins = origins.union(*(by_slot.get(s, ()) for s in sources if isinstance(s, int)))
+    return origins
 
 
 def _limit(step: Step, shapes: Mapping[int, tuple[int | None, ...] | None]) -> int | None:

@@ -19,7 +19,7 @@ from mlopt.runtime.comparison.content import Ends
 from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.results import Comparison
 from mlopt.runtime.comparison.rows import LabelRow, OutputRow
-from mlopt.runtime.listing import listed
+from mlopt.text.names import shortlist
 
 Outputs = Mapping[str, Any]
 Paired = Callable[[Outputs, Outputs], tuple[Outputs, Outputs]]
@@ -31,7 +31,7 @@ def compare_outputs(
     candidate: Predict,
     samples: Sequence[Mapping[str, Any]],
     *,
-    paired: Paired = lambda wanted, found: (wanted, found),
+    paired: Paired = lambda first, second: (first, second),
     labels: Collection[str] = (),
     scores: Collection[str] = (),
     ends: Mapping[str, Ends] | None = None,
@@ -49,14 +49,14 @@ def compare_outputs(
     sums = _Sums(frozenset(labels), frozenset(scores), ends or {}, _are_all_the_same(samples))
     for sample in samples:
         with blamed(roles[0]):
-            wanted = reference(sample)
+            first = reference(sample)
         with blamed(roles[1]):
-            found = candidate(sample)
-        if wanted.keys() != found.keys():
+            second = candidate(sample)
+        if first.keys() != second.keys():
             raise ConfigError(
-                f"the models have different outputs: {', '.join(wanted)} and {', '.join(found)}"
+                f"the models have different outputs: {', '.join(first)} and {', '.join(second)}"
             )
-        sums.add(*paired(wanted, found))
+        sums.add(*paired(first, second))
     return Comparison(len(samples), sums.rows(), labels=sums.label_rows(len(samples)))
 
 
@@ -74,17 +74,17 @@ class _Sums:
     agreements: dict[str, Agreement] = attrs.Factory(dict)
     equal_labels: Counter[str] = attrs.Factory(Counter)
 
-    def add(self, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    def add(self, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
         # the best of scores among which is NaN means nothing
-        is_known = not any(map(_holds_nan, (*wanted.values(), *found.values())))
-        for name, value in wanted.items():
+        is_known = not any(map(_holds_nan, (*reference.values(), *candidate.values())))
+        for name, value in reference.items():
             if name in self.labels or isinstance(value, str):
-                self.equal_labels[name] += is_known and value == found[name]
+                self.equal_labels[name] += is_known and value == candidate[name]
             else:
-                self._measure(name, value, found[name])
+                self._measure(name, value, candidate[name])
 
-    def _measure(self, name: str, wanted: Any, found: Any) -> None:
-        a, b = _comparable(name, wanted, found)
+    def _measure(self, name: str, reference: Any, candidate: Any) -> None:
+        a, b = _comparable(name, reference, candidate)
         try:
             self._distance(name).add(a, b)
         except ValueError as error:
@@ -92,8 +92,8 @@ class _Sums:
         content = _digest(a)
         if self.firsts.setdefault(name, content) != content:
             self.varying.add(name)
-        is_row = name in self.scores and is_one_row(wanted)
-        if is_row or (isinstance(wanted, Mapping) and len(wanted) > 1):
+        is_row = name in self.scores and is_one_row(reference)
+        if is_row or (isinstance(reference, Mapping) and len(reference) > 1):
             self.agreements.setdefault(name, Agreement()).add(a.reshape(-1), b.reshape(-1))
 
     def _distance(self, name: str) -> Distance:
@@ -135,22 +135,24 @@ def _digest(values: Tensor) -> bytes:
     return hashlib.blake2b(content.data, digest_size=16).digest()
 
 
-def _comparable(name: str, wanted: Any, found: Any) -> tuple[Tensor, Tensor]:
+def _comparable(name: str, reference: Any, candidate: Any) -> tuple[Tensor, Tensor]:
     """Two outputs as tensors; probabilities of classes in the order of the reference."""
-    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        _check_classes(name, wanted, found)
-        return _row([wanted[key] for key in wanted]), _row([found[key] for key in wanted])
-    return _tensor(name, wanted), _tensor(name, found)
+    if isinstance(reference, Mapping) and isinstance(candidate, Mapping):
+        _check_classes(name, reference, candidate)
+        return _row([reference[key] for key in reference]), _row(
+            [candidate[key] for key in reference]
+        )
+    return _tensor(name, reference), _tensor(name, candidate)
 
 
-def _check_classes(name: str, wanted: Mapping[Any, Any], found: Mapping[Any, Any]) -> None:
-    if wanted.keys() == found.keys():
+def _check_classes(name: str, reference: Mapping[Any, Any], candidate: Mapping[Any, Any]) -> None:
+    if reference.keys() == candidate.keys():
         return
     only = {
-        "reference": [label for label in wanted if label not in found],
-        "candidate": [label for label in found if label not in wanted],
+        "reference": [label for label in reference if label not in candidate],
+        "candidate": [label for label in candidate if label not in reference],
     }
-    parts = [f"in the {role} only: {listed(labels)}" for role, labels in only.items() if labels]
+    parts = [f"in the {role} only: {shortlist(labels)}" for role, labels in only.items() if labels]
     raise ConfigError(
         f"output {name!r}: the models have different classes; {'; '.join(parts)}. Compare models "
         "of the same classes"

@@ -36,16 +36,16 @@ class Detections:
         self._counts = {pair: _Counts() for pair in names}
 
     def paired(
-        self, wanted: Mapping[str, Any], found: Mapping[str, Any]
+        self, wanted: Mapping[str, Any], candidate: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The outputs of both models, of detections only the rows that both have, in one order.
 
         Each box of the reference, best first, gets the candidate's box of the same best class that
         overlaps it most, if that is by half of the union at least and no other box's.
         """
-        wanted, found = dict(wanted), dict(found)
+        wanted, candidate = dict(wanted), dict(candidate)
         for names, counts in self._counts.items():
-            ours, theirs = (_boxes_of(outputs, names) for outputs in (wanted, found))
+            ours, theirs = (_boxes_of(outputs, names) for outputs in (wanted, candidate))
             pairs = _pairs(*ours, *theirs)
             counts.reference += len(ours[0])
             counts.candidate += len(theirs[0])
@@ -53,8 +53,8 @@ class Detections:
             counts.overlap += sum(overlap for _, _, overlap in pairs)
             rows, others = [row for row, _, _ in pairs], [row for _, row, _ in pairs]
             wanted |= {name: values[rows] for name, values in zip(names, ours, strict=True)}
-            found |= {name: values[others] for name, values in zip(names, theirs, strict=True)}
-        return wanted, found
+            candidate |= {name: values[others] for name, values in zip(names, theirs, strict=True)}
+        return wanted, candidate
 
     def rows(self) -> tuple[DetectionRow, ...]:
         """How many boxes there are, for each pair of outputs."""
@@ -103,7 +103,7 @@ def _pairs(
         return []
     classes, other_classes = scores.argmax(axis=1), other_scores.argmax(axis=1)
     is_free = np.ones(len(other_scores), bool)
-    found = []
+    pairs = []
     for row, box in enumerate(boxes):
         overlaps = np.where(
             is_free & (other_classes == classes[row]), _overlaps(box, other_boxes), 0
@@ -111,8 +111,8 @@ def _pairs(
         best = int(overlaps.argmax())
         if overlaps[best] >= _LEAST_OVERLAP:
             is_free[best] = False
-            found.append((row, best, float(overlaps[best])))
-    return found
+            pairs.append((row, best, float(overlaps[best])))
+    return pairs
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -121,6 +121,6 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     sides = np.minimum(high, box[:2] + box[2:] / 2) - np.maximum(low, box[:2] - box[2:] / 2)
     shared = np.clip(sides, 0, None).prod(axis=1)
     union = others[:, 2:].prod(axis=1) + box[2:].prod() - shared
-    found: np.ndarray = np.zeros(len(others))
-    np.divide(shared, union, out=found, where=union > 0)
-    return found
+    shares: np.ndarray = np.zeros(len(others))
+    np.divide(shared, union, out=shares, where=union > 0)
+    return shares

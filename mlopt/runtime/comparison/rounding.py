@@ -34,7 +34,7 @@ class Rounded:
         counted = magnitude[is_finite & (magnitude > 0)]
         least, greatest = math.nan, math.nan
         if counted.numel():
-            least, greatest = (float(found) for found in torch.aminmax(counted))
+            least, greatest = (float(end) for end in torch.aminmax(counted))
         small = rounded.abs() < torch.finfo(dtype).tiny
         is_zero = rounded == 0
         return cls(

@@ -34,13 +34,13 @@ def scaled_dot_product_attention(
     else:
         query, key, value, attn_mask = in_one_dtype(query, key, value, attn_mask)
     wanted = max(rank, _FAST_RANK)
-    found = functional.scaled_dot_product_attention(
+    attended = functional.scaled_dot_product_attention(
         _of_rank(query, wanted),
         _of_rank(key, wanted),
         _of_rank(value, wanted),
         None if attn_mask is None else _of_rank(attn_mask, wanted),
     )
-    return found.reshape(found.shape[wanted - rank :])
+    return attended.reshape(attended.shape[wanted - rank :])
 
 
 def _of_rank(x: Tensor, rank: int) -> Tensor:

@@ -19,7 +19,7 @@ from mlopt.runtime.registry import Ints, operation
 from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.weights.lookup import looked_up
 from mlopt.runtime.weights.packed import Indices, Packed, unpacked
-from mlopt.runtime.weights.rows import Arguments, RowsOf, blocks_of, rows_of
+from mlopt.runtime.weights.row_selection import Arguments, RowsOf, blocks_of, rows_of
 
 _STORED = ElementTypes("as_declared")
 
@@ -89,8 +89,8 @@ def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int, call: Call
 ) -> Tensor:
     """``(quantized_data - zero_point) * scale``, of which a vector belongs to an axis."""
-    found = dequantized(quantized_data, scale.float(), zero_point, axis)
-    return found.to(_declared(call))
+    weights = dequantized(quantized_data, scale.float(), zero_point, axis)
+    return weights.to(_declared(call))
 
 
 @operation("constexpr_lut_to_dense", since="CoreML6", rows=RowsOf("indices", _rows_of_stream))
@@ -116,14 +116,14 @@ def constexpr_lut_to_dense_of_tables(
             return looked_up(indices, runs).reshape(indices.shape)
         indices = indices.unpacked()
     rows = _places_in_tables(indices, lut)
-    found = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
+    entries = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
     length = lut.shape[-1]
     if length == 1:
-        return found.reshape(indices.shape)
+        return entries.reshape(indices.shape)
     axis = _vector_axis(vector_axis, indices.dim())
     shape = list(indices.shape)
     shape[axis] *= length
-    return found.reshape(*indices.shape, length).movedim(-1, axis + 1).reshape(shape)
+    return entries.reshape(*indices.shape, length).movedim(-1, axis + 1).reshape(shape)
 
 
 @operation("constexpr_blockwise_shift_scale", since="CoreML8", rows=RowsOf("data", _rows_of_blocks))

@@ -222,10 +222,10 @@ def _transposed(
         rest.append((both - begin, both - less - end))
     function = _TRANSPOSED[len(crops)]
     if all(before <= 0 and after <= 0 for before, after in rest):
-        found = function(x, weight, bias, strides, padding, longer, groups, dilations)
+        result = function(x, weight, bias, strides, padding, longer, groups, dilations)
         for axis, (before, after) in enumerate(rest, start=2):
-            found = found.narrow(axis, -before, found.shape[axis] + before + after)
-        return found
-    found = function(x, weight, None, strides, padding, longer, groups, dilations)
-    found = padded(found, rest, 0.0)
-    return found if bias is None else found + bias.reshape(-1, *[1] * len(crops))
+            result = result.narrow(axis, -before, result.shape[axis] + before + after)
+        return result
+    result = function(x, weight, None, strides, padding, longer, groups, dilations)
+    result = padded(result, rest, 0.0)
+    return result if bias is None else result + bias.reshape(-1, *[1] * len(crops))

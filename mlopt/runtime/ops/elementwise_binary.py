@@ -142,5 +142,5 @@ def divided(x: Tensor, y: Tensor, divide: Callable[[Tensor, Tensor], Tensor]) ->
         return divide(x, y)
     # torch refuses to divide by 0, and the least integer divided by -1 stops the whole process
     is_zero, is_minus_one = y == 0, y == -1
-    found = divide(x, y.masked_fill(is_zero | is_minus_one, 1))
-    return torch.where(is_minus_one, -found, found).masked_fill(is_zero, 0)
+    quotients = divide(x, y.masked_fill(is_zero | is_minus_one, 1))
+    return torch.where(is_minus_one, -quotients, quotients).masked_fill(is_zero, 0)

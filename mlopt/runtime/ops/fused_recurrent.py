@@ -67,23 +67,23 @@ def fused_lstm(
     weights = [part for layer in layers for part in _weights(layer, _LSTM_ORDER)]
     count = len(layers)
     states = [torch.stack(state.chunk(count, dim=-1)) for state in (hidden, cell)]
-    found, hidden, cell = torch.lstm(x, states, weights, *_SINGLE_LAYER, count == 2, False)
-    return found, torch.cat(tuple(hidden), dim=-1), torch.cat(tuple(cell), dim=-1)
+    outputs, hidden, cell = torch.lstm(x, states, weights, *_SINGLE_LAYER, count == 2, False)
+    return outputs, torch.cat(tuple(hidden), dim=-1), torch.cat(tuple(cell), dim=-1)
 
 
 def fused_gru(x: Tensor, hidden: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """All outputs [steps, batch, hidden], and the last: reset after the product with the state."""
     weights = list(_weights(layer, _GRU_ORDER))
-    found, last = torch.gru(x, hidden[None], weights, *_SINGLE_LAYER, False, False)
-    return found, last[0]
+    outputs, last = torch.gru(x, hidden[None], weights, *_SINGLE_LAYER, False, False)
+    return outputs, last[0]
 
 
 def fused_rnn(x: Tensor, hidden: Tensor, layer: Layer, *, is_relu: bool) -> tuple[Tensor, Tensor]:
     """All outputs [steps, batch, hidden], and the last."""
     function = torch.rnn_relu if is_relu else torch.rnn_tanh
     weights = list(_weights(layer, (0,)))
-    found, last = function(x, hidden[None], weights, *_SINGLE_LAYER, False, False)
-    return found, last[0]
+    outputs, last = function(x, hidden[None], weights, *_SINGLE_LAYER, False, False)
+    return outputs, last[0]
 
 
 def _weights(layer: Layer, order: Sequence[int]) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mlopt.runtime.ops.elementwise_binary import divided
 from mlopt.runtime.ops.reshaping import positive_axis
 from mlopt.runtime.registry import operation
-from mlopt.runtime.weights.rows import Rows, Table
+from mlopt.runtime.weights.row_selection import Rows, Table
 
 _LARGEST_SHARE = 0.5
 """Of the rows of a compressed weight: for more of them it is computed whole."""
@@ -42,17 +42,17 @@ def gather(
     if axis < batch_dims:
         raise ValueError(f"axis has to be at least batch_dims, {batch_dims}; got {axis}")
     length, before, after = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
-    found = _positions(indices, length, is_checked=validate_indices)
+    positions = _positions(indices, length, is_checked=validate_indices)
     if isinstance(x, Rows):
-        if axis == 0 and batch_dims == 0 and found.numel() <= length * _LARGEST_SHARE:
-            return x.select(found.reshape(-1)).reshape([*indices.shape, *after])
+        if axis == 0 and batch_dims == 0 and positions.numel() <= length * _LARGEST_SHARE:
+            return x.select(positions.reshape(-1)).reshape([*indices.shape, *after])
         x = x.whole()
     if batch_dims == 0:
-        picked = x.index_select(axis, found.reshape(-1))
+        picked = x.index_select(axis, positions.reshape(-1))
     else:
         batches, inner, outer = math.prod(batch), math.prod(before[batch_dims:]), math.prod(after)
         count = math.prod(indices.shape[batch_dims:])
-        places = found.reshape(batches, 1, count, 1).expand(-1, inner, -1, outer)
+        places = positions.reshape(batches, 1, count, 1).expand(-1, inner, -1, outer)
         picked = torch.gather(x.reshape(batches, inner, length, outer), 2, places)
     return picked.reshape([*before, *indices.shape[batch_dims:], *after])
 
@@ -80,10 +80,10 @@ def gather_nd(
     batches = math.prod(_batch_shape(x.shape, indices.shape, batch_dims, most))
     end = batch_dims + indices.shape[-1]
     lengths, rest = x.shape[batch_dims:end], x.shape[end:]
-    found = _flat_positions(indices, lengths, is_checked=validate_indices)
+    positions = _flat_positions(indices, lengths, is_checked=validate_indices)
     row = math.prod(lengths)
-    starts = torch.arange(batches, device=found.device).reshape(-1, 1) * row
-    places = found.reshape(batches, found.numel() // max(batches, 1)) + starts
+    starts = torch.arange(batches, device=positions.device).reshape(-1, 1) * row
+    places = positions.reshape(batches, positions.numel() // max(batches, 1)) + starts
     picked = x.reshape(batches * row, *rest).index_select(0, places.reshape(-1))
     return picked.reshape([*indices.shape[:-1], *rest])
 
@@ -107,10 +107,10 @@ def scatter(
     axis = positive_axis(axis, data.dim())
     before, after = data.shape[:axis], data.shape[axis + 1 :]
     _check_updates(updates, [*before, *indices.shape, *after])
-    found = _positions(indices, data.shape[axis], is_checked=validate_indices).reshape(-1)
-    wanted = updates.reshape(*before, found.numel(), *after).movedim(axis, 0)
+    positions = _positions(indices, data.shape[axis], is_checked=validate_indices).reshape(-1)
+    wanted = updates.reshape(*before, positions.numel(), *after).movedim(axis, 0)
     front = data.movedim(axis, 0)
-    return _combined(front, found, wanted, mode).movedim(0, axis)
+    return _combined(front, positions, wanted, mode).movedim(0, axis)
 
 
 @operation("scatter_along_axis")
@@ -129,11 +129,11 @@ def scatter_along_axis(
     axis = positive_axis(axis, data.dim())
     _check_alongside(data, indices, axis, "data")
     _check_updates(updates, indices.shape)
-    found = _positions(indices, data.shape[axis], is_checked=validate_indices).movedim(axis, 0)
+    positions = _positions(indices, data.shape[axis], is_checked=validate_indices).movedim(axis, 0)
     front = data.movedim(axis, 0)
     row = math.prod(front.shape[1:])
-    places = torch.arange(row, device=found.device).reshape(front.shape[1:])
-    elements = (found * row + places).reshape(-1)
+    places = torch.arange(row, device=positions.device).reshape(front.shape[1:])
+    elements = (positions * row + places).reshape(-1)
     combined = _combined(front.reshape(-1), elements, updates.movedim(axis, 0).reshape(-1), mode)
     return combined.reshape(front.shape).movedim(0, axis)
 
@@ -153,22 +153,22 @@ def scatter_nd(
     depth = indices.shape[-1]
     lengths, rest = data.shape[:depth], data.shape[depth:]
     _check_updates(updates, [*indices.shape[:-1], *rest])
-    found = _flat_positions(indices, lengths, is_checked=validate_indices).reshape(-1)
+    positions = _flat_positions(indices, lengths, is_checked=validate_indices).reshape(-1)
     flat = data.reshape(math.prod(lengths), *rest)
-    wanted = updates.reshape(found.numel(), *rest)
-    return _combined(flat, found, wanted, mode).reshape(data.shape)
+    wanted = updates.reshape(positions.numel(), *rest)
+    return _combined(flat, positions, wanted, mode).reshape(data.shape)
 
 
 def _positions(indices: Tensor, length: int, *, is_checked: bool) -> Tensor:
     """Indices from 0 on, as torch takes them."""
-    found = indices.long()
+    positions = indices.long()
     least = 0 if is_checked else -length
-    if bool(((found < least) | (found >= length)).any()):
+    if bool(((positions < least) | (positions >= length)).any()):
         raise ValueError(
-            f"indices have to be from {least} to {length - 1}, got some from {int(found.min())} to "
-            f"{int(found.max())}"
+            f"indices have to be from {least} to {length - 1}, got some from "
+            f"{int(positions.min())} to {int(positions.max())}"
         )
-    return torch.where(found < 0, found + length, found)
+    return torch.where(positions < 0, positions + length, positions)
 
 
 def _flat_positions(indices: Tensor, lengths: Sequence[int], *, is_checked: bool) -> Tensor:

@@ -227,9 +227,9 @@ def crop_resize_of_boxes(
         left, right = left * (width - 1), right * (width - 1)
     rows = _points_between(top, bottom, target_height, sampling_mode)
     columns = _points_between(left, right, target_width, sampling_mode)
-    found = _sampled(x, numbers[:, None, None], rows[:, :, None], columns[:, None, :], pad_value)
+    samples = _sampled(x, numbers[:, None, None], rows[:, :, None], columns[:, None, :], pad_value)
     inside = _is_inside(rows, height)[:, :, None] & _is_inside(columns, width)[:, None, :]
-    return torch.where(inside[:, None], found, pad_value)
+    return torch.where(inside[:, None], samples, pad_value)
 
 
 @operation("affine")
@@ -265,7 +265,7 @@ def affine(
     across = _normalized(output_width, align_corners).to(matrix)[None, :]
     down = _normalized(output_height, align_corners).to(matrix)[:, None]
     mapped = matrix[:, :, 0] * across + matrix[:, :, 1] * down + matrix[:, :, 2]
-    found: Tensor = resample(
+    resampled: Tensor = resample(
         x,
         mapped.movedim(1, -1).expand(x.shape[0], -1, -1, -1),
         sampling_mode,
@@ -274,7 +274,7 @@ def affine(
         coordinates_mode,
         align_corners,
     )
-    return found
+    return resampled
 
 
 @operation("resample")
@@ -356,16 +356,16 @@ def _resized_linearly(x: Tensor, sizes: Sequence[int], sampling_mode: str) -> Te
     """The last axes in other lengths, interpolated."""
     _check_one_of("sampling_mode", sampling_mode, _SAMPLING_MODES)
     _check_sizes(x, sizes)
-    found = x.to(_wide(x))
+    result = x.to(_wide(x))
     for axis, size in zip(range(x.dim() - len(sizes), x.dim()), sizes, strict=True):
         length = x.shape[axis]
         points = _points(length, size, sampling_mode)
         lower = torch.floor(points)
         upper = torch.clamp(lower + 1, max=length - 1)
-        weights = (points - lower).to(found).reshape(-1, *[1] * (x.dim() - axis - 1))
-        below, above = (found.index_select(axis, i.long().to(x.device)) for i in (lower, upper))
-        found = torch.lerp(below, above, weights)
-    return found
+        weights = (points - lower).to(result).reshape(-1, *[1] * (x.dim() - axis - 1))
+        below, above = (result.index_select(axis, i.long().to(x.device)) for i in (lower, upper))
+        result = torch.lerp(below, above, weights)
+    return result
 
 
 def _points(before: int, after: int, sampling_mode: str) -> Tensor:

@@ -17,8 +17,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x, weight, bias = in_one_dtype(x, weight, bias)
     if _has_kernels(x):
         return functional.linear(x, weight, bias)
-    found = _product(x, weight.t())
-    return found if bias is None else found + bias
+    product = _product(x, weight.t())
+    return product if bias is None else product + bias
 
 
 @operation("matmul", declared_loosely=True, keeps_nothing=True)
@@ -46,8 +46,8 @@ def einsum(values: Tensors, equation: str) -> Tensor:
         raise ValueError(
             f"the ranks {x.dim()} and {y.dim()} do not fit to the equation {equation!r}"
         )
-    found = _product(x.transpose(-3, -2), y.transpose(-3, -2))
-    return found.transpose(-3, -2)
+    product = _product(x.transpose(-3, -2), y.transpose(-3, -2))
+    return product.transpose(-3, -2)
 
 
 def in_one_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -77,8 +77,8 @@ def layer_norm(
     order = others + over
     if order == list(range(x.dim())):
         return functional.layer_norm(x, shape, gamma, beta, epsilon)
-    found = functional.layer_norm(x.permute(order), shape, gamma, beta, epsilon)
-    return found.permute([order.index(axis) for axis in range(x.dim())])
+    normalized = functional.layer_norm(x.permute(order), shape, gamma, beta, epsilon)
+    return normalized.permute([order.index(axis) for axis in range(x.dim())])
 
 
 @operation("local_response_norm")

@@ -51,13 +51,13 @@ def avg_pool(
     if all(axis.is_native for axis in axes):
         function = partial(average, count_include_pad=not exclude_padding_from_average)
         return _pooled_natively(function, x, axes, ceil_mode=ceil_mode)
-    found = _pooled(average, x, axes, 0.0)
+    means = _pooled(average, x, axes, 0.0)
     for number, axis in enumerate(reversed(axes)):
         counts = axis.counts(exclude_padding=exclude_padding_from_average)
         if (counts != axis.kernel).any():
-            factors = (axis.kernel / counts).to(found)
-            found = found * factors.reshape(-1, *[1] * number)
-    return found
+            factors = (axis.kernel / counts).to(means)
+            means = means * factors.reshape(-1, *[1] * number)
+    return means
 
 
 @operation("l2_pool")

@@ -66,8 +66,8 @@ def rnn(
     layer = Layer(weight_ih, weight_hh, bias)
     if is_usual and can_be_fused(x, [initial_h], [layer], 1):
         is_relu = activate is torch.relu
-        found, last = fused_rnn(_taken(x, direction), initial_h, layer, is_relu=is_relu)
-        return (found if output_sequence else last[None]), last
+        sequence, last = fused_rnn(_taken(x, direction), initial_h, layer, is_relu=is_relu)
+        return (sequence if output_sequence else last[None]), last
     hidden, outputs = initial_h, []
     for inputs in _steps(functional.linear(x, weight_ih, bias), direction):
         hidden = activate(inputs + functional.linear(hidden, weight_hh))
@@ -102,8 +102,8 @@ def gru(
     is_usual = reset_after and gate is torch.sigmoid and activate is torch.tanh
     layer = Layer(weight_ih, weight_hh, input_bias, bias)
     if is_usual and can_be_fused(x, [initial_h], [layer], 3):
-        found, last = fused_gru(_taken(x, direction), initial_h, layer)
-        return (found if output_sequence else last[None]), last
+        sequence, last = fused_gru(_taken(x, direction), initial_h, layer)
+        return (sequence if output_sequence else last[None]), last
     shift = weight_hh.new_zeros(3 * size) if bias is None else bias
     of_r, of_o, of_z = weight_hh.chunk(3)
     of_gates, shift_o = torch.cat((of_r, of_z)), shift[size : 2 * size]
@@ -165,8 +165,8 @@ def lstm(
         _check_weights(layer.weight_ih, layer.weight_hh, 4)
     is_usual = functions.are_usual and all(layer.peephole is None for layer in layers)
     if is_usual and can_be_fused(x, [initial_h, initial_c], layers, 4):
-        found, hidden, cell = fused_lstm(_taken(x, direction), initial_h, initial_c, layers)
-        return (found if output_sequence else hidden[None]), hidden, cell
+        sequence, hidden, cell = fused_lstm(_taken(x, direction), initial_h, initial_c, layers)
+        return (sequence if output_sequence else hidden[None]), hidden, cell
     if direction != "bidirectional":
         outputs, hidden, cell = _run_lstm(x, initial_h, initial_c, ahead, functions, direction)
         return _output(outputs, hidden, output_sequence), hidden, cell

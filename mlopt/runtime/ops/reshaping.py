@@ -273,8 +273,8 @@ def _block_shape(block_shape: Ints) -> tuple[int, int]:
 def _pairs(pairs: Tensor, name: str) -> list[list[int]]:
     if tuple(pairs.shape) != (2, 2) or bool((pairs < 0).any()):
         raise ValueError(f"{name} has to be 2 x 2 numbers from 0 on, got {pairs.tolist()}")
-    found: list[list[int]] = pairs.tolist()
-    return found
+    numbers: list[list[int]] = pairs.tolist()
+    return numbers
 
 
 def _reshaped(x: Tensor, lengths: Sequence[int]) -> Tensor:

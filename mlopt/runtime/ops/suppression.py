@@ -32,11 +32,11 @@ def non_maximum_suppression(
     Returns boxes, scores, numbers of boxes, and how many there are of each image, best first and
     padded to ``max_boxes`` with zeros, and -1 for numbers.
     """
-    found = _selected(
+    chosen = _selected(
         boxes, scores, iou_threshold, score_threshold, max_boxes, per_class_suppression
     )
-    counts = (found >= 0).sum(1)
-    return _taken(boxes, found), _taken(scores, found), found, counts
+    counts = (chosen >= 0).sum(1)
+    return _taken(boxes, chosen), _taken(scores, chosen), chosen, counts
 
 
 @operation("non_maximum_suppression", since="CoreML7")
@@ -58,8 +58,8 @@ def non_maximum_suppression_of_columns(
     and -1 for numbers.
     """
     rows, of_rows = boxes.transpose(1, 2), scores.transpose(1, 2)
-    found = _selected(rows, of_rows, iou_threshold, -math.inf, max_boxes, per_class_suppression)
-    return _taken(rows, found).transpose(1, 2), _taken(of_rows, found).transpose(1, 2), found
+    chosen = _selected(rows, of_rows, iou_threshold, -math.inf, max_boxes, per_class_suppression)
+    return _taken(rows, chosen).transpose(1, 2), _taken(of_rows, chosen).transpose(1, 2), chosen
 
 
 def _selected(
@@ -79,7 +79,7 @@ def _selected(
     if max_boxes < 0:
         raise ValueError(f"max_boxes has to be at least 0, got {max_boxes}")
     check_elements(boxes.shape[0] * max_boxes * max(4, scores.shape[2]))
-    found = torch.full((boxes.shape[0], max_boxes), -1, dtype=torch.int64, device=boxes.device)
+    chosen = torch.full((boxes.shape[0], max_boxes), -1, dtype=torch.int64, device=boxes.device)
     for number, (of_image, rated) in enumerate(zip(boxes.float(), scores.float(), strict=True)):
         best, classes = rated.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)
@@ -87,8 +87,8 @@ def _selected(
         kept = not_suppressed(
             of_image[order], classes[order] if per_class else None, iou_threshold, max_boxes
         )
-        found[number, : len(kept)] = order[kept]
-    return found
+        chosen[number, : len(kept)] = order[kept]
+    return chosen
 
 
 def not_suppressed(boxes: Tensor, classes: Tensor | None, threshold: float, most: int) -> Tensor:

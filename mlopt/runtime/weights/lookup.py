@@ -41,8 +41,8 @@ def looked_up(indices: Packed, tables: Tensor) -> Tensor:
         return _one_by_one(indices, tables)
     per_unit = unit // bits
     wide = _rows_as_elements(tables[:, _digits(bits, tables.device)].reshape(-1, per_unit))
-    found = wide.index_select(0, _places(indices, runs, unit))
-    return found.view(tables.dtype).reshape(-1)[: indices.size]
+    entries = wide.index_select(0, _places(indices, runs, unit))
+    return entries.view(tables.dtype).reshape(-1)[: indices.size]
 
 
 def _unit(bits: int) -> int:

@@ -50,11 +50,11 @@ def unpacked(data: Tensor, bits: int, shape: tuple[int, ...], *, is_signed: bool
         # elements of 3 and 6 bits straddle bytes, but not three of them
         words, width = words_of_24_bits(data), 24
     shifts = torch.arange(0, width, bits, dtype=words.dtype, device=data.device)
-    found = ((words[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].to(torch.uint8)
+    elements = ((words[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count].to(torch.uint8)
     if is_signed:
         limit = 1 << (bits - 1)
-        found = ((found ^ limit).to(torch.int16) - limit).to(torch.int8)
-    return found.reshape(shape)
+        elements = ((elements ^ limit).to(torch.int16) - limit).to(torch.int8)
+    return elements.reshape(shape)
 
 
 def words_of_24_bits(data: Tensor) -> Tensor:

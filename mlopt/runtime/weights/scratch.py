@@ -30,9 +30,9 @@ class Scratch:
         if self._memory is None:
             self._memory = torch.empty(self.size, dtype=torch.uint8)
         end = self._taken + value.numel() * dtype.itemsize
-        found = self._memory[self._taken : end].view(dtype).reshape(value.shape)
+        converted = self._memory[self._taken : end].view(dtype).reshape(value.shape)
         self._taken = aligned(end)
-        return found.copy_(value)
+        return converted.copy_(value)
 
     def release(self) -> None:
         """Say that nobody uses what was given out any more."""

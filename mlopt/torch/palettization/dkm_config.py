@@ -14,8 +14,8 @@ import attrs
 import torch
 from torch import nn
 
+from mlopt.choices import LutDtype
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import flag, index_bits, integer
 from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep

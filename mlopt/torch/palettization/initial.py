@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mlopt.choices import NBITS
 from mlopt.palette.palettize import palettize
 from mlopt.palette.scalar.distinct import distinct_values
 from mlopt.palette.scalar.kmeans1d import kmeans1d
-from mlopt.palette.value.bits import NBITS
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.palette.vector.clustering import cluster_vectors
 from mlopt.torch.soft_kmeans.point_cloud import computation_dtype

@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import attrs
 import torch
 
+from mlopt.choices import LutDtype
 from mlopt.errors import ConfigError
-from mlopt.palette.value.quantized import LutDtype
 from mlopt.requests.checked import check_keys, flag, index_bits, integer, lut_dtype_name, shown
 from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mlopt.choices import LutDtype
 from mlopt.palette.assignment import assign
 from mlopt.palette.value.palettized import Palettized
-from mlopt.palette.value.quantized import LutDtype, quantized_table
+from mlopt.palette.value.quantized import quantized_table
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.tensors import as_array
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
-from mlopt.palette.value.bits import NBITS, pack_bits, packed_nbytes, unpack_bits
+from mlopt.palette.value.bits import pack_bits, packed_nbytes, unpack_bits
 
 
 def bit_by_bit(indices, nbits):

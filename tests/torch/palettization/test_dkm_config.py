@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
-from mlopt.palette.value.spec import NBITS, PaletteSpec
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep
 from mlopt.torch.palettization.config import DKMPalettizerConfig, PostTrainingPalettizerConfig
 from mlopt.torch.palettization.decisions import decide
