@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from mlopt.cli.exit_codes import ExitCode, explained
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, write_text
+from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, show, write_text
 from mlopt.text.json_text import json_text
-from mlopt.text.names import printable, printable_lines
+from mlopt.text.names import printable
 from mlopt.text.words import sizes_compared
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def run_each(
     Parameters
     ----------
     work
-        Called with the place of the model among ``models``.
+        Called with the number of the model among ``models``.
     quiet
         Print errors only.
     json_file
@@ -150,33 +150,33 @@ def run_each(
         if json_file is not None:
             write_text(json_text(done.values), json_file)
         if shows:
-            typer.echo(done.text)
+            show(done.text)
         return done.code
     results: list[Done | tuple[str, ExitCode]] = []
-    for place, model in enumerate(models):
+    for number, model in enumerate(models):
         if shows:
-            typer.echo(f"{'' if place == 0 else chr(10)}== {_shown(model)}")
+            show(f"{'' if number == 0 else chr(10)}== {_shown(model)}")
         try:
-            done = work(place)
+            done = work(number)
         except (typer.Exit, typer.BadParameter, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            typer.echo(f"{len(results)} of {len(models)} were done with before.", err=True)
+            show(f"{len(results)} of {len(models)} were done with before.", is_error=True)
             raise
         except Exception as error:
             message, code = explained(error)
-            typer.echo(f"{_shown(model)}: {printable_lines(message)}", err=True)
+            show(f"{_shown(model)}: {message}", is_error=True)
             results.append((message, code))
             continue
         if shows:
-            typer.echo(done.text)
+            show(done.text)
         results.append(done)
     code = _common(results)
     if json_file is not None:
         rows = [_row(model, result) for model, result in zip(models, results, strict=True)]
         write_text(json_text({"models": rows, "exit_code": int(code)}), json_file)
     if shows:
-        typer.echo("\n" + _summary(models, results))
+        show("\n" + _summary(models, results))
     return code
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mlopt.choices import Precision
 from mlopt.cli.exit_codes import ExitCode, errors_explained
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, write_text
+from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, show, write_text
 
 if TYPE_CHECKING:
     from mlopt.runtime.comparison.float16_results import Float16Comparison
@@ -146,7 +146,7 @@ def _show(comparison: Comparison | Float16Comparison, json_file: Path | None) ->
     if json_file is not None:
         write_text(comparison.to_json(), json_file)
     if json_file != STANDARD_OUTPUT:
-        typer.echo(str(comparison))
+        show(str(comparison))
 
 
 def _check_models(candidate: Path | None, *, float16: bool) -> None:
@@ -184,7 +184,7 @@ def _check_ratio(comparison: Comparison | Float16Comparison, least: float | None
     below = comparison.below(least)
     if below:
         names = ", ".join(map(repr, below))
-        typer.echo(f"Below {least:g} dB, or with nothing to compare: {names}", err=True)
+        show(f"Below {least:g} dB, or with nothing to compare: {names}", is_error=True)
         raise typer.Exit(ExitCode.FINDINGS)
 
 

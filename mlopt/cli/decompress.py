@@ -10,7 +10,6 @@ import typer
 from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import Done, progress_bar, written
-from mlopt.text.names import printable
 from mlopt.text.words import counted
 
 if TYPE_CHECKING:
@@ -32,11 +31,11 @@ def decompress_model(
         from mlopt.coreml.decompress import decompress
         from mlopt.coreml.inspection import package_bytes
 
-        def work(place: int) -> Done:
-            model = models[place]
+        def work(number: int) -> Done:
+            model = models[number]
             before = package_bytes(model)  # OUT may be MODEL itself
             with progress_bar("Decompressing", quiet=quiet) as progress:
-                result = decompress(model, outputs[place], progress=progress)
+                result = decompress(model, outputs[number], progress=progress)
             return written(_summary(result), before, result.path)
 
         code = run_each(models, work, quiet=quiet)
@@ -45,7 +44,7 @@ def decompress_model(
 
 def _summary(result: DecompressionResult) -> str:
     """How many weights were decompressed, of which form, and the notes."""
-    return "\n".join([_counted(result), *(printable(f"Note: {note}") for note in result.notes)])
+    return "\n".join([_counted(result), *(f"Note: {note}" for note in result.notes)])
 
 
 def _counted(result: DecompressionResult) -> str:

@@ -52,7 +52,10 @@ def errors_explained() -> Iterator[None]:
     """
     try:
         yield
-    except (typer.Exit, typer.BadParameter):
+    except typer.Exit:
+        raise
+    except typer.BadParameter as error:
+        error.message = printable_lines(error.message)
         raise
     except BrokenPipeError:
         # Whoever reads the output has seen enough; typer ends the program quietly.

@@ -66,12 +66,12 @@ def inspect_model(
             )
         from mlopt.coreml.inspection import inspect_weights
 
-        def work(place: int) -> Done:
+        def work(number: int) -> Done:
             from mlopt.cli.tables import inventory_table
 
             with progress_bar("Reading", quiet=quiet) as progress:
                 inventory = inspect_weights(
-                    models[place],
+                    models[number],
                     patterns=patterns or (),
                     min_size=min_size,
                     statistics=stats,

@@ -94,8 +94,8 @@ def lint_model(
     with errors_explained():
         from mlopt.coreml.lint import lint
 
-        def work(place: int) -> Done:
-            report = lint(models[place], target, select=select or None, ignore=ignore or None)
+        def work(number: int) -> Done:
+            report = lint(models[number], target, select=select or None, ignore=ignore or None)
             is_clean = not report.has("warning" if strict else "error")
             return Done(
                 text=report.to_text(output_width(_NARROWEST)),

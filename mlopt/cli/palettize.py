@@ -25,6 +25,7 @@ from mlopt.cli.terminal import (
     checked_file,
     output_width,
     progress_bar,
+    show,
     target_name,
     written,
 )
@@ -204,7 +205,7 @@ def palettize_model(
         if dry_run:
             code = run_each(
                 models,
-                lambda place: _previewed(models[place], optimization, options),
+                lambda number: _previewed(models[number], optimization, options),
                 quiet=quiet,
                 json_file=report_file,
             )
@@ -212,10 +213,10 @@ def palettize_model(
             with destinations(models, output, output_dir, overwrite=overwrite) as outputs:
                 code = run_each(
                     models,
-                    lambda place: _palettized(
-                        models[place],
+                    lambda number: _palettized(
+                        models[number],
                         optimization,
-                        outputs[place],
+                        outputs[number],
                         {**options, "workers": workers},
                         quiet=quiet,
                     ),
@@ -223,7 +224,7 @@ def palettize_model(
                     json_file=report_file,
                 )
         if code == ExitCode.NOTHING_PALETTIZED:
-            typer.echo("Nothing was palettized: every weight was kept as it is.", err=True)
+            show("Nothing was palettized: every weight was kept as it is.", is_error=True)
     raise typer.Exit(code)
 
 

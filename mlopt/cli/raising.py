@@ -40,10 +40,10 @@ def raise_model(
         from mlopt.coreml.deployment import write_raised
         from mlopt.coreml.inspection import package_bytes
 
-        def work(place: int) -> Done:
-            model = models[place]
+        def work(number: int) -> Done:
+            model = models[number]
             before = package_bytes(model)  # OUT may be MODEL
-            earlier, path = write_raised(model, outputs[place], target)
+            earlier, path = write_raised(model, outputs[number], target)
             change = f"raised from {earlier} to {target}"
             if str(earlier) == target:
                 change = f"{target}, as it was"

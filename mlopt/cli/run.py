@@ -10,7 +10,7 @@ import typer
 
 from mlopt.choices import Precision
 from mlopt.cli.exit_codes import errors_explained
-from mlopt.cli.terminal import checked_named_file
+from mlopt.cli.terminal import checked_named_file, show
 from mlopt.text.names import printable
 
 _SHOWN = 5
@@ -79,7 +79,7 @@ def run_model(
         seed = checked_seed(seed)
         program = load(model, function, stage=stage, precision=precision)
         if not texts and not random and program.inputs:
-            typer.echo(_described_inputs(program.inputs))
+            show(_described_inputs(program.inputs))
             return
         given = parsed_inputs(texts, program.inputs)
         if random:
@@ -87,12 +87,12 @@ def run_model(
         outputs = program.predict(given, program.make_state(), seed=seed)
         assert isinstance(outputs, dict)
         for name, value in outputs.items():
-            typer.echo(printable(f"{name}: {_described(value)}"))
+            show(printable(f"{name}: {_described(value)}"))
         if output is not None:
             arrays = named_arrays(outputs)
             write_arrays(arrays, output)
             saved = (f"{name} {value.dtype}{list(value.shape)}" for name, value in arrays.items())
-            typer.echo(printable(f"Saved in {output}: {', '.join(saved)}"))
+            show(printable(f"Saved in {output}: {', '.join(saved)}"))
 
 
 def _described_inputs(features: Mapping[str, Any]) -> str:

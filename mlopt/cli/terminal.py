@@ -12,7 +12,7 @@ import attrs
 import typer
 
 from mlopt.cli.exit_codes import ExitCode
-from mlopt.text.names import middle_elided, printable
+from mlopt.text.names import middle_elided, printable, printable_lines
 from mlopt.text.words import sizes_compared
 
 _WIDTH_WITHOUT_TERMINAL = 120
@@ -54,6 +54,14 @@ def target_name(name: str | None) -> str | None:
         return str(Target.parse(name))
     except TargetError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def show(text: str, *, is_error: bool = False) -> None:
+    """Print text for a reader, to standard output or error: all that commands say goes here.
+
+    Names in it may come from a model: what would move the cursor or colour a terminal is escaped.
+    """
+    typer.echo(printable_lines(text), err=is_error)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -129,7 +137,7 @@ def written(text: str, before: int, output: Path, **more: Any) -> Done:
     from mlopt.coreml.inspection import package_bytes
 
     after = package_bytes(output)
-    line = f"{sizes_compared(before, after)}: {printable(str(output))}"
+    line = f"{sizes_compared(before, after)}: {output}"
     text = f"{text}\nPackage: {line}"
     return Done(text=text, line=line, output=output, before=before, after=after, **more)
 

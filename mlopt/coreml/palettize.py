@@ -27,6 +27,7 @@ from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer
 from mlopt.requests.forms import palette_nbytes
 from mlopt.requests.keep import Keep
+from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
 
 if TYPE_CHECKING:
@@ -200,13 +201,6 @@ def preview(
             lut_dtype = decision.result.lut_dtype
             rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, notes=notes))
     return _report(plan, rows, package)
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _threads(workers: int | None, config: OptimizationConfig) -> int:

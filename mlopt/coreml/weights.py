@@ -37,8 +37,6 @@ from mlopt.mil.package import Package
 from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
 from mlopt.mil.values import tensor_type_of
 
-NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
-
 Instance: TypeAlias = Constant | Variable
 """What operations have as an input: a constant, or an output of a constexpr operation."""
 
@@ -112,7 +110,8 @@ class Weight:
     @property
     def dtype(self) -> str:
         """Element type of the plain weight by numpy's name, such as "float16"."""
-        return NUMPY_NAMES.get(self.element_type, self.element_type)
+        dtype, _ = self._type
+        return "unknown" if dtype is None else dtype.numpy_name
 
     @property
     def shape(self) -> tuple[int, ...]:

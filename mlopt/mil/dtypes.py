@@ -57,11 +57,17 @@ class DType:
         """Whether ``numpy`` is its own; bf16, fp8 and the packed types may only borrow one."""
         return self.numpy is not None and not (self.packed or self.name.startswith(("bf", "fp8")))
 
+    @property
+    def numpy_name(self) -> str:
+        """The name as numpy has it: ``"float16"`` for fp16; of what it lacks, the own name."""
+        return _NUMPY_NAMES.get(self.name, self.name)
+
     def nbytes(self, size: int) -> int:
         """Return the bytes that ``size`` elements take, packed where the type is below 8 bits."""
         return -(-size * self.bits // 8)
 
 
+_NUMPY_NAMES = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
 _U1 = np.dtype("u1")
 _TABLE = (
     DType("fp16", 16, MIL_pb2.FLOAT16, 1, np.dtype("<f2"), "bytes"),

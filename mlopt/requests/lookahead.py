@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,3 +62,10 @@ def done_together(
 def share_of(size: int, workers: int) -> int:
     """Threads for one weight of so many elements: one that is much larger than most gets all."""
     return workers if size >= 1 << 22 else 1
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

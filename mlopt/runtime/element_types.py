@@ -9,9 +9,11 @@ import torch
 from mlopt.choices import Precision
 from mlopt.errors import ConfigError
 
+NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Floats that are computed with in float32 where the machine has no arithmetic of them."""
+
 _FLOATS = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
+    **NARROW,
     "fp32": torch.float32,
     "fp64": torch.float64,
     "fp8e4m3fn": torch.float8_e4m3fn,
@@ -31,9 +33,7 @@ _OTHERS = {
     "int4": torch.int8,
     **dict.fromkeys(("uint1", "uint2", "uint3", "uint4", "uint6"), torch.uint8),
 }
-_NARROW = ("fp16", "bf16", "fp8e4m3fn", "fp8e5m2")
-NARROW = (torch.float16, torch.bfloat16)
-"""Dtypes that are computed with in float32 where the machine has no arithmetic of them."""
+_WIDENED = (*NARROW, "fp8e4m3fn", "fp8e5m2")
 
 
 class ElementTypes:
@@ -44,7 +44,7 @@ class ElementTypes:
             raise ConfigError(
                 f"precision has to be one of {', '.join(get_args(Precision))}, got {precision!r}"
             )
-        widened = dict.fromkeys(_NARROW, torch.float32) if precision == "float32" else {}
+        widened = dict.fromkeys(_WIDENED, torch.float32) if precision == "float32" else {}
         self._dtypes = {**_FLOATS, **_OTHERS, **widened}
         self.precision = precision
 

@@ -319,7 +319,7 @@ def copied(value: Any) -> Any:
 def _widened(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_widened(item) for item in value)
-    if isinstance(value, Tensor) and value.dtype in NARROW:
+    if isinstance(value, Tensor) and value.dtype in NARROW.values():
         return value.float()
     return value
 

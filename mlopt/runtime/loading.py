@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from mlopt.choices import Precision
+from mlopt.coreml.models import ModelSource
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
 from mlopt.mil.program import Program as MILProgram
@@ -20,7 +20,7 @@ from mlopt.runtime.suppression import Suppression
 
 
 def load(
-    model_or_path: Any,
+    model_or_path: ModelSource,
     function: str | None = None,
     *,
     stage: int | str | None = None,

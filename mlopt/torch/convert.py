@@ -28,8 +28,6 @@ from mlopt.torch.gates import arranged
 from mlopt.torch.stand_ins import MOST, is_untouched, stand_ins, state_with, without_folding
 from mlopt.torch.tracing import described_as, input_types, state_of, traced
 
-_NUMPY_NAMES = {"fp16": "float16", "fp32": "float32"}
-
 
 def convert(
     model: Any,
@@ -294,7 +292,7 @@ def _result_dtype(node: Node) -> str:
     """Element type, by numpy's name, of what a stand-in stands for."""
     declared = tensor_type_of(node.outputs[0].type)
     assert declared is not None
-    return _NUMPY_NAMES[declared[0].name]
+    return declared[0].numpy_name
 
 
 def _rounded(palette: CarriedPalette, dtype: str) -> Palettized:

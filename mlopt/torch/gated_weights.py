@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.program import Constant, Node, Program
 from mlopt.torch.gates import ARRANGEMENTS, rows_of
 
 _READERS = frozenset({"linear", "lstm"})
-_DTYPES = {"fp16": "float16", "fp32": "float32"}
+_DTYPES = (dtype_named("fp16"), dtype_named("fp32"))
 
 
 class GatedConstants:
@@ -44,15 +45,15 @@ class GatedConstants:
         dense = weight.detach().cpu().numpy()
         for number, order in enumerate((tuple(range(gates)), *ARRANGEMENTS[gates])):
             rows = dense[rows_of(order, gates, len(dense))]
-            for dtype, name in _DTYPES.items():
-                candidates = self._found.get((dtype, rows.shape), [])
+            for dtype in _DTYPES:
+                candidates = self._found.get((dtype.name, rows.shape), [])
                 with np.errstate(over="ignore"):
-                    expected = rows.astype(name) if candidates else rows
+                    expected = rows.astype(dtype.numpy) if candidates else rows
                 equal = [c for c in candidates if np.array_equal(c.value(), expected)]
                 for constant in equal:
                     candidates.remove(constant)
                 if equal:
-                    yield number, name, [constant.node for constant in equal]
+                    yield number, dtype.numpy_name, [constant.node for constant in equal]
 
 
 def _is_weight(constant: Constant) -> bool:

@@ -75,13 +75,19 @@ def test_errors(odd, tmp_path):
     assert_printable(result, "a\\x1b[31m.mlpackage")
 
 
+def test_outputs(odd, tmp_path):
+    plain = tmp_path / f"a{ESCAPE}.mlpackage"
+    assert_printable(invoke("decompress", odd[1], "-o", plain), "a\\x1b[31m.mlpackage")
+
+
 def test_run(odd):
     pytest.importorskip("torch")
     assert_printable(invoke("run", odd[0]), "im\\x1b[31mage: ")
     assert_printable(invoke("run", odd[0], "--random"), "log\\x1b[31mits: ")
-    result = invoke("run", odd[0], "--input", "image=1")
-    assert result.exit_code != 0
-    assert_printable(result, "im\\x1b[31mage")
+    for name in ("image", NAMES["image"]):
+        result = invoke("run", odd[0], "--input", f"{name}=1")
+        assert result.exit_code == 2
+        assert_printable(result, "im\\x1b[31mage")
 
 
 def test_compare(odd):

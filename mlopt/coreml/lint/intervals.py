@@ -28,7 +28,7 @@ _NARROW = {
     "uint16": (0, (1 << 16) - 1),
     "uint32": (0, math.inf),
 }
-_SAME = {
+_HELD = {
     # rearranged
     **dict.fromkeys(("expand_dims", "identity", "reshape", "reshape_like", "squeeze"), ("x",)),
     **dict.fromkeys(("tile", "transpose", "reverse", "depth_to_space", "space_to_depth"), ("x",)),
@@ -40,7 +40,7 @@ _SAME = {
     **dict.fromkeys(("concat", "stack"), ("values",)),
     "select": ("a", "b"),
 }
-"""Inputs of operations whose results hold elements of them, and nothing else."""
+"""Inputs of operations whose results hold elements of them, and nothing else: no padding."""
 
 
 def declared(value: Variable | Constant | None) -> tuple[str, Shape | None]:
@@ -102,8 +102,8 @@ def _of_constant(constant: Constant) -> Interval:
 
 def _of_result(node: Node, value: Variable, depth: int) -> Interval:
     op_type = node.op_type
-    if op_type in _SAME:
-        bound = [one for name in _SAME[op_type] for one in node.inputs.get(name, ())]
+    if op_type in _HELD:
+        bound = [one for name in _HELD[op_type] for one in node.inputs.get(name, ())]
         return _union(interval_of(one, depth) for one in bound)
     if op_type == "cast":
         source = given(node, "x")

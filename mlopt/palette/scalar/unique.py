@@ -12,8 +12,6 @@ from mlopt.errors import ConfigError
 
 Floats = npt.NDArray[Any]
 
-_CODES: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-
 
 def padded_nbits(entries: int, allowed_nbits: tuple[int, ...]) -> int | None:
     """The smallest of the allowed widths whose table holds ``entries``; None if none does."""
@@ -77,7 +75,7 @@ def _distinct(group: Floats, most: int) -> tuple[Floats, npt.NDArray[np.uint8]] 
 
     None as soon as there are more than ``most`` of them, which for most weights is early.
     """
-    bits = _CODES[group.dtype.itemsize]
+    bits = np.dtype(f"u{group.dtype.itemsize}").type
     codes = np.ascontiguousarray(group).view(bits)
     # Rows are compared by their bits, and equal values have to have equal bits.
     minus_zero = bits(1 << (8 * group.dtype.itemsize - 1))

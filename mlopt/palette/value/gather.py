@@ -11,9 +11,6 @@ from numba import njit
 
 from mlopt.palette.value.product import product
 
-_CODES: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-"""Integers by itemsize. Values move as bit patterns: numba has neither float16 nor bfloat16."""
-
 
 def gather(
     table: npt.NDArray[Any],
@@ -30,7 +27,8 @@ def gather(
     The position space is brought to few axes first, so that a kernel over rows of the last axis
     has long rows: most weights end as a single row cut into groups.
     """
-    codes = _CODES[weight.dtype.itemsize]
+    # Values move as bit patterns: numba has neither float16 nor bfloat16.
+    codes = np.dtype(f"u{weight.dtype.itemsize}")
     table, weight = np.ascontiguousarray(table).view(codes), weight.view(codes)
     *groups, entries, d = table.shape
     lengths, groups, vector = _merged_axes(indices.shape, groups, vector_axis)

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from mlopt.choices import Precision
+from mlopt.coreml.models import ModelSource
 from mlopt.errors import ConfigError
 from mlopt.runtime.comparison.answers import answer, blamed, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
@@ -24,8 +25,8 @@ from mlopt.runtime.program import Program
 
 
 def compare(
-    reference: Any,
-    candidate: Any,
+    reference: ModelSource | Program | Pipeline,
+    candidate: ModelSource | Program | Pipeline,
     samples: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     *,
     random: int = 8,
@@ -89,8 +90,8 @@ def compare(
 
 
 def _loaded(
-    reference: Any,
-    candidate: Any,
+    reference: ModelSource | Program | Pipeline,
+    candidate: ModelSource | Program | Pipeline,
     function: str | None,
     precision: Precision,
     device: str | torch.device,

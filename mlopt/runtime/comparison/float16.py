@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mlopt.coreml.models import ModelSource
 from mlopt.errors import ConfigError
 from mlopt.runtime.comparison.answers import answer, label_names, score_names
 from mlopt.runtime.comparison.ends import ends_of_outputs
@@ -23,7 +24,7 @@ from mlopt.runtime.program import Program
 
 
 def compare_float16(
-    model: Any,
+    model: ModelSource,
     samples: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     *,
     random: int = 8,
@@ -82,7 +83,7 @@ def compare_float16(
 
 
 def _loaded(
-    model: Any, function: str | None, device: str | torch.device
+    model: ModelSource, function: str | None, device: str | torch.device
 ) -> tuple[Program, Program]:
     if isinstance(model, Program | Pipeline):
         raise ConfigError(

@@ -15,12 +15,10 @@ from mlopt.runtime.comparison.float16_rows import Float16Row
 from mlopt.runtime.comparison.inside import largest_inside
 from mlopt.runtime.comparison.measures import Distance
 from mlopt.runtime.comparison.rounding import Rounded
+from mlopt.runtime.element_types import NARROW
 from mlopt.runtime.execution import Execution
 from mlopt.runtime.plan import Body, Step
 from mlopt.runtime.program import Program
-
-NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""Element types whose range and precision are looked at."""
 
 _ROUNDED_DB = 70.0
 """About the ratio of numbers that were rounded to float16 once: arguments that are better than that

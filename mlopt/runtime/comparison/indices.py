@@ -10,7 +10,7 @@ from mlopt.runtime.plan import Body, Lazy, Source, Step
 from mlopt.runtime.program import Program
 from mlopt.runtime.weights.constants import Held
 
-_KEEPING = {
+_STILL_INDICES = {
     # rearranged
     **dict.fromkeys(("cast", "identity", "reshape", "reshape_like", "flatten2d"), ("x",)),
     **dict.fromkeys(("expand_dims", "squeeze", "transpose", "reverse"), ("x",)),
@@ -31,7 +31,11 @@ _KEEPING = {
     **dict.fromkeys(("clip", "floor", "ceil", "round", "abs", "relu"), ("x",)),
     **dict.fromkeys(("maximum", "minimum"), ("x", "y")),
 }
-"""Inputs of operations whose results hold elements of them: no index gets out of a table there."""
+"""Inputs of operations whose results are indices into a table wherever these inputs are.
+
+Nothing greater than their elements comes out; zeros of a padding may, and what is clipped.
+(The lint's intervals are of results that hold elements of their inputs and nothing else.)
+"""
 
 
 def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
@@ -48,7 +52,7 @@ def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
             if limit is not None and limit > 0:
                 for name in _origins(step, ("indices",), by_slot):
                     lengths[name] = min(lengths.get(name, limit), limit)
-            kept = _origins(step, _KEEPING.get(step.node.op_type, ()), by_slot)
+            kept = _origins(step, _STILL_INDICES.get(step.node.op_type, ()), by_slot)
             by_slot |= dict.fromkeys(step.results, kept)
         for name, source in zip(plan.outputs, plan.body.outputs, strict=True):
             names[name] = (

@@ -75,7 +75,7 @@ class Held:
         return scratch.converted(self.stored_value(), self._dtype_of(widens=widens))
 
     def _dtype_of(self, *, widens: bool) -> torch.dtype:
-        return torch.float32 if widens and self._dtype in NARROW else self._dtype
+        return torch.float32 if widens and self._dtype in NARROW.values() else self._dtype
 
     def stored_value(self) -> Any:
         """The same in the dtype that it is stored in, if torch has that."""

@@ -375,11 +375,6 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         return names.get(self.lut_dtype)
 
     @property
-    def lut_rounding(self) -> torch.dtype | None:
-        """The type that entries are rounded to for `lut_dtype` f16 or bf16, else None."""
-        return checked.LUT_DTYPES[self.lut_dtype] if self.lut_dtype in ("f16", "bf16") else None
-
-    @property
     def summary(self) -> str:
         """The request in a few words, with every other value that is not the default."""
         bits = f"{OTHER_N_BITS}- or {LINEAR_N_BITS}-bit " if self.n_bits is None else ""

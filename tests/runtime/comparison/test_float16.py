@@ -272,15 +272,15 @@ def test_errors_so_far_are_those_of_two_whole_runs(kind):
     (sample,) = random_samples(wide, 1)
     watch = Watch(wide, narrow)
     watch.run(sample, 0, seed=0)
-    own = {place for step in wide.plan.body.steps for place in step.results}
-    names = [found.row.output for place, found in watch.found.items() if place in own]
+    own = {slot for step in wide.plan.body.steps for slot in step.results}
+    names = [watched.row.output for slot, watched in watch.watched.items() if slot in own]
     assert names
     ours, theirs = (p.run(sample, p.make_state(), taps=names, seed=0).taps for p in (wide, narrow))
-    for place, found in watch.found.items():
-        if place in own:
+    for slot, watched in watch.watched.items():
+        if slot in own:
             expected = Distance()
-            expected.add(ours[found.row.output], theirs[found.row.output])
-            assert found.row.so_far == expected
+            expected.add(ours[watched.row.output], theirs[watched.row.output])
+            assert watched.row.so_far == expected
 
 
 def test_memory_holds_what_is_live(monkeypatch):

@@ -250,21 +250,20 @@ def test_codes():
 
 
 @pytest.mark.parametrize(
-    ("short", "names", "in_spec", "rounding"),
+    ("short", "names", "in_spec"),
     [
-        ("i8", ["I8", "int8", "torch.int8", torch.int8, np.int8, np.dtype("int8")], "int8", None),
-        ("u8", ["uint8", torch.uint8, np.uint8], "uint8", None),
-        ("f16", ["float16", torch.half, np.float16], None, torch.float16),
-        ("bf16", ["bfloat16", torch.bfloat16], None, torch.bfloat16),
-        ("f32", ["float32", torch.float, np.float32, None], None, None),
+        ("i8", ["I8", "int8", "torch.int8", torch.int8, np.int8, np.dtype("int8")], "int8"),
+        ("u8", ["uint8", torch.uint8, np.uint8], "uint8"),
+        ("f16", ["float16", torch.half, np.float16], None),
+        ("bf16", ["bfloat16", torch.bfloat16], None),
+        ("f32", ["float32", torch.float, np.float32, None], None),
     ],
 )
-def test_lut_dtype(short, names, in_spec, rounding):
+def test_lut_dtype(short, names, in_spec):
     for name in (short, *names):
         config = Module(lut_dtype=name)
         assert config.lut_dtype == short
         assert config.lut_dtype_name == in_spec
-        assert config.lut_rounding is rounding
     assert PaletteSpec(nbits=4, lut_dtype=config.lut_dtype_name)
 
 
