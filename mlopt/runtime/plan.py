@@ -209,7 +209,7 @@ class _Planning:
             outputs.append(source)
         return Body(inputs, steps, tuple(outputs))
 
-    def _step(self, node: Node, scope: dict[str, Source]) -> Step | None:
+    def _step(self, node: Node, scope: dict[str, Source]) -> Step | None:  # noqa: C901, PLR0912 - what an operation lacks is noted in the order in which it is met
         names = [variable.name for variable in node.outputs]
         for name in names:
             if name in scope and isinstance(scope[name], int) and node.depth == 0:

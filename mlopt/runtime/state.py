@@ -14,7 +14,7 @@ from torch import Tensor
 from mlopt.errors import InputError
 from mlopt.runtime.call import OutputType
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.features.numbers import array_of_numbers
+from mlopt.runtime.number_arrays import array_of_numbers
 from mlopt.runtime.sizes import check_elements
 
 

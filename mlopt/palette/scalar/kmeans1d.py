@@ -149,7 +149,7 @@ def first_penalty(values, sums, origin, k, bounds):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
+def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
     """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
 
     Parameters

@@ -102,7 +102,7 @@ def _distinct_errors(values, masses, keys, found, table, thresholds):  # type: i
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _finish_code_row(  # type: ignore[no-untyped-def]
+def _finish_code_row(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
     codes,
     value_of,
     keys,

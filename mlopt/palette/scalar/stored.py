@@ -141,7 +141,7 @@ def settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _search(  # type: ignore[no-untyped-def]
+def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PLR0915 - the search of a kernel is one loop
     sums, origin, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
 ):
     """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
@@ -243,7 +243,7 @@ def _search(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def refine_for_storage(  # type: ignore[no-untyped-def]
+def refine_for_storage(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
     sums,
     origin,
     n,

@@ -79,7 +79,7 @@ def _share(weights, i, j):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def reassign(  # type: ignore[no-untyped-def]
+def reassign(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
     columns,
     weights,
     by_element,

@@ -12,7 +12,7 @@ from torch import Tensor
 from mlopt.errors import InputError, ModelFormatError
 from mlopt.mil.messages import FeatureTypes_pb2
 from mlopt.runtime.features.lengths import Lengths, check_lengths, lengths_of
-from mlopt.runtime.features.numbers import array_of_numbers
+from mlopt.runtime.number_arrays import array_of_numbers
 
 _ARRAYS = {
     FeatureTypes_pb2.ArrayFeatureType.FLOAT16: np.float16,
