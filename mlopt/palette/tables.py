@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlopt.palette.layout import Layout
 from mlopt.palette.scalar.distinct import is_coded
 from mlopt.palette.scalar.groups import cluster_rows
-from mlopt.palette.scalar.uniform import nearest_labels, uniform_table
+from mlopt.palette.scalar.uniform import uniform_labels, uniform_table
 from mlopt.palette.scalar.unique import unique_tables
 from mlopt.palette.scalar.whole import cluster_whole, is_worth_zooming
 from mlopt.palette.value.distortion import Distortion
@@ -33,7 +33,7 @@ class NoPaletteError(Exception):
 
 @attrs.frozen(eq=False)
 class ClusteringInput:
-    """What is to be clustered, and how.
+    """What is to be rows, and how.
 
     points: the weight, or what it is after division by its scale; dtype: of the tables, floats;
     importance: of the points' shape, or None; integers: the lattice of tables that are integers,
@@ -97,10 +97,10 @@ def make_tables(inputs: ClusteringInput) -> Tables:
 def _scalars(inputs: ClusteringInput) -> Tables:
     lattice = inputs.integers
     if lattice is None:
-        found = _clustered(inputs)
-        lattice = _spanning(inputs, found.tables)
+        in_floats = _clustered(inputs)
+        lattice = _spanning(inputs, in_floats.tables)
         if lattice is None:
-            return found
+            return in_floats
     return attrs.evolve(_clustered(inputs, lattice.points), lattice=lattice)
 
 
@@ -128,7 +128,7 @@ def _clustered(inputs: ClusteringInput, points: npt.NDArray[np.float64] | None =
         return Tables(
             table.astype(inputs.dtype)[None, :, None], labels.reshape(1, -1), within=within
         )
-    found = cluster_rows(
+    rows = cluster_rows(
         inputs.rows,
         spec.nbits,
         table_dtype=inputs.dtype,
@@ -137,10 +137,10 @@ def _clustered(inputs: ClusteringInput, points: npt.NDArray[np.float64] | None =
         points=None if points is None else points[None],
         workers=inputs.workers,
     )
-    plain = Distortion(found.signal, found.noise) if inputs.importance is None else None
-    tables = found.tables.astype(inputs.dtype)[..., None]
-    within = found.gap / (found.noise - found.gap) if 0.0 < found.gap < found.noise else 0.0
-    return Tables(tables, found.labels, distortion=plain, within=within)
+    plain = Distortion(rows.signal, rows.noise) if inputs.importance is None else None
+    tables = rows.tables.astype(inputs.dtype)[..., None]
+    within = rows.gap / (rows.noise - rows.gap) if 0.0 < rows.gap < rows.noise else 0.0
+    return Tables(tables, rows.labels, distortion=plain, within=within)
 
 
 def _uniform(inputs: ClusteringInput) -> Tables:
@@ -159,7 +159,7 @@ def _uniform(inputs: ClusteringInput) -> Tables:
     # one table is looked up in without its axis of groups, in the dtype of what is looked up
     one = inputs.layout.groups == 1
     alike = table if table.dtype == rows.dtype else table.astype(rows.dtype)
-    labels = nearest_labels(rows[0] if one else rows, alike[0] if one else alike)
+    labels = uniform_labels(rows[0] if one else rows, alike[0] if one else alike)
     return Tables(table[..., None], labels.reshape(rows.shape), lattice)
 
 
@@ -173,11 +173,11 @@ def _unique(inputs: ClusteringInput) -> Tables:
         if inputs.importance is not None:
             important = np.asarray(inputs.vectors(inputs.importance).any(axis=2))
             vectors = _without_unimportant(vectors, important)
-    found = unique_tables(vectors, spec.allowed_nbits)
-    if found is None:
+    unique = unique_tables(vectors, spec.allowed_nbits)
+    if unique is None:
         what = "values" if spec.cluster_dim == 1 else f"vectors of {spec.cluster_dim}"
         raise NoPaletteError(f"more than {1 << max(spec.allowed_nbits)} distinct {what}")
-    return Tables(*found, lattice=inputs.integers)
+    return Tables(*unique, lattice=inputs.integers)
 
 
 def _without_unimportant(rows: Floats, importance: npt.NDArray[Any] | None) -> Floats:

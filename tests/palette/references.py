@@ -1,4 +1,4 @@
-"""Plain references for one-dimensional clustering: dense programmes in extended precision.
+"""Plain references for one-dimensional clustering: dense dynamic programs in extended precision.
 
 They share nothing with the library: no prefix sums over the whole input, no property of the costs
 is used, every segment is considered.

@@ -245,7 +245,7 @@ def integers(shape, dtype, seed=0):
 
 
 def least_integer_error(values, masses, k):
-    """The least error of ``k`` integers, by a dense programme over segments of the values."""
+    """The least error of ``k`` integers, by a dense dynamic program over segments of the values."""
     x, h = np.asarray(values, np.int64), np.asarray(masses, np.float64)
     n = len(x)
     costs = np.full((n + 1, n + 1), np.inf)

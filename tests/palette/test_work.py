@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mlopt.palette import PaletteSpec, palettize
 from mlopt.palette.scalar.cells import Parts
 from mlopt.palette.scalar.groups import cluster_rows
-from mlopt.palette.scalar.kmeans1d import MOST_PASSES, first_penalty, scratch, solve
-from mlopt.palette.scalar.segments import fill_sums
-from mlopt.palette.scalar.stored import rounding_constants
-from mlopt.palette.scalar.uniform import nearest_labels
+from mlopt.palette.scalar.kmeans1d import MOST_PASSES, first_penalty, solve
+from mlopt.palette.scalar.segments import fill_sums, make_scratch
+from mlopt.palette.scalar.stored import rounding_of
+from mlopt.palette.scalar.uniform import uniform_labels
 from mlopt.palette.scalar.zoom import MOST_CELLS, MOST_STUCK, SHARE_ENOUGH, table_by_zooming
 from mlopt.palette.scale import channel_scale, normalised
 from tests.palette import references as ref
@@ -87,8 +87,8 @@ def parts_of(values: np.ndarray, importance: np.ndarray | None) -> Parts:
 @pytest.mark.parametrize("kind", KINDS)
 def test_zooming_ends_and_finds_what_sorting_finds(kind: str, nbits: int, table_dtype: str) -> None:
     values, importance = KINDS[kind](np.random.default_rng(1))
-    constants = rounding_constants(table_dtype)
-    zoomed = table_by_zooming(parts_of(values, importance), 1 << nbits, constants)
+    rounding = rounding_of(table_dtype)
+    zoomed = table_by_zooming(parts_of(values, importance), 1 << nbits, rounding)
     if zoomed is None:
         assert kind in ("few", "cauchy", "two scales", "student", "4-bit lattice", "bimodal")
         return
@@ -131,17 +131,14 @@ def test_penalties_tried_are_bounded(ratio: float, weighing: str) -> None:
     keep = masses > 2.0**-46
     values, masses = values[keep], masses[keep]
     n = len(values)
-    sums = np.empty((3, n + 1))
-    origin = fill_sums(values, masses, sums)
+    prefix, space = fill_sums(values, masses, np.empty((3, n + 1))), make_scratch(n)
     least = ref.least_costs(ref.segment_costs(values, masses), n)
     spread = ref.spread(values, masses)
     worst = 0
     for k in range(2, n):
-        bounds = np.empty(n + 1, np.int64)
-        penalty = first_penalty(values, sums, origin, k, bounds)
-        _, passes = solve(sums, n, k, penalty, bounds, *scratch(n))
+        _, passes = solve(prefix, k, first_penalty(values, prefix, k, space.bounds), space)
         worst = max(worst, passes)
-        paid = ref.cost_of_bounds(values, masses, bounds[: k + 1])
+        paid = ref.cost_of_bounds(values, masses, space.bounds[: k + 1])
         assert paid <= least[k - 1] + 1e-13 * spread
     # far from MOST_PASSES, which no input should come near
     assert worst <= 40
@@ -151,7 +148,7 @@ def test_labels_of_subnormal_uniform_tables() -> None:
     steps = np.arange(5) * np.float16(2.0**-24)
     table = np.repeat(steps, 52)[:256].astype(np.float16)
     values = np.random.default_rng(4).integers(0, 5, 3000).astype(np.float64) * 2.0**-24
-    labels = nearest_labels(values.astype(np.float32)[None], table.astype(np.float32)[None])
+    labels = uniform_labels(values.astype(np.float32)[None], table.astype(np.float32)[None])
     distances = np.abs(values[:, None] - table.astype(np.float64))
     np.testing.assert_array_equal(labels[0], distances.argmin(axis=1))
 

@@ -6,7 +6,7 @@ What :mod:`mlopt.palette.scalar.zoom` goes over the values with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,42 @@ Floats = npt.NDArray[Any]
 Sums = npt.NDArray[np.float64]
 Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
 """Goes over the values once more: (values[n], importance float64[n], or empty for 1) at a time."""
+
+
+class Extent(NamedTuple):
+    """Smallest and largest value of any importance, sums of importance and moment; all values."""
+
+    low: float
+    high: float
+    mass: float
+    moment: float
+    size: int
+
+
+class Gathered(NamedTuple):
+    """Values with their importance, and the ranks (int32) of the kept cells that they are in."""
+
+    values: Floats
+    importance: npt.NDArray[np.float64]
+    cell: npt.NDArray[np.int32]
+
+
+class InCells(NamedTuple):
+    """Values in ascending order with their importance; starts: how many are before each cell."""
+
+    values: npt.NDArray[np.float64]
+    importance: npt.NDArray[np.float64]
+    starts: npt.NDArray[np.int64]
+
+
+class _Places(NamedTuple):
+    """Where values fall: the fields of :class:`Grid` for kernels."""
+
+    low: float
+    per_width: float
+    ranks: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    finer: npt.NDArray[np.int64]
 
 
 class Grid:
@@ -60,26 +96,26 @@ class Grid:
         self.passes += 1
         return cells, counts
 
-    def gather(self, parts: Parts) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-        """The values in the kept cells, their importance, and the ranks of the cells."""
-        found = [_gather(*part, self._places()) for part in parts()]
-        values, importance, cell = zip(*found, strict=True)
+    def gather(self, parts: Parts) -> Gathered:
+        """The values in the kept cells."""
+        gathered = [_gather(*part, self._places()) for part in parts()]
+        values, importance, cell = zip(*gathered, strict=True)
         self.passes += 2
-        return np.concatenate(values), np.concatenate(importance), np.concatenate(cell)
+        return Gathered(np.concatenate(values), np.concatenate(importance), np.concatenate(cell))
 
-    def _places(self) -> tuple[Any, ...]:
-        return self.low, self.per_width, self.ranks, self.offsets, self.finer
+    def _places(self) -> _Places:
+        return _Places(self.low, self.per_width, self.ranks, self.offsets, self.finer)
 
 
-def extent(parts: Parts) -> tuple[float, float, float, float, int]:
-    """Smallest and largest value of any importance, sums of importance and moment; all values."""
-    found = np.array([np.inf, -np.inf, 0.0, 0.0])
+def extent(parts: Parts) -> Extent:
+    """Goes over the values once."""
+    reached = np.array([np.inf, -np.inf, 0.0, 0.0])
     count = 0
     for values, importance in parts():
-        _extend(values, importance, found)
+        _extend(values, importance, reached)
         count += values.size
-    low, high, mass, moment = found.tolist()
-    return low, high, mass, moment, count
+    low, high, mass, moment = reached.tolist()
+    return Extent(low, high, mass, moment, count)
 
 
 @njit(cache=True, nogil=True)
@@ -137,7 +173,7 @@ def _count(values, importance, places, mean, cells, counts):  # type: ignore[no-
 @njit(cache=True, nogil=True)
 def _gather(values, importance, places):  # type: ignore[no-untyped-def]
     weighted = importance.size > 0
-    finer = places[4][-1]
+    finer = places.finer[-1]
     kept = 0
     for i in range(values.size):
         if weighted and importance[i] == 0.0:
@@ -175,13 +211,13 @@ def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
 
 
 @njit(cache=True, nogil=True)
-def sort_in_cells(values, importance, cell, cells):  # type: ignore[no-untyped-def]
-    """Values and importance in ascending order, and how many there are before each cell.
+def sort_in_cells(gathered, cells):  # type: ignore[no-untyped-def]
+    """Gathered values as :class:`InCells` of ``cells`` ascending cells.
 
-    values, importance, cell: [m], ``cell`` the rank among ``cells`` ascending ones that each value
-    is in. Equal values keep their order. Counted by cell, which is linear, then sorted in it; a
-    cell of one value over and over is in order already.
+    Equal values keep their order. Counted by cell, which is linear, then sorted in it; a cell of
+    one value over and over is in order already.
     """
+    values, importance, cell = gathered
     starts = np.zeros(cells + 1, np.int64)
     for i in range(values.size):
         starts[cell[i] + 1] += 1
@@ -204,30 +240,24 @@ def sort_in_cells(values, importance, cell, cells):  # type: ignore[no-untyped-d
             order = np.argsort(ordered[first:last], kind="mergesort")
             ordered[first:last] = ordered[first:last][order]
             weights[first:last] = weights[first:last][order]
-    return ordered, weights, starts
+    return InCells(ordered, weights, starts)
 
 
-def sums_at_positions(
-    values: Floats,
-    importance: npt.NDArray[np.float64],
-    cell: npt.NDArray[np.int32],
-    mean: float,
-    lower: Sums,
-    upper: Sums,
-) -> Sums:
+def sums_at_positions(gathered: Gathered, mean: float, lower: Sums, upper: Sums) -> Sums:
     """Prefix sums at every place for a bound: edges, and between distinct values in the cells.
 
-    values, importance, cell: as :meth:`Grid.gather` leaves them; lower, upper: sums at the edges of
-    the cells, [3, m].
+    lower, upper: sums at the edges of the cells, [3, m].
     """
-    ordered, weights, starts = sort_in_cells(values, importance, cell, lower.shape[1])
-    out = np.empty((3, values.size + 2 * lower.shape[1]))
-    count = _fill_positions(ordered, weights, starts, mean, lower, upper, out)
+    ordered = sort_in_cells(gathered, lower.shape[1])
+    out = np.empty((3, gathered.values.size + 2 * lower.shape[1]))
+    count = _fill_positions(ordered, mean, lower, upper, out)
     return out[:, :count]
 
 
 @njit(cache=True, nogil=True)
-def _fill_positions(values, importance, starts, mean, lower, upper, out):  # type: ignore[no-untyped-def]
+def _fill_positions(ordered, mean, lower, upper, out):  # type: ignore[no-untyped-def]
+    """Write the sums into ``out``, cell by cell; returns how many there are."""
+    values, importance, starts = ordered
     count = 0
     for c in range(lower.shape[1]):
         s0, s1, s2 = lower[0, c], lower[1, c], lower[2, c]

@@ -8,7 +8,7 @@ a code's *key* (its bits, arranged so that keys ascend with values) replaces the
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,24 @@ NEGLIGIBLE = 2.0**-46
 
 _SORT_BELOW = 16_384
 _SIGN = 0x8000
+
+
+class Distinct(NamedTuple):
+    """Distinct values, ascending, and the importance of each.
+
+    values, masses: float64[n]; keys: uint16[n], the lowest key of each value of 16-bit codes; empty
+    for other values.
+    """
+
+    values: npt.NDArray[np.float64]
+    masses: npt.NDArray[np.float64]
+    keys: npt.NDArray[np.uint16]
+
+
+@njit(cache=True, nogil=True)
+def first_of(distinct, count):  # type: ignore[no-untyped-def]
+    """The first ``count`` of distinct values, in the same memory."""
+    return Distinct(distinct.values[:count], distinct.masses[:count], distinct.keys[:count])
 
 
 def is_coded(dtype: np.dtype[Any]) -> bool:
@@ -110,7 +128,7 @@ def _sort_keys(codes, keys, spare):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):  # type: ignore[no-untyped-def]
+def distinct_of_codes(codes, value_of, distinct, spare):  # type: ignore[no-untyped-def]
     """Distinct values of 16-bit codes and how often each occurs.
 
     Parameters
@@ -119,83 +137,84 @@ def distinct_of_codes(codes, value_of, keys, values, masses, spare, spare2):  # 
         uint16[n].
     value_of
         :func:`value_of_key` of the dtype.
-    keys, values, masses
-        Outputs, min(n, 65536) long: the lowest key of each value (uint16), the value ascending
-        (float64), its count (float64). -0 and +0 are one value.
-    spare, spare2
-        uint16[n], scratch for short rows.
+    distinct
+        Output, min(n, 65536) long. -0 and +0 are one value.
+    spare
+        uint16[2, n], scratch for short rows.
 
     Returns
     -------
     Number of distinct values; -1 if one of them is infinite or not a number.
     """
     n = codes.size
-    found = 0
+    count = 0
     if n < _SORT_BELOW:
-        _sort_keys(codes, spare, spare2)
+        keys = spare[0]
+        _sort_keys(codes, keys, spare[1])
         i = 0
         while i < n:
-            key = spare[i]
+            key = keys[i]
             run = i + 1
-            while run < n and spare[run] == key:
+            while run < n and keys[run] == key:
                 run += 1
-            found = _append(found, key, float(run - i), value_of, keys, values, masses)
-            if found < 0:
+            count = _append(count, key, float(run - i), value_of, distinct)
+            if count < 0:
                 return -1
             i = run
-        return found
+        return count
     counts = np.empty(1 << 16, np.int64)
     count_keys(codes, counts)
     for key in range(1 << 16):
         if counts[key]:
-            found = _append(
-                found, np.uint16(key), float(counts[key]), value_of, keys, values, masses
-            )
-            if found < 0:
+            count = _append(count, np.uint16(key), float(counts[key]), value_of, distinct)
+            if count < 0:
                 return -1
-    return found
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _append(found, key, mass, value_of, keys, values, masses):  # type: ignore[no-untyped-def]
+def _append(count, key, mass, value_of, distinct):  # type: ignore[no-untyped-def]
+    """Add the value of a key to ``count`` distinct ones; their number, -1 if it is not finite."""
+    values, masses = distinct.values, distinct.masses
     value = value_of[key]
     if np.isnan(value):
         return -1
-    if found and values[found - 1] == value:
-        masses[found - 1] += mass
-        return found
-    keys[found] = key
-    values[found] = value
-    masses[found] = mass
-    return found + 1
+    if count and values[count - 1] == value:
+        masses[count - 1] += mass
+        return count
+    distinct.keys[count] = key
+    values[count] = value
+    masses[count] = mass
+    return count + 1
 
 
 @njit(cache=True, nogil=True)
-def join_value(found, value, mass, negligible, values, masses):  # type: ignore[no-untyped-def]
-    """Add a value, not below those before it, to ``found`` distinct ones; returns their number.
+def join_value(count, value, mass, negligible, distinct):  # type: ignore[no-untyped-def]
+    """Add a value, not below those before it, to ``count`` distinct ones; returns their number.
 
     A mass below ``negligible`` would be lost in prefix sums: it goes to a neighbour.
     """
-    if found and (values[found - 1] == value or mass < negligible):
-        masses[found - 1] += mass
-        return found
-    if found and masses[found - 1] < negligible:
-        values[found - 1] = value
-        masses[found - 1] += mass
-        return found
-    values[found] = value
-    masses[found] = mass
-    return found + 1
+    values, masses = distinct.values, distinct.masses
+    if count and (values[count - 1] == value or mass < negligible):
+        masses[count - 1] += mass
+        return count
+    if count and masses[count - 1] < negligible:
+        values[count - 1] = value
+        masses[count - 1] += mass
+        return count
+    values[count] = value
+    masses[count] = mass
+    return count + 1
 
 
 @njit(cache=True, nogil=True)
-def collapse_sorted(sorted_values, importance, values, masses):  # type: ignore[no-untyped-def]
+def collapse_sorted(sorted_values, importance, distinct):  # type: ignore[no-untyped-def]
     """Distinct values of an ascending row; importance float64[n], or empty for 1 each.
 
-    Values of no importance are left out: they pull no centre. Returns the number found. ``values``
-    and ``masses`` (float64[n]) are outputs.
+    Values of no importance are left out: they pull no centre. Returns how many there are;
+    ``distinct`` is an output of n elements.
     """
-    found = 0
+    count = 0
     weighted = importance.size > 0
     negligible = 0.0
     if weighted:
@@ -205,10 +224,8 @@ def collapse_sorted(sorted_values, importance, values, masses):  # type: ignore[
     for i in range(sorted_values.size):
         mass = importance[i] if weighted else 1.0
         if mass > 0.0:
-            found = join_value(
-                found, np.float64(sorted_values[i]), mass, negligible, values, masses
-            )
-    return found
+            count = join_value(count, np.float64(sorted_values[i]), mass, negligible, distinct)
+    return count
 
 
 def distinct_values(
@@ -241,15 +258,14 @@ def distinct_values(
         present = np.flatnonzero(masses)
         return _merged(value_of_key(weight.dtype.name)[present], masses[present])
     flat = np.ascontiguousarray(weight).reshape(-1)
-    values = np.empty(flat.size)
-    masses = np.empty(flat.size)
+    distinct = Distinct(np.empty(flat.size), np.empty(flat.size), np.empty(0, np.uint16))
     if importance is None:
-        found = collapse_sorted(np.sort(flat), np.empty(0), values, masses)
+        count = collapse_sorted(np.sort(flat), np.empty(0), distinct)
     else:
         order = np.argsort(flat, kind="stable")
         weights = np.ascontiguousarray(importance, np.float64).reshape(-1)[order]
-        found = collapse_sorted(flat[order], weights, values, masses)
-    return values[:found].copy(), masses[:found].copy()
+        count = collapse_sorted(flat[order], weights, distinct)
+    return distinct.values[:count].copy(), distinct.masses[:count].copy()
 
 
 def _merged(

@@ -14,11 +14,16 @@ import numpy.typing as npt
 
 from mlopt.palette.scalar.distinct import is_coded, value_of_key
 from mlopt.palette.scalar.row_kernels import (
+    Coded,
+    Ordered,
+    RowOutput,
+    Wanted,
     cluster_code_rows,
     cluster_float_rows,
     cluster_weighted_code_rows,
+    rows_of,
 )
-from mlopt.palette.scalar.stored import rounding_constants
+from mlopt.palette.scalar.stored import rounding_of
 
 _ROWS_OF_WORK = 1 << 19
 """Weights a thread takes at a time."""
@@ -76,32 +81,28 @@ def cluster_rows(
         Threads. The result does not depend on it.
     """
     row_count, n = rows.shape
-    entries = 1 << nbits
-    tables = np.empty((row_count, entries))
-    labels = np.empty((row_count, n), np.uint8)
-    noise = np.empty(row_count)
-    signal = np.empty(row_count)
-    gap = np.zeros(row_count)
-    constants = rounding_constants(table_dtype.name)
+    out = RowOutput(
+        tables=np.empty((row_count, 1 << nbits)),
+        labels=np.empty((row_count, n), np.uint8),
+        noise=np.empty(row_count),
+        signal=np.empty(row_count),
+        gap=np.zeros(row_count),
+    )
+    rounding = rounding_of(table_dtype.name)
     rows = _read_only(rows)
     choice = np.empty((1, 0)) if points is None else np.ascontiguousarray(points, np.float64)
 
     def cluster(first: int, last: int) -> None:
         span = slice(first, last)
-        out = (tables[span], labels[span], noise[span], signal[span], gap[span])
-        of_span = choice[span] if len(choice) > 1 else choice
-        if is_coded(rows.dtype) and importance is None:
-            value_of = value_of_key(rows.dtype.name)
-            cluster_code_rows(
-                rows[span].view(np.uint16), value_of, constants, entries, uniform, of_span, *out
-            )
-            return
-        if is_coded(rows.dtype) and n >= 1 << 16:
-            weights = _read_only(np.ascontiguousarray(importance[span], np.float64))  # type: ignore[index]
-            value_of = value_of_key(rows.dtype.name)
-            cluster_weighted_code_rows(
-                rows[span].view(np.uint16), weights, value_of, constants, entries, of_span, *out
-            )
+        part = rows_of(out, span)
+        wanted = Wanted(1 << nbits, uniform, choice[span] if len(choice) > 1 else choice, rounding)
+        if is_coded(rows.dtype) and (importance is None or n >= 1 << 16):
+            coded = Coded(rows[span].view(np.uint16), value_of_key(rows.dtype.name))
+            if importance is None:
+                cluster_code_rows(coded, wanted, part)
+                return
+            weights = _read_only(np.ascontiguousarray(importance[span], np.float64))
+            cluster_weighted_code_rows(coded, weights, wanted, part)
             return
         values = _read_only(rows[span].astype(np.float32)) if is_coded(rows.dtype) else rows[span]
         if importance is None:
@@ -112,7 +113,7 @@ def cluster_rows(
             weights = np.take_along_axis(
                 np.broadcast_to(importance[span], values.shape), order, axis=1
             ).astype(np.float64, copy=False)
-        cluster_float_rows(values, ordered, weights, constants, entries, of_span, *out)
+        cluster_float_rows(values, Ordered(ordered, weights), wanted, part)
 
     step = max(1, _ROWS_OF_WORK // max(n, 1))
     spans = [(first, min(first + step, row_count)) for first in range(0, row_count, step)]
@@ -122,7 +123,7 @@ def cluster_rows(
     else:
         for span in spans:
             cluster(*span)
-    return RowTables(tables, labels, _total(noise), _total(signal), _total(gap))
+    return RowTables(out.tables, out.labels, _total(out.noise), _total(out.signal), _total(out.gap))
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from numba import njit
 
 from mlopt.palette.scalar.segments import (
     fill_sums,
+    make_scratch,
     penalised_paths,
     segment_cost,
     total_cost,
@@ -70,12 +71,12 @@ def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def lloyd(values, sums, origin, k, bounds):  # type: ignore[no-untyped-def]
+def lloyd(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
     """Move each bound to the midpoint of the neighbouring means until nothing moves.
 
     Works on ``bounds[: k + 1]`` in place; at most ``LLOYD_STEPS`` rounds, no segment is emptied.
     """
-    n = values.size
+    sums, origin, n = prefix
     for _ in range(LLOYD_STEPS):
         moved = False
         left_mean = (sums[1, bounds[1]] - sums[1, 0]) / (sums[0, bounds[1]] - sums[0, 0])
@@ -137,45 +138,53 @@ def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def first_penalty(values, sums, origin, k, bounds):  # type: ignore[no-untyped-def]
+def first_penalty(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
     """A penalty for :func:`solve` to begin with: Lloyd's iteration from quantiles predicts it.
 
     values: float64[n], ascending and distinct, ``k < n``; ``bounds[: k + 1]`` is scratch.
     """
-    quantile_bounds(values, sums, k, bounds)
-    lloyd(values, sums, origin, k, bounds)
+    quantile_bounds(values, prefix.sums, k, bounds)
+    lloyd(values, prefix, k, bounds)
     # d(error)/dk of an error that falls like k**-2
-    return 2.0 * total_cost(sums, bounds, k) / k
+    return 2.0 * total_cost(prefix.sums, bounds, k) / k
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
+def solve(prefix, k, penalty, scratch):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
     """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
+
+    Penalties are tried one after the other:
+
+    1. if one leads to ``k`` segments, these are the result;
+    2. otherwise they are the best known solution with fewer or with more segments;
+    3. from these two follows the next penalty: the slope of the error between them, or, where one
+       is still missing, a step by the ratio of the numbers of segments;
+    4. when no penalty in between leads to other numbers, the two are spliced.
 
     Parameters
     ----------
-    sums, n
-        As :func:`mlopt.palette.scalar.segments.fill_sums` leaves them, and the number of values.
+    prefix
+        Sums of the ``n`` values. The values themselves are not needed.
     penalty
         Where the search begins, such as :func:`first_penalty`: the closer to one that leads to
         ``k`` segments, the fewer are tried. It is added to errors and must not dwarf them. 0.0
         stands for the smallest that counts.
-    bounds
-        int64, at least ``n + 1`` long; the result is ``bounds[: k + 1]``.
-    cost, offset, start, queue, since
-        Scratch of ``penalised_paths``.
+    scratch
+        For ``n`` values; the result is ``scratch.bounds[: k + 1]``.
 
     Returns
     -------
     penalty
-        The last penalty tried, whose prefix costs stand in ``cost``. The result is optimal under
-        it, also where several ``k`` tie on it. 0.0 for ``k = 1``.
+        The last penalty tried, whose prefix costs stand in ``scratch.cost``. The result is optimal
+        under it, also where several ``k`` tie on it. 0.0 for ``k = 1``.
     passes
         Penalties tried, ``MOST_PASSES`` at most, each O(n log n) and nearly always O(n). One to
         three do where the error falls smoothly with the number of segments. Where it does not
         (geometric values, importance over many decades), steps by its slope may come closer by one
-        segment a pass: so every other pass then halves the logarithm of the bracket.
+        segment per pass: so every other pass then halves the logarithm of the bracket.
     """
+    sums, n = prefix.sums, prefix.n
+    bounds, cost = scratch.bounds, scratch.cost
     if k == 1:
         bounds[0] = 0
         bounds[1] = n
@@ -183,7 +192,7 @@ def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # ty
     if not penalty > 0.0:
         penalty = max((sums[2, n] - sums[2, 0]) * 1e-18, LEAST_PENALTY)
 
-    # one segment, and one for each value, until better ones are known
+    # one segment, and one per value, until better ones are known
     fewer = np.empty(k + 1, np.int64)
     fewer[0] = 0
     fewer[1] = n
@@ -201,28 +210,31 @@ def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # ty
     passes = 0
     while passes < MOST_PASSES:
         tried = penalty
-        penalised_paths(sums, n, penalty, cost, offset, start, queue, since)
+        penalised_paths(prefix, penalty, scratch)
         passes += 1
-        found = trace_path(start, n, bounds)
-        if found == k:
+        # 1
+        segments = trace_path(scratch.start, n, bounds)
+        if segments == k:
             return tried, passes
         # Under the slope of the bracket both of its ends are optimal if nothing between them is.
-        if is_chord and (found <= k_fewer or found >= k_more):
+        if is_chord and (segments <= k_fewer or segments >= k_more):
             break
-        if found < k:
+        # 2
+        if segments < k:
             highest = min(highest, penalty)
-            if found > k_fewer or error_fewer == np.inf:
-                k_fewer = found
-                error_fewer = cost[n] - penalty * found
-                for j in range(found + 1):
+            if segments > k_fewer or error_fewer == np.inf:
+                k_fewer = segments
+                error_fewer = cost[n] - penalty * segments
+                for j in range(segments + 1):
                     fewer[j] = bounds[j]
         else:
             lowest = max(lowest, penalty)
-            if found < k_more or error_more == np.inf:
-                k_more = found
-                error_more = cost[n] - penalty * found
-                for j in range(found + 1):
+            if segments < k_more or error_more == np.inf:
+                k_more = segments
+                error_more = cost[n] - penalty * segments
+                for j in range(segments + 1):
                     more[j] = bounds[j]
+        # 3
         is_chord = error_fewer < np.inf and error_more < np.inf
         if is_chord:
             # The least error is convex in k: this slope lies between those to the left and to the
@@ -235,7 +247,7 @@ def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # ty
                 penalty = middle
                 is_chord = False
         else:
-            ratio = found / k
+            ratio = segments / k
             factor = ratio * ratio * ratio
             if passes >= UNBRACKETED_PASSES:
                 factor = max(factor, 2.0) ** stretch if ratio > 1.0 else min(factor, 0.5) ** stretch
@@ -244,6 +256,7 @@ def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # ty
             if penalty == tried:
                 break
 
+    # 4
     _splice(fewer, k_fewer, more, k, bounds)
     return tried, passes
 
@@ -251,20 +264,13 @@ def solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since):  # ty
 @njit(cache=True, nogil=True, error_model="numpy")
 def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     n = values.size
-    sums = np.empty((3, n + 1))
-    origin = fill_sums(values, importance, sums)
+    prefix = fill_sums(values, importance, np.empty((3, n + 1)))
     errors = np.zeros(most)
-    errors[0] = segment_cost(sums, 0, n)
-    cost = np.empty(n + 1)
-    offset = np.empty(n + 1)
-    start = np.empty(n + 1, np.int32)
-    queue = np.empty(n + 1, np.int32)
-    since = np.empty(n + 1, np.int32)
-    bounds = np.empty(n + 1, np.int64)
+    errors[0] = segment_cost(prefix.sums, 0, n)
+    scratch = make_scratch(n)
     for k in range(2, min(most, n - 1) + 1):
-        penalty = first_penalty(values, sums, origin, k, bounds)
-        solve(sums, n, k, penalty, bounds, cost, offset, start, queue, since)
-        errors[k - 1] = total_cost(sums, bounds, k)
+        solve(prefix, k, first_penalty(values, prefix, k, scratch.bounds), scratch)
+        errors[k - 1] = total_cost(prefix.sums, scratch.bounds, k)
     return errors
 
 
@@ -290,12 +296,10 @@ def kmeans1d(
     n = values.size
     if k >= n:
         return np.arange(n + 1)
-    sums = np.empty((3, n + 1))
-    origin = fill_sums(values, importance, sums)
-    bounds = np.empty(n + 1, np.int64)
-    penalty = first_penalty(values, sums, origin, k, bounds)
-    solve(sums, n, k, penalty, bounds, *scratch(n))
-    return bounds[: k + 1].copy()
+    prefix = fill_sums(values, importance, np.empty((3, n + 1)))
+    scratch = make_scratch(n)
+    solve(prefix, k, first_penalty(values, prefix, k, scratch.bounds), scratch)
+    return np.asarray(scratch.bounds[: k + 1].copy())
 
 
 def kmeans1d_curve(
@@ -306,14 +310,3 @@ def kmeans1d_curve(
     The rate-distortion curve of the values. Parameters as for :func:`kmeans1d`.
     """
     return np.asarray(_curve(values, importance, most))
-
-
-def scratch(n: int) -> tuple[npt.NDArray, ...]:  # type: ignore[type-arg]
-    """Working arrays of :func:`mlopt.palette.scalar.segments.penalised_paths` for ``n`` values."""
-    return (
-        np.empty(n + 1),
-        np.empty(n + 1),
-        np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
-    )

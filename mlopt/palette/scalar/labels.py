@@ -67,12 +67,13 @@ def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fill_thresholds(values, keys, found, value_of, table, thresholds):  # type: ignore[no-untyped-def]
+def fill_thresholds(distinct, value_of, table, thresholds):  # type: ignore[no-untyped-def]
     """The lowest key that belongs to each entry but the first; ties go to the lower entry.
 
     thresholds: uint32[entries - 1], ascending. An entry equal to its left neighbour takes nothing:
     it is padding at the end of a table (65536), or one of two centres that round alike.
     """
+    values, keys, count = distinct.values, distinct.keys, distinct.values.size
     position = 0
     for j in range(table.size - 1):
         middle = 0.5 * (table[j] + table[j + 1])
@@ -80,17 +81,17 @@ def fill_thresholds(values, keys, found, value_of, table, thresholds):  # type: 
             thresholds[j] = 1 << 16
             continue
         step = 1
-        while position < found and values[min(position + step, found) - 1] <= middle:
-            position = min(position + step, found)
+        while position < count and values[min(position + step, count) - 1] <= middle:
+            position = min(position + step, count)
             step *= 2
-        far = min(position + step, found)
+        far = min(position + step, count)
         while position < far:
             probe = (position + far) >> 1
             if values[probe] <= middle:
                 position = probe + 1
             else:
                 far = probe
-        if position == found or position == 0:
+        if position == count or position == 0:
             thresholds[j] = 1 << 16 if position else 0
             continue
         # a key of no importance may lie between the values on either side

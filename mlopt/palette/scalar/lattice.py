@@ -3,7 +3,7 @@
 An integer table with a scale holds points of a lattice, at most 256. So the best table of ``k``
 entries is the best choice of ``k`` points, and that is a shortest path: between two neighbouring
 points of a choice lie values that go to the nearer one, whatever the rest of the choice is. With
-``W(i, j)`` their squared error, the programme
+``W(i, j)`` their squared error, the dynamic program
 
     D_1(j) = error of all values below point j about it
     D_s(j) = min over i < j of D_{s-1}(i) + W(i, j)
@@ -19,17 +19,27 @@ between two of them is where it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
-from mlopt.palette.scalar.segments import fill_sums
+from mlopt.palette.scalar.segments import Prefix, fill_sums
 
 Parts = Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float64]]]]
 """Goes over the values: (values[n], importance float64[n], or empty for 1) at a time."""
+
+
+class Choice(NamedTuple):
+    """The numbers that entries may be: float64[m], m >= 1, distinct and ascending.
+
+    costs: scratch of [>= m, >= m], for the costs of all pairs.
+    """
+
+    points: npt.NDArray[np.float64]
+    costs: npt.NDArray[np.float64]
 
 
 def choose_table(
@@ -54,10 +64,9 @@ def choose_table(
     float64[k], ascending; the last entry is repeated where fewer points than ``k`` are the nearest
     ones of any value.
     """
-    sums = np.empty((3, values.size + 1))
-    origin = fill_sums(values, masses, sums)
+    prefix = fill_sums(values, masses, np.empty((3, values.size + 1)))
     table = np.empty(k)
-    fill_from_points(values, values.size, sums, origin, points, _scratch(points), table)
+    fill_from_points(values, prefix, _choice(points), table)
     return table
 
 
@@ -91,12 +100,12 @@ def choose_table_of_parts(
         joined, ends = joined[:, :-1], ends[:-1]
     sums = np.concatenate([np.zeros((3, 1)), np.cumsum(joined, axis=1)], axis=1)
     table = np.empty(k)
-    fill_from_points(ends, ends.size, sums, origin, points, _scratch(points), table)
+    fill_from_points(ends, Prefix(sums, origin, ends.size), _choice(points), table)
     return table
 
 
-def _scratch(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.empty((points.size, points.size))
+def _choice(points: npt.NDArray[np.float64]) -> Choice:
+    return Choice(points, np.empty((points.size, points.size)))
 
 
 @njit(cache=True, nogil=True)
@@ -125,22 +134,20 @@ def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def fill_from_points(values, n, sums, origin, points, costs, table):  # type: ignore[no-untyped-def]
-    """Fill ``table`` (float64[k]) with the best choice of at most ``k`` of ``points``, ascending.
+def fill_from_points(values, prefix, choice, table):  # type: ignore[no-untyped-def]
+    """Fill ``table`` (float64[k]) with the best at most ``k`` of the points, ascending.
 
     Parameters
     ----------
     values
-        float64[>= n], ascending: ``n`` values, or the upper ends of ``n`` cells that hold some, as
+        float64[n], ascending: ``n`` values, or the upper ends of ``n`` cells that hold some, as
         long as no point and no middle of two points lies within a cell.
-    sums, origin
-        Of the values, see :mod:`mlopt.palette.scalar.segments`.
-    points
-        float64[m], m >= 1, distinct and ascending.
-    costs
-        float64[>= m, >= m], scratch.
+    prefix
+        Of the ``n`` values.
+    choice
+        The points.
     """
-    k = table.size
+    points, n, k = choice.points, prefix.n, table.size
     # points beyond the outermost values, but for the nearest on either side, serve nobody
     first = 0
     while first + 1 < points.size and points[first + 1] < values[0]:
@@ -150,13 +157,13 @@ def fill_from_points(values, n, sums, origin, points, costs, table):  # type: ig
         last -= 1
     points = points[first : last + 1]
     m = points.size
-    chosen = np.empty(m, np.int64)
+    chosen = np.empty(min(m, k), np.int64)
     if m <= k:
         for i in range(m):
             chosen[i] = i
         count = m
     else:
-        count = _choose(values, n, sums, origin, points, k, costs, chosen)
+        count = _choose(values, prefix, Choice(points, choice.costs), chosen)
 
     used = 0
     below = 0
@@ -164,7 +171,7 @@ def fill_from_points(values, n, sums, origin, points, costs, table):  # type: ig
         upto = n
         if c + 1 < count:
             middle = 0.5 * points[chosen[c]] + 0.5 * points[chosen[c + 1]]
-            upto = _advance(values, n, below, middle)
+            upto = _advance(values, below, middle)
         if upto > below:
             table[used] = points[chosen[c]]
             used += 1
@@ -174,8 +181,9 @@ def fill_from_points(values, n, sums, origin, points, costs, table):  # type: ig
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _advance(values, n, position, limit):  # type: ignore[no-untyped-def]
+def _advance(values, position, limit):  # type: ignore[no-untyped-def]
     """How many of the values are not above ``limit``; at least ``position`` of them are not."""
+    n = values.size
     step = 1
     while position + step <= n and values[position + step - 1] <= limit:
         position += step
@@ -200,24 +208,36 @@ def _error_about(sums, i, j, away):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _choose(values, n, sums, origin, points, k, costs, chosen):  # type: ignore[no-untyped-def]
-    """Write the best at most ``k`` of ``m > k`` points into ``chosen``; returns their number."""
-    m = points.size
+def _choose(values, prefix, choice, chosen):  # type: ignore[no-untyped-def]
+    """Write the best at most ``k`` of ``m > k`` points into ``chosen`` [k]; returns their number.
+
+    1. How many values are below each point.
+    2. The costs of all pairs of neighbours, W in the module's text.
+    3. Layer by layer the best table that ends at each point, D_s there; the best start of each end
+       lies between those of the same end a layer before and of the next end in this layer.
+    4. The points of the best table of all sizes, from the last one back.
+    """
+    sums, origin, n = prefix
+    points, costs = choice
+    m, k = points.size, chosen.size
+    # 1
     below = np.empty(m, np.int64)
     position = 0
     for i in range(m):
-        position = _advance(values, n, position, points[i])
+        position = _advance(values, position, points[i])
         below[i] = position
+    # 2
     for i in range(m):
         position = below[i]
         away = points[i] - origin
         for j in range(i + 1, m):
-            position = _advance(values, n, position, 0.5 * points[i] + 0.5 * points[j])
-            # symmetric, so that a programme over the starts of one end reads along a row
+            position = _advance(values, position, 0.5 * points[i] + 0.5 * points[j])
+            # symmetric, so that the dynamic program over the starts of one end reads along a row
             costs[j, i] = _error_about(sums, below[i], position, away) + _error_about(
                 sums, position, below[j], points[j] - origin
             )
 
+    # 3
     best = np.empty(m)
     here = np.empty(m)
     before = np.zeros((k, m), np.int16)
@@ -249,6 +269,7 @@ def _choose(values, n, sums, origin, points, k, costs, chosen):  # type: ignore[
                 lowest = whole
                 size = layer + 1
                 end = j
+    # 4
     for layer in range(size - 1, -1, -1):
         chosen[layer] = end
         end = int(before[layer, end])

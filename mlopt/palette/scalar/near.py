@@ -9,9 +9,9 @@ from numba import njit
 
 from mlopt.palette.scalar.cells import Sums
 from mlopt.palette.scalar.distinct import NEGLIGIBLE
-from mlopt.palette.scalar.kmeans1d import scratch, solve
-from mlopt.palette.scalar.segments import mirror_sums, penalised_paths, total_cost
-from mlopt.palette.scalar.stored import is_worth_proving, settle
+from mlopt.palette.scalar.kmeans1d import solve
+from mlopt.palette.scalar.segments import Prefix, make_scratch, suffix_costs, total_cost
+from mlopt.palette.scalar.stored import Rounding, is_worth_proving, settle
 
 MOST_ROUNDS = 64
 LITTLE_CHANGE = 0.99
@@ -54,7 +54,7 @@ class Whole:
     width: float
     reach: float
     entries: int
-    constants: tuple[float, float, float]
+    rounding: Rounding
 
 
 @attrs.frozen(eq=False)
@@ -102,20 +102,19 @@ def near_bounds(
     n = sums.shape[1] - 1
     if n <= k:
         return None
-    bounds = np.empty(n + 1, np.int64)
-    space = scratch(n)
-    penalty = penalty or _first_penalty(sums, n, k)
-    penalty, _ = solve(sums, n, k, penalty, bounds, *space)
-    plain = total_cost(sums, bounds, k)
+    prefix, scratch = Prefix(sums, whole.mean, n), make_scratch(n)
+    penalty, _ = solve(prefix, k, penalty or _penalty_of_equal_shares(sums, n, k), scratch)
+    forward = scratch.cost.copy()
+    plain = total_cost(sums, scratch.bounds, k)
     price, limited = 0.0, False
-    if whole.constants[0] > 0.0:
-        price = max(0.0, settle(sums, whole.mean, k, *whole.constants, bounds) - plain)
+    if whole.rounding.splitter > 0.0:
+        price = max(0.0, settle(prefix, k, whole.rounding, scratch.bounds) - plain)
         # settled better in the end, it may yet be proven: not so if it is twice as much
         limited = not is_worth_proving(0.5 * price, plain, k)
         if limited:
             price = ROOM_TO_SETTLE * plain / k
     ceiling = plain + price
-    forward, backward = _both_ways(sums, n, penalty, *space)
+    backward = suffix_costs(prefix, penalty, scratch)
     held_far = held * _largest_distances(whole.masses, level.coarse, whole.width, ceiling)
     positions = np.searchsorted(sums[0, 1:n], np.stack([lower[0], upper[0]]))
     through = np.append((forward + backward[::-1])[1:n], np.inf)
@@ -135,7 +134,7 @@ def near_bounds(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _first_penalty(sums, n, k):  # type: ignore[no-untyped-def]
+def _penalty_of_equal_shares(sums, n, k):  # type: ignore[no-untyped-def]
     """A penalty to begin with: twice the error over k of segments of equal importance."""
     error = 0.0
     last = 0
@@ -149,17 +148,6 @@ def _first_penalty(sums, n, k):  # type: ignore[no-untyped-def]
             error += max(0.0, sums[2, i] - sums[2, last] - moment * moment / mass)
         last = i
     return max(error, sums[2, n] * 1e-12) / k
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _both_ways(sums, n, penalty, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
-    """Penalised costs of all prefixes, and of all suffixes by their length."""
-    forward = np.empty(n + 1)
-    penalised_paths(sums, n, penalty, forward, offset, start, queue, since)
-    mirrored = np.empty((3, n + 1))
-    mirror_sums(sums, n, mirrored)
-    penalised_paths(mirrored, n, penalty, cost, offset, start, queue, since)
-    return forward, cost.copy()
 
 
 @njit(cache=True, nogil=True)

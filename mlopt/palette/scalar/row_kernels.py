@@ -3,65 +3,135 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.scalar.distinct import (
     NEGLIGIBLE,
+    Distinct,
     collapse_sorted,
     distinct_of_codes,
+    first_of,
     join_value,
     weigh_keys,
 )
 from mlopt.palette.scalar.kmeans1d import first_penalty, solve
 from mlopt.palette.scalar.labels import fill_middles, fill_thresholds, label_codes, label_floats
-from mlopt.palette.scalar.lattice import fill_from_points
-from mlopt.palette.scalar.segments import fill_sums
-from mlopt.palette.scalar.stored import refine_for_storage, round_to_stored, stored_table
+from mlopt.palette.scalar.lattice import Choice, fill_from_points
+from mlopt.palette.scalar.segments import Scratch, fill_sums, make_scratch
+from mlopt.palette.scalar.stored import (
+    Rounding,
+    refine_for_storage,
+    round_to_stored,
+    stored_table,
+)
+
+
+class Wanted(NamedTuple):
+    """The tables wanted.
+
+    uniform: with equal steps instead of the best; points: float64[rows, m], or [1, m] for all rows,
+    the numbers that entries may be, m = 0 for whatever ``rounding`` leaves as it is.
+    """
+
+    entries: int
+    uniform: bool
+    points: npt.NDArray[np.float64]
+    rounding: Rounding
+
+
+class Coded(NamedTuple):
+    """Rows of 16-bit codes: uint16[rows, n]; value_of: ``value_of_key`` of their dtype."""
+
+    codes: npt.NDArray[np.uint16]
+    value_of: npt.NDArray[np.float64]
+
+
+class Ordered(NamedTuple):
+    """Rows of ascending values [rows, n] with the importance of each; float64[rows, 0] for 1."""
+
+    values: npt.NDArray[Any]
+    importance: npt.NDArray[np.float64]
+
+
+class RowOutput(NamedTuple):
+    """What is written for each row: see :class:`mlopt.palette.scalar.groups.RowTables`.
+
+    tables: float64[rows, entries]; labels: uint8[rows, n]; noise, signal, gap: float64[rows].
+    """
+
+    tables: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.uint8]
+    noise: npt.NDArray[np.float64]
+    signal: npt.NDArray[np.float64]
+    gap: npt.NDArray[np.float64]
+
+
+def rows_of(out: RowOutput, span: slice) -> RowOutput:
+    """Some of the rows, in the same memory."""
+    return RowOutput(
+        out.tables[span], out.labels[span], out.noise[span], out.signal[span], out.gap[span]
+    )
+
+
+class _Work(NamedTuple):
+    """Arrays for rows of at most ``n`` distinct values, one row after the other.
+
+    distinct: of n elements; sums: float64[3, n + 1]; pairs: float64[m, m] for m points.
+    """
+
+    distinct: Distinct
+    sums: npt.NDArray[np.float64]
+    scratch: Scratch
+    pairs: npt.NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True)
+def _make_work(n, wanted):  # type: ignore[no-untyped-def]
+    m = wanted.points.shape[1]
+    return _Work(
+        Distinct(np.empty(n), np.empty(n), np.empty(n, np.uint16)),
+        np.empty((3, n + 1)),
+        make_scratch(n),
+        np.empty((m, m)),
+    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _table_of_values(  # type: ignore[no-untyped-def]
-    values, masses, found, entries, uniform, points, constants, scratch, pairs, table
-):
-    """Fill ``table`` (float64[entries]) with the best centres of ``found`` distinct values.
+def _fill_table(distinct, wanted, points, work, table):  # type: ignore[no-untyped-def]
+    """Fill ``table`` (float64[entries]) with the best centres of distinct values.
 
-    ``uniform``: with equal steps between the first and the last of them instead; ``points``: with
-    the best of these, unless there are none (``pairs`` is the scratch for that). Returns how much
-    the squared error may be above the least.
-
-    scratch: sums float64[3, >= found + 1], bounds int64[>= found + 1], cost, offset float64, start,
-    queue, since int32, all at least ``found + 1`` long.
+    points: float64[m], those of the row. Returns how much the squared error may be above the least.
+    Of ``work``, ``distinct`` is not used.
     """
-    sums, bounds, cost, offset, start, queue, since = scratch
-    if uniform:
-        _fill_uniform(values[0], values[found - 1], constants, table)
+    values, masses, _ = distinct
+    entries, count = wanted.entries, values.size
+    if wanted.uniform:
+        _fill_uniform(values[0], values[count - 1], wanted.rounding, table)
         return 0.0
     if points.size > 0:
-        origin = fill_sums(values[:found], masses[:found], sums)
-        fill_from_points(values, found, sums, origin, points, pairs, table)
+        prefix = fill_sums(values, masses, work.sums)
+        fill_from_points(values, prefix, Choice(points, work.pairs), table)
         return 0.0
-    if found <= entries:
+    if count <= entries:
         for j in range(entries):
-            table[j] = values[min(j, found - 1)]
+            table[j] = values[min(j, count - 1)]
         return 0.0
-    n = found
-    values = values[:n]
-    origin = fill_sums(values, masses[:n], sums)
-    penalty = first_penalty(values, sums, origin, entries, bounds)
-    penalty, _ = solve(sums, n, entries, penalty, bounds, cost, offset, start, queue, since)
-    gap = refine_for_storage(
-        sums, origin, n, entries, penalty, constants, bounds, cost, offset, start, queue, since
-    )
-    stored_table(sums, origin, bounds, entries, *constants, table)
+    prefix = fill_sums(values, masses, work.sums)
+    scratch = work.scratch
+    penalty = first_penalty(values, prefix, entries, scratch.bounds)
+    penalty, _ = solve(prefix, entries, penalty, scratch)
+    gap = refine_for_storage(prefix, entries, penalty, wanted.rounding, scratch)
+    stored_table(prefix, scratch.bounds, wanted.rounding, table)
     return gap
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill_uniform(low, high, constants, table):  # type: ignore[no-untyped-def]
+def _fill_uniform(low, high, rounding, table):  # type: ignore[no-untyped-def]
     """What :func:`mlopt.palette.scalar.uniform.uniform_table` gives, operation by operation."""
-    splitter, smallest_normal, magic = constants
     last = table.size - 1
     highest = low
     for j in range(last + 1):
@@ -70,29 +140,17 @@ def _fill_uniform(low, high, constants, table):  # type: ignore[no-untyped-def]
         if j == last:
             step = high
         highest = max(highest, step)
-        table[j] = round_to_stored(highest, splitter, smallest_normal, magic)
-
-
-@njit(cache=True, nogil=True)
-def _make_scratch(n):  # type: ignore[no-untyped-def]
-    return (
-        np.empty((3, n + 1)),
-        np.empty(n + 1, np.int64),
-        np.empty(n + 1),
-        np.empty(n + 1),
-        np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
-    )
+        table[j] = round_to_stored(highest, rounding)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _distinct_errors(values, masses, keys, found, table, thresholds):  # type: ignore[no-untyped-def]
+def _distinct_errors(distinct, table, thresholds):  # type: ignore[no-untyped-def]
     """Summed squares of error and of value over distinct values."""
+    values, masses, keys = distinct
     noise = 0.0
     signal = 0.0
     label = 0
-    for u in range(found):
+    for u in range(values.size):
         while label < thresholds.size and thresholds[label] <= keys[u]:
             label += 1
         miss = values[u] - table[label]
@@ -102,93 +160,47 @@ def _distinct_errors(values, masses, keys, found, table, thresholds):  # type: i
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _finish_code_row(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
-    codes,
-    value_of,
-    keys,
-    values,
-    masses,
-    found,
-    entries,
-    uniform,
-    points,
-    constants,
-    scratch,
-    pairs,
-    table,
-    labels,
-    thresholds,
-):
-    gap = _table_of_values(
-        values, masses, found, entries, uniform, points, constants, scratch, pairs, table
-    )
-    fill_thresholds(values, keys, found, value_of, table, thresholds)
-    label_codes(codes, thresholds, labels)
-    noise, signal = _distinct_errors(values, masses, keys, found, table, thresholds)
-    return noise, signal, gap
+def _finish_code_row(row, coded, distinct, wanted, work, out):  # type: ignore[no-untyped-def]
+    """Table, labels and errors of a row of codes whose distinct values are known."""
+    table = out.tables[row]
+    points = wanted.points[min(row, len(wanted.points) - 1)]
+    thresholds = np.empty(wanted.entries - 1, np.uint32)
+    out.gap[row] = _fill_table(distinct, wanted, points, work, table)
+    fill_thresholds(distinct, coded.value_of, table, thresholds)
+    label_codes(coded.codes[row], thresholds, out.labels[row])
+    out.noise[row], out.signal[row] = _distinct_errors(distinct, table, thresholds)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_code_rows(  # type: ignore[no-untyped-def]
-    codes, value_of, constants, entries, uniform, points, tables, labels, noise, signal, gap
-):
-    """Rows of 16-bit codes uint16[rows, n]; the rest as for ``cluster_rows``."""
-    rows, n = codes.shape
-    most = min(n, 1 << 16)
-    keys = np.empty(most, np.uint16)
-    values = np.empty(most)
-    masses = np.empty(most)
-    spare = np.empty(most, np.uint16)
-    spare2 = np.empty(most, np.uint16)
-    scratch = _make_scratch(most)
-    pairs = np.empty((points.shape[1], points.shape[1]))
-    thresholds = np.empty(entries - 1, np.uint32)
+def cluster_code_rows(coded, wanted, out):  # type: ignore[no-untyped-def]
+    """Rows of 16-bit codes; of a row that is not finite only the noise is written, as NaN."""
+    rows, n = coded.codes.shape
+    work = _make_work(min(n, 1 << 16), wanted)
+    spare = np.empty((2, n), np.uint16)
     for row in range(rows):
-        found = distinct_of_codes(codes[row], value_of, keys, values, masses, spare, spare2)
-        if found < 0:
-            noise[row] = np.nan
+        count = distinct_of_codes(coded.codes[row], coded.value_of, work.distinct, spare)
+        if count < 0:
+            out.noise[row] = np.nan
             continue
-        noise[row], signal[row], gap[row] = _finish_code_row(
-            codes[row],
-            value_of,
-            keys,
-            values,
-            masses,
-            found,
-            entries,
-            uniform,
-            points[min(row, len(points) - 1)],
-            constants,
-            scratch,
-            pairs,
-            tables[row],
-            labels[row],
-            thresholds,
-        )
+        _finish_code_row(row, coded, first_of(work.distinct, count), wanted, work, out)
 
 
 @njit(cache=True, nogil=True)
-def _find_keys(values, found, value_of, keys):  # type: ignore[no-untyped-def]
-    """The lowest key of each of ``found`` ascending values."""
+def _find_keys(distinct, value_of):  # type: ignore[no-untyped-def]
+    """Write the lowest key of each distinct value."""
     key = 0
-    for u in range(found):
-        while value_of[key] != values[u]:  # NaN is not equal either
+    for u in range(distinct.values.size):
+        while value_of[key] != distinct.values[u]:  # NaN is not equal either
             key += 1
-        keys[u] = key
+        distinct.keys[u] = key
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
-    codes, importance, value_of, constants, entries, points, tables, labels, noise, signal, gap
-):
-    """The same with importance float64[rows, n], for long rows."""
+def cluster_weighted_code_rows(coded, importance, wanted, out):  # type: ignore[no-untyped-def]
+    """Rows of 16-bit codes with importance float64[rows, n]: added up by key, so for long rows."""
+    codes, value_of = coded
     by_key = np.empty(1 << 16)
-    keys = np.empty(1 << 16, np.uint16)
-    values = np.empty(1 << 16)
-    masses = np.empty(1 << 16)
-    scratch = _make_scratch(1 << 16)
-    pairs = np.empty((points.shape[1], points.shape[1]))
-    thresholds = np.empty(entries - 1, np.uint32)
+    work = _make_work(1 << 16, wanted)
     for row in range(codes.shape[0]):
         weigh_keys(codes[row], importance[row], by_key)
         if by_key.max() == 0.0:
@@ -198,76 +210,74 @@ def cluster_weighted_code_rows(  # type: ignore[no-untyped-def]
             negligible += by_key[key]
         by_key *= power_of_two(negligible)
         negligible *= power_of_two(negligible) * NEGLIGIBLE
-        found = 0
+        count = 0
         for key in range(1 << 16):
             if by_key[key] > 0.0:
-                found = join_value(found, value_of[key], by_key[key], negligible, values, masses)
-        _find_keys(values, found, value_of, keys)
-        noise[row], signal[row], gap[row] = _finish_code_row(
-            codes[row],
-            value_of,
-            keys,
-            values,
-            masses,
-            found,
-            entries,
-            False,
-            points[min(row, len(points) - 1)],
-            constants,
-            scratch,
-            pairs,
-            tables[row],
-            labels[row],
-            thresholds,
-        )
+                count = join_value(count, value_of[key], by_key[key], negligible, work.distinct)
+        distinct = first_of(work.distinct, count)
+        _find_keys(distinct, value_of)
+        _finish_code_row(row, coded, distinct, wanted, work, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_float_rows(  # type: ignore[no-untyped-def]
-    rows, ordered, importance, constants, entries, points, tables, labels, noise, signal, gap
-):
-    """Rows of floats [rows, n]; ``ordered``, ``importance``: each row sorted, for 1 [rows, 0]."""
-    count, n = rows.shape
-    values = np.empty(n)
-    masses = np.empty(n)
-    scratch = _make_scratch(n)
-    pairs = np.empty((points.shape[1], points.shape[1]))
-    middles = np.empty(entries - 1)
-    for row in range(count):
-        found = collapse_sorted(ordered[row], importance[row], values, masses)
-        if found == 0:
-            found = collapse_sorted(ordered[row], importance[row][:0], values, masses)
-        table = tables[row]
-        allowed = points[min(row, len(points) - 1)]
+def cluster_float_rows(rows, ordered, wanted, out):  # type: ignore[no-untyped-def]
+    """Rows of floats [rows, n], and the same with each row sorted.
+
+    1. Distinct values with their importance; 1 each where none has any.
+    2. Where squares would leave the range of float64, values and masses times powers of two.
+    3. The table, and the error of the distinct values, back in the units of the row.
+    4. The label of each value.
+    """
+    row_count, n = rows.shape
+    work = _make_work(n, wanted)
+    middles = np.empty(wanted.entries - 1)
+    for row in range(row_count):
+        # 1
+        values, importance = ordered.values[row], ordered.importance[row]
+        count = collapse_sorted(values, importance, work.distinct)
+        if count == 0:
+            count = collapse_sorted(values, importance[:0], work.distinct)
+        # 2
+        distinct = first_of(work.distinct, count)
+        points = wanted.points[min(row, len(wanted.points) - 1)]
         factor = 1.0
-        if found > entries:
-            factor = power_of_two(max(-values[0], values[found - 1]))
+        if count > wanted.entries:
+            factor = power_of_two(max(-distinct.values[0], distinct.values[count - 1]))
         if factor != 1.0:
-            found = _rescale(values, masses, found, factor)
-            allowed = allowed * factor
-        rarity = power_of_two(masses[:found].sum())
+            distinct = first_of(distinct, _rescale(distinct, factor))
+            points = points * factor
+        rarity = power_of_two(distinct.masses.sum())
         if rarity != 1.0:
-            masses[:found] *= rarity
-        excess = _table_of_values(
-            values, masses, found, entries, False, allowed, constants, scratch, pairs, table
-        )
+            distinct.masses[:] *= rarity
+        # 3
+        table = out.tables[row]
+        excess = _fill_table(distinct, wanted, points, work, table)
         fill_middles(table, middles)
-        label = 0
-        error = 0.0
-        power = 0.0
-        for u in range(found):
-            while label < entries - 1 and middles[label] < values[u]:
-                label += 1
-            miss = values[u] - table[label]
-            error += masses[u] * miss * miss
-            power += masses[u] * values[u] * values[u]
-        noise[row] = error / rarity / factor / factor
-        signal[row] = power / rarity / factor / factor
-        gap[row] = excess / rarity / factor / factor
+        noise, signal = _errors_by_middles(distinct, table, middles)
+        out.noise[row] = noise / rarity / factor / factor
+        out.signal[row] = signal / rarity / factor / factor
+        out.gap[row] = excess / rarity / factor / factor
         if factor != 1.0:
             table /= factor
             fill_middles(table, middles)
-        label_floats(rows[row], middles, labels[row])
+        # 4
+        label_floats(rows[row], middles, out.labels[row])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _errors_by_middles(distinct, table, middles):  # type: ignore[no-untyped-def]
+    """Summed squares of error and of value over distinct values."""
+    values, masses, _ = distinct
+    noise = 0.0
+    signal = 0.0
+    label = 0
+    for u in range(values.size):
+        while label < middles.size and middles[label] < values[u]:
+            label += 1
+        miss = values[u] - table[label]
+        noise += masses[u] * miss * miss
+        signal += masses[u] * values[u] * values[u]
+    return noise, signal
 
 
 RANGE = 2.0**400
@@ -287,10 +297,11 @@ def power_of_two(largest):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _rescale(values, masses, found, factor):  # type: ignore[no-untyped-def]
+def _rescale(distinct, factor):  # type: ignore[no-untyped-def]
     """Multiply ascending values, and join those that become equal; returns how many are left."""
+    values, masses, _ = distinct
     kept = 0
-    for u in range(found):
+    for u in range(values.size):
         value = values[u] * factor
         if kept and values[kept - 1] == value:
             masses[kept - 1] += masses[u]

@@ -2,10 +2,11 @@
 
 In one dimension, clusters are segments of the sorted values. With ``n`` values ``x`` (ascending)
 and importances ``h`` (positive), ``sums`` is a float64 array of shape ``[3, n + 1]`` whose rows are
-running sums of ``h``, ``h * (x - origin)`` and ``h * (x - origin)**2``. The squared error of the
-segment ``[i, j)`` about its own mean is then ``S2 - S1**2 / S0``, with ``S`` the difference of two
-columns. The origin is the median of the values, and sums run from there to either side (negative to
-the left): so the difference hardly cancels, and an outlier's square is in no sum but its own.
+running sums of ``h``, ``h * (x - origin)`` and ``h * (x - origin)**2`` (:class:`Prefix`). The
+squared error of the segment ``[i, j)`` about its own mean is then ``S2 - S1**2 / S0``, with ``S``
+the difference of two columns. The origin is the median of the values, and sums run from there to
+either side (negative to the left): so the difference hardly cancels, and an outlier's square is in
+no sum but its own.
 
 Nothing here rounds differently from one machine to the next: plain float64 operations in a fixed
 order, no fused or reordered sums.
@@ -13,12 +14,57 @@ order, no fused or reordered sums.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 from numba import njit
+
+
+class Prefix(NamedTuple):
+    """Prefix sums of ``n`` values.
+
+    sums: float64[3, >= n + 1], of importance, moment and second moment about ``origin``; a segment
+    ``[i, j)`` has the mean ``origin + (sums[1, j] - sums[1, i]) / (sums[0, j] - sums[0, i])``.
+    """
+
+    sums: npt.NDArray[np.float64]
+    origin: float
+    n: int
+
+
+class Scratch(NamedTuple):
+    """Arrays of ``n + 1`` elements or more, in which segmentations of ``n`` values are found.
+
+    bounds: int64, of the segmentation at hand; cost: float64, of the best path to each position;
+    start: int32, the last position before each on that path; offset (float64), queue and since
+    (int32): of :func:`penalised_paths` alone.
+    """
+
+    bounds: npt.NDArray[np.int64]
+    cost: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+    start: npt.NDArray[np.int32]
+    queue: npt.NDArray[np.int32]
+    since: npt.NDArray[np.int32]
+
+
+@njit(cache=True, nogil=True)
+def make_scratch(n):  # type: ignore[no-untyped-def]
+    """A :class:`Scratch` for ``n`` values or fewer; nothing in it is written yet."""
+    return Scratch(
+        np.empty(n + 1, np.int64),
+        np.empty(n + 1),
+        np.empty(n + 1),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.int32),
+    )
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fill_sums(values, importance, sums):  # type: ignore[no-untyped-def]
-    """Write the prefix sums of ``n`` values into ``sums[:, : n + 1]``; returns their origin.
+    """Write the prefix sums of ``n`` values into ``sums[:, : n + 1]``: their :class:`Prefix`.
 
     values, importance: float64[n]; importance is positive.
     """
@@ -50,7 +96,7 @@ def fill_sums(values, importance, sums):  # type: ignore[no-untyped-def]
         sums[0, i] = s0
         sums[1, i] = s1
         sums[2, i] = s2
-    return origin
+    return Prefix(sums, origin, n)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -86,20 +132,28 @@ def _later_start_wins(sums, offset, later, earlier, end):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # type: ignore[no-untyped-def]
+def penalised_paths(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
     """Cheapest segmentations of every prefix when each segment costs ``penalty`` on top.
 
-    ``cost[j] = min over i < j of cost[i] + segment_cost(i, j) + penalty``, ``start[j]`` the ``i``
-    that attains it. Costs of segments are concave Monge, so a start that has been overtaken by a
-    later one stays behind, and the starts that are still to win form a queue: ``queue`` holds them,
+    In ``scratch``, ``cost[j] = min over i < j of cost[i] + segment_cost(i, j) + penalty``, and
+    ``start[j]`` is the ``i`` that attains it.
+
+    Costs of segments are concave Monge, so a start that has been overtaken by a later one stays
+    behind, and the starts that are still to win form a queue: ``queue`` holds them,
     ``since`` the end from which on each wins. A new start enters at the back, after the starts
     that it beats at once have left; where it begins to win is found by galloping from where the
     last one began, usually a step or two away. Amortised time per value is constant in practice.
 
-    Gronlund et al. 2017, arXiv 1701.07204; Galil and Park 1990 for the queue.
+    Gronlund et al. 2017, arXiv 1701.07204; Galil and Park 1990 for the queue. For each end ``j``:
 
-    cost, offset: float64[n + 1]; start, queue, since: int32[n + 1]; all are outputs or scratch.
+    1. starts that do not win any more leave at the front, and the first one left is the best;
+    2. starts at the back that ``j`` beats from where they would begin to win leave;
+    3. gallop to an end at which ``j`` beats the last start left, and halve the way back.
+
+    ``bounds`` of the scratch is not touched.
     """
+    sums, n = prefix.sums, prefix.n
+    _, cost, offset, start, queue, since = scratch
     cost[0] = 0.0
     offset[0] = -sums[2, 0]
     head = 0
@@ -107,6 +161,7 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # typ
     queue[0] = 0
     since[0] = 1
     for j in range(1, n + 1):
+        # 1
         while head < tail and since[head + 1] <= j:
             head += 1
         i = queue[head]
@@ -117,6 +172,7 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # typ
         if j == n:
             break
 
+        # 2
         begin = j + 1
         while tail >= head:
             begin = max(since[tail], j + 1)
@@ -129,6 +185,7 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # typ
             since[tail] = j + 1
             continue
 
+        # 3
         rival = queue[tail]
         step = 1
         loses = begin
@@ -150,6 +207,18 @@ def penalised_paths(sums, n, penalty, cost, offset, start, queue, since):  # typ
         tail += 1
         queue[tail] = j
         since[tail] = wins
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def suffix_costs(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
+    """Costs of the cheapest segmentations of every suffix, by its length: float64[n + 1].
+
+    As :func:`penalised_paths`, whose results in ``scratch`` are overwritten.
+    """
+    mirrored = np.empty((3, prefix.n + 1))
+    mirror_sums(prefix.sums, prefix.n, mirrored)
+    penalised_paths(Prefix(mirrored, prefix.origin, prefix.n), penalty, scratch)
+    return scratch.cost[: prefix.n + 1].copy()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -3,22 +3,32 @@
 Rounding the optimal means costs a little, and the segmentation that was best before rounding need
 not be best after it. With ``r(m)`` the storable number nearest to a segment's mean ``m``, a segment
 costs ``cost + mass * (m - r(m))**2``, and the best table of storable numbers is the cheapest
-segmentation under that cost. It is not Monge, so no fast programme solves it outright, but it is
-never below the plain cost. The plain problem, solved forwards and backwards under a penalty, gives
-a lower bound for every solution that has a bound at position ``i``:
+segmentation under that cost. It is not Monge, so no fast dynamic program solves it outright, but
+it is never below the plain cost. The plain problem, solved forwards and backwards under a penalty,
+gives a lower bound for every solution that has a bound at position ``i``:
 
     forward(i) + backward(i) - penalty * k
 
 Positions where this exceeds the cost of a stored solution in hand cannot be a bound of a better
-one. A few positions around each bound are left, and a programme over those finishes.
+one. A few positions around each bound are left, and a dynamic program over those finishes.
+
+What that gains (:func:`refine_for_storage`, beyond :func:`settle`) was measured on 14 kinds of
+values (bells, heavy tails, offsets, lattices, ties) in float16, bfloat16 and float32 with 2 to 256
+centres. Up to 256 distinct values, some 40,000 cases: the error falls by 9e-4 of it on average, by
+more than a thousandth in 1.7 % of the cases and by up to 36 %, most where values lie close together
+far from zero. Beyond 256, some 1,900 cases: 1e-5 on average, 1e-4 in the 99th percentile, 0.6 % at
+most. In 98 % of the cases the result is proven the best.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from mlopt.palette.scalar.segments import mirror_sums, penalised_paths, segment_cost, total_cost
+from mlopt.palette.scalar.segments import segment_cost, suffix_costs, total_cost
 
 # Significant bits, exponent of the smallest normal number, exponent of the smallest step.
 _FORMATS = {
@@ -34,9 +44,9 @@ MOST_ROUNDS = 8
 # The proof is attempted where the price of rounding, relative to the error and times k, is small:
 # then few positions survive. That is so wherever means are rounded finely against the width of
 # their clusters (up to 6 bits in float16, as a rule). Beyond, and where the proof considers more
-# segments a value, or segments and states in all, than these, the settled solution stands. Its
-# excess over the plain optimum is a thousandth or so, most of it the price of rounding that no
-# solution avoids, and is what `refine_for_storage` returns. Few values are always searched.
+# segments per value, or segments and states in all, than these, the settled solution stands. Its
+# excess over the plain optimum, most of it the price of rounding that no solution avoids, is what
+# `refine_for_storage` returns. Few values are always searched.
 PRICE_WORTH_PROVING = 0.05
 FEW_VALUES = 256
 VISITS_PER_VALUE = 150
@@ -44,22 +54,30 @@ MOST_VISITS = 1 << 25
 MOST_STATES = 1 << 24
 
 
-def rounding_constants(dtype_name: str) -> tuple[float, float, float]:
+class Rounding(NamedTuple):
     """What :func:`round_to_stored` needs to round float64 to a narrower float format.
 
-    (splitter, smallest normal, magic): Dekker's constant ``2**(53 - p) + 1`` for ``p`` significant
-    bits, and the number whose addition and subtraction rounds to the subnormal step. float64 gives
-    zeros: nothing to round.
+    splitter: Dekker's constant ``2**(53 - p) + 1`` for ``p`` significant bits, 0.0 where there is
+    nothing to round; magic: the number whose addition and subtraction rounds to the subnormal step.
     """
+
+    splitter: float
+    smallest_normal: float
+    magic: float
+
+
+def rounding_of(dtype_name: str) -> Rounding:
+    """The rounding to a float format; that of float64 leaves all as it is."""
     if dtype_name not in _FORMATS:
-        return 0.0, 0.0, 0.0
+        return Rounding(0.0, 0.0, 0.0)
     bits, normal, step = _FORMATS[dtype_name]
-    return 2.0 ** (53 - bits) + 1.0, 2.0**normal, 1.5 * 2.0 ** (52 + step)
+    return Rounding(2.0 ** (53 - bits) + 1.0, 2.0**normal, 1.5 * 2.0 ** (52 + step))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
-    """The nearest number of a narrower float format (Dekker 1971); see ``rounding_constants``."""
+def round_to_stored(number, rounding):  # type: ignore[no-untyped-def]
+    """The nearest number of a narrower float format (Dekker 1971)."""
+    splitter, smallest_normal, magic = rounding
     if splitter == 0.0:
         return number
     if abs(number) < smallest_normal:
@@ -69,32 +87,36 @@ def round_to_stored(number, splitter, smallest_normal, magic):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def stored_cost(sums, origin, i, j, splitter, smallest_normal, magic):  # type: ignore[no-untyped-def]
+def stored_cost(prefix, i, j, rounding):  # type: ignore[no-untyped-def]
     """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
+    sums = prefix.sums
     mass = sums[0, j] - sums[0, i]
     moment = sums[1, j] - sums[1, i]
     cost = sums[2, j] - sums[2, i] - moment * moment / mass
-    centre = origin + moment / mass
-    miss = centre - round_to_stored(centre, splitter, smallest_normal, magic)
+    centre = prefix.origin + moment / mass
+    miss = centre - round_to_stored(centre, rounding)
     return max(cost, 0.0) + mass * miss * miss
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def stored_table(sums, origin, bounds, k, splitter, smallest_normal, magic, table):  # type: ignore[no-untyped-def]
-    """Write the storable centre of each segment into ``table[:k]`` (float64, ascending)."""
-    for j in range(k):
+def stored_table(prefix, bounds, rounding, table):  # type: ignore[no-untyped-def]
+    """Write the storable centre of each segment into ``table`` (float64[k], ascending)."""
+    sums = prefix.sums
+    for j in range(table.size):
         mass = sums[0, bounds[j + 1]] - sums[0, bounds[j]]
         moment = sums[1, bounds[j + 1]] - sums[1, bounds[j]]
-        table[j] = round_to_stored(origin + moment / mass, splitter, smallest_normal, magic)
+        table[j] = round_to_stored(prefix.origin + moment / mass, rounding)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: ignore[no-untyped-def]
+def settle(prefix, k, rounding, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
     Less far where segments are short: a quarter of their mean length.
 
-    One programme a round over the positions near each bound; returns the stored cost reached.
+    Each round is a dynamic program over the positions near each bound: ``here[s]`` is the least
+    stored cost of the segments up to bound ``j``, at ``s - reach`` positions from where it was, and
+    ``predecessor[j, s]`` where the bound before it is then. Returns the stored cost reached.
     """
     reach = min(REACH, max(1, bounds[k] // (4 * k)))
     side = 2 * reach + 1
@@ -117,9 +139,7 @@ def settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: 
                     start = bounds[j - 1] + t - reach
                     if before[t] >= here[s] or start >= end:
                         continue
-                    candidate = before[t] + stored_cost(
-                        sums, origin, start, end, splitter, smallest_normal, magic
-                    )
+                    candidate = before[t] + stored_cost(prefix, start, end, rounding)
                     if candidate < here[s]:
                         here[s] = candidate
                         predecessor[j, s] = t
@@ -140,33 +160,60 @@ def settle(sums, origin, k, splitter, smallest_normal, magic, bounds):  # type: 
     return reached
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PLR0915 - the search of a kernel is one loop
-    sums, origin, n, k, penalty, limit, forward, backward, splitter, smallest_normal, magic, bounds
-):
-    """The cheapest stored solution of cost below ``limit``, written to ``bounds``; see the module.
+class _Ceiling(NamedTuple):
+    """What bounds the cost of a solution from below, and what it has to stay below.
 
-    Returns whether the search was completed: then no stored solution is better than ``bounds``.
-
-    ``forward`` and ``backward`` are the penalised costs of prefixes and of (mirrored) suffixes. A
-    solution with the segment ``[a, b)`` costs at least ``forward(a) + penalty + cost(a, b) +
-    backward(b)`` less ``k`` penalties, which leaves few segments to consider. Their ``a`` are found
-    by walking back from the last that ``forward`` admits, as far as ``forward(a) + cost(a, b) +
-    backward(b)`` does: an earlier start costs at least that much (two clusters cost no more than
-    their union, and ``forward(a)`` no more than what leads to it).
-
-    States are pairs (position, segments so far); ``base`` and ``pointer`` give a position's states.
+    limit: the stored cost of a solution in hand; forward, backward: float64[n + 1], costs of the
+    cheapest segmentations of prefixes, and of suffixes by their length, with ``penalty`` a segment.
     """
-    ceiling = limit + penalty * k
+
+    limit: float
+    penalty: float
+    forward: npt.NDArray[np.float64]
+    backward: npt.NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _possible_bounds(n, k, ceiling):  # type: ignore[no-untyped-def]
+    """Positions that a bound of a better solution can have, ascending, with 0 and ``n``."""
+    most = ceiling.limit + ceiling.penalty * k
     positions = np.empty(n + 1, np.int64)
     positions[0] = 0
     count = 1
     for i in range(1, n):
-        if forward[i] + backward[n - i] <= ceiling:
+        if ceiling.forward[i] + ceiling.backward[n - i] <= most:
             positions[count] = i
             count += 1
     positions[count] = n
-    count += 1
+    return positions[: count + 1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _search(prefix, k, ceiling, rounding, bounds):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
+    """The cheapest stored solution of cost below ``ceiling.limit``, written to ``bounds``.
+
+    Returns whether the search was completed: then no stored solution is better than ``bounds``.
+
+    A solution with the segment ``[a, b)`` costs at least ``forward(a) + penalty + cost(a, b) +
+    backward(b)`` less ``k`` penalties, which leaves few segments to consider. States are pairs
+    (position, segments so far): position ``p`` has the states ``pointer[p] .. pointer[p + 1]``, the
+    first of them with ``base[p]`` segments. For each position ``b`` as an end:
+
+    1. the last start that ``forward`` admits (it only grows with ``b``);
+    2. from there back to the earliest, as far as ``forward(a) + cost(a, b) + backward(b)`` admits:
+       an earlier start costs at least that much (two clusters cost no more than their union, and
+       ``forward(a)`` no more than what leads to it);
+    3. room for as many states as its starts have, one segment more;
+    4. the cheapest way to each state, over all starts that their stored cost still admits;
+    5. states whose cheapest completion exceeds the limit lead nowhere.
+
+    6. If the end is reached below the limit, the bounds on the way to it.
+    """
+    sums, n = prefix.sums, prefix.n
+    limit, penalty, forward, backward = ceiling
+    most_cost = limit + penalty * k
+    positions = _possible_bounds(n, k, ceiling)
+    count = positions.size
 
     base = np.zeros(count, np.int64)
     pointer = np.zeros(count + 1, np.int64)
@@ -180,20 +227,23 @@ def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PL
     for p in range(1, count):
         end = positions[p]
         rest = backward[n - end]
-        while latest + 1 < p and forward[positions[latest + 1]] + penalty + rest <= ceiling:
+        # 1
+        while latest + 1 < p and forward[positions[latest + 1]] + penalty + rest <= most_cost:
             latest += 1
+        # 2
         fewest = k
         most = 0
         earliest = latest + 1
         for q in range(latest, -1, -1):
             a = positions[q]
             visits += 1
-            if forward[a] + segment_cost(sums, a, end) + rest > ceiling:
+            if forward[a] + segment_cost(sums, a, end) + rest > most_cost:
                 break
             earliest = q
             if pointer[q + 1] > pointer[q]:
                 fewest = min(fewest, base[q] + 1)
                 most = max(most, base[q] + pointer[q + 1] - pointer[q])
+        # 3
         if end == n:
             fewest = k
         width = max(0, min(most, k) - fewest + 1)
@@ -202,23 +252,18 @@ def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PL
         if visits > most_visits or pointer[p + 1] > MOST_STATES:
             return False
         if pointer[p + 1] > best.size:
-            size = 2 * pointer[p + 1]
-            larger = np.empty(size)
-            larger_predecessor = np.empty(size, np.int64)
-            for state in range(pointer[p]):
-                larger[state] = best[state]
-                larger_predecessor[state] = predecessor[state]
-            best = larger
-            predecessor = larger_predecessor
+            best = _grown(best, pointer[p], 2 * pointer[p + 1])
+            predecessor = _grown(predecessor, pointer[p], 2 * pointer[p + 1])
         here = pointer[p] - fewest
         for state in range(pointer[p], pointer[p + 1]):
             best[state] = np.inf
+        # 4
         for q in range(earliest, latest + 1):
             if pointer[q + 1] == pointer[q]:
                 continue
             a = positions[q]
-            cost = stored_cost(sums, origin, a, end, splitter, smallest_normal, magic)
-            if forward[a] + penalty + cost + rest > ceiling:
+            cost = stored_cost(prefix, a, end, rounding)
+            if forward[a] + penalty + cost + rest > most_cost:
                 continue
             there = pointer[q] - base[q]
             first = max(fewest, base[q] + 1)
@@ -229,11 +274,12 @@ def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PL
                 if candidate < best[here + segments]:
                     best[here + segments] = candidate
                     predecessor[here + segments] = q
-        # a state whose cheapest completion exceeds the limit leads nowhere
+        # 5
         for segments in range(fewest, fewest + width):
             if best[here + segments] + rest - penalty * (k - segments) > limit:
                 best[here + segments] = np.inf
 
+    # 6
     if pointer[count] > pointer[count - 1] and best[pointer[count - 1]] < limit:
         p = count - 1
         for segments in range(k, 0, -1):
@@ -242,72 +288,51 @@ def _search(  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0913, PL
     return True
 
 
+@njit(cache=True, nogil=True)
+def _grown(array, used, size):  # type: ignore[no-untyped-def]
+    """A longer array that begins with the ``used`` elements of this one; the rest is unwritten."""
+    longer = np.empty(size, array.dtype)
+    for i in range(used):
+        longer[i] = array[i]
+    return longer
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def refine_for_storage(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
-    sums,
-    origin,
-    n,
-    k,
-    penalty,
-    constants,
-    bounds,
-    cost,
-    offset,
-    start,
-    queue,
-    since,
-):
+def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[no-untyped-def]
     """Turn optimal bounds into bounds that are optimal for storable centres, in place.
 
     Parameters
     ----------
-    sums, origin
-        Of the ``n`` values, see :mod:`mlopt.palette.scalar.segments`.
+    prefix
+        Of the ``n`` values.
     penalty
         Any positive penalty; the closer to the one that gives ``k`` segments, the less is searched.
-        ``cost`` has to hold the prefix costs of that penalty.
-    constants
-        ``rounding_constants`` of the table's dtype.
-    bounds
-        int64[>= k + 1]; optimal for the plain cost on entry.
-    offset, start, queue, since
-        Scratch of ``penalised_paths``.
+    rounding
+        To the table's dtype.
+    scratch
+        As :func:`mlopt.palette.scalar.kmeans1d.solve` leaves it: ``bounds`` optimal for the plain
+        cost, ``cost`` the prefix costs of ``penalty``.
 
     Returns
     -------
     gap
         How much the stored cost may be above the least, at most: 0.0 where it is proven the least.
     """
-    splitter, smallest_normal, magic = constants
-    if splitter == 0.0 or k < 2:
+    if rounding.splitter == 0.0 or k < 2:
         return 0.0
-    plain = total_cost(sums, bounds, k)
-    limit = settle(sums, origin, k, splitter, smallest_normal, magic, bounds)
+    bounds = scratch.bounds
+    plain = total_cost(prefix.sums, bounds, k)
+    limit = settle(prefix, k, rounding, bounds)
     # Nothing to gain beyond what float64 sums resolve.
     price = limit - plain
     if price <= 1e-11 * plain:
         return 0.0
-    if n > FEW_VALUES and not is_worth_proving(price, plain, k):
+    if prefix.n > FEW_VALUES and not is_worth_proving(price, plain, k):
         return price
-    mirrored = np.empty((3, n + 1))
-    mirror_sums(sums, n, mirrored)
-    backward = np.empty(n + 1)
-    penalised_paths(mirrored, n, penalty, backward, offset, start, queue, since)
-    proven = _search(
-        sums,
-        origin,
-        n,
-        k,
-        penalty,
-        limit,
-        cost,
-        backward,
-        splitter,
-        smallest_normal,
-        magic,
-        bounds,
-    )
-    return 0.0 if proven else price
+    forward = scratch.cost[: prefix.n + 1].copy()
+    backward = suffix_costs(prefix, penalty, scratch)
+    ceiling = _Ceiling(limit, penalty, forward, backward)
+    return 0.0 if _search(prefix, k, ceiling, rounding, bounds) else price
 
 
 @njit(cache=True, nogil=True)

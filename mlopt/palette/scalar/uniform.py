@@ -48,8 +48,8 @@ def uniform_table(minimum: Floats, maximum: Floats, nbits: int, dtype: npt.DType
     return np.maximum.accumulate(steps, axis=-1).astype(dtype)
 
 
-def nearest_labels(values: Floats, table: Floats) -> npt.NDArray[np.uint8]:
-    """Label each value by the nearest entry of its table.
+def uniform_labels(values: Floats, table: Floats) -> npt.NDArray[np.uint8]:
+    """Label each value by the nearest entry of its table, which is fast where steps are equal.
 
     Parameters
     ----------

@@ -57,17 +57,17 @@ def unique_tables(
             "use d = 1 for scalars"
         )
     most = 1 << max(allowed_nbits)
-    found = []
+    distinct_of = []
     for group in groups:
         distinct = _distinct(group, most)
         if distinct is None:
             return None
-        found.append(distinct)
-    nbits = padded_nbits(max(len(rows) for rows, _ in found), allowed_nbits)
+        distinct_of.append(distinct)
+    nbits = padded_nbits(max(len(rows) for rows, _ in distinct_of), allowed_nbits)
     if nbits is None:
         return None
-    tables = np.stack([padded_table(table, nbits) for table, _ in found])
-    return tables, np.stack([labels for _, labels in found])
+    tables = np.stack([padded_table(table, nbits) for table, _ in distinct_of])
+    return tables, np.stack([labels for _, labels in distinct_of])
 
 
 def _distinct(group: Floats, most: int) -> tuple[Floats, npt.NDArray[np.uint8]] | None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlopt.palette.scalar.distinct import is_coded
 from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.lattice import choose_table_of_parts
-from mlopt.palette.scalar.stored import rounding_constants
+from mlopt.palette.scalar.stored import rounding_of
 from mlopt.palette.scalar.zoom import table_by_zooming
 
 Floats = npt.NDArray[Any]
@@ -75,7 +75,7 @@ def cluster_whole(
             yield weight[span].reshape(-1), masses
 
     if points is None:
-        zoomed = table_by_zooming(parts, 1 << nbits, rounding_constants(table_dtype.name))
+        zoomed = table_by_zooming(parts, 1 << nbits, rounding_of(table_dtype.name))
         if zoomed is None:
             return None
         table = zoomed.table

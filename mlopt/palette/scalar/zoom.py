@@ -38,19 +38,21 @@ So zooming goes on only while it helps: see :func:`_is_done`, which bounds the w
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.scalar.cells import Grid, Parts, Sums, cut, extent, sums_at_positions
-from mlopt.palette.scalar.kmeans1d import scratch, solve
+from mlopt.palette.scalar.cells import Extent, Grid, Parts, Sums, cut, extent, sums_at_positions
+from mlopt.palette.scalar.kmeans1d import solve
 from mlopt.palette.scalar.near import Level, Near, Whole, near_bounds, with_ends
-from mlopt.palette.scalar.segments import total_cost
-from mlopt.palette.scalar.stored import refine_for_storage, stored_cost, stored_table
+from mlopt.palette.scalar.segments import Prefix, make_scratch, total_cost
+from mlopt.palette.scalar.stored import Rounding, refine_for_storage, stored_cost, stored_table
 
 CELLS = 1 << 16
 FEW_CELLS = 1 << 14
-"""Of the first level: fewer where there are few values and bounds, and the programme costs most."""
+"""Of the first level: fewer where there are few values and bounds, so that solving costs most."""
 FINER = 1 << 4
 FINEST = 1 << 10
 """Parts that a cell is cut into: ``FINER``, and up to ``FINEST`` where few cells are left."""
@@ -99,9 +101,7 @@ class _Left:
     most_cells: int
 
 
-def table_by_zooming(
-    parts: Parts, entries: int, constants: tuple[float, float, float]
-) -> Zoomed | None:
+def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed | None:
     """The best stored table of ``entries`` ascending centres.
 
     Parameters
@@ -110,8 +110,8 @@ def table_by_zooming(
         The values, finite, and their importance, part by part. Called several times.
     entries
         Centres, 2 or more.
-    constants
-        ``rounding_constants`` of the table's dtype.
+    rounding
+        To the table's dtype.
 
     Returns
     -------
@@ -119,8 +119,9 @@ def table_by_zooming(
     distinct values, or nearly all of them beside a few huge ones), or numbers are so large or small
     that squares leave the range of float64: sorting is the way then.
     """
-    low, high, mass, moment, count = extent(parts)
-    if not (high > low and 1.0 / RANGE < mass < RANGE):
+    seen = extent(parts)
+    low, high, count = seen.low, seen.high, seen.size
+    if not (high > low and 1.0 / RANGE < seen.mass < RANGE):
         return None
     if not 1.0 / RANGE < max(-low, high) < RANGE:
         return None
@@ -130,24 +131,17 @@ def table_by_zooming(
     if not np.isfinite(per_width):
         return None
     grid = Grid(low, per_width, size)
-    left = _zoom(parts, grid, count, 0.5 * (high - low), moment / mass, entries, constants)
+    left = _zoom(parts, grid, seen, entries, rounding)
     return None if left is None else _finish(parts, grid, left)
 
 
-def _zoom(
-    parts: Parts,
-    grid: Grid,
-    count: int,
-    reach: float,
-    mean: float,
-    entries: int,
-    constants: tuple[float, float, float],
-) -> _Left | None:
+def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Rounding) -> _Left | None:
     """The cells that are left in the end; None where they do not separate the values."""
-    width = 1.0 / grid.per_width
+    count, mean = seen.size, seen.moment / seen.mass
+    reach, width = 0.5 * (seen.high - seen.low), 1.0 / grid.per_width
     cells, counts = grid.count(parts, mean)
     edges = np.concatenate([np.zeros((3, 1)), np.cumsum(cells, axis=1)], axis=1)
-    whole = Whole(mean, edges[:, -1:].copy(), edges[0].copy(), width, reach, entries, constants)
+    whole = Whole(mean, edges[:, -1:].copy(), edges[0].copy(), width, reach, entries, rounding)
     level = Level(edges[:, :-1], edges[:, 1:], counts, np.arange(grid.size), width)
     penalty, stuck, before, most_cells, limited = 0.0, 0, count, grid.size, False
     while True:
@@ -204,22 +198,20 @@ def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
     n, k = sums.shape[1] - 1, whole.entries
     if n <= k:
         return None
-    bounds = np.empty(n + 1, np.int64)
-    space = scratch(n)
-    penalty, penalties = solve(sums, n, k, left.penalty, bounds, *space)
-    plain = total_cost(sums, bounds, k)
-    gap = refine_for_storage(sums, whole.mean, n, k, penalty, whole.constants, bounds, *space)
+    prefix, scratch, rounding = Prefix(sums, whole.mean, n), make_scratch(n), whole.rounding
+    penalty, penalties = solve(prefix, k, left.penalty, scratch)
+    plain = total_cost(sums, scratch.bounds, k)
+    gap = refine_for_storage(prefix, k, penalty, rounding, scratch)
+    bounds = scratch.bounds[: k + 1]
     if left.limited:
         # proven for the positions that are left, if at all, which need not hold the best bounds
-        ends = zip(bounds[:k].tolist(), bounds[1 : k + 1].tolist(), strict=True)
-        gap = sum(stored_cost(sums, whole.mean, i, j, *whole.constants) for i, j in ends) - plain
+        gap = sum(stored_cost(prefix, i, j, rounding) for i, j in pairwise(bounds.tolist())) - plain
     table = np.empty(k)
-    stored_table(sums, whole.mean, bounds, k, *whole.constants, table)
+    stored_table(prefix, bounds, rounding, table)
     gathered = int(level.counts.sum())
     return Zoomed(table, gap, plain, grid.passes + 1, left.most_cells, gathered, n, penalties)
 
 
 def _sorted_sums(parts: Parts, grid: Grid, level: Level, mean: float) -> Sums:
     """Prefix sums at all positions in the cells that are left."""
-    values, importance, cell = grid.gather(parts)
-    return sums_at_positions(values, importance, cell, mean, level.lower, level.upper)
+    return sums_at_positions(grid.gather(parts), mean, level.lower, level.upper)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.value.product import product
+
+
+class _Geometry(NamedTuple):
+    """How vectors lie in rows of the last axis.
+
+    across: a vector lies over ``d`` rows of the weight that are ``row_stride`` rows apart, with
+    ``vector_length`` vectors on their axis; otherwise it lies within a row. entries: of a table.
+    """
+
+    entries: int
+    across: bool
+    row_stride: int
+    vector_length: int
 
 
 def gather(
@@ -32,19 +45,16 @@ def gather(
     table, weight = np.ascontiguousarray(table).view(codes), weight.view(codes)
     *groups, entries, d = table.shape
     lengths, groups, vector = _merged_axes(indices.shape, groups, vector_axis)
-    row_stride = vector_length = 1
-    across = vector is not None and vector < len(lengths) - 1
-    if vector is not None and across:
-        row_stride, vector_length = math.prod(lengths[vector + 1 : -1]), lengths[vector]
+    geometry = _Geometry(entries, across=False, row_stride=1, vector_length=1)
+    if vector is not None and vector < len(lengths) - 1:
+        row_stride = math.prod(lengths[vector + 1 : -1])
+        geometry = _Geometry(entries, True, row_stride, lengths[vector])
     _gather_rows(
         table.reshape(-1, d),
         indices.reshape(-1, groups[-1], lengths[-1] // groups[-1]),
         weight.reshape(-1),
         _first_entry_of_row(lengths, groups, entries),
-        entries,
-        row_stride,
-        vector_length,
-        across,
+        geometry,
     )
 
 
@@ -94,16 +104,13 @@ def _first_entry_of_row(
 
 
 @njit(cache=True, nogil=True)
-def _gather_rows(  # type: ignore[no-untyped-def]
-    table, indices, weight, first, entries, row_stride, vector_length, across
-):
+def _gather_rows(table, indices, weight, first, geometry):  # type: ignore[no-untyped-def]
     """Gather row by row.
 
     table [G * entries, d]; indices [R, g, m]: rows, groups in a row, positions in a group;
-    weight [R * g * m * d]; first int64[R]. ``across``: a vector lies over ``d`` rows of the weight
-    that are ``row_stride`` rows apart, with ``vector_length`` vectors on their axis; otherwise it
-    lies within a row.
+    weight [R * g * m * d]; first int64[R].
     """
+    entries, across, row_stride, vector_length = geometry
     d = table.shape[1]
     rows, row_groups, m = indices.shape
     length = row_groups * m

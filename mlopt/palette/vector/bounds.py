@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from mlopt.palette.vector.distances import STRIP, distances, keep_two, shared_distances
+from mlopt.palette.vector.distances import STRIP, Strip, distances, keep_two, shared_distances
 
 _TIERS = 4
 """Parts of a cluster by distance from its centre."""
@@ -17,11 +20,49 @@ _LANES = 32
 """Strips are filled up to a multiple of this, as loops over the rest of a few are slow."""
 
 
+class Points(NamedTuple):
+    """Vectors that are assigned.
+
+    columns: [d, m], float32 or float64; weights: float64 [m, 1], or [m, d] where ``by_element``, or
+    [0, 0] for 1.
+    """
+
+    columns: npt.NDArray[Any]
+    weights: npt.NDArray[np.float64]
+    by_element: bool
+
+
+class Known(NamedTuple):
+    """What is known of each vector: its label uint8[m]; bounds on distances [m].
+
+    upper: on that to the centre of its label; lower: on those to all others.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    upper: npt.NDArray[Any]
+    lower: npt.NDArray[Any]
+
+
+class Moves(NamedTuple):
+    """What a move of all centres does to the bounds of the vectors of each cluster.
+
+    own: how far its centre moved; half_gap: half the distance to the nearest other; near: the
+    largest move among the centres near to it; far: the least distance to one of the others. Near
+    are ``members[starts[a] : starts[a + 1]]``, at the distances ``gaps``.
+    """
+
+    starts: npt.NDArray[np.int64]
+    members: npt.NDArray[np.int16]
+    gaps: npt.NDArray[Any]
+    half_gap: npt.NDArray[Any]
+    own: npt.NDArray[Any]
+    near: npt.NDArray[Any]
+    far: npt.NDArray[Any]
+
+
 @njit(cache=True, nogil=True)
-def near_centers(  # type: ignore[no-untyped-def]
-    before, after, reach, contraction, half_gap, own, near, far, starts, members, gaps
-):
-    """For each centre the others that may be nearest to a vector of its cluster, ascending.
+def near_centers(before, after, reach, contraction, moves):  # type: ignore[no-untyped-def]
+    """Fill ``moves``: for each centre the others that may be nearest to a vector of its cluster.
 
     For a vector of cluster a at distance u <= r of its centre, with a centre c at distance g of
     that: d(x, c) >= g - u, which is more than u where g > 2 r. ``far`` is the least g of such c,
@@ -29,6 +70,7 @@ def near_centers(  # type: ignore[no-untyped-def]
     shrink by up to ``contraction``.) Margins of 1e-5 cover all roundings of float32; those of
     1e-13, float64.
     """
+    starts, members, gaps, half_gap, own, near, far = moves
     k, d = after.shape
     margin = 1e-5 if after.itemsize == 4 else 1e-13
     up, down = 1.0 + margin, 1.0 - margin
@@ -79,90 +121,82 @@ def _share(weights, i, j):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def reassign(  # type: ignore[no-untyped-def]  # noqa: PLR0913 - a kernel writes to arrays of its caller
-    columns,
-    weights,
-    by_element,
-    table,
-    starts,
-    members,
-    gaps,
-    half_gap,
-    own,
-    near,
-    far,
-    labels,
-    upper,
-    lower,
-    exact,
-    reach,
-):
+def reassign(points, table, moves, known, exact):  # type: ignore[no-untyped-def]
     """Move the bounds, and find the nearest centre of vectors whose bounds fail.
 
-    Returns the number of distances computed; ``reach`` [k] becomes the largest upper bound of each
-    cluster.
+    1. Bounds move; those that fail are tightened by the distance to the own centre.
+    2. Vectors whose bounds still fail, strip by strip of one cluster: only the centres near to it
+       that are not too far from all of the strip are compared.
+    3. The strip is copied, with zeros up to a multiple of :data:`_LANES`.
+    4. The two smallest distances, the label of the first; with ``exact`` ties are settled.
+    5. New labels and bounds.
+
+    Returns the number of distances computed, and the largest upper bound of each cluster, [k].
     """
+    columns, weights, by_element = points
     d, m = columns.shape
-    k = table.shape[0]
+    reach = np.zeros(table.shape[0], columns.dtype)
     failed = np.empty(m, np.int32)
-    count = _loosen(labels, upper, lower, half_gap, own, near, far, failed)
-    evaluations = count
-    count = _tighten(
-        columns, weights, by_element, table, labels, upper, lower, half_gap, failed, count
+    # 1
+    evaluations = _loosen(known, moves, failed)
+    count = _tighten(points, table, known, moves.half_gap, failed[:evaluations])
+    ends, order = _sorted_by_cluster(known.labels, known.upper, reach, failed[:count])
+    strip = Strip(
+        np.empty((d, STRIP), columns.dtype),
+        np.empty((d if by_element else 0, STRIP), columns.dtype),
+        np.empty(STRIP, columns.dtype),
+        np.empty(STRIP, columns.dtype),
+        np.empty(STRIP, columns.dtype),
+        np.empty(STRIP, np.int32),
     )
-    ends, order = _sorted_by_cluster(labels, upper, reach, failed[:count])
-    buffer = np.empty((d, STRIP), columns.dtype)
-    shares = np.empty((d if by_element else 0, STRIP), columns.dtype)
-    trial = np.empty(STRIP, columns.dtype)
-    best = np.empty(STRIP, columns.dtype)
-    second = np.empty(STRIP, columns.dtype)
-    label = np.empty(STRIP, np.int32)
-    compared = np.empty(k, np.int16)
+    compared = np.empty(table.shape[0], np.int16)
     for part in range(ends.size - 1):
         a = part // _TIERS
         for begin in range(ends[part], ends[part + 1], STRIP):
             rows = order[begin : min(begin + STRIP, ends[part + 1])]
             size = rows.size
             filled = (size + _LANES - 1) // _LANES * _LANES
+            # 2
             reached = columns.dtype.type(0)
             for i in range(size):
-                reached = max(reached, upper[rows[i]])
-            reached = reached + reached + half_gap[a] + half_gap[a]
-            beyond = far[a]
+                reached = max(reached, known.upper[rows[i]])
+            reached = reached + reached + moves.half_gap[a] + moves.half_gap[a]
+            beyond = moves.far[a]
             some = 0
-            for q in range(starts[a], starts[a + 1]):
-                if gaps[q] > reached:
-                    beyond = min(beyond, gaps[q])
+            for q in range(moves.starts[a], moves.starts[a + 1]):
+                if moves.gaps[q] > reached:
+                    beyond = min(beyond, moves.gaps[q])
                 else:
-                    compared[some] = members[q]
+                    compared[some] = moves.members[q]
                     some += 1
+            # 3
             for j in range(d):
                 for i in range(size):
-                    buffer[j, i] = columns[j, rows[i]]
+                    strip.columns[j, i] = columns[j, rows[i]]
                     if by_element:
-                        shares[j, i] = _share(weights, rows[i], j)
-                buffer[j, size:filled] = 0
-            best[:filled] = np.inf
-            second[:filled] = np.inf
-            label[:filled] = a
+                        strip.shares[j, i] = _share(weights, rows[i], j)
+                strip.columns[j, size:filled] = 0
+            strip.best[:filled] = np.inf
+            strip.second[:filled] = np.inf
+            strip.label[:filled] = a
+            # 4
             for q in range(some):
                 c = compared[q]
                 if by_element:
-                    shared_distances(buffer, shares, filled, table[c], trial)
+                    shared_distances(strip.columns, strip.shares, filled, table[c], strip.trial)
                 else:
-                    distances(buffer, 0, filled, table[c], trial)
-                keep_two(trial, filled, c, best, second, label)
+                    distances(strip.columns, 0, filled, table[c], strip.trial)
+                keep_two(strip, filled, c)
             evaluations += size * some
             if exact:
-                _settle_ties(
-                    buffer, weights, by_element, rows, table, compared[:some], best, second, label
-                )
-            _store(rows, best, second, label, beyond, labels, upper, lower)
+                _settle_ties(strip, points, rows, table, compared[:some])
+            # 5
+            _store(strip, rows, beyond, known)
     reach[:] = 0
     for i in range(m):
-        a = labels[i]
-        reach[a] = max(reach[a], upper[i])
-    return evaluations
+        a = known.labels[i]
+        reach[a] = max(reach[a], known.upper[i])
+    return evaluations, reach
 
 
 @njit(cache=True, nogil=True)
@@ -198,8 +232,10 @@ def _sorted_by_cluster(labels, upper, reach, failed):  # type: ignore[no-untyped
 
 
 @njit(cache=True, nogil=True)
-def _loosen(labels, upper, lower, half_gap, own, near, far, failed):  # type: ignore[no-untyped-def]
+def _loosen(known, moves, failed):  # type: ignore[no-untyped-def]
     """Move all bounds; the rows whose bounds overlap into ``failed``, how many is returned."""
+    labels, upper, lower = known
+    _, _, _, half_gap, own, near, far = moves
     one = upper.dtype.type(1)
     margin = upper.dtype.type(1e-6 if upper.itemsize == 4 else 1e-14)
     up, down = one + margin, one - margin
@@ -217,13 +253,16 @@ def _loosen(labels, upper, lower, half_gap, own, near, far, failed):  # type: ig
 
 
 @njit(cache=True, nogil=True)
-def _tighten(  # type: ignore[no-untyped-def]
-    columns, weights, by_element, table, labels, upper, lower, half_gap, failed, count
-):
-    """Compute the distance to the own centre, and keep the rows whose bounds still overlap."""
+def _tighten(points, table, known, half_gap, failed):  # type: ignore[no-untyped-def]
+    """Compute the distance to the own centre, and keep the rows whose bounds still overlap.
+
+    They become the first of ``failed``; how many is returned.
+    """
+    columns, weights, by_element = points
+    labels, upper, lower = known
     up = columns.dtype.type(1.00001 if columns.itemsize == 4 else 1.0 + 1e-13)
     left = 0
-    for f in range(count):
+    for f in range(failed.size):
         i = failed[f]
         a = labels[i]
         total = columns.dtype.type(0)
@@ -243,8 +282,10 @@ def _tighten(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _store(rows, best, second, label, far, labels, upper, lower):  # type: ignore[no-untyped-def]
+def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
     """Labels and bounds of vectors just compared with the centres near to theirs."""
+    labels, upper, lower = known
+    _, _, _, best, second, label = strip
     one = best.dtype.type(1)
     margin = best.dtype.type(1e-5 if best.itemsize == 4 else 1e-13)
     for i in range(rows.size):
@@ -258,17 +299,17 @@ def _store(rows, best, second, label, far, labels, upper, lower):  # type: ignor
 
 
 @njit(cache=True, nogil=True)
-def _settle_ties(  # type: ignore[no-untyped-def]
-    buffer, weights, by_element, rows, table, near_ones, best, second, label
-):
+def _settle_ties(strip, points, rows, table, compared):  # type: ignore[no-untyped-def]
     """Where two distances are equal but for roundings: the first of the nearest in float64."""
+    buffer, _, _, best, second, label = strip
+    _, weights, by_element = points
     d = buffer.shape[0]
     margin = 4.0 * (d + 4) * (1.2e-7 if buffer.itemsize == 4 else 2.3e-16)
     for i in range(rows.size):
         if np.float64(second[i]) > np.float64(best[i]) * (1.0 + margin):
             continue
         least = np.inf
-        for c in near_ones:
+        for c in compared:
             total = 0.0
             for j in range(d):
                 e = np.float64(buffer[j, i]) - np.float64(table[c, j])
@@ -279,8 +320,9 @@ def _settle_ties(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def add_up(columns, weights, labels, sums, masses):  # type: ignore[no-untyped-def]
+def add_up(points, labels, sums, masses):  # type: ignore[no-untyped-def]
     """Add vectors to ``sums`` [k, d] and their weights to ``masses`` [k, 1 or d]."""
+    columns, weights, _ = points
     d, m = columns.shape
     if weights.shape[1] == 0:
         for i in range(m):
@@ -300,8 +342,9 @@ def add_up(columns, weights, labels, sums, masses):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def weighted_cost(columns, weights, labels, table):  # type: ignore[no-untyped-def]
+def weighted_cost(points, labels, table):  # type: ignore[no-untyped-def]
     """The weighted squared error, and the largest share of one vector with its row."""
+    columns, weights, _ = points
     d, m = columns.shape
     cost, most, row = 0.0, -1.0, 0
     width = weights.shape[1]

@@ -6,7 +6,10 @@ so that they run in SIMD registers; the order of every sum is written here, no f
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 STRIP = 256
@@ -68,12 +71,29 @@ def shared_distances(columns, shares, m, center, out):  # type: ignore[no-untype
             out[i] += h[i] * a * a
 
 
+class Strip(NamedTuple):
+    """Up to :data:`STRIP` vectors together, while all centres pass by.
+
+    columns: [d, STRIP], the vectors; shares: the same, weights of their elements, or of no rows;
+    trial: distances [STRIP] to one centre; best, second, label: the two smallest so far, and the
+    centre (int32) of the first of the smallest.
+    """
+
+    columns: npt.NDArray[Any]
+    shares: npt.NDArray[Any]
+    trial: npt.NDArray[Any]
+    best: npt.NDArray[Any]
+    second: npt.NDArray[Any]
+    label: npt.NDArray[np.int32]
+
+
 @njit(cache=True, nogil=True)
-def keep_two(trial, m, center, best, second, label):  # type: ignore[no-untyped-def]
-    """Take distances to ``center`` in: the two smallest so far and the first of the smallest.
+def keep_two(strip, m, center):  # type: ignore[no-untyped-def]
+    """Take the distances of ``m`` vectors to ``center`` in.
 
     Two loops that compilers turn into SIMD instructions, which they do not with one.
     """
+    _, _, trial, best, second, label = strip
     this = np.int32(center)
     for i in range(m):
         second[i] = np.minimum(second[i], np.maximum(best[i], trial[i]))

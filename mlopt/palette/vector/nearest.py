@@ -27,7 +27,15 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.vector.bounds import add_up, near_centers, reassign, weighted_cost
+from mlopt.palette.vector.bounds import (
+    Known,
+    Moves,
+    Points,
+    add_up,
+    near_centers,
+    reassign,
+    weighted_cost,
+)
 from mlopt.palette.vector.points import scaled_columns
 
 Floats = npt.NDArray[Any]
@@ -46,22 +54,20 @@ def slices(n: int) -> Iterator[slice]:
 
 @attrs.frozen(eq=False)
 class _Block:
-    """Some vectors [d, m] with what is known of each: label uint8[m], bounds on distances [m]."""
+    """Some of the vectors, with what is known of each."""
 
-    columns: Floats
-    weights: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.uint8]
-    upper: Floats
-    lower: Floats
+    points: Points
+    known: Known
 
 
-def _made(columns: Floats, weights: npt.NDArray[np.float64], by_element: bool) -> _Block:
-    m = columns.shape[1]
-    upper = np.full(m, np.inf, columns.dtype)
-    if by_element:
+def _made(points: Points) -> _Block:
+    """A block of which nothing is known yet."""
+    dtype, m = points.columns.dtype, points.columns.shape[1]
+    upper = np.full(m, np.inf, dtype)
+    if points.by_element:
         # What weighs nothing is as near to each centre as to any other, for ever.
-        upper[~weights.any(axis=1)] = -np.inf
-    return _Block(columns, weights, np.zeros(m, np.uint8), upper, np.zeros(m, columns.dtype))
+        upper[~points.weights.any(axis=1)] = -np.inf
+    return _Block(points, Known(np.zeros(m, np.uint8), upper, np.zeros(m, dtype)))
 
 
 class Nearest:
@@ -103,18 +109,18 @@ class Nearest:
             if weights is not None:
                 heavy = np.ascontiguousarray(weights[part]).reshape(part.stop - part.start, -1)
                 heavy.flags.writeable = False  # kernels are compiled for these alone
-            return _made(scaled_columns(points[part], exponent), heavy, self.by_element)
+            return _made(Points(scaled_columns(points[part], exponent), heavy, self.by_element))
 
         self._blocks = [block(part) for part in slices(len(points))]
         least = 1.0
         if self.by_element:
-            least = min(_least_share(block.weights) for block in self._blocks)
+            least = min(_least_share(block.points.weights) for block in self._blocks)
         self._contraction = float(np.sqrt(least))
 
     @property
     def labels(self) -> npt.NDArray[np.uint8]:
         """uint8[n]."""
-        return np.concatenate([block.labels for block in self._blocks])
+        return np.concatenate([block.known.labels for block in self._blocks])
 
     def assign(
         self, centers: npt.NDArray[np.float64], *, exact: bool = False
@@ -135,27 +141,15 @@ class Nearest:
         sums, masses
             float64[k, d] and float64[k, 1] (with importance of elements [k, d]).
         """
-        table = centers.astype(self._blocks[0].columns.dtype)
+        table = centers.astype(self._blocks[0].points.columns.dtype)
         moves = self._moves(table)
         k, d = table.shape
 
         def one(block: _Block) -> Any:
             sums = np.zeros((k, d))
             masses = np.zeros((k, d if self.by_element else 1))
-            reach = np.zeros(k, table.dtype)
-            count = reassign(
-                block.columns,
-                block.weights,
-                self.by_element,
-                table,
-                *moves,
-                block.labels,
-                block.upper,
-                block.lower,
-                exact,
-                reach,
-            )
-            add_up(block.columns, block.weights, block.labels, sums, masses)
+            count, reach = reassign(block.points, table, moves, block.known, exact)
+            add_up(block.points, block.known.labels, sums, masses)
             return sums, masses, reach, count
 
         sums, masses = np.zeros((k, d)), np.zeros((k, d if self.by_element else 1))
@@ -172,8 +166,8 @@ class Nearest:
         """``sum_i weights[i] * |point - center|**2`` with the labels and centres of last time."""
         assert self._table is not None
         return sum(
-            float(weighted_cost(b.columns, b.weights, b.labels, self._table)[0])
-            for b in self._blocks
+            float(weighted_cost(block.points, block.known.labels, self._table)[0])
+            for block in self._blocks
         )
 
     def farthest(self, count: int) -> npt.NDArray[np.float64]:
@@ -184,46 +178,39 @@ class Nearest:
         assert self._table is not None
         if count == 0:
             return np.empty((0, self._table.shape[1]))
-        found = []
+        expensive = []
         for block in self._blocks:
-            _, cost, row = weighted_cost(block.columns, block.weights, block.labels, self._table)
+            _, cost, row = weighted_cost(block.points, block.known.labels, self._table)
             if cost > 0:
-                found.append((cost, block.columns[:, row].astype(np.float64)))
-        found.sort(key=lambda pair: -pair[0])
-        return np.array([point for _, point in found[:count]]).reshape(-1, self._table.shape[1])
+                expensive.append((cost, block.points.columns[:, row].astype(np.float64)))
+        expensive.sort(key=lambda pair: -pair[0])
+        return np.array([point for _, point in expensive[:count]]).reshape(-1, self._table.shape[1])
 
     def _each(self, function: Callable[[_Block], Any]) -> Iterator[Any]:
         if self._pool is None or len(self._blocks) == 1:
             return map(function, self._blocks)
         return self._pool.map(function, self._blocks)
 
-    def _moves(self, table: Floats) -> tuple[Floats, ...]:
+    def _moves(self, table: Floats) -> Moves:
         """What the move from the last centres to ``table`` does to the bounds of each cluster."""
         k = len(table)
         half_gap, own, near, far = np.zeros((4, k), table.dtype)
-        starts = np.zeros(k + 1, np.int64)
-        members = np.empty(k * k, np.int16)
-        gaps = np.zeros(k * k, table.dtype)
+        moves = Moves(
+            starts=np.zeros(k + 1, np.int64),
+            members=np.empty(k * k, np.int16),
+            gaps=np.zeros(k * k, table.dtype),
+            half_gap=half_gap,
+            own=own,
+            near=near,
+            far=far,
+        )
         if self._table is None:
-            starts[1:] = k
-            members[:k] = np.arange(k)
-            far[:] = np.inf
+            moves.starts[1:] = k
+            moves.members[:k] = np.arange(k)
+            moves.far[:] = np.inf
         else:
-            contraction = self._contraction
-            near_centers(
-                self._table,
-                table,
-                self._reach,
-                contraction,
-                half_gap,
-                own,
-                near,
-                far,
-                starts,
-                members,
-                gaps,
-            )
-        return starts, members, gaps, half_gap, own, near, far
+            near_centers(self._table, table, self._reach, self._contraction, moves)
+        return moves
 
 
 def _least_share(weights: npt.NDArray[np.float64]) -> float:

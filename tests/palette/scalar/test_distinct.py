@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlopt.palette.scalar.distinct import (
+    Distinct,
     distinct_of_codes,
     distinct_values,
+    first_of,
     is_coded,
     key_of,
     value_of_key,
@@ -85,10 +87,10 @@ def all_codes(name):
 def collapse(codes, name):
     """What the kernel for 16-bit codes finds: keys, values, masses; None if not finite."""
     most = min(codes.size, 1 << 16)
-    keys, values, masses = np.empty(most, np.uint16), np.empty(most), np.empty(most)
-    spare, spare2 = np.empty(codes.size, np.uint16), np.empty(codes.size, np.uint16)
-    found = distinct_of_codes(codes, value_of_key(name), keys, values, masses, spare, spare2)
-    return None if found < 0 else (keys[:found], values[:found], masses[:found])
+    distinct = Distinct(np.empty(most), np.empty(most), np.empty(most, np.uint16))
+    spare = np.empty((2, codes.size), np.uint16)
+    count = distinct_of_codes(codes, value_of_key(name), distinct, spare)
+    return None if count < 0 else first_of(distinct, count)
 
 
 @pytest.mark.parametrize("name", CODED)
@@ -100,7 +102,7 @@ def test_counting_and_sorting_agree(name, size):
     codes = rng.choice(codes[np.isfinite(numbers)], size)
     codes[rng.random(size) < 0.2] = 0x8000
     codes[rng.random(size) < 0.2] = 0
-    keys, values, masses = collapse(codes, name)
+    values, masses, keys = collapse(codes, name)
     expected = ref.distinct(codes.view(ref.FORMATS[name]))
     np.testing.assert_array_equal(values, expected[0])
     np.testing.assert_array_equal(masses, expected[1])

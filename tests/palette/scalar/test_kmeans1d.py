@@ -1,4 +1,4 @@
-"""Exact k-means of sorted values against brute force, scikit-learn and a dense programme."""
+"""Exact k-means of sorted values against brute force, scikit-learn and a dense dynamic program."""
 
 import functools
 import warnings
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from mlopt.palette import kmeans1d, kmeans1d_curve
-from mlopt.palette.scalar.kmeans1d import scratch, solve
-from mlopt.palette.scalar.segments import fill_sums
+from mlopt.palette.scalar.kmeans1d import solve
+from mlopt.palette.scalar.segments import fill_sums, make_scratch
 from tests.palette import references as ref
 
 KINDS = {
@@ -141,7 +141,7 @@ def density(name, rng, n):
 @pytest.mark.parametrize(
     "name", ["normal", "laplace", "heavy tails", "two modes", "gap", "grid", "uniform"]
 )
-def test_long_input_against_dense_programme(name, weighted):
+def test_long_input_against_a_dense_dynamic_program(name, weighted):
     rng = np.random.default_rng(5)
     values = np.unique(density(name, rng, 1200))
     h = rng.exponential(size=len(values)) + 1e-3 if weighted else np.ones(len(values))
@@ -219,9 +219,9 @@ def test_an_outlier_does_not_cost_precision(sign):
 def test_a_poor_penalty_to_begin_with_leads_to_the_optimum(penalty):
     values, h, least, spread = inputs("normal", "fractions")[-1]
     n = len(values)
-    sums, bounds = np.empty((3, n + 1)), np.empty(n + 1, np.int64)
-    fill_sums(values, h, sums)
+    prefix, space = fill_sums(values, h, np.empty((3, n + 1))), make_scratch(n)
     for k in range(1, n):
-        solve(sums, n, k, penalty, bounds, *scratch(n))
-        check_bounds(bounds[: k + 1], n, k)
-        assert ref.cost_of_bounds(values, h, bounds[: k + 1]) <= least[k - 1] + 1e-13 * spread
+        solve(prefix, k, penalty, space)
+        bounds = space.bounds[: k + 1]
+        check_bounds(bounds, n, k)
+        assert ref.cost_of_bounds(values, h, bounds) <= least[k - 1] + 1e-13 * spread

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlopt.palette.scalar.distinct import key_of, value_of_key
+from mlopt.palette.scalar.distinct import Distinct, key_of, value_of_key
 from mlopt.palette.scalar.labels import fill_middles, fill_thresholds, label_codes, label_floats
 
 
@@ -35,7 +35,8 @@ def test_codes_and_floats_have_the_same_labels(n, entries):
     codes = values.astype(np.float16).view(np.uint16)
     keys = np.array([key_of(code) for code in codes], np.uint16)
     thresholds = np.empty(entries - 1, np.uint32)
-    fill_thresholds(values, keys, values.size, value_of_key("float16"), table, thresholds)
+    distinct = Distinct(values, np.ones(values.size), keys)
+    fill_thresholds(distinct, value_of_key("float16"), table, thresholds)
     labels = np.empty(n, np.uint8)
     label_codes(weight.view(np.uint16), thresholds, labels)
     distances = np.abs(weight.astype(np.float64)[:, None] - table)

@@ -1,4 +1,4 @@
-"""The best choice of points, against all subsets of them and against a dense programme."""
+"""The best choice of points, against all subsets of them and against a dense dynamic program."""
 
 import itertools
 
@@ -24,8 +24,8 @@ def least_by_subsets(values, masses, points, k):
     )
 
 
-def least_by_programme(values, masses, points, k):
-    """The same by a dense programme over pairs of points: no property of the errors is used."""
+def least_by_dp(values, masses, points, k):
+    """The same by a dense dynamic program over pairs of points; no property of errors is used."""
     x, h, p = (np.asarray(a, np.longdouble) for a in (values, masses, points))
     m = len(p)
     pairs = np.full((m, m), np.inf, np.longdouble)
@@ -101,7 +101,7 @@ def test_no_path_is_better(k, lut_dtype, dtype):
     values = np.unique(rng.standard_t(4, 700) * 0.03)
     masses = rng.integers(1, 5, len(values)).astype(float)
     lattice = Lattice.spanning(-0.11, 0.1, lut_dtype, np.dtype(ref.FORMATS[dtype]))
-    least = least_by_programme(values, masses, lattice.points, k)
+    least = least_by_dp(values, masses, lattice.points, k)
     for table in both_ways(values, masses, lattice.points, k):
         assert float(ref.nearest_cost(values, table, masses)) == pytest.approx(
             float(least), rel=1e-9

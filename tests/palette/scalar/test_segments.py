@@ -1,4 +1,4 @@
-"""Segment costs and penalised paths against dense programmes in extended precision."""
+"""Segment costs and penalised paths against dense dynamic programs in extended precision."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,18 @@ from tests.palette import references as ref
 
 
 def sums_of(values, masses):
-    sums = np.empty((3, len(values) + 1))
-    origin = segments.fill_sums(values, masses, sums)
-    return sums, origin
+    prefix = segments.fill_sums(values, masses, np.empty((3, len(values) + 1)))
+    return prefix.sums, prefix.origin
 
 
-def penalised(sums, n, penalty):
+def penalised(values, masses, penalty):
     """Costs of prefixes and the bounds of the cheapest path under a penalty."""
-    cost, offset = np.empty(n + 1), np.empty(n + 1)
-    start, queue, since = (np.empty(n + 1, np.int32) for _ in range(3))
-    segments.penalised_paths(sums, n, penalty, cost, offset, start, queue, since)
-    bounds = np.empty(n + 1, np.int64)
-    return cost, bounds[: segments.trace_path(start, n, bounds) + 1]
+    n = len(values)
+    prefix = segments.fill_sums(values, masses, np.empty((3, n + 1)))
+    scratch = segments.make_scratch(n)
+    segments.penalised_paths(prefix, penalty, scratch)
+    count = segments.trace_path(scratch.start, n, scratch.bounds)
+    return scratch.cost, scratch.bounds[: count + 1]
 
 
 def test_cost_by_hand():
@@ -82,14 +82,13 @@ def test_penalised_path_is_the_cheapest_of_all_counts(seed):
         values = np.sort(rng.standard_cauchy(n))
     n = len(values)
     masses = rng.integers(1, 5, n).astype(float) if seed % 2 else np.ones(n)
-    sums, _ = sums_of(values, masses)
     costs = ref.segment_costs(values, masses)
     everything = float(ref.spread(values, masses))
     for penalty in everything * 10.0 ** rng.uniform(-6, 0.5, 6) + 1e-9:
         prefix = [np.longdouble(0)]
         for j in range(1, n + 1):
             prefix.append(min(prefix[i] + costs[i, j] for i in range(j)) + penalty)
-        got, bounds = penalised(sums, n, penalty)
+        got, bounds = penalised(values, masses, penalty)
         np.testing.assert_allclose(
             got, np.array(prefix, float), rtol=1e-12, atol=1e-13 * everything
         )

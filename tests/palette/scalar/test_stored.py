@@ -5,22 +5,22 @@ import pytest
 from numba import njit
 
 from mlopt.palette.scalar.groups import cluster_rows
-from mlopt.palette.scalar.stored import round_to_stored, rounding_constants
+from mlopt.palette.scalar.stored import round_to_stored, rounding_of
 from tests.palette import references as ref
 
 NARROW = ("float16", "bfloat16", "float32")
 
 
 @njit
-def _round_all(numbers, splitter, smallest_normal, magic):
+def _round_all(numbers, rounding):
     rounded = np.empty_like(numbers)
     for i in range(numbers.size):
-        rounded[i] = round_to_stored(numbers[i], splitter, smallest_normal, magic)
+        rounded[i] = round_to_stored(numbers[i], rounding)
     return rounded
 
 
 def rounded_to(numbers, name):
-    return _round_all(np.ascontiguousarray(numbers, np.float64), *rounding_constants(name))
+    return _round_all(np.ascontiguousarray(numbers, np.float64), rounding_of(name))
 
 
 def all_of_format(name):

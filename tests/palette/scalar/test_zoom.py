@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlopt.palette.scalar.groups import cluster_rows
-from mlopt.palette.scalar.stored import rounding_constants
+from mlopt.palette.scalar.stored import rounding_of
 from mlopt.palette.scalar.whole import cluster_whole, is_worth_zooming
 from mlopt.palette.scalar.zoom import table_by_zooming
 
@@ -70,7 +70,7 @@ def parts(values: np.ndarray, importance: np.ndarray | None):
 @pytest.mark.parametrize("entries", [2, 4, 16, 64])
 def test_same_error_as_sorting(kind: str, weighing: str, entries: int) -> None:
     values, importance = values_of(kind), importance_of(weighing)
-    zoomed = table_by_zooming(parts(values, importance), entries, (0.0, 0.0, 0.0))
+    zoomed = table_by_zooming(parts(values, importance), entries, rounding_of("float64"))
     sorted_out = cluster_rows(
         values[None],
         entries.bit_length() - 1,
@@ -86,8 +86,8 @@ def test_same_error_as_sorting(kind: str, weighing: str, entries: int) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_stored_table_is_storable_and_no_worse_than_rounding(dtype: type) -> None:
     values = values_of("normal")
-    exact = table_by_zooming(parts(values, None), 16, (0.0, 0.0, 0.0))
-    stored = table_by_zooming(parts(values, None), 16, rounding_constants(np.dtype(dtype).name))
+    exact = table_by_zooming(parts(values, None), 16, rounding_of("float64"))
+    stored = table_by_zooming(parts(values, None), 16, rounding_of(np.dtype(dtype).name))
     assert exact is not None
     assert stored is not None
     np.testing.assert_array_equal(stored.table, stored.table.astype(dtype))
@@ -99,10 +99,10 @@ def test_cells_that_separate_nothing_are_left_to_sorting() -> None:
     crowded = np.full(N, 1.0, np.float32)
     crowded[:1000] += np.arange(1000, dtype=np.float32) * np.float32(1e-6)
     crowded[0] = 1e30
-    assert table_by_zooming(parts(crowded, None), 16, (0.0, 0.0, 0.0)) is None
-    assert table_by_zooming(parts(np.ones(N, np.float32), None), 16, (0.0, 0.0, 0.0)) is None
+    assert table_by_zooming(parts(crowded, None), 16, rounding_of("float64")) is None
+    assert table_by_zooming(parts(np.ones(N, np.float32), None), 16, rounding_of("float64")) is None
     two_groups = values_of("two far groups")
-    zoomed = table_by_zooming(parts(two_groups, None), 4, (0.0, 0.0, 0.0))
+    zoomed = table_by_zooming(parts(two_groups, None), 4, rounding_of("float64"))
     judge = cluster_rows(two_groups[None], 2, table_dtype=np.dtype(np.float64)).tables[0]
     assert zoomed is not None
     ours, theirs = (error(two_groups, None, t) for t in (zoomed.table, judge))
@@ -111,8 +111,10 @@ def test_cells_that_separate_nothing_are_left_to_sorting() -> None:
 
 def test_power_of_two_scales_the_table_exactly() -> None:
     values = values_of("heavy tails")
-    table = table_by_zooming(parts(values, None), 16, (0.0, 0.0, 0.0))
-    smaller = table_by_zooming(parts(values * np.float32(2.0**-12), None), 16, (0.0, 0.0, 0.0))
+    table = table_by_zooming(parts(values, None), 16, rounding_of("float64"))
+    smaller = table_by_zooming(
+        parts(values * np.float32(2.0**-12), None), 16, rounding_of("float64")
+    )
     assert table is not None
     assert smaller is not None
     np.testing.assert_array_equal(table.table * 2.0**-12, smaller.table)
