@@ -336,9 +336,9 @@ class BlobWriter:
         self._file.seek(start)
         for at in range(0, len(view), _CHUNK):
             part = view[at : at + _CHUNK]
-            found = np.frombuffer(self._file.read(len(part)), np.uint8)
+            written = np.frombuffer(self._file.read(len(part)), np.uint8)
             # numpy, because comparing memoryviews goes element by element.
-            if not np.array_equal(found, np.frombuffer(part, np.uint8)):
+            if not np.array_equal(written, np.frombuffer(part, np.uint8)):
                 return False
         return True
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import attrs
 
 from mlopt.mil.edits import Edits
-from mlopt.mil.messages import Operation
+from mlopt.mil.messages import Binding, Block, Operation, Value
 from mlopt.mil.names import UniqueNames
 from mlopt.mil.program import Node, Program
 from mlopt.mil.values import string_value, tensor_type_of
@@ -31,7 +30,7 @@ class _Bound:
     """A binding whose value gets a name, and the operation that has it."""
 
     node: Node
-    binding: Any
+    binding: Binding
     name: str
 
 
@@ -51,7 +50,7 @@ def name_bound_values(program: Program) -> None:
         return
     nodes = program.nodes()
     edits = Edits()
-    found: list[_Bound] = []
+    bound: list[_Bound] = []
     for function in program.functions:
         unique_name = UniqueNames(nodes, function)
         for node in (node for node in nodes if node.function == function.name):
@@ -61,12 +60,12 @@ def name_bound_values(program: Program) -> None:
             ]
             if of_node:
                 edits.replace(node.block, node.op, [*map(_const, of_node), node.op])
-                found += of_node
+                bound += of_node
     edits.apply()
-    _move_values(found)
+    _move_values(bound)
 
 
-def _has_weights(block: Any) -> bool:
+def _has_weights(block: Block) -> bool:
     """Whether there is anything to be done, found out quickly: in most models there is not."""
     for op in block.operations:
         if op.type == "const":
@@ -80,11 +79,11 @@ def _has_weights(block: Any) -> bool:
     return False
 
 
-def _may_name(op: Any) -> bool:
+def _may_name(op: Operation) -> bool:
     return op.type not in ("const", "custom_layer") and not op.type.startswith("constexpr_")
 
 
-def _weights_of(op: Any) -> Iterator[tuple[str, int, Any]]:
+def _weights_of(op: Operation) -> Iterator[tuple[str, int, Binding]]:
     """Yield parameter, index and binding of each weight that an operation has bound as a value."""
     if not _may_name(op):
         return
@@ -94,14 +93,14 @@ def _weights_of(op: Any) -> Iterator[tuple[str, int, Any]]:
                 yield parameter, index, binding
 
 
-def _is_weight(value: Any) -> bool:
+def _is_weight(value: Value) -> bool:
     if value.WhichOneof("value") == "blobFileValue":
         return True
     typed = tensor_type_of(value.type)
     return typed is not None and typed[0].name != "string" and math.prod(typed[1]) >= SMALLEST
 
 
-def _const(bound: _Bound) -> Any:
+def _const(bound: _Bound) -> Operation:
     """The const operation, as yet without its value."""
     op = Operation(type="const")
     op.attributes["name"].CopyFrom(string_value(bound.name))
@@ -109,16 +108,16 @@ def _const(bound: _Bound) -> Any:
     return op
 
 
-def _move_values(found: Iterable[_Bound]) -> None:
+def _move_values(bindings: Iterable[_Bound]) -> None:
     """Give the constants their values, copying each once, since they may be large."""
-    blocks = {id(bound.node.block): bound.node.block for bound in found}
+    blocks = {id(bound.node.block): bound.node.block for bound in bindings}
     consts = {
         (function_block, op.outputs[0].name): op
         for function_block, block in blocks.items()
         for op in block.operations
         if op.type == "const" and "val" not in op.attributes and op.outputs
     }
-    for bound in found:
+    for bound in bindings:
         const = consts[id(bound.node.block), bound.name]
         const.attributes["val"].CopyFrom(bound.binding.value)
         bound.binding.name = bound.name

@@ -14,7 +14,7 @@ import math
 from pathlib import PurePosixPath
 
 from mlopt.errors import ModelFormatError
-from mlopt.mil.messages import Program as ProgramMessage
+from mlopt.mil.messages import ProgramMessage
 from mlopt.mil.package import Package
 from mlopt.mil.program import Program, operation_name
 from mlopt.mil.targets import Target, opset_target

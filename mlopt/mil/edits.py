@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import attrs
+
+from mlopt.mil.messages import Block, Operation
 
 
 @attrs.frozen(eq=False)
 class _Replacement:
-    op: Any
-    new_ops: tuple[Any, ...]
+    op: Operation
+    new_ops: tuple[Operation, ...]
     unless_replaced: bool
 
 
@@ -26,11 +27,16 @@ class Edits:
 
     def __init__(self) -> None:
         # By identity: blocks with their replacements, and these by operation.
-        self._blocks: dict[int, tuple[Any, dict[int, _Replacement]]] = {}
+        self._blocks: dict[int, tuple[Block, dict[int, _Replacement]]] = {}
         self._last_steps: list[Callable[[], None]] = []
 
     def replace(
-        self, block: Any, op: Any, new_ops: Iterable[Any], *, unless_replaced: bool = False
+        self,
+        block: Block,
+        op: Operation,
+        new_ops: Iterable[Operation],
+        *,
+        unless_replaced: bool = False,
     ) -> None:
         """Replace an operation.
 

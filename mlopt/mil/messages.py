@@ -6,7 +6,9 @@ private package name. The native protobuf implementation registers message types
 protobuf name, so a later ``import coremltools`` receives the same classes, and messages move freely
 between both.
 
-Public names: ``Model_pb2``, ``MIL_pb2``, ``FeatureTypes_pb2`` and the classes that are used most.
+Public names: ``Model_pb2``, ``MIL_pb2``, ``FeatureTypes_pb2`` and the classes that are used most,
+which serve as types in signatures, too. ``ProgramMessage`` and ``FunctionMessage`` have their names
+because ``mlopt.mil.program`` has views of them called ``Program`` and ``Function``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _PRIVATE_PACKAGE = "mlopt_coreml_proto"
 
@@ -68,12 +70,33 @@ def _import_messages() -> tuple[Any, Any, Any]:
 
 Model_pb2, MIL_pb2, FeatureTypes_pb2 = _import_messages()
 
-Model = Model_pb2.Model
-Program = MIL_pb2.Program
-Function = MIL_pb2.Function
-Block = MIL_pb2.Block
-Operation = MIL_pb2.Operation
-Argument = MIL_pb2.Argument
-NamedValueType = MIL_pb2.NamedValueType
-ValueType = MIL_pb2.ValueType
-Value = MIL_pb2.Value
+if TYPE_CHECKING:
+
+    class Message(Any):  # type: ignore[misc]
+        """Any protobuf message; its fields have no types, as the generated classes have none."""
+
+    class Model(Message): ...  # noqa: D101
+
+    class ProgramMessage(Message): ...  # noqa: D101
+
+    class FunctionMessage(Message): ...  # noqa: D101
+
+    class Block(Message): ...  # noqa: D101
+
+    class Operation(Message): ...  # noqa: D101
+
+    class Binding(Message): ...  # noqa: D101
+
+    class Value(Message): ...  # noqa: D101
+
+    class ValueType(Message): ...  # noqa: D101
+
+else:
+    Model = Model_pb2.Model
+    ProgramMessage = MIL_pb2.Program
+    FunctionMessage = MIL_pb2.Function
+    Block = MIL_pb2.Block
+    Operation = MIL_pb2.Operation
+    Binding = MIL_pb2.Argument.Binding
+    Value = MIL_pb2.Value
+    ValueType = MIL_pb2.ValueType

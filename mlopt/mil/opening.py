@@ -1,4 +1,4 @@
-"""Opening a package: found, checked, and brought into one form.
+"""Opening a package: it is looked up, checked, and brought into one form.
 
 A check refuses what no reader takes ("no reader"), or what could hurt the machine ("harm").
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
@@ -20,11 +20,16 @@ from mlopt.mil.messages import Model
 from mlopt.mil.misplaced import LONGEST_POINTER, MANIFEST, check_is_package, check_no_pointer
 from mlopt.mil.package import CONVERT, Package
 
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
+
 #: In bytes; no protobuf message can be larger.
 _LARGEST_MODEL = (1 << 31) - 1
 
 
-def open_package(source: Any, *, without_programs: bool = False) -> Package:
+def open_package(
+    source: str | os.PathLike[str] | MLModel, *, without_programs: bool = False
+) -> Package:
     """Open a model package; every reference into its weight files is checked.
 
     Weights that operations have bound as values are constants in it: see ``name_bound_values``.
@@ -58,7 +63,7 @@ def open_package(source: Any, *, without_programs: bool = False) -> Package:
     return package
 
 
-def _opened(source: Any, *, without_programs: bool) -> Package:
+def _opened(source: str | os.PathLike[str] | MLModel, *, without_programs: bool) -> Package:
     """Return the package, of which nothing but the manifest and the model has been read."""
     if isinstance(source, str | os.PathLike):
         path = Path(os.fspath(source)).expanduser()
@@ -96,7 +101,7 @@ def _opened(source: Any, *, without_programs: bool) -> Package:
     )
 
 
-def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Any, FileState, Path | None]:
+def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Model, FileState, Path | None]:
     """Return the ``Model`` message in a file of a package, the file's state, and a link out."""
     file = root / inner
     spec = Model()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.files import FileState
 from mlopt.mil.manifest import Manifest
+from mlopt.mil.messages import Model, Value
 from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
 from mlopt.mil.weight_files import WeightFiles
@@ -46,7 +46,7 @@ class Package:
         self,
         path: Path,
         model_path: PurePosixPath,
-        spec: Any,
+        spec: Model,
         states: Mapping[Path, FileState] | None = None,
         *,
         manifest: Manifest | None = None,
@@ -92,7 +92,7 @@ class Package:
         """The file names of weight files that the programs refer to, sorted."""
         return sorted({value.blobFileValue.fileName for value in self.file_values()})
 
-    def file_values(self) -> Iterator[Any]:
+    def file_values(self) -> Iterator[Value]:
         """Yield every ``Value`` of every program that lies in a weight file, in program order."""
         for program in self.programs:
             yield from file_values(program.message)
@@ -121,8 +121,8 @@ class Package:
 
 
 def _ml_programs(
-    model: Any, enclosing: tuple[Any, ...], label: str
-) -> Iterator[tuple[Any, tuple[Any, ...], str]]:
+    model: Model, enclosing: tuple[Model, ...], label: str
+) -> Iterator[tuple[Model, tuple[Model, ...], str]]:
     """Yield (model with a program, pipelines around it from outside in, its label in them)."""
     kind = model.WhichOneof("Type")
     if kind == "mlProgram":

@@ -15,6 +15,15 @@ import numpy as np
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import DType
+from mlopt.mil.messages import (
+    Block,
+    FunctionMessage,
+    Model,
+    Operation,
+    ProgramMessage,
+    Value,
+    ValueType,
+)
 from mlopt.mil.values import read_immediate, tensor_type_of
 from mlopt.mil.walk import by_key, functions_in_order
 from mlopt.mil.weight_files import WeightFiles
@@ -28,7 +37,7 @@ class Function:
     """One function of a program: ``block`` is its body for its own ``opset``."""
 
     name: str
-    message: Any
+    message: FunctionMessage
 
     @property
     def opset(self) -> str:
@@ -36,7 +45,7 @@ class Function:
         return str(self.message.opset)
 
     @property
-    def block(self) -> Any:
+    def block(self) -> Block:
         """The ``Block`` message for the function's opset.
 
         Raises
@@ -50,7 +59,8 @@ class Function:
                 f"function {self.name!r} has opset {self.opset!r} but bodies only for "
                 f"{sorted(bodies)}"
             )
-        return bodies[self.opset]
+        body: Block = bodies[self.opset]
+        return body
 
     def __repr__(self) -> str:
         return f"Function({self.name!r}, {self.opset!r})"
@@ -73,7 +83,7 @@ class Variable:
     """
 
     name: str
-    type: Any
+    type: ValueType
     node: Node | None = None
     constant: Constant | None = None
     consumers: list[Consumer] = attrs.Factory(list)
@@ -100,8 +110,8 @@ class Node:
         The variables it defines.
     """
 
-    op: Any
-    block: Any
+    op: Operation
+    block: Block
     function: str
     depth: int
     inputs: dict[str, tuple[Variable | Constant | None, ...]] = attrs.Factory(dict)
@@ -154,7 +164,7 @@ class Consumer:
     index: int = 0
 
     @property
-    def op(self) -> Any:
+    def op(self) -> Operation:
         """The ``Operation`` message."""
         return self.node.op
 
@@ -203,7 +213,7 @@ class Constant:
 
     name: str
     node: Node
-    message: Any
+    message: Value
     files: WeightFiles
     variable: Variable | None
     inline: bool
@@ -218,12 +228,12 @@ class Constant:
             self._dtype, self.shape = typed
 
     @property
-    def op(self) -> Any:
+    def op(self) -> Operation:
         """The ``Operation`` message."""
         return self.node.op
 
     @property
-    def block(self) -> Any:
+    def block(self) -> Block:
         """The ``Block`` message that the operation stands in."""
         return self.node.block
 
@@ -339,7 +349,7 @@ class Program:
     """
 
     def __init__(
-        self, model: Any, files: WeightFiles, *, enclosing: tuple[Any, ...], label: str
+        self, model: Model, files: WeightFiles, *, enclosing: tuple[Model, ...], label: str
     ) -> None:
         self.model = model
         self.files = files
@@ -348,9 +358,10 @@ class Program:
         self.declared_version = int(model.specificationVersion)
 
     @property
-    def message(self) -> Any:
+    def message(self) -> ProgramMessage:
         """The ``Program`` message."""
-        return self.model.mlProgram
+        program: ProgramMessage = self.model.mlProgram
+        return program
 
     @property
     def specification_version(self) -> int:
@@ -364,11 +375,11 @@ class Program:
 
     def nodes(self) -> list[Node]:
         """Return all operations of all functions, each before those of its nested blocks."""
-        found: list[Node] = []
+        nodes: list[Node] = []
         for function in self.functions:
             names = {item.name: Variable(item.name, item.type) for item in function.message.inputs}
-            _Reading(self.files, function.name, found).block(function.block, ChainMap(names), 0)
-        return found
+            _Reading(self.files, function.name, nodes).block(function.block, ChainMap(names), 0)
+        return nodes
 
     def constants(self, nodes: list[Node] | None = None) -> list[Constant]:
         """Return every constant in program order.
@@ -378,16 +389,16 @@ class Program:
 
         ``nodes`` is the result of ``nodes()`` if the caller has it already.
         """
-        found: list[Constant] = []
+        constants: list[Constant] = []
         for node in self.nodes() if nodes is None else nodes:
-            found.extend(v.constant for v in node.outputs if v.constant is not None)
-            found.extend(
+            constants.extend(v.constant for v in node.outputs if v.constant is not None)
+            constants.extend(
                 bound
                 for bindings in node.inputs.values()
                 for bound in bindings
                 if isinstance(bound, Constant)
             )
-        return found
+        return constants
 
     def __repr__(self) -> str:
         return f"Program({self.label!r}, functions={[f.name for f in self.functions]})"
@@ -399,9 +410,9 @@ class _Reading:
 
     files: WeightFiles
     function: str
-    found: list[Node]
+    nodes: list[Node]
 
-    def block(self, block: Any, scope: ChainMap[str, Variable], depth: int) -> None:
+    def block(self, block: Block, scope: ChainMap[str, Variable], depth: int) -> None:
         """Read a block. ``scope`` begins with this block's own names, then those around it."""
         for op in block.operations:
             self._operation(op, block, scope, depth)
@@ -409,9 +420,11 @@ class _Reading:
             if name in scope:
                 scope[name].is_block_output = True
 
-    def _operation(self, op: Any, block: Any, scope: ChainMap[str, Variable], depth: int) -> None:
+    def _operation(
+        self, op: Operation, block: Block, scope: ChainMap[str, Variable], depth: int
+    ) -> None:
         node = Node(op, block, self.function, depth)
-        self.found.append(node)
+        self.nodes.append(node)
         if op.type != "const":
             for key, value in by_key(op.attributes):
                 if key != "name":
@@ -445,12 +458,12 @@ class _Reading:
             variable.consumers.append(Consumer(node, parameter, index))
         return variable
 
-    def _constant(self, node: Node, value: Any, parameter: str, index: int) -> Constant:
+    def _constant(self, node: Node, value: Value, parameter: str, index: int) -> Constant:
         name = f"{node.name}.{parameter}" + (f"[{index}]" if index else "")
         return Constant(name, node, value, self.files, None, True, parameter, index)
 
 
-def operation_name(op: Any) -> str:
+def operation_name(op: Operation) -> str:
     """Return the operation's name attribute; its first output's name, or "", where it has none."""
     if "name" in op.attributes:
         strings = op.attributes["name"].immediateValue.tensor.strings.values

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlopt.errors import ModelFormatError, TargetError
+
+if TYPE_CHECKING:
+    import coremltools as ct
 
 
 class Target(enum.IntEnum):
@@ -42,7 +45,7 @@ class Target(enum.IntEnum):
         return _MACOS[self]
 
     @classmethod
-    def parse(cls, target: Any) -> Target:
+    def parse(cls, target: Target | str | ct.target) -> Target:
         """Return the target that ``target`` names.
 
         Accepted are a ``Target``, a name in any case and spacing ("iOS16", "macos 13", "iOS-18",
@@ -58,9 +61,9 @@ class Target(enum.IntEnum):
         # coremltools' members are recognised by name: importing it to compare would take seconds.
         name = target if isinstance(target, str) else getattr(target, "name", None)
         if isinstance(name, str):
-            found = _NAMES.get(re.sub(r"[\s_-]", "", name).lower())
-            if found is not None:
-                return found
+            named = _NAMES.get(re.sub(r"[\s_-]", "", name).lower())
+            if named is not None:
+                return named
         raise TargetError(
             f"unknown deployment target {target!r}; known are "
             f"{', '.join(f'{t.ios} ({t.macos})' for t in cls)}"

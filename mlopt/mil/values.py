@@ -29,7 +29,7 @@ _WIDE = frozenset({"int16", "uint16", "int32", "uint32"})
 AddBlob = Callable[[str, Any, int], tuple[str, int]]
 
 
-def tensor_type(dtype: str | DType, shape: Iterable[int]) -> Any:
+def tensor_type(dtype: str | DType, shape: Iterable[int]) -> ValueType:
     """Return the ``ValueType`` of a tensor; an empty shape makes it a scalar."""
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
     result = ValueType()
@@ -41,12 +41,14 @@ def tensor_type(dtype: str | DType, shape: Iterable[int]) -> Any:
     return result
 
 
-def scalar_type(dtype: str | DType) -> Any:
+def scalar_type(dtype: str | DType) -> ValueType:
     """Return the ``ValueType`` of a scalar, which is a tensor of rank 0."""
     return tensor_type(dtype, ())
 
 
-def tensor_type_of(value_type: Any, where: str = "model") -> tuple[DType, tuple[int, ...]] | None:
+def tensor_type_of(
+    value_type: ValueType, where: str = "model"
+) -> tuple[DType, tuple[int, ...]] | None:
     """Return element type and shape of a ``ValueType``; None if it is no tensor of known shape.
 
     Raises
@@ -78,7 +80,7 @@ def uses_weight_file(dtype: str | DType, size: int, specification_version: int) 
 
 def immediate_value(
     data: Any, dtype: str | DType | None = None, shape: Sequence[int] | None = None
-) -> Any:
+) -> Value:
     """Return a ``Value`` that carries its elements in the message itself.
 
     Parameters
@@ -121,7 +123,7 @@ def immediate_value(
     return value
 
 
-def file_value(file_name: str, offset: int, dtype: str | DType, shape: Iterable[int]) -> Any:
+def file_value(file_name: str, offset: int, dtype: str | DType, shape: Iterable[int]) -> Value:
     """Return a ``Value`` that refers to the blob at ``offset`` (bytes) of a weight file."""
     value = Value(type=tensor_type(dtype, shape))
     value.blobFileValue.fileName = file_name
@@ -136,7 +138,7 @@ def make_value(
     *,
     specification_version: int,
     add_blob: AddBlob,
-) -> Any:
+) -> Value:
     """Return a ``Value``, stored where coremltools would: in the message or in the weight file.
 
     ``data``, ``dtype`` and ``shape`` are those of ``immediate_value``. ``add_blob`` is called with
@@ -163,24 +165,19 @@ def make_value(
     return file_value(file_name, offset, kind, shape)
 
 
-def string_value(text: str) -> Any:
+def string_value(text: str) -> Value:
     """Return the scalar string ``text``, as in an operation's "name" attribute."""
     value = Value(type=scalar_type("string"))
     value.immediateValue.tensor.strings.values.append(text)
     return value
 
 
-def int32_value(number: int) -> Any:
+def int32_value(number: int) -> Value:
     """Return a scalar int32."""
     return immediate_value(np.int32(number))
 
 
-def bool_value(truth: bool) -> Any:
-    """Return a scalar boolean."""
-    return immediate_value(np.bool_(truth))
-
-
-def read_immediate(value: Any, where: str = "model") -> Any:
+def read_immediate(value: Value, where: str = "model") -> Any:
     """Return what an immediate value holds.
 
     A tensor gives a read-only array of its shape (rank 0 included; strings as an object array;
@@ -222,7 +219,7 @@ def read_immediate(value: Any, where: str = "model") -> Any:
     return array
 
 
-def check_immediate(value: Any, where: str = "model") -> None:
+def check_immediate(value: Value, where: str = "model") -> None:
     """Check that an immediate value is what its type says; elements are counted, not read.
 
     Raises
@@ -233,7 +230,7 @@ def check_immediate(value: Any, where: str = "model") -> None:
     _checked_immediate(value, where)
 
 
-def is_as_written(value: Any) -> bool:
+def is_as_written(value: Value) -> bool:
     """Return whether the elements of an immediate value are stored where coremltools stores them.
 
     True also for what is no tensor of known shape.
@@ -251,7 +248,7 @@ def is_as_written(value: Any) -> bool:
     return not dtype.packed or len(tensor.bytes.values) == dtype.nbytes(math.prod(shape))
 
 
-def _checked_immediate(value: Any, where: str) -> tuple[DType, tuple[int, ...]] | None:
+def _checked_immediate(value: Value, where: str) -> tuple[DType, tuple[int, ...]] | None:
     """Return type and shape of an immediate tensor whose elements have been counted.
 
     None where it is no tensor of known shape.

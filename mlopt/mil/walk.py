@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from mlopt.mil.messages import Block, FunctionMessage, Operation, ProgramMessage, Value, ValueType
+
 
 def by_key(messages: Any) -> list[tuple[str, Any]]:
     """Return the entries of a protobuf map sorted by key."""
     return sorted(messages.items()) if len(messages) > 1 else list(messages.items())
 
 
-def functions_in_order(program: Any) -> list[tuple[str, Any]]:
+def functions_in_order(program: ProgramMessage) -> list[tuple[str, FunctionMessage]]:
     """Return the functions of a program by name, "main" first."""
     return sorted(program.functions.items(), key=lambda entry: (entry[0] != "main", entry[0]))
 
@@ -23,12 +25,12 @@ def functions_in_order(program: Any) -> list[tuple[str, Any]]:
 class Placed(NamedTuple):
     """A ``Value`` and where it is: the function's name and the operation, None outside of one."""
 
-    value: Any
+    value: Value
     function: str | None = None
-    op: Any = None
+    op: Operation | None = None
 
 
-def file_values(program: Any) -> Iterator[Any]:
+def file_values(program: ProgramMessage) -> Iterator[Value]:
     """Yield every ``Value`` of a program that lies in a weight file, wherever it is nested.
 
     Covered is what ``every_value`` covers, in the same order.
@@ -38,7 +40,7 @@ def file_values(program: Any) -> Iterator[Any]:
             yield placed.value
 
 
-def every_value(program: Any) -> Iterator[Placed]:
+def every_value(program: ProgramMessage) -> Iterator[Placed]:
     """Yield every ``Value`` of a program and its place; what holds others comes before them.
 
     Covered are all specializations of all functions, nested blocks, attributes at every level,
@@ -55,7 +57,7 @@ def every_value(program: Any) -> Iterator[Placed]:
             yield from _in_block(block, name)
 
 
-def _in_block(block: Any, function: str) -> Iterator[Placed]:
+def _in_block(block: Block, function: str) -> Iterator[Placed]:
     for value in _in_map(block.attributes):
         yield Placed(value, function)
     for value in _in_named_types(block.inputs):
@@ -67,7 +69,7 @@ def _in_block(block: Any, function: str) -> Iterator[Placed]:
             yield from _in_block(nested, function)
 
 
-def _in_operation(op: Any) -> Iterator[Any]:
+def _in_operation(op: Operation) -> Iterator[Value]:
     """Yield the values of an operation without those of its blocks."""
     yield from _in_map(op.attributes)
     for _, argument in by_key(op.inputs):
@@ -77,18 +79,18 @@ def _in_operation(op: Any) -> Iterator[Any]:
     yield from _in_named_types(op.outputs)
 
 
-def _in_map(values: Any) -> Iterator[Any]:
+def _in_map(values: Any) -> Iterator[Value]:
     if len(values):
         for _, value in by_key(values):
             yield from _in_value(value)
 
 
-def _in_named_types(named: Iterable[Any]) -> Iterator[Any]:
+def _in_named_types(named: Iterable[Any]) -> Iterator[Value]:
     for item in named:
         yield from _in_type(item.type)
 
 
-def _in_value(value: Any) -> Iterator[Any]:
+def _in_value(value: Value) -> Iterator[Value]:
     yield value
     yield from _in_type(value.type)
     if value.WhichOneof("value") == "immediateValue":
@@ -103,7 +105,7 @@ def _in_value(value: Any) -> Iterator[Any]:
                 yield from _in_value(pair.value)
 
 
-def _in_type(value_type: Any) -> Iterator[Any]:
+def _in_type(value_type: ValueType) -> Iterator[Value]:
     kind = value_type.WhichOneof("type")
     if kind == "tensorType":
         yield from _in_map(value_type.tensorType.attributes)

@@ -22,6 +22,7 @@ from mlopt.mil.dtypes import DType, dtype_named
 from mlopt.mil.files import open_regular, resolved, tree
 from mlopt.mil.interrupts import interrupts_wait
 from mlopt.mil.manifest import read_manifest
+from mlopt.mil.messages import Value
 from mlopt.mil.misplaced import MANIFEST
 from mlopt.mil.package import Package
 from mlopt.mil.program import MOVED
@@ -165,7 +166,7 @@ class PackageWriter:
         shape: Sequence[int],
         *,
         file_name: str | None = None,
-    ) -> Any:
+    ) -> Value:
         """Store a blob (equal ones once) and return the ``Value`` that refers to it.
 
         Parameters
@@ -199,7 +200,7 @@ class PackageWriter:
         *,
         specification_version: int,
         file_name: str | None = None,
-    ) -> Any:
+    ) -> Value:
         """Return a ``Value`` of ``data``, stored where coremltools would: message or weight file.
 
         See ``values.make_value``.
@@ -213,7 +214,7 @@ class PackageWriter:
             data, dtype, shape, specification_version=specification_version, add_blob=add
         )
 
-    def keep(self, value: Any) -> None:
+    def keep(self, value: Value) -> None:
         """Copy the blob of the source that ``value`` refers to, once, and refer to the copy.
 
         Nothing happens to a value that is in the message or has been stored already.

@@ -17,7 +17,7 @@ from mlopt.errors import DestinationError, MlOptError, ModelFormatError
 from mlopt.mil import staging
 from mlopt.mil import writer as writer_module
 from mlopt.mil.blob import BlobReader
-from mlopt.mil.messages import Model, Program, Value
+from mlopt.mil.messages import Model, ProgramMessage, Value
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.values import file_value, immediate_value, string_value, tensor_type
@@ -480,7 +480,7 @@ def every_file_value(message: Message) -> Iterator[Any]:
 
 def test_walk_finds_values_wherever_they_can_be() -> None:
     """One value in each place that a message of the program can hold one."""
-    program = Program()
+    program = ProgramMessage()
     count = 0
 
     def place(value: Any) -> None:

@@ -223,7 +223,7 @@ def test_large_programs_take_linear_time() -> None:
         op.inputs["x"].arguments.add().name = f"c{index}"
         op.inputs["y"].arguments.add().name = f"c{index // 2}"
         op.outputs.add(name=f"o{index}")
-    start = time.perf_counter()
+    start = time.process_time()
     nodes = program.nodes()
     assert len(program.constants(nodes)) == 10_000
     edits = Edits()
@@ -231,7 +231,7 @@ def test_large_programs_take_linear_time() -> None:
         edits.replace(node.block, node.op, [Operation(type="a"), Operation(type="b")])
     edits.apply()
     assert len(block.operations) == 30_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def fake_package() -> Any:

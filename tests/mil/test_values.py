@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 from mlopt.errors import ModelFormatError
 from mlopt.mil.messages import Value
 from mlopt.mil.values import (
-    bool_value,
     file_value,
     immediate_value,
     int32_value,
@@ -78,7 +77,7 @@ def test_scalars_equal_those_of_coremltools(helper: Any, scalar: Any) -> None:
 def test_helpers_equal_coremltools(helper: Any) -> None:
     assert string_value("x") == helper.create_scalar_value("x")
     assert int32_value(-7) == helper.create_scalar_value(-7)
-    assert bool_value(True) == helper.create_scalar_value(True)
+    assert immediate_value(np.bool_(True)) == helper.create_scalar_value(True)
     assert tensor_type("fp16", (2, 3)) == helper.create_valuetype_tensor((2, 3), 10)
     assert file_value("@model_path/weights/weight.bin", 64, "fp32", [4]) == (
         helper.create_file_value_tensor("@model_path/weights/weight.bin", 64, [4], 11)

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from mlopt.mil.dtypes import DType, dtype_of_proto
-from mlopt.mil.messages import Operation
+from mlopt.mil.messages import Operation, Value, ValueType
 from mlopt.mil.program import Constant, Node
 from mlopt.mil.raising.storage import SameBytes, Storage
 from mlopt.mil.values import immediate_value, string_value
@@ -56,11 +56,11 @@ class Change:
 
     node: Node
     unique_name: Callable[[str], str]
-    before: list[Any] = attrs.Factory(list)
-    after: list[Any] = attrs.Factory(list)
+    before: list[Operation] = attrs.Factory(list)
+    after: list[Operation] = attrs.Factory(list)
     bindings: dict[str, str] = attrs.Factory(dict)
     removed: set[str] = attrs.Factory(set)
-    output: tuple[str, Any] | None = None
+    output: tuple[str, ValueType] | None = None
     op_type: str | None = None
     values: dict[str, SameBytes | np.ndarray] | None = None
 
@@ -71,8 +71,8 @@ class Change:
         """Return whether the parameter is bound, or will be."""
         return parameter in self.node.inputs or parameter in self.bindings
 
-    def add_const(self, value: Any, wanted_name: str) -> str:
-        """Put a new constant of ``value`` (a ``Value``) before the operation; return its name."""
+    def add_const(self, value: Value, wanted_name: str) -> str:
+        """Put a new constant of ``value`` before the operation; return its name."""
         return self.add_op("const", {}, value.type, wanted_name, val=value)
 
     def add_ints(self, numbers: Sequence[int], wanted_name: str) -> str:
@@ -80,21 +80,26 @@ class Change:
         return self.add_const(immediate_value(np.array(numbers, np.int32)), wanted_name)
 
     def add_op(
-        self, op_type: str, inputs: dict[str, str], result: Any, wanted_name: str, **attributes: Any
+        self,
+        op_type: str,
+        inputs: dict[str, str],
+        result: ValueType,
+        wanted_name: str,
+        **attributes: Value,
     ) -> str:
         """Put a new operation with one output of type ``result`` before it; return its name."""
         name = self.unique_name(wanted_name)
         self.before.append(_operation(op_type, inputs, result, name, name, **attributes))
         return name
 
-    def set_default(self, parameter: str, value: Any) -> None:
+    def set_default(self, parameter: str, value: Value) -> None:
         """Bind ``parameter`` to a new constant unless it is bound."""
         if not self.has(parameter):
             name = self.add_const(value, f"{self.node.name}_{parameter}_0")
             self.bindings[parameter] = name
 
     def finish_with(
-        self, op_type: str, inputs: dict[str, str], *, x: str, result: Any, wanted_name: str
+        self, op_type: str, inputs: dict[str, str], *, x: str, result: ValueType, wanted_name: str
     ) -> None:
         """Let a new operation make the output, from what the changed one gives as type ``result``.
 
@@ -110,7 +115,7 @@ class Change:
             )
         )
 
-    def operations(self, storage: Storage) -> list[Any]:
+    def operations(self, storage: Storage) -> list[Operation]:
         """Return the operations to replace the old one by, which stays as it is.
 
         ``storage`` stores values in the package that is being written.
@@ -161,14 +166,14 @@ def constant_scalar(node: Node, parameter: str, default: Any, kind: type, why: s
     return value
 
 
-def dtype_of(value_type: Any | None) -> DType | None:
+def dtype_of(value_type: ValueType | None) -> DType | None:
     """Return the element type of a tensor; None: the type is no tensor's."""
     if value_type is None or value_type.WhichOneof("type") != "tensorType":
         return None
     return dtype_of_proto(value_type.tensorType.dataType)
 
 
-def type_of(node: Node, parameter: str) -> Any | None:
+def type_of(node: Node, parameter: str) -> ValueType | None:
     """Return the ``ValueType`` of what is bound to a parameter; None if that is not one value."""
     bound = node.inputs.get(parameter, ())
     if len(bound) != 1 or bound[0] is None:
@@ -177,7 +182,7 @@ def type_of(node: Node, parameter: str) -> Any | None:
     return what.message.type if isinstance(what, Constant) else what.type
 
 
-def sizes_of(value_type: Any | None) -> tuple[int | None, ...] | None:
+def sizes_of(value_type: ValueType | None) -> tuple[int | None, ...] | None:
     """Return the shape of a tensor, with None for sizes that are not fixed.
 
     None: the type is no tensor's, or its rank is not fixed.
@@ -193,8 +198,13 @@ def sizes_of(value_type: Any | None) -> tuple[int | None, ...] | None:
 
 
 def _operation(
-    op_type: str, inputs: dict[str, str], result: Any, output: str, name: str, **attributes: Any
-) -> Any:
+    op_type: str,
+    inputs: dict[str, str],
+    result: ValueType,
+    output: str,
+    name: str,
+    **attributes: Value,
+) -> Operation:
     op = Operation(type=op_type)
     op.attributes["name"].CopyFrom(string_value(name))
     for key, value in attributes.items():

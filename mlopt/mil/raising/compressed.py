@@ -144,9 +144,9 @@ def _shape(node: Node, dtype: str) -> tuple[int, ...]:
 def _check_output(node: Node, dtype: str, shape: tuple[int, ...]) -> None:
     declared = tensor_type_of(node.outputs[0].type) if len(node.outputs) == 1 else None
     if declared is None or (declared[0].name, declared[1]) != (dtype, shape):
-        found = "no tensor" if declared is None else f"{declared[0].name} {list(declared[1])}"
+        shown = "no tensor" if declared is None else f"{declared[0].name} {list(declared[1])}"
         raise ModelFormatError(
-            f"{_place(node)}: its output is declared as {found}, but its values make {dtype} "
+            f"{_place(node)}: its output is declared as {shown}, but its values make {dtype} "
             f"{list(shape)}; the file is damaged"
         )
 

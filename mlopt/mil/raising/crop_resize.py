@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mlopt.mil.dtypes import DType
+from mlopt.mil.messages import ValueType
 from mlopt.mil.program import Variable
 from mlopt.mil.raising.change import (
     FLOATS,
@@ -113,7 +112,7 @@ def _boxes(change: Change, dtype: DType, count: int, numbers: int) -> str:
     )
 
 
-def _without_axis_1(value_type: Any) -> Any:
+def _without_axis_1(value_type: ValueType) -> ValueType:
     typed = tensor_type_of(value_type)
     assert typed is not None
     dtype, shape = typed

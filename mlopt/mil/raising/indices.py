@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from mlopt.mil.dtypes import BY_NAME
+from mlopt.mil.messages import ValueType
 from mlopt.mil.program import Node, Variable
 from mlopt.mil.raising.change import (
     Change,
@@ -146,7 +147,7 @@ def _bind_constant(change: Change, indices: np.ndarray, extents: np.ndarray) -> 
     change.bindings["indices"] = name
 
 
-def _bind_computed(change: Change, index: str, result: Any, extents: _Extents) -> None:
+def _bind_computed(change: Change, index: str, result: ValueType, extents: _Extents) -> None:
     """Bind what is computed from ``index``, the name of an int32 tensor of type ``result``."""
     stem = f"{change.node.name}_indices"
     zero = change.add_const(immediate_value(np.int32(0)), f"{stem}_zero")
@@ -195,7 +196,7 @@ def _check_index_type(name: str) -> None:
         raise Unraisable(f"its indices are {name}, and can only be {', '.join(_INDEX_TYPES)}")
 
 
-def _retyped(value_type: Any, proto_dtype: int) -> Any:
+def _retyped(value_type: ValueType, proto_dtype: int) -> ValueType:
     """Return a tensor type with the shape of ``value_type`` and other elements."""
     result = type(value_type)()
     result.CopyFrom(value_type)

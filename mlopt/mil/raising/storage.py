@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from mlopt.mil.dtypes import dtype_named
+from mlopt.mil.messages import Value
 from mlopt.mil.program import Constant
 from mlopt.mil.values import tensor_type
 from mlopt.mil.writer import PackageWriter
@@ -47,9 +48,9 @@ class Storage:
     def __init__(self, writer: PackageWriter, specification_version: int) -> None:
         self._writer = writer
         self._version = specification_version
-        self._stored: dict[tuple[Any, ...], Any] = {}
+        self._stored: dict[tuple[Any, ...], Value] = {}
 
-    def value_of(self, wanted: SameBytes | np.ndarray) -> Any:
+    def value_of(self, wanted: SameBytes | np.ndarray) -> Value:
         """Return a ``Value`` of the bytes of a constant, or of an array."""
         if isinstance(wanted, np.ndarray):
             return self._writer.add_value(wanted, specification_version=self._version)
