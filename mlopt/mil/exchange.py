@@ -1,6 +1,8 @@
 """Two folders change their names in one step, where the operating system and file system can.
 
-No moment exists at which either name leads nowhere, whatever ends the process.
+This guards whoever loads the destination while it is replaced: with two renames there is a moment
+at which nothing has its name, and a kill at that moment leaves it so until the next run. Python has
+no function for it, so the system is called by ``ctypes``.
 """
 
 from __future__ import annotations

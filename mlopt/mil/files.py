@@ -1,8 +1,17 @@
 """The files of a package that somebody else made: where they are, regular, and unchanged.
 
-A package may come from anywhere. A name in it may lead to another folder, to a device or to a pipe
-that never answers; nothing here opens such a thing, or reads more than there is. All checks are
-made against harm; coremltools makes none of them.
+A package may come from anywhere, and a name in it may lead anywhere. coremltools makes none of
+these checks; each guards from a harm that a package can do to whoever opens, copies or shares it:
+
+- ``open_regular``: a pipe never answers, so the run hangs; opening a device may do something.
+- ``read_regular``: a manifest or model of a hundred gigabytes fills the memory, and so does a file
+  that grows while it is read.
+- ``tree``: a link to a folder above itself, or a tree that links make huge, is copied until the
+  disk is full; a link out of the package puts a private file of this machine into an output that
+  is passed on.
+- ``FileState``: a source that is written to meanwhile, by a training run or a download, gives an
+  output made of two models.
+- ``check_name``: the system refuses some names with errors that say nothing of the package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Interrupts that wait while files are in between."""
+"""Interrupts that wait while files are in between.
+
+An interrupt is an exception at any point of the main thread: between two renames, or after a folder
+is made and before anybody knows of it. What cleans up would then be cut short itself, and leave a
+moved package or gigabytes behind. The blocks that wait take milliseconds, apart from the removal of
+folders.
+"""
 
 from __future__ import annotations
 

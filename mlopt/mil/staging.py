@@ -2,8 +2,16 @@
 
 Beside a destination ``X`` there may be ``.X.<token>.tmp``, which a run is writing or a killed one
 left, and, where a file system cannot exchange two names at once, ``.X.<token>.old``: the complete
-earlier package between two renames. A run holds a lock on its folder for as long as it lives; what
-nobody holds is a leftover, and the next run onto that destination removes it.
+earlier package between two renames. What this guards from:
+
+- Half an output under the final name, after a full disk or a kill: nobody can tell it from a whole
+  one. Hence the folder beside it, and a rename at the end.
+- The loss of the earlier output, which may be the source itself: it stays until the new one is
+  complete. Between the two renames it is ``.old``, and ``restore`` puts it back after a kill.
+- Disks that killed runs fill, with gigabytes each: the next run onto that destination removes what
+  they left. A run holds a lock on its folder for as long as it lives, which the system drops with
+  the process, so that no run takes the folder of another for a leftover.
+- Two runs onto one destination: each is complete, and the last one stays.
 """
 
 from __future__ import annotations
