@@ -23,7 +23,7 @@ from tests.coreml.conftest import saved
 from tests.judges import load_programs
 
 #: Most conversions are for iOS18: the way there takes every rule, and a conversion takes a second.
-#: ``tests.mil.test_opset_direct`` goes to each target with each operation.
+#: ``tests.mil.raising.test_direct`` goes to each target with each operation.
 NEWER = "iOS18"
 
 
