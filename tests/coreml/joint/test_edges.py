@@ -146,6 +146,20 @@ def test_constants_that_others_use_stay(tmp_path: Path) -> None:
     assert [row.name for row in report.rows if not row.is_palettized] == ["mask"]
 
 
+def test_equal_weights_are_palettized_together_or_not_at_all(tmp_path: Path) -> None:
+    ops = [constant("mask", value(MASK, "uint1")), *sparse("a", "mask"), *sparse("b", "mask")]
+    together = foreign.handmade(tmp_path / "a.mlpackage", "iOS18", ops, "ab")
+    report, _ = palettized(together, nbits=2)
+    assert [(row.name, row.is_palettized) for row in report.rows] == [("a", True)]
+    # what an ordinary operation reads has to stay, and b shares its form with a
+    read = foreign.handmade(tmp_path / "b.mlpackage", "iOS18", ops, ["a", "b", "b_data"])
+    report, _ = palettized(read, nbits=2)
+    assert {row.name: row.reason for row in report.rows} == {
+        "a": "compressed already",
+        "b_data": "part of something compressed already",
+    }
+
+
 @pytest.mark.parametrize("taken", ["w_nonzero_mask", "w_nonzero"])
 def test_new_names_are_not_in_use(taken: str, tmp_path: Path) -> None:
     ops = [
