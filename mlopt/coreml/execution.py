@@ -18,6 +18,7 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import done_ahead, share_of
 from mlopt.requests.report import WeightRow
+from mlopt.requests.rows import StoredPalette
 
 
 def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | NoPaletteError:
@@ -73,13 +74,6 @@ def row_of(decision: WeightDecision, clustered: Clustered | NoPaletteError) -> W
     """The row of a weight that was to be palettized."""
     if isinstance(clustered, NoPaletteError):
         return kept_row(decision, Keep(str(clustered)))
-    palette = clustered.palette
-    codes = None if palette.quantized is None else palette.quantized.codes
     return palettized_row(
-        decision,
-        palette.nbits,
-        palette.nbytes,
-        lut_dtype=None if codes is None else codes.dtype.name,
-        snr_db=clustered.distortion.snr_db,
-        notes=clustered.notes,
+        decision, StoredPalette.of(clustered.palette, clustered.distortion, clustered.notes)
     )

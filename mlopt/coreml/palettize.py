@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-import numpy as np
 
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
@@ -20,12 +19,11 @@ from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import ModelSource, TargetName, as_mlmodel, temporary_package
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
-from mlopt.coreml.rows import kept_row, palettized_row
+from mlopt.coreml.rows import foreseen_row, kept_row
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer
-from mlopt.requests.forms import palette_nbytes
 from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
@@ -191,15 +189,7 @@ def preview(
         elif decision.result.mode == "unique" or decision.subject.is_compressed:
             rows.append(row_of(decision, compute(decision.subject, decision.result)))
         else:
-            notes: tuple[str, ...] = ()
-            nbits = decision.result.nbits
-            if nbits is None:
-                nbits, notes = 8, ("lut_function decides the size, counted at 8 bits",)
-            weight = decision.subject
-            itemsize = np.dtype(weight.dtype).itemsize
-            size = palette_nbytes(decision.result, weight.shape, nbits=nbits, itemsize=itemsize)
-            lut_dtype = decision.result.lut_dtype
-            rows.append(palettized_row(decision, nbits, size, lut_dtype=lut_dtype, notes=notes))
+            rows.append(foreseen_row(decision))
     return _report(plan, rows, package)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 
 from mlopt.coreml.plans import WeightDecision
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.requests.forms import tables_nbytes
+from mlopt.requests.forms import palette_nbytes, tables_nbytes
 from mlopt.requests.keep import Keep
 from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette, StoredWeight, row_of
@@ -18,29 +19,41 @@ def kept_row(decision: WeightDecision, keep: Keep) -> WeightRow:
     return row_of(decision, _stored(decision.subject), keep)
 
 
-def palettized_row(
-    decision: WeightDecision,
-    nbits: int,
-    nbytes: int,
-    *,
-    lut_dtype: str | None,
-    snr_db: float | None = None,
-    notes: tuple[str, ...] = (),
-) -> WeightRow:
-    """The row of a palettized weight; parameters as in :class:`StoredPalette`."""
+def palettized_row(decision: WeightDecision, palette: StoredPalette) -> WeightRow:
+    """The row of a palettized weight."""
     weight, spec = decision.subject, decision.result
     assert isinstance(spec, PaletteSpec)
-    if lut_dtype is not None and not weight.is_compressed:
-        itemsize = np.dtype(weight.dtype).itemsize
-        here, plain = (
-            tables_nbytes(spec, weight.shape, nbits=nbits, itemsize=itemsize, lut_dtype=each)
-            for each in (lut_dtype, None)
-        )
-        if here > plain:
-            note = f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}"
-            notes = (*notes, note)
-    palette = StoredPalette(nbits, nbytes, lut_dtype, snr_db, notes)
-    return row_of(decision, _stored(weight), palette)
+    notes = palette.notes + _notes_on_tables(weight, spec, palette)
+    return row_of(decision, _stored(weight), attrs.evolve(palette, notes=notes))
+
+
+def foreseen_row(decision: WeightDecision) -> WeightRow:
+    """The row of a weight that would be palettized: its exact bytes, without clustering it.
+
+    A table that a ``lut_function`` makes is counted at 8 bits.
+    """
+    weight, spec = decision.subject, decision.result
+    assert isinstance(spec, PaletteSpec)
+    notes: tuple[str, ...] = ()
+    if spec.nbits is None:
+        notes = ("lut_function decides the size, counted at 8 bits",)
+    nbits, itemsize = spec.nbits or 8, np.dtype(weight.dtype).itemsize
+    nbytes = palette_nbytes(spec, weight.shape, nbits=nbits, itemsize=itemsize)
+    return palettized_row(decision, StoredPalette(nbits, nbytes, spec.lut_dtype, notes=notes))
+
+
+def _notes_on_tables(weight: Weight, spec: PaletteSpec, palette: StoredPalette) -> tuple[str, ...]:
+    """A note where tables in 8 bits, with their scale, are larger than others would be."""
+    if palette.lut_dtype is None or weight.is_compressed:
+        return ()
+    itemsize = np.dtype(weight.dtype).itemsize
+    here, plain = (
+        tables_nbytes(spec, weight.shape, nbits=palette.nbits, itemsize=itemsize, lut_dtype=dtype)
+        for dtype in (palette.lut_dtype, None)
+    )
+    if here <= plain:
+        return ()
+    return (f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}",)
 
 
 def _stored(weight: Weight) -> StoredWeight:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import attrs
 
 from mlopt.mil.constexpr_forms import OLD_INDEX_BITS
 from mlopt.mil.targets import Target
+from mlopt.palette.layout import Layout
 from mlopt.palette.value.bits import packed_nbytes
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.spec import PaletteSpec
@@ -108,7 +108,7 @@ class PaletteForm:
         return ", ".join(filter(None, parts))
 
 
-def palette_nbytes(spec: PaletteSpec, shape: Sequence[int], *, nbits: int, itemsize: int) -> int:
+def palette_nbytes(spec: PaletteSpec, shape: tuple[int, ...], *, nbits: int, itemsize: int) -> int:
     """Bytes that a palette of ``nbits`` takes: packed indices, tables, scale.
 
     ``shape``, ``itemsize``: of the weight; the scale, and tables that are not in 8 bits, have its
@@ -121,13 +121,10 @@ def palette_nbytes(spec: PaletteSpec, shape: Sequence[int], *, nbits: int, items
 
 
 def tables_nbytes(
-    spec: PaletteSpec, shape: Sequence[int], *, nbits: int, itemsize: int, lut_dtype: str | None
+    spec: PaletteSpec, shape: tuple[int, ...], *, nbits: int, itemsize: int, lut_dtype: str | None
 ) -> int:
     """Bytes of the tables, with their own scale and offset where ``lut_dtype`` has 8 bits."""
-    groups = 1
-    if spec.group_size is not None and spec.channel_axis is not None:
-        groups = shape[spec.channel_axis] // spec.group_size
-    numbers = groups * (1 << nbits) * spec.cluster_dim
+    numbers = Layout.of(spec, shape).groups * (1 << nbits) * spec.cluster_dim
     if lut_dtype is None:
         return numbers * itemsize
     return numbers + itemsize + (lut_dtype == "uint8")

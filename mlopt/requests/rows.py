@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
+from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.quantized import QuantizedTable
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.decisions import Decision
 from mlopt.requests.keep import Keep, float_table_note
@@ -35,6 +37,22 @@ class StoredWeight:
     also_named: str = "also named"
 
 
+class Stored(Protocol):
+    """A palette as it is stored: ``Palettized``, or one whose indices are packed."""
+
+    @property
+    def nbits(self) -> int:
+        """Bits of an index."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored."""
+
+    @property
+    def quantized(self) -> QuantizedTable | None:
+        """The tables in 8 bits; None for tables in floats."""
+
+
 @attrs.frozen
 class StoredPalette:
     """What a row says of a palette.
@@ -48,6 +66,18 @@ class StoredPalette:
     lut_dtype: str | None
     snr_db: float | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, palette: Stored, distortion: Distortion, notes: tuple[str, ...]) -> StoredPalette:
+        """What a row says of a palette that was made."""
+        codes = None if palette.quantized is None else palette.quantized.codes
+        return cls(
+            nbits=palette.nbits,
+            nbytes=palette.nbytes,
+            lut_dtype=None if codes is None else codes.dtype.name,
+            snr_db=distortion.snr_db,
+            notes=notes,
+        )
 
 
 def row_of(

@@ -32,14 +32,8 @@ def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
         assert isinstance(decision.result, Keep)
         return rows.row_of(decision, _stored(parameter), decision.result)
     palettized = computed.palettized
-    codes = None if palettized.quantized is None else palettized.quantized.codes
-    palette = StoredPalette(
-        nbits=palettized.nbits,
-        nbytes=palettized.nbytes,
-        lut_dtype=None if codes is None else codes.dtype.name,
-        snr_db=computed.distortion.snr_db,
-        notes=(*computed.notes, *conversion_notes(parameter, palettized)),
-    )
+    notes = (*computed.notes, *conversion_notes(parameter, palettized))
+    palette = StoredPalette.of(palettized, computed.distortion, notes)
     return rows.row_of(decision, _stored(parameter), palette)
 
 
