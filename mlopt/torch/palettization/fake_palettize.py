@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlopt.errors import ConfigError
 from mlopt.palette.value.palettized import Palettized
-from mlopt.torch.palettization.passes import hard_pass, soft_pass
+from mlopt.torch.palettization.forward_passes import hard_pass, soft_pass
 from mlopt.torch.palettization.shares import WHOLE, share_of_this_rank
 from mlopt.torch.palettization.table_format import stored_palette
 from mlopt.torch.palettization.table_state import TableState

@@ -1,4 +1,4 @@
-"""A pass over a weight: the points as their tables hold them, softly in training or not."""
+"""A forward pass of a weight: its points as their tables hold them, softly in training or not."""
 
 from __future__ import annotations
 
