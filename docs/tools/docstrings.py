@@ -19,7 +19,8 @@ import attrs
 import griffe
 
 ROLE = re.compile(r":(?:func|class|mod|meth|attr|data):`(?P<target>[\w.]+)`")
-_LITERAL_BLOCK = re.compile(r"::$", flags=re.MULTILINE)
+_LONE_COLONS = re.compile(r"^ *::$", flags=re.MULTILINE)
+_COLONS = re.compile(r"::$", flags=re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
@@ -48,7 +49,7 @@ def _markdown(text: str, thing: griffe.Object) -> str:
         path, shown = _path(target, thing), html.escape(target.rpartition(".")[2])
         return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'
 
-    return _LITERAL_BLOCK.sub(":", ROLE.sub(link, text))
+    return _COLONS.sub(":", _LONE_COLONS.sub("", ROLE.sub(link, text)))
 
 
 def _path(target: str, thing: griffe.Object) -> str:

@@ -22,12 +22,13 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def _room(name: str) -> str:
-    """A heading and the docstring of every public name."""
+    """The docstring of a room; a heading and the docstring of every public name."""
     room = importlib.import_module(name)
+    head = f"::: {name}\n    options: {{members: false, show_root_heading: false}}\n"
     public = getattr(room, "__all__", None) or [
         key for key, thing in vars(room).items() if inspect.isclass(thing)
     ]
-    return "\n".join(_entry(name, key) for key in public)
+    return "\n".join([head, *(_entry(name, key) for key in public)])
 
 
 def _entry(room: str, name: str) -> str:

@@ -4,34 +4,9 @@
 want one of them alone; :func:`assign` is for tables that were made elsewhere. Nothing here knows of
 Core ML or torch.
 
-No input takes forever
-----------------------
-What each scalar path does at most, with ``n`` weights of a row (a group, or the whole weight),
-``k`` entries, and ``U`` distinct values (at most 65,536 for float16, bfloat16 and 8-bit integers).
-"Passes" go over all weights in order.
-
-=========================  ==================================================  =====================
-path                       work                                                memory, beside weight
-=========================  ==================================================  =====================
-distinct values, 16 bits   1 pass                                              2 MB
-distinct values, floats    1 sort of n                                         16 n (32 n weighted)
-k-means of distinct        P runs of O(U log U), P <= ``MOST_PASSES``          60 U
- (kmeans1d.solve)          (1 to 3 but for rare inputs)
-storable centres           1 run backwards, ``MOST_VISITS`` segments           80 U, ``MOST_STATES``
- (stored)                  or ``VISITS_PER_VALUE`` U, the fewer                x 16
-zooming (zoom), n of       1 + 1 + ``SHARE_ENOUGH`` + ``MOST_STUCK`` + 2       ``MOST_CELLS`` x 60,
- floats, one table         passes; a sort of m <= n values left, as a rule     100 m
-                           n / 64; k-means of these, and of the cells in
-                           each level
-tables of 8 bits (lattice) 2 m log U + k m**2 / 2 of m <= 256 points; for      0.5 MB, and 10 U
-                           large weights 1 pass of O(log m) a weight
-uniform                    1 pass for the range, 1 of O(log k) a weight        --
-unique                     1 pass; a row ends at the 257th distinct value      4 n
-labels                     1 pass, O(log k) a weight                           n
-=========================  ==================================================  =====================
-
-Where a bound is reached the best table that was found stands, and ``Distortion.within`` says how
-far from the least error it is at most: weak duality bounds the error of every table from below.
+No input takes forever: docs/algorithms.md ("Bounded work") has the most work and memory of every
+path. Where a bound is reached the best table so far stands, and ``Distortion.within`` says how far
+from the least error it is at most: weak duality bounds the error of every table from below.
 """
 
 from mlopt.palette.assignment import assign

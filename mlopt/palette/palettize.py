@@ -50,8 +50,8 @@ def palettize(
         table stays in floats and ``quantized`` is None.
     importance
         Of the weight's shape, not negative, bool or any number: squared errors are weighted by it
-        (ALGORITHMS, "Scalar k-means, exact"). None weights all alike. Only ``kmeans`` heeds how
-        large it is. All modes but ``custom`` leave values of importance 0 out: they pull no
+        (docs/algorithms.md, "Scalar k-means, exact"). None weights all alike. Only ``kmeans`` heeds
+        how large it is. All modes but ``custom`` leave values of importance 0 out: they pull no
         centre, extend no range, and take no entry; each gets the index of some entry. So a mask
         clusters the nonzero values of a sparse weight alone. A group without any importance counts
         as one that matters everywhere.
