@@ -24,7 +24,8 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 def _room(name: str) -> str:
     """The docstring of a room; a heading and the docstring of every public name."""
     room = importlib.import_module(name)
-    head = f"::: {name}\n    options: {{members: false, show_root_heading: false}}\n"
+    options = "{members: false, show_root_heading: false, show_root_toc_entry: false}"
+    head = f"::: {name}\n    options: {options}\n"
     public = getattr(room, "__all__", None) or [
         key for key, thing in vars(room).items() if inspect.isclass(thing)
     ]
@@ -35,6 +36,8 @@ def _entry(room: str, name: str) -> str:
     thing = getattr(importlib.import_module(room), name)
     if inspect.ismodule(thing):
         return f"## `{room}.{name}`\n\nA room of its own: see its page.\n"
+    if thing.__name__ != name:
+        return f"## `{name}`\n\nAnother name of `{thing.__name__}`, which coremltools gives it.\n"
     path = f"{thing.__module__}.{thing.__qualname__}"
     anchor = "" if path == f"{room}.{name}" else f"[](){{#{room}.{name}}}\n\n"
     options = f"    options:\n      heading: {name}\n      toc_label: {name}\n"
