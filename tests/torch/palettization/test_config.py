@@ -16,7 +16,7 @@ from mlopt.torch.palettization.module_configs import (
     ModulePostTrainingPalettizerConfig,
     ModuleSKMPalettizerConfig,
 )
-from tests.torch.test_module_configs import configs as module_configs
+from tests.torch.palettization.test_module_configs import configs as module_configs
 
 CLASSES = [PostTrainingPalettizerConfig, SKMPalettizerConfig]
 FOUR = ModulePostTrainingPalettizerConfig(4)
