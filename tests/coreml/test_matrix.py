@@ -64,18 +64,17 @@ def subject(cell):
 def no_clustering(monkeypatch):
     """Whatever makes a palette fails, but for a look at whether ``unique`` can be had."""
 
-    decisions = sys.modules["mlopt.coreml.decisions"]
-    look = decisions.palettize
+    plain = sys.modules["mlopt.coreml.joint.plain"]
+    look = plain.palettize
 
-    def fail(weight, spec, *args, **kwargs):
+    def fail(*args, **kwargs):
         raise AssertionError("a weight was clustered")
 
-    def look_or_fail(weight, spec):
-        return (look if spec.mode == "unique" else fail)(weight, spec)
+    def look_or_fail(weight, spec, **kwargs):
+        return (look if spec.mode == "unique" else fail)(weight, spec, **kwargs)
 
-    # By name from the table of modules: mlopt.coreml.palettize is the function.
-    monkeypatch.setattr(sys.modules["mlopt.coreml.joint.plain"], "palettize", fail)
-    monkeypatch.setattr(decisions, "palettize", look_or_fail)
+    monkeypatch.setattr(plain, "palettize", look_or_fail)
+    monkeypatch.setattr(sys.modules["mlopt.coreml.execution"], "compute", fail)
 
 
 # --- the right form -------------------------------------------------------------------------------
