@@ -7,6 +7,8 @@ import re
 import pytest
 
 from mlopt.cli.exit_codes import EXIT_CODES, ExitCode
+from mlopt.mil.dtypes import dtype_named
+from mlopt.mil.targets import Target
 from tests.docs.pages import PAGES, ROOT, text_of
 
 
@@ -36,3 +38,19 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_is_short():
     assert len(text_of("README.md").splitlines()) < 150
+
+
+def test_the_table_of_targets_is_that_of_the_code():
+    rows = re.findall(
+        r"^\| (\d+) \| (\w+), (\w+) \| (\w+) \|$", text_of("docs/format.md"), flags=re.MULTILINE
+    )
+    assert rows == [(str(int(each)), each.ios, each.macos, each.opset) for each in Target]
+
+
+def test_the_types_of_blobs_are_those_of_the_code():
+    page = text_of("docs/format.md").partition("The type numbers differ")[2]
+    numbers = re.findall(r"\b([a-z]+\d+) (\d+)", page.partition("\n\n")[0])
+    assert len(numbers) > 12
+    for name, number in numbers:
+        if name != "fp8":  # which there are two of
+            assert dtype_named(name).blob == int(number)
