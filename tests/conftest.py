@@ -1,5 +1,6 @@
 """Fixtures of every room's tests: models converted once a session, and the packages they make."""
 
+import contextlib
 import functools
 import gc
 import logging
@@ -32,6 +33,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Leave out, too, what a file's tests have imported and what they share with later files."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 class PackageOf(Protocol):
     """Return the path of a saved model: see ``tests.models.build`` for the arguments."""
 
@@ -42,16 +51,23 @@ class PackageOf(Protocol):
 def package_of(tmp_path_factory: pytest.TempPathFactory) -> PackageOf:
     """Return a function that saves a model of ``tests.models`` once and gives its package's path.
 
-    The package is shared by the whole session, so a test must not write to it.
+    The package is shared by the whole session, all its processes, so a test must not write to it.
     """
-    folder = tmp_path_factory.mktemp("packages")
+    mine = tmp_path_factory.mktemp("packages")
+    base = tmp_path_factory.getbasetemp()
+    # A process of pytest-xdist has a folder of its own in that of the session.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     @functools.cache
     def save(kind: str, target: str = "iOS15", precision: str = "float16") -> Path:
-        from tests import models
+        path = shared / f"{kind}-{target}-{precision}.mlpackage"
+        if not path.exists():
+            from tests import models
 
-        path = folder / f"{kind}-{target}-{precision}.mlpackage"
-        models.build(kind, target, precision).save(str(path))
+            made = mine / path.name
+            models.build(kind, target, precision).save(str(made))
+            with contextlib.suppress(OSError):  # another process was faster
+                made.rename(path)
         return path
 
     return save
