@@ -19,16 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import coremltools as ct
 import coremltools.optimize.coreml as cto
 import numpy as np
 from coremltools.converters.mil import Builder as mb
+from coremltools.models import MLModel
 
 from mlopt.mil.messages import Model, Operation
 from mlopt.mil.values import immediate_value, string_value, tensor_type
 from tests import judges, models
-
-MLModel = ct.models.MLModel
 
 NEW = ("iOS18",)
 ALL = ("iOS16", "iOS18")
@@ -325,7 +323,7 @@ def handmade(
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     rest = list(block.operations)
     del block.operations[:]
-    types = {}
+    types: dict[str, Any] = {}
     for op in operations:
         block.operations.add().CopyFrom(op)
         types |= {output.name: output.type for output in op.outputs}

@@ -11,17 +11,18 @@ import struct
 from collections.abc import Collection, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.frontend.milproto import load as milproto
 from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
 from coremltools.converters.mil.mil import types
+from coremltools.models import MLModel
 from coremltools.proto import MIL_pb2
 from google.protobuf.message import Message
 
-Source = ct.models.MLModel | str | PathLike[str]
+Source: TypeAlias = MLModel | str | PathLike[str]
 
 # Parameters that an op gains when its function is raised to a later opset.
 GAINED_INPUTS = {
@@ -160,6 +161,7 @@ def materialised(op: Any) -> tuple[np.ndarray, ...]:
         values[name] = var.val
         if var.val is None:
             values[name] = materialised(var.op)[var.op.outputs.index(var)]
+    result: Any
     if op.op_type == "constexpr_cast":
         result = np.float32(values["source_val"])
     else:

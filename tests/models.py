@@ -21,10 +21,9 @@ import coremltools as ct
 import numpy as np
 import torch
 from coremltools.converters.mil import Builder as mb
+from coremltools.models import MLModel
 from torch import nn
 from torch.nn import functional as F
-
-MLModel = ct.models.MLModel
 
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
 

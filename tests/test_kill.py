@@ -201,7 +201,8 @@ def test_at_every_system_call(
             setattr(module, name, counted(getattr(module, name)))
         palettize(tmp_path / "source.mlpackage", CONFIG, output=output, workers=1)
 
-    boundary, status, seen = 0, 9, Counter()
+    boundary, status = 0, 9
+    seen: Counter[str] = Counter()
     while status == 9:
         boundary += 1
         shutil.rmtree(output, ignore_errors=True)

@@ -78,8 +78,8 @@ def _same(left: np.ndarray, right: np.ndarray) -> bool:
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     bits = f"u{left.itemsize}"  # so that -0 is not 0, and NaN is itself
-    both = (np.ascontiguousarray(array).view(bits) for array in (left, right))
-    return np.array_equal(*both)
+    one, other = (np.ascontiguousarray(array).view(bits) for array in (left, right))
+    return np.array_equal(one, other)
 
 
 def _stored(package: str) -> Arrays:

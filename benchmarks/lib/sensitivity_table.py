@@ -18,7 +18,7 @@ def table_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
     ``rows``: those of one model, without failures. The last cell is the further measure.
     """
-    lines = []
+    lines: list[tuple[str, ...]] = []
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = (row["bits"] or 0, row["method"], row["tool"] if row["bits"] else "")

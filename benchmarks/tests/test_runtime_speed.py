@@ -32,6 +32,8 @@ def test_weights_are_counted_with_buffers_and_shared_ones_once() -> None:
 class Sums(nn.Module):
     """Adds its input to a buffer, which is a state once it is converted."""
 
+    total: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.zeros(1, 4))
@@ -74,8 +76,8 @@ def test_a_run_is_all_steps_from_a_fresh_state(
         runtime_speed._network_run(subject, subject.make()),
     ):
         for _ in range(2):
-            found = torch.cat([output.clone() for output in run()])
-            assert torch.equal(found[:, 0], torch.tensor([2.0, 6.0, 12.0]))
+            outputs = torch.cat([output.clone() for output in run()])
+            assert torch.equal(outputs[:, 0], torch.tensor([2.0, 6.0, 12.0]))
     found = runtime_speed.measure("sums", str(package), repeats=2)
     assert found["snr_db"] > 100
     assert found["snr_db_as_declared"] > 100

@@ -62,7 +62,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise answer
         return copy.deepcopy({key: answer[key] for key in arguments.get("variants", answer)})
 
-    monkeypatch.setattr(measured_row.child, "call", call)
+    monkeypatch.setattr(measured_row.child, "call", call)  # type: ignore[attr-defined]
     return given
 
 

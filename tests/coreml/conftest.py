@@ -367,7 +367,7 @@ def stored(source: Any, name: str, function: str | None = None) -> Stored:
     shape = tuple(d.constant.size for d in op.outputs[0].type.tensorType.dimensions)
     values = {key: a.arguments[0].value for key, a in op.inputs.items()} or dict(op.attributes)
     packed = raw(values["indices"], folder)
-    quantized: dict[str, np.ndarray] = {}
+    quantized: dict[str, np.ndarray | None] = {}
     if op.inputs and op.inputs["lut"].arguments[0].WhichOneof("binding") == "name":
         of_table = ops[op.inputs["lut"].arguments[0].name]
         assert of_table.type == "constexpr_blockwise_shift_scale"

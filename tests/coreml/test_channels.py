@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import coremltools as ct
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from tests.coreml.conftest import (
 )
 
 # The output channel axis of each weight of tests.models, by FORMAT: written out by hand.
-AXES = {
+AXES: dict[str, dict[str, Any]] = {
     "convolutional": {
         "plain_weight_to_fp16": 0,
         "grouped_weight_to_fp16": 0,
@@ -156,7 +158,7 @@ def test_vectors_stay_inside_the_groups_of_a_convolution(name, d, options, fits,
         assert judges.messages_equal_except(grouped, result.path) == []
 
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "groups": {"nbits": 4, "granularity": "per_grouped_channel", "group_size": 12},
     "vectors": {"nbits": 4, "cluster_dim": 2},
     "scale": {"nbits": 4, "enable_per_channel_scale": True},

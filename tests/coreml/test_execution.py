@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlopt.coreml import OptimizationConfig, palettize
+from mlopt.coreml import OptimizationConfig, palettize  # type: ignore[attr-defined]
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.coreml.joint import integers
 from mlopt.mil.package import Package
@@ -20,7 +20,7 @@ from tests.coreml.joint.test_edges import affine, codes, rules
 def test_what_turns_out_to_have_no_palette_is_raised_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = integers.palettize
+    cluster = integers.palettize  # type: ignore[attr-defined]
 
     def second_fails(*args: Any, **options: Any) -> Any:
         calls.append(args)

@@ -15,7 +15,8 @@ from mlopt.coreml import (
 )
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.coreml.lint.subject import Subject
-from mlopt.coreml.weights import SMALLEST, bytes_once, is_mask, shown_consumers, weights_of
+from mlopt.coreml.weights import bytes_once, is_mask, shown_consumers, weights_of
+from mlopt.mil.bound_values import SMALLEST
 from mlopt.mil.opening import open_package
 from mlopt.mil.values import string_value
 from tests import foreign, judges, models

@@ -40,9 +40,9 @@ def main() -> int:
         kind = driver.Kind(differential.input_of, differential.run)
     if options.only is not None:
         files, damage, rng = kind.input_of(packages, options.seed, options.only)
-        folder = Path(tempfile.mkdtemp())
-        print(f"{damage}\nin {folder}")
-        print(kind.run(files, folder, rng))
+        scratch = Path(tempfile.mkdtemp())
+        print(f"{damage}\nin {scratch}")
+        print(kind.run(files, scratch, rng))
         return 0
     if not options.differential:
         with tempfile.TemporaryDirectory() as folder:

@@ -490,7 +490,7 @@ def manifest(files: Files, rng: random.Random) -> None:
         return
     if not isinstance(entries, dict):
         return
-    junk = rng.choice((None, 0, [], {}, "", "x", "../x", "/x", "\0", "\ud800", [[]], 1e999))
+    junk: Any = rng.choice((None, 0, [], {}, "", "x", "../x", "/x", "\0", "\ud800", [[]], 1e999))
     kind = rng.randrange(6)
     if kind == 0 or not keys:
         files["Manifest.json"] = _damage_bytes(raw, rng)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from mlopt.errors import ModelFormatError
-from mlopt.mil import blob, checks, values
+from mlopt.mil import blob, values
 from mlopt.mil.messages import Model
+from mlopt.mil.targets import Target
 from mlopt.mil.values import file_value, immediate_value, string_value, tensor_type
 from mlopt.mil.walk import file_values
 from tests.fuzz import differential, driver, oddities
@@ -55,7 +56,7 @@ def test_seeds_are_read_by_both(packages: dict[str, Files], tmp_path: Path) -> N
     [
         (blob, "_fits", lambda *a: False),
         (values, "_can_hold", lambda *a: False),
-        (checks.Target, "of_specification", None),
+        (Target, "of_specification", None),
         (blob.Blob, "array", lambda self: np.zeros(self.size, self.dtype.numpy)),
     ],
 )

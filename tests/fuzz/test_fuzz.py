@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlopt.mil import checks, writer
+from mlopt.mil import checks
+from mlopt.mil.blob import BlobWriter
 from tests.fuzz import driver, trial
 from tests.fuzz.mutators import mutate
 from tests.fuzz.seeds import MODEL, WEIGHTS, Files
@@ -75,12 +76,12 @@ def test_failures_are_found_and_kept(
         patch.setattr(checks, "check_immediate", lambda *a: os._exit(3))
         assert any("the process died" in what for what in failures())
     with monkeypatch.context() as patch:
-        add = writer.BlobWriter.add
+        add = BlobWriter.add
 
         def spoil(self: Any, dtype: Any, data: Any, padding: int = 0, **options: Any) -> int:
             return add(self, dtype, bytes(len(bytes(data))), padding, **options)
 
-        patch.setattr(writer.BlobWriter, "add", spoil)
+        patch.setattr(BlobWriter, "add", spoil)
         assert any("copy: AssertionError: a constant of the copy" in what for what in failures())
     kept = next(tmp_path.glob("0-*"))
     assert (kept / "what.txt").read_text().startswith("plain iOS18: ")

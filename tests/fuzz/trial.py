@@ -28,7 +28,14 @@ from mlopt.coreml import (
 )
 from mlopt.coreml.inspection import inspect_weights
 from mlopt.coreml.weights import name_of, weights_of
-from mlopt.errors import ConfigError, InputError, ModelFormatError, RunError, TargetError
+from mlopt.errors import (
+    ConfigError,
+    InputError,
+    MlOptError,
+    ModelFormatError,
+    RunError,
+    TargetError,
+)
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter
@@ -99,7 +106,7 @@ def run(files: Files, folder: Path, rng: random.Random) -> dict[str, str]:
     )
     shown = rng.random() < 0.1  # drawing tables takes longer than what they show
     _step(ends, "lint", only_format, lambda: (str if shown else id)(lint(source)))
-    requests = (ModelFormatError, TargetError, ConfigError)
+    requests: tuple[type[MlOptError], ...] = (ModelFormatError, TargetError, ConfigError)
     rule = OpPalettizerConfig(weight_threshold=100, on_indivisible="divisor", **rng.choice(RULES))
     _step(
         ends, "palettize", requests, lambda: _check_palettize(source, folder, rule, before, shown)

@@ -59,7 +59,7 @@ def samples(size: int) -> dict[str, np.ndarray]:
             bits = dtype_named(name).bits
             result[name] = rng.integers(low, low + 2**bits, size).astype(dtype)
         else:
-            info = np.iinfo(dtype)
+            info: Any = np.iinfo(dtype)
             result[name] = rng.integers(info.min, info.max, size, dtype, endpoint=True)
     return result
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from mlopt.errors import DestinationError, ModelFormatError
-from mlopt.mil.blob import SENTINEL, BlobReader
+from mlopt.mil.blob import SENTINEL, BlobReader, BlobWriter
 from mlopt.mil.messages import Model, Value
 from mlopt.mil.opening import open_package
 from mlopt.mil.values import file_value, immediate_value, read_immediate, string_value, tensor_type
 from mlopt.mil.walk import file_values
-from mlopt.mil.writer import BlobWriter, PackageWriter
+from mlopt.mil.writer import PackageWriter
 from tests.conftest import PackageOf
 from tests.mil.memory import peak_memory
 
@@ -743,13 +743,13 @@ def test_a_file_that_shrinks_while_it_is_opened(
     """Nothing beyond the end of a file is mapped: reading it would end the process."""
     from mlopt.mil import blob
 
-    mapped = blob.mmap.mmap
+    mapped = blob.mmap.mmap  # type: ignore[attr-defined]
 
     def shrink(number: int, length: int, **kwargs: Any) -> Any:
         os.truncate(source / WEIGHTS, 64)
         return mapped(number, length, **kwargs)
 
-    monkeypatch.setattr(blob.mmap, "mmap", shrink)
+    monkeypatch.setattr(blob.mmap, "mmap", shrink)  # type: ignore[attr-defined]
     refused(source, r"weight\.bin: the weight file cannot be opened")
 
 

@@ -237,10 +237,10 @@ def test_killed_at_a_system_call(
 
     def killed() -> None:
         if step == "exchange":
-            staging.exchange = deadly(staging.exchange)
+            staging.exchange = deadly(staging.exchange)  # type: ignore[attr-defined]
         else:
             if step == "rename":
-                staging.exchange = lambda first, second: False
+                staging.exchange = lambda first, second: False  # type: ignore[attr-defined]
             setattr(os, step, deadly(getattr(os, step)))
         copy(source, earlier)
 
@@ -514,7 +514,7 @@ def test_an_interrupt_while_replacing(
 def test_platforms_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlopt.mil import exchange as module
 
-    monkeypatch.setattr(module.ctypes, "CDLL", lambda *a, **o: object())
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda *a, **o: object())  # type: ignore[attr-defined]
     module._system_call.cache_clear()
     assert not exchange(tmp_path / "a", tmp_path / "b")
     monkeypatch.undo()

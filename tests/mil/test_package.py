@@ -559,7 +559,7 @@ def make_large(path: Path, *, count: int, nbytes: int) -> None:
     function.opset = "CoreML6"
     block = function.block_specializations["CoreML6"]
     (path / WEIGHTS).parent.mkdir(parents=True)
-    with open(path / WEIGHTS, "w+b") as file, writer_module.BlobWriter(file) as blobs:
+    with open(path / WEIGHTS, "w+b") as file, writer_module.BlobWriter(file) as blobs:  # type: ignore[attr-defined]
         for index in range(count):
             data = np.random.default_rng(index).integers(0, 256, nbytes, np.uint8)
             offset = blobs.add("fp16", data)

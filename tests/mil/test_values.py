@@ -23,7 +23,7 @@ from mlopt.mil.values import (
     uses_weight_file,
 )
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "fp16": np.float16([[1, -2.5], [65504, 6e-8]]),
     "fp32": np.float32([[1, -2.5], [3e38, np.inf]]),
     "fp64": np.float64([0.1, 2]),

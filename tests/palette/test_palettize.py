@@ -569,8 +569,8 @@ def test_the_same_bytes_without_vector_instructions():
 
 def dispatched_features():
     """What numpy was built to use beyond its baseline and finds on this machine."""
-    found = np._core._multiarray_umath.__cpu_features__
-    return [name for name in np._core._multiarray_umath.__cpu_dispatch__ if found[name]]
+    umath = sys.modules["numpy._core._multiarray_umath"]
+    return [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__[name]]
 
 
 @pytest.mark.parametrize("name", list(ref.FORMATS))

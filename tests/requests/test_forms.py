@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mlopt.requests.forms import BEFORE_IOS18, PaletteForm, palette_nbytes
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "coreml.md"
 
 # Every part of a request that the table of the guide names, as a form that has it and no other.
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "one table per weight": {},
     "1, 2, 4, 6 or 8 bits": {"nbits": 8},
     "3 bits": {"nbits": 3},

@@ -261,7 +261,8 @@ def test_equals_direct_conversion(texts: Any, name: str, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_parameter_is_written_out(both: Both, target: str) -> None:
     """What coremltools' loader would fill in stands in the message, as in its own."""
-    found, direct = ({}, {})
+    found: dict[str, set[frozenset[str]]] = {}
+    direct: dict[str, set[frozenset[str]]] = {}
     for path, parameters in zip(both(target), (found, direct), strict=True):
         for node in open_package(path).programs[0].nodes():
             parameters.setdefault(node.op_type, set()).add(frozenset(node.inputs))

@@ -138,7 +138,7 @@ X = RANDOM.standard_normal((4, 6, 5)).astype(np.float32)
 def indices_below(*limits: int, shape: tuple[int, ...] = ()) -> np.ndarray:
     """Return int32 indices [*shape] or [*shape, axes], each within its limit, both signs."""
     rows = [RANDOM.integers(-limit, limit, shape) for limit in limits]
-    return np.int32(rows[0] if len(rows) == 1 else np.stack(rows, axis=-1))
+    return (rows[0] if len(rows) == 1 else np.stack(rows, axis=-1)).astype(np.int32)
 
 
 def _written(write: Callable[[np.ndarray], None]) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import coremltools as ct
 import numpy as np
@@ -38,7 +40,7 @@ def clamped(x, alpha, beta):
     return np.where(x >= 0, np.minimum(beta, x), np.minimum(beta, alpha * x))
 
 
-CASES = {
+CASES: dict[str, list[tuple[dict[str, Any], Callable[..., Any]]]] = {
     "clamped_relu": [
         ({"alpha": 0.5, "beta": 0.75}, lambda x: clamped(x, 0.5, 0.75)),
         ({"alpha": -0.5, "beta": 0.75}, lambda x: clamped(x, -0.5, 0.75)),

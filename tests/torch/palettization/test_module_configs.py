@@ -85,7 +85,7 @@ def test_granularity_has_the_members_of_coremltools(their_granularity):
         "per_grouped_channel",
         "PER_GROUPED_CHANNEL",
         Granularity.PER_GROUPED_CHANNEL,
-        enum.Enum("Theirs", {"PER_GROUPED_CHANNEL": 3}).PER_GROUPED_CHANNEL,
+        enum.Enum("Theirs", {"PER_GROUPED_CHANNEL": 3}).PER_GROUPED_CHANNEL,  # type: ignore[attr-defined]
     ],
 )
 def test_granularity_by_name_and_by_a_like_named_member(value):

@@ -132,7 +132,7 @@ def test_a_name_may_be_given_before_its_package_is_loaded(monkeypatch):
     config = Config(TWO, {"late.package.Net": FOUR})
     assert decided(config)[0] is TWO
     package = types.ModuleType("late.package")
-    package.Net = Special
+    vars(package)["Net"] = Special
     monkeypatch.setitem(sys.modules, "late.package", package)
     assert decided(config, module=Special(2, 2)) == (
         FOUR,

@@ -307,7 +307,7 @@ def used_model() -> nn.Module:
 def rude_loss(model: nn.Module, sample: Any) -> Tensor:
     """Change what a loss function should not."""
     model.train()
-    model.steps = model.steps + 1
+    model.steps = model.get_buffer("steps") + 1
     model.block.requires_grad_(True)
     torch.rand(3)
     model.zero_grad(set_to_none=False)
@@ -328,7 +328,7 @@ def test_the_model_is_as_before(loss: Any, workers: int) -> None:
 def test_the_model_is_as_before_when_the_third_sample_fails(
     error: BaseException, workers: int
 ) -> None:
-    calls = []
+    calls: list[Any] = []
 
     def failing(model: nn.Module, sample: Any) -> Tensor:
         if sample is samples[2]:

@@ -114,7 +114,7 @@ def one_rank() -> dict[str, Any]:
 def fsdp(**options: Any) -> dict[str, Any]:
     palettizer, model = models.prepared(models.network(), n_bits=2, **options)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in model:
+    for layer in model:  # type: ignore[attr-defined]
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
