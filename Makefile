@@ -11,16 +11,17 @@ DOCS_INSTALLED := $(VENV)/.docs-installed
 FIELD := $(VENV)/field
 FIELD_INSTALLED := $(FIELD)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
-# Two processes suit the smallest machine that is meant to run this.
-PYTEST_ARGS ?= -n 2
+# Two processes suit the smallest machine that is meant to run this. Each takes one half of the list of
+# tests, in order, so that few files are split and convert their models twice.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
 FIELD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench field fixtures clean
+.PHONY: help demo test test-all lint format docs bench field fixtures clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 # Written last, so that an interrupted installation is done again.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -32,7 +33,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## palettize a real model and see what that does to its accuracy
 	@$(BIN)/python fixtures/demo.py
 
-test: $(INSTALLED)  ## run the tests (PYTEST_ARGS="-x tests/mil" for some)
+test: $(INSTALLED)  ## run the tests before a commit, minutes (PYTEST_ARGS="-x tests/mil" for some)
+	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-all: $(INSTALLED)  ## run all tests, the long ones too
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, types and the import contract

@@ -11,6 +11,8 @@ from typing import Protocol
 import pytest
 from hypothesis import settings
 
+from tests.selection import mark_long
+
 # A time limit on an example fails on a busy machine and says nothing of the code.
 settings.register_profile("mlopt", deadline=None)
 settings.load_profile("mlopt")
@@ -21,6 +23,12 @@ os.environ["TQDM_DISABLE"] = "1"
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what the short run leaves out, before ``-m`` is applied."""
+    mark_long(items)
 
 
 def pytest_collection_finish() -> None:

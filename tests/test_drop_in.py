@@ -129,6 +129,7 @@ def test_listing_and_asking_in_vain_load_nothing():
     assert run(code) == "[]"
 
 
+@pytest.mark.long
 def test_importing_a_borrowed_module_first_works(reference):
     # in a process where nothing else has loaded either of the two
     code = (

@@ -122,6 +122,7 @@ def scene(package_of: PackageOf, tmp_path_factory: pytest.TempPathFactory) -> Sc
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
 def test_at_any_moment(scene: Scene, number: signal.Signals, capfd: Any) -> None:
     """Also twice in a row: what one run left is removed by one that does not end well either."""
 
@@ -167,6 +168,7 @@ WAYS = ["exchange", "two renames", "new"]
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.long
 def test_at_every_system_call(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, way: str
 ) -> None:

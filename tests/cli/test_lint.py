@@ -115,6 +115,7 @@ def test_help_says_what_the_codes_mean():
     assert "\n  lint " in invoke("--help").stdout
 
 
+@pytest.mark.long
 def test_as_a_process(grouped):
     result = run("lint", grouped, "--target", "iOS17", "--strict")
     assert (result.returncode, result.stderr) == (6, "")

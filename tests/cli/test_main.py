@@ -25,6 +25,7 @@ def test_help_lists_commands_and_codes():
     assert invoke("--version").stdout == f"mlopt {mlopt.__version__}\n"
 
 
+@pytest.mark.long
 def test_a_process_prints_no_warnings_and_loads_no_coremltools(model, tmp_path):
     result = run("palettize", model, "-o", tmp_path / "out", "--nbits", 4)
     assert (result.returncode, result.stderr) == (0, "")
@@ -103,6 +104,7 @@ def rename_everywhere(package, old, new):
     file.write_bytes(spec.SerializeToString())
 
 
+@pytest.mark.long
 def test_any_name_can_be_shown_anywhere(model, tmp_path):
     rename_everywhere(model, "conv1_weight", "重み[/b]")
     model = model.rename(tmp_path / "modèle 模型.mlpackage")
@@ -132,6 +134,7 @@ def test_a_reader_that_stops_early_sees_no_traceback(model):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs script of util-linux")
 @pytest.mark.skipif(shutil.which("script") is None, reason="script is not installed")
+@pytest.mark.long
 def test_a_terminal_gets_a_progress_bar(model, tmp_path):
     command = f"{sys.executable} -m mlopt palettize {model} -o {tmp_path / 'out'} --nbits 4"
     result = subprocess.run(

@@ -175,6 +175,7 @@ FORMS: dict[str, dict[str, Any]] = {
         if axis is not None
     ],
 )
+@pytest.mark.covering(1)
 def test_tables_vectors_and_scales_lie_on_the_output_channels(
     form, kind, name, axis, package_of, tmp_path
 ):

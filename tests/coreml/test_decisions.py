@@ -280,6 +280,7 @@ def stored_bytes(package, name, function):
 
 @pytest.mark.parametrize("kind", [k for k in models.kinds("iOS18") if k != "pipeline"])
 @pytest.mark.parametrize("form", CONFIGS)
+@pytest.mark.covering(1)
 def test_sizes_and_ratios_are_those_of_the_package(kind, form, package_of, tmp_path):
     source = package_of(kind, "iOS18")
     config = global_config(**CONFIGS[form])
@@ -322,6 +323,7 @@ def test_sizes_and_ratios_are_those_of_the_package(kind, form, package_of, tmp_p
 
 @pytest.mark.parametrize("kind", models.kinds("iOS18"))
 @pytest.mark.parametrize("form", CONFIGS)
+@pytest.mark.covering(1)
 def test_a_preview_has_the_same_rows_without_clustering(
     kind, form, package_of, tmp_path, monkeypatch
 ):

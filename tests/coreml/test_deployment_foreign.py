@@ -38,6 +38,7 @@ def described(package: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "target", "precision"), CASES)
+@pytest.mark.covering(1)
 def test_as_coremltools_writes_it_for_ios18(
     name: str, target: str, precision: str, tmp_path: Path
 ) -> None:

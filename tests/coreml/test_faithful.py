@@ -59,6 +59,7 @@ def requests():
 
 
 @pytest.mark.parametrize(("kind", "target", "precision", "request_name"), [*requests()])
+@pytest.mark.covering(1)
 def test_only_chosen_weights_differ(kind, target, precision, request_name, package_of, tmp_path):
     source = package_of(kind, target, precision)
     before = digest(source)

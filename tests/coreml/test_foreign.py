@@ -43,6 +43,7 @@ def weights_read(model) -> set[str]:
 
 
 @pytest.mark.parametrize("case", foreign.CASES, ids="-".join)
+@pytest.mark.covering(1)
 def test_decompresses_to_what_coremltools_gives(case, tmp_path):
     model = foreign.build(*case)
     wanted = foreign.materialised_constants(model)
@@ -69,6 +70,7 @@ def test_is_what_coremltools_itself_decompresses_to(name):
 
 
 @pytest.mark.parametrize("case", foreign.CASES, ids="-".join)
+@pytest.mark.covering(1)
 def test_metadata_has_a_row_for_each_logical_weight(case):
     model = foreign.build(*case)
     wanted = foreign.materialised_constants(model)
@@ -125,6 +127,7 @@ def stored_bytes(model, name: str) -> int:
 
 
 @pytest.mark.parametrize("case", foreign.CASES, ids="-".join)
+@pytest.mark.covering(1)
 def test_inventory_has_exact_bytes(case):
     model = foreign.build(*case)
     inventory = inspect_weights(model, statistics=False)

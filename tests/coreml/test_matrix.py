@@ -135,6 +135,7 @@ def form_dtype(value):
 
 
 @pytest.mark.parametrize(("target", "cell"), EXPRESSIBLE, ids=ids)
+@pytest.mark.covering(2)
 def test_the_form_is_the_one_asked_for(target, cell, matrix_of):
     matrix = matrix_of(target)
     shape, palette = matrix.weights[cell.name].shape, stored(matrix.output, cell.name)
@@ -160,6 +161,7 @@ def test_the_form_is_the_one_asked_for(target, cell, matrix_of):
 
 
 @pytest.mark.parametrize(("target", "cell"), EXPRESSIBLE, ids=ids)
+@pytest.mark.covering(2)
 def test_operations_are_what_coremltools_writes(target, cell, matrix_of):
     matrix = matrix_of(target)
     if cell in matrix.refused_by_reference:
@@ -204,6 +206,7 @@ def shapeless(described):
 
 
 @pytest.mark.parametrize(("target", "cell"), EXPRESSIBLE, ids=ids)
+@pytest.mark.covering(2)
 def test_numbers_are_the_same_to_everyone(target, cell, matrix_of):
     matrix = matrix_of(target)
     theirs = matrix.decompressed[cell.name]
@@ -217,6 +220,7 @@ def test_numbers_are_the_same_to_everyone(target, cell, matrix_of):
     EXPRESSIBLE,
     ids=ids,
 )
+@pytest.mark.covering(2)
 def test_error_is_at_most_that_of_coremltools(target, cell, matrix_of):
     matrix = matrix_of(target)
     weight = matrix.weights[cell.name]
@@ -261,6 +265,7 @@ def test_uniform_tables_are_equal_steps_and_labels_the_nearest(cell, matrix_of):
 
 @pytest.mark.parametrize(("target", "cell"), REFUSED, ids=ids)
 @pytest.mark.usefixtures("no_clustering")
+@pytest.mark.covering(2)
 def test_what_the_target_lacks_is_refused_before_clustering(target, cell, small, tmp_path):
     name = subject(cell)
     config = OptimizationConfig(op_name_configs={f"{name}_lin*": cell.config})
@@ -287,6 +292,7 @@ def test_what_the_target_lacks_is_refused_before_clustering(target, cell, small,
 
 @pytest.mark.parametrize("cell", expressible("iOS16"), ids=ids)
 @pytest.mark.usefixtures("no_clustering")
+@pytest.mark.covering(2)
 def test_nothing_can_be_palettized_below_ios16(cell, small, tmp_path):
     with pytest.raises(TargetError, match=r"iOS15 allows nothing palettized.*iOS16 or newer"):
         palettize(
@@ -299,6 +305,7 @@ def test_nothing_can_be_palettized_below_ios16(cell, small, tmp_path):
 
 
 @pytest.mark.parametrize("cell", [c for c in all_cells() if not c.is_old_form], ids=ids)
+@pytest.mark.covering(2)
 def test_an_older_model_is_raised_where_that_is_allowed(cell, small, tmp_path):
     name = subject(cell)
     result = palettize(

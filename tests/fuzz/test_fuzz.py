@@ -26,6 +26,7 @@ def packages(
     return seed_packages
 
 
+@pytest.mark.long
 def test_nothing_but_documented_errors_and_correct_results(packages: dict[str, Files]) -> None:
     summary = driver.run(packages, inputs=400, seed=20)
     assert not summary.failures, str(summary)

@@ -487,6 +487,7 @@ def test_names_that_are_repeated_or_used_too_early(source: Path) -> None:
     assert len(program.constants(nodes)) > 3
 
 
+@pytest.mark.long
 def test_memory_of_a_damaged_model_follows_its_size(tmp_path: Path) -> None:
     """Elements of no content are the smallest messages there are: two bytes each in the file."""
     path = tmp_path / "a.mlpackage"

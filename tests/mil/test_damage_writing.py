@@ -214,6 +214,7 @@ def test_what_a_run_that_lives_moved_aside_is_left_to_it(earlier: Path) -> None:
 @pytest.mark.parametrize("step", ["exchange", "rename", "fsync"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.covering(1)
 def test_killed_at_a_system_call(
     source: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str, count: int
 ) -> None:

@@ -31,7 +31,13 @@ SAME = """
 """
 
 
-@pytest.mark.parametrize("before", [FIRST_US, FIRST_COREMLTOOLS], ids=["mlopt", "coremltools"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(FIRST_US, id="mlopt"),
+        pytest.param(FIRST_COREMLTOOLS, id="coremltools", marks=pytest.mark.long),
+    ],
+)
 def test_classes_are_the_same_in_either_order_of_import(before: str) -> None:
     code = textwrap.dedent(before) + textwrap.dedent(SAME)
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)

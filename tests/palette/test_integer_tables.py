@@ -75,6 +75,7 @@ def naive(weight, spec, importance=None):
 @pytest.mark.parametrize("nbits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.covering(2)
 def test_no_worse_than_rounding_the_table(lut_dtype, name, nbits, group_size, scaled):
     weight = trained((64, 80), name, nbits)
     spec = PaletteSpec(

@@ -82,6 +82,7 @@ def specs(rank):
 
 @pytest.mark.parametrize("name", ref.FORMATS)
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+@pytest.mark.covering(2)
 def test_every_combination(rank, name):
     weight = random_weight((8, 4, 4, 4, 4)[:rank], name)
     weight.flags.writeable = False
@@ -141,6 +142,7 @@ def test_unique_gives_up_with_the_reason():
 @pytest.mark.parametrize("mode", ["kmeans", "uniform"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
+@pytest.mark.covering(2)
 def test_groups_are_as_if_alone(axis, weighted, mode, name):
     weight = random_weight((6, 12, 18), name)
     importance = np.random.default_rng(0).integers(1, 9, weight.shape) * 1.0 if weighted else None
@@ -545,6 +547,7 @@ def test_the_same_bytes_without_compilation():
     assert digests(shape, cases, NUMBA_DISABLE_JIT="1") == digests(shape, cases)
 
 
+@pytest.mark.long
 def test_the_same_bytes_without_vector_instructions():
     cases = [
         ("float16", {}, 4, False),

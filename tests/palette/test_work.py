@@ -85,6 +85,7 @@ def parts_of(values: np.ndarray, importance: np.ndarray | None) -> Parts:
     [(1, "float32"), (4, "float16"), (4, "bfloat16"), (6, "float16"), (6, "float32")],
 )
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.covering(2)
 def test_zooming_ends_and_finds_what_sorting_finds(kind: str, nbits: int, table_dtype: str) -> None:
     values, importance = KINDS[kind](np.random.default_rng(1))
     rounding = rounding_of(table_dtype)

@@ -27,6 +27,7 @@ def assert_near(found, wanted, relative):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.covering(1)
 def test_float32_programs(name, target):
     assert_near(predicted(name, target, "float32", "float32"), expected(name), 1e-5)
 
@@ -34,6 +35,7 @@ def test_float32_programs(name, target):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("target", ["iOS15", "iOS18"])
 @pytest.mark.parametrize("computed", ["float32", "as_declared"])
+@pytest.mark.covering(1)
 def test_float16_programs(name, target, computed):
     # weights are rounded to 11 bits; computed as declared, everything is
     relative = 3e-3 if computed == "float32" else 2e-2

@@ -515,6 +515,7 @@ USES = {
 
 @pytest.mark.parametrize("target", ["iOS16", "iOS18"])
 @pytest.mark.parametrize("use", USES)
+@pytest.mark.covering(1)
 def test_weights_that_the_program_transposes_or_reshapes_are_stored_as_they_are(use, target):
     """coremltools folds such operations into quantized weights, but not into palettes."""
     model, _ = palettized(Uses(USES[use], "kernel" in use).eval(), n_bits=4)

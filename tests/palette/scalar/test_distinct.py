@@ -52,6 +52,7 @@ def test_by_hand(name):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ref.FORMATS)
 @pytest.mark.parametrize("layout", layouts(np.zeros((2, 2))))
+@pytest.mark.covering(2)
 def test_any_layout(layout, name, weighted):
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((37, 53)).astype(np.float16).astype(ref.FORMATS[name])

@@ -64,6 +64,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("name", ref.FORMATS)
 @pytest.mark.parametrize("repeats", [1, 40_000])  # sorted rows and counted ones
+@pytest.mark.covering(2)
 def test_ties_go_to_the_lower_entry(name, repeats):
     # 2, of no importance, is as far from 1 as from 3
     row = np.repeat([1.0, 3.0, 2.0], repeats).astype(ref.FORMATS[name])
@@ -75,6 +76,7 @@ def test_ties_go_to_the_lower_entry(name, repeats):
 @pytest.mark.parametrize("name", ref.FORMATS)
 @pytest.mark.parametrize("nbits", WIDTHS)
 @pytest.mark.parametrize("n", [1, 2, 15, 1000])
+@pytest.mark.covering(2)
 def test_rows_are_as_if_alone(n, nbits, name):
     rows = random_rows(name, (5, n), seed=n)
     rows[1] = 0.25

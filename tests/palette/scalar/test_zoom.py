@@ -68,6 +68,7 @@ def parts(values: np.ndarray, importance: np.ndarray | None):
 )
 @pytest.mark.parametrize("weighing", ["equal", "mild", "extreme", "half of it zero"])
 @pytest.mark.parametrize("entries", [2, 4, 16, 64])
+@pytest.mark.covering(2)
 def test_same_error_as_sorting(kind: str, weighing: str, entries: int) -> None:
     values, importance = values_of(kind), importance_of(weighing)
     zoomed = table_by_zooming(parts(values, importance), entries, rounding_of("float64"))

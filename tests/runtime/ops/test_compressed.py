@@ -50,6 +50,7 @@ def decompressed(path, names, precision="float32"):
 
 
 @pytest.mark.parametrize("case", foreign.CASES, ids=" ".join)
+@pytest.mark.covering(1)
 def test_weights_are_what_coremltools_decompresses(case):
     model = foreign.build(*case)
     wanted = foreign.materialised_constants(model)

@@ -24,6 +24,7 @@ def packed(indices, bits):
     ("runs", "each"),
     [(1, 1), (1, 7), (1, 20011), (1, 24000), (4, 24000), (3, 24001), (5, 16), (7, 3), (2, 30000)],
 )
+@pytest.mark.covering(2)
 def test_entries_are_those_of_the_indices(bits, dtype, runs, each, monkeypatch):
     indices = RANDOM.integers(0, 1 << bits, (runs, each))
     tables = torch.from_numpy(RANDOM.integers(-100, 100, (runs, 1 << bits))).to(dtype)

@@ -101,6 +101,7 @@ def test_the_example_of_the_guide_works_as_printed(tmp_path):
 
 @pytest.mark.parametrize("sigma", [0.002, 0.02, 0.5])
 @pytest.mark.parametrize("n_bits", [1, 2, 3, 4, 6])
+@pytest.mark.covering(1)
 def test_no_weight_collapses_at_the_default_temperature(sigma, n_bits):
     model = linear(sigma)
     weight = model[0].weight.detach()

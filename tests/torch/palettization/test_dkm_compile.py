@@ -54,6 +54,7 @@ def train(model, palettizer, parameters):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 # the compiler's own, where it goes on after a break in a graph
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.covering(1)
 def test_a_compiled_model_trains_as_it_does_without(backend, options):
     torch._dynamo.reset()
     counters.clear()

@@ -73,6 +73,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.covering(1)
 def test_activation_checkpointing_changes_nothing(use_reentrant, options):
     states = []
     for how in (None, use_reentrant):

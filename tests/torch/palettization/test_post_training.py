@@ -55,6 +55,7 @@ def palettized(model, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.covering(1)
 def test_weights_hold_what_the_carried_palettes_stand_for(form, dtype):
     model, report = palettized(every_kind(dtype), **FORMS[form])
     carried = {palette.name: palette for palette in carried_palettes(model.state_dict())}

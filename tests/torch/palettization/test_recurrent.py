@@ -79,6 +79,7 @@ def computed(model, x=X):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.covering(1)
 def test_all_matrices_are_palettized(form, kind):
     model, report = result(kind, form)
     assert {row.name for row in report.palettized} == set(weights(model))
@@ -103,6 +104,7 @@ def test_all_matrices_are_palettized(form, kind):
         ("RNN", "input vectors"),
     ],
 )
+@pytest.mark.covering(1)
 def test_the_program_has_the_palettes_and_computes_what_the_module_does(kind, form):
     model, _ = result(kind, form)
     found = quietly(convert, model, X, compute_precision=ct.precision.FLOAT32)

@@ -105,6 +105,7 @@ def test_each_weight_is_computed_once_a_pass(monkeypatch):
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.covering(1)
 def test_trained_networks_are_finalized_and_converted(kind, inplace):
     given = network(kind)
     palettizer, model = prepared(given, inplace)

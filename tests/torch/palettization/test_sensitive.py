@@ -68,6 +68,7 @@ def test_clusters_are_those_of_the_one_clustering_with_the_fisher_information():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.covering(1)
 def test_every_kind_of_module_and_form(form, dtype):
     model, report = sensitive(every_kind(dtype), **FORMS[form])
     plain = PostTrainingPalettizer(

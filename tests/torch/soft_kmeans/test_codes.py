@@ -28,6 +28,7 @@ def run(points: Tensor, pull: Tensor, **arguments: object) -> list[Tensor]:
 @pytest.mark.parametrize("extra", ["plain", "importance", "pinned", "implicit"])
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.covering(2)
 def test_coded_is_as_uncoded(dtype: torch.dtype, mode: str, extra: str) -> None:
     given = example(9, groups=2, n=1 << 17, k=6, dtype=torch.float64)
     points = given.pop("points").to(dtype)

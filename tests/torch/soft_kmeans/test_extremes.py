@@ -24,6 +24,7 @@ def run(points: Tensor, *arguments: object, **options: object) -> list[Tensor]:
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.covering(2)
 def test_an_empty_cluster_stays(d: int, dtype: torch.dtype, implicit: bool) -> None:
     points = torch.linspace(-1, 1, 50 * d, dtype=dtype).view(1, 50, d)
     centroids = torch.tensor([-0.5, 0.5, 900.0])[None, :, None].repeat(1, 1, d)
@@ -110,6 +111,7 @@ def test_huge_temperatures_collapse(temperature: float, dtype: torch.dtype) -> N
         ([1e-7, 2e-7], [0.0, 1e-7, 3e-7]),
     ],
 )
+@pytest.mark.covering(2)
 def test_never_nan(
     points: list[float],
     centroids: list[float],
@@ -131,6 +133,7 @@ def test_never_nan(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("groups", "n"), [(0, 5), (2, 0)])
+@pytest.mark.covering(1)
 def test_no_points(groups: int, n: int, mode: str, dtype: torch.dtype) -> None:
     points = torch.zeros(groups, n, 1, dtype=dtype).requires_grad_()
     centroids = torch.ones(groups, 3, 1)

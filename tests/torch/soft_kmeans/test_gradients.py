@@ -37,6 +37,7 @@ def gradient(function: Any, points: Tensor, pull: Tensor, **arguments: Any) -> T
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
+@pytest.mark.covering(2)
 def test_finite_differences(mode: str, d: int, iterations: int, kind: str) -> None:
     given = example(3, n=7, k=3, d=d, dtype=torch.float64)
     points = given.pop("points").requires_grad_()
@@ -58,6 +59,7 @@ def test_finite_differences(mode: str, d: int, iterations: int, kind: str) -> No
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.covering(2)
 def test_autograd_through_the_formulas(dtype: torch.dtype, mode: str, d: int, kind: str) -> None:
     given = example(1, n=600, d=d, dtype=dtype)
     arguments = {**given, **extras(kind, given), "mode": mode}
@@ -83,6 +85,7 @@ def test_autograd_through_the_formulas(dtype: torch.dtype, mode: str, d: int, ki
 @pytest.mark.parametrize("kind", EXTRAS)
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.covering(2)
 def test_implicit_is_the_limit_of_many_iterations(dtype: torch.dtype, d: int, kind: str) -> None:
     given = example(7, n=300, k=4, d=d, dtype=torch.float64)
     given["temperature"] /= 8
@@ -105,6 +108,7 @@ def test_implicit_is_the_limit_of_many_iterations(dtype: torch.dtype, d: int, ki
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("mode", ["dkm", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.covering(2)
 def test_a_lost_cluster_moves_to_the_mean(dtype: torch.dtype, mode: str, d: int, kind: str) -> None:
     given = example(1, n=300, d=d, dtype=dtype)
     given["centroids"][:, 3] += 1e3  # so far that nothing attends to it

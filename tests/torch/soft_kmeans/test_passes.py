@@ -30,6 +30,7 @@ from tests.torch.soft_kmeans.references import assert_near, example, soft_kmeans
         (1, 600, 64, 2, 1e-3),
     ],
 )
+@pytest.mark.covering(2)
 def test_kernels_agree_with_torch(
     groups: int, n: int, k: int, d: int, spread: float, has_mass: bool, stands_for_many: bool
 ) -> None:
@@ -112,6 +113,7 @@ def test_points_that_were_ordered_get_what_is_theirs() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
 @pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.covering(2)
 def test_chunks_change_rounding_only(d: int, mode: str, dtype: torch.dtype) -> None:
     given = example(8, groups=3, n=50, d=d, dtype=dtype)
     points = given.pop("points").requires_grad_()

@@ -55,6 +55,7 @@ def run(given: dict[str, Tensor], pull: Tensor, **options: object) -> list[Tenso
         (1 << 18, 100_000, 1, torch.float16),  # codes
     ],
 )
+@pytest.mark.covering(2)
 def test_shards_are_as_the_whole(
     n: int, first: int, d: int, dtype: torch.dtype, implicit: bool, mode: str
 ) -> None:

@@ -78,7 +78,7 @@ def test_the_average_of_gradients_is_the_gradient_of_the_mean_loss(two: Path, na
 
 
 @pytest.mark.parametrize("case", RAGGED)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_shares_may_be_shorter_or_empty(request, ranks: int, case: str) -> None:
     found = load(request.getfixturevalue({2: "two", 4: "four"}[ranks]), case, ranks)
     assert_equal_on_all(found)
@@ -86,6 +86,7 @@ def test_shares_may_be_shorter_or_empty(request, ranks: int, case: str) -> None:
     assert_close(found[0], models.forward_and_gradient(model, list(range(ranks))))
 
 
+@pytest.mark.long
 def test_four_ranks_give_what_one_process_gives(four: Path) -> None:
     for name in ("scalars", "whole-groups"):  # of which there are fewer
         found = load(four, f"{name}-same", 4)
