@@ -1,4 +1,5 @@
-"""What is asked for a weight and what follows: rules, decisions, rows of reports.
+"""Requests for weights and what follows from them: rules, layouts, decisions, rows of reports.
 
-Nothing here knows of Core ML or torch.
+Core ML and torch share it. It knows deployment targets and the forms that each can express, but
+neither models nor torch.
 """
