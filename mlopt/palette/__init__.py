@@ -1,12 +1,12 @@
-"""Arrays in, palettes out: distinct values, exact k-means, tables, and what they cost in accuracy.
+"""Palettes of arrays: distinct values, exact k-means, tables, and what they cost in accuracy.
 
-:func:`palettize` is the one way from a weight to its palette. The rest are its parts, for those who
-want one of them alone; :func:`assign` is for tables that were made elsewhere. Nothing here knows of
-Core ML or torch.
+:func:`palettize` is the one way from a weight to its palette. The rest are its parts, for callers
+that need only one of them; :func:`assign` is for tables that were made elsewhere. Nothing here
+depends on Core ML or torch.
 
-No input takes forever: docs/algorithms.md ("Bounded work") has the most work and memory of every
-path. Where a bound is reached the best table so far stands, and ``Distortion.within`` says how far
-from the least error it is at most: weak duality bounds the error of every table from below.
+Work is bounded for every input: docs/algorithms.md ("Bounded work") has the most work and memory of
+every path. Where a bound is reached, the best table so far is returned, and ``Distortion.within``
+says how far it is from the least error at most: weak duality bounds every table's error from below.
 """
 
 from mlopt.palette.assignment import assign

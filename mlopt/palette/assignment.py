@@ -1,4 +1,4 @@
-"""The palette of a weight whose tables are given: the nearest entry for each of its points."""
+"""Palettes from given tables: each point of a weight takes its nearest entry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Floats = npt.NDArray[Any]
 def assign(
     weight: Floats, tables: Floats, layout: Layout, *, lut_dtype: str | None = None
 ) -> Palettized:
-    """The palette of a weight with given tables: for each point the nearest entry of its group.
+    """Return the palette of a weight with given tables: each point takes the nearest of its group.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ def assign(
         Which points share a table.
     lut_dtype
         ``"int8"`` or ``"uint8"`` to round the entries, once points have theirs, to 8-bit codes with
-        one scale. Where that would be subnormal the table stays in floats. None for no codes.
+        one scale. Where the scale would be subnormal, the table stays in floats. None: no codes.
 
     Returns
     -------
     Palettized, without a scale, with tables in lexicographic order of the smallest width that holds
     m entries, padded by repeating the last of each. Of equally near entries the first is taken, as
-    if all distances were compared in float64.
+    if all distances had been compared in float64.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def _check(weight: Floats, tables: Floats, layout: Layout) -> None:
     check_dtype_and_size(weight)
     if weight.dtype.kind in "iu" or weight.shape != layout.shape:
         raise ConfigError(
-            f"a weight to assign must be floats of the layout's shape {layout.shape}, got "
-            f"{weight.dtype} {weight.shape}; convert it, or make the layout for it"
+            f"the weight must be a float array of the layout's shape {layout.shape}, got "
+            f"{weight.dtype} {weight.shape}; convert it, or make a layout for its shape"
         )
     check_finite(weight)
     groups, d = layout.groups, layout.cluster_dim

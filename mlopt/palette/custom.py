@@ -1,4 +1,4 @@
-"""Custom mode: the user's function makes the tables."""
+"""Custom mode: tables and indices from a function of the user's."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def custom_palette(
     *,
     allowed_nbits: tuple[int, ...] = NBITS,
 ) -> Palettized:
-    """Palettize a weight with the tables and indices of a function.
+    """Palettize a weight with the tables and indices that a function returns.
 
     ``lut_function(group) -> (table, indices)`` is called once for each group of channels, with the
     layout that coremltools passes: a read-only view of the weight in its own dtype, the channel
     axis swapped with axis 0, cut to the group's channels. It returns
 
     - table: numbers [m], or [m, cluster_dim]; a list or an array, 1 <= m <= 256;
-    - indices: whole numbers below m, of any shape; for scalars one for each weight of ``group`` in
-      C order; for vectors one for each vector, in C order of ``[channels of a group // d, ...]``,
-      the vectors being d consecutive weights along axis 0.
+    - indices: whole numbers below m, of any shape; for scalars one per element of ``group`` in
+      C order; for vectors one per vector, in C order of ``[channels of a group // d, ...]``,
+      the vectors being d consecutive elements along axis 0.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def custom_palette(
     layout
         Its groups and vectors.
     allowed_nbits
-        Widths that can be stored. Tables are padded to the smallest one that holds the longest of
-        them by repeating their last entries.
+        Widths that can be stored. All tables are padded, by repeating their last entry, to the
+        smallest width that holds the longest of them.
 
     Returns
     -------
@@ -55,9 +55,9 @@ def custom_palette(
     Raises
     ------
     ConfigError
-        What the function returned is none of the above, or no allowed width holds it.
+        What the function returned is not as above, or no allowed width holds it.
     Exception
-        Whatever the function raises, with a note on the weight (from Python 3.11 on).
+        Any exception of the function, with a note on the weight (from Python 3.11 on).
     """
     axis, d = layout.axis, layout.cluster_dim
     swapped = weight.swapaxes(0, axis)
@@ -91,7 +91,7 @@ def custom_palette(
 
 
 def _called(lut_function: LutFunction, group: Floats, weight: Floats) -> tuple[Any, Any]:
-    """What the function returns, which has to be a pair."""
+    """Call the function, and return its pair of table and indices."""
     try:
         result = lut_function(group)
     except Exception as error:
@@ -104,22 +104,22 @@ def _called(lut_function: LutFunction, group: Floats, weight: Floats) -> tuple[A
     if not isinstance(result, (tuple, list)) or len(result) != 2:
         got = f"{len(result)} of them" if isinstance(result, (tuple, list)) else type(result)
         raise ConfigError(
-            f"lut_function has to return a pair (table, indices), got {got} for a weight of shape "
+            f"lut_function must return a pair (table, indices), got {got} for a weight of shape "
             f"{weight.shape}; return both"
         )
     return result[0], result[1]
 
 
 def _checked_table(table: Any, d: int, dtype: np.dtype[Any], what: str) -> Floats:
-    """The table as finite [m, d] of the weight's dtype."""
+    """Return the table as a finite [m, d] of the weight's dtype, or raise ``ConfigError``."""
     array = _as_array(table, what)
     allowed = "[m] or [m, 1]" if d == 1 else f"[m, {d}]"
     if array.ndim == 1 and d == 1:
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] != d or not 1 <= len(array) <= 256:
         raise ConfigError(
-            f"{what} has to have the shape {allowed} with 1 <= m <= 256, got {np.shape(table)}; "
-            "return one entry a row"
+            f"{what} must have the shape {allowed} with 1 <= m <= 256, got {np.shape(table)}; "
+            "return one entry per row"
         )
     if dtype.kind in "iu":
         return _as_integers(array, dtype, what)
@@ -128,45 +128,45 @@ def _checked_table(table: Any, d: int, dtype: np.dtype[Any], what: str) -> Float
     finite = np.isfinite(stored)
     if not finite.all():
         raise ConfigError(
-            f"{what} has to be finite in {dtype}, got {array[~finite][0]}; clip it to the range "
+            f"{what} must be finite in {dtype}, got {array[~finite][0]}; clip it to the range "
             "of the weight"
         )
     return stored
 
 
 def _as_integers(table: Floats, dtype: np.dtype[Any], what: str) -> Floats:
-    """A table for a weight of integers, rounded to them."""
+    """Return the table rounded to integers, for a weight of integers."""
     bounds = np.iinfo(dtype)
     rounded = np.rint(table.astype(np.float64))
-    # NaN compares false
+    # comparisons with NaN are false
     if not ((rounded >= bounds.min) & (rounded <= bounds.max)).all():
         raise ConfigError(
-            f"{what} has to be from {bounds.min} to {bounds.max} like the weight's {dtype}, got "
+            f"{what} must be from {bounds.min} to {bounds.max} like the weight's {dtype}, got "
             f"{table.min()} to {table.max()}; clip it"
         )
     return rounded.astype(dtype)
 
 
 def _checked_indices(indices: Any, *, count: int, entries: int, what: str) -> npt.NDArray[np.uint8]:
-    """The indices as uint8[count], below ``entries``."""
+    """Return the indices as uint8[count], below ``entries``, or raise ``ConfigError``."""
     array = _as_array(indices, what)
     if array.size != count:
         raise ConfigError(
-            f"{what} have to be {count}, one for each weight or vector of the group, got "
+            f"{what} must be {count} in number, one per element or vector of the group, got "
             f"{array.size} (shape {array.shape}); return them in C order"
         )
     if array.dtype.kind not in "iu" and not np.array_equal(array, np.trunc(array)):
-        raise ConfigError(f"{what} have to be whole numbers, got {array.dtype}; round them")
+        raise ConfigError(f"{what} must be whole numbers, got {array.dtype}; round them")
     if array.size and (array.min() < 0 or array.max() >= entries):
         raise ConfigError(
-            f"{what} have to be from 0 to {entries - 1}, as the table has {entries} entries, got "
+            f"{what} must be from 0 to {entries - 1}, as the table has {entries} entries, got "
             f"{array.min()} to {array.max()}; correct them or extend the table"
         )
     return array.astype(np.uint8).reshape(-1)
 
 
 def _as_array(values: Any, what: str) -> npt.NDArray[Any]:
-    """A list or array of numbers as an array."""
+    """Return a list or array of numbers as an array."""
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biufV":
@@ -175,7 +175,7 @@ def _as_array(values: Any, what: str) -> npt.NDArray[Any]:
             raise TypeError(f"elements of {array.dtype}")
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{what} has to be a list or an array of numbers, got {type(values).__name__} "
+            f"{what} must be a list or an array of numbers, got {type(values).__name__} "
             f"({error}); convert it with numpy.asarray"
         ) from error
     return array

@@ -1,4 +1,4 @@
-"""How a weight is cut into groups of points that are clustered together, and put together again."""
+"""Layout of a weight: how it is cut into groups of points, and put together again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mlopt.errors import ConfigError
 from mlopt.palette.value.spec import PaletteSpec
 
 Array = TypeVar("Array")
-"""An array of numpy or a tensor of torch: only ``reshape`` and ``swapaxes`` of it are used."""
+"""A numpy array or a torch tensor: only its ``reshape`` and ``swapaxes`` are used."""
 
 
 @attrs.frozen
 class Layout:
-    """Groups of channels, with a table each, and the points in them that an index stands for.
+    """Groups of channels, each with its own table, and the points in them, each with its own index.
 
-    With C channels on ``axis`` and R weights in each, there are G groups of C / G consecutive
-    channels. A point is d weights of consecutive channels, so a group has N = C / G / d * R points;
-    they are in C order of (channels / d, other axes). With n the shape, these hold::
+    With C channels on ``axis`` and R elements in each, there are G groups of C / G consecutive
+    channels. A point is d elements of consecutive channels, so a group has N = C / G / d * R
+    points; they are in C order of (channels / d, other axes). With n the shape, these hold::
 
         points(weight)  [G, N, d]        weight(points(w)) == w
         table_shape     == (1, ..., G, ..., 1)
@@ -34,9 +34,9 @@ class Layout:
     Parameters
     ----------
     shape
-        n, of the weight, of rank K >= 1.
+        n, the shape of the weight, of rank K >= 1.
     axis
-        The channels, 0 .. K-1.
+        The axis of the channels, 0 .. K-1.
     groups
         G.
     cluster_dim
@@ -45,7 +45,7 @@ class Layout:
     Raises
     ------
     ConfigError
-        The axis is none of the weight's, or G * d does not divide C.
+        The weight has no such axis, or G * d does not divide C.
     """
 
     shape: tuple[int, ...]
@@ -69,14 +69,14 @@ class Layout:
 
     @classmethod
     def of(cls, spec: PaletteSpec, shape: tuple[int, ...]) -> Layout:
-        """The layout that a spec wants for a weight of ``shape``, whose axes it fits."""
+        """Return the layout that a spec asks for; the spec must fit the axes of ``shape``."""
         axis = 0 if spec.channel_axis is None else spec.channel_axis % len(shape)
         groups = 1 if spec.group_size is None else shape[axis] // spec.group_size
         return cls(shape, axis, groups, spec.cluster_dim)
 
     @property
     def vector_axis(self) -> int | None:
-        """Axis along which a point lies, as in ``Palettized``; None for single weights."""
+        """Axis along which a point lies, as in ``Palettized``; None for points of one element."""
         return self.axis if self.cluster_dim > 1 else None
 
     @property
@@ -86,7 +86,7 @@ class Layout:
 
     @property
     def indices_shape(self) -> tuple[int, ...]:
-        """Shape of the indices: one for each point."""
+        """Shape of the indices: one index per point."""
         return tuple(
             n // self.cluster_dim if i == self.axis else n for i, n in enumerate(self.shape)
         )
@@ -99,13 +99,13 @@ class Layout:
         return (self.groups, channels // self.groups // d, d, *rest)
 
     def points(self, weight: Array) -> Array:
-        """The points [G, N, d] of a weight, differentiable; a view where its memory allows."""
+        """Return the points [G, N, d] of a weight, differentiable; a view where memory allows."""
         cut: Any = _moved(weight, self.axis, 0).reshape(self._channels_first)
         points: Array = _moved(cut, 2, cut.ndim - 1).reshape(self.groups, -1, self.cluster_dim)
         return points
 
     def weight(self, points: Array) -> Array:
-        """The weight that has these points: the inverse of :meth:`points`."""
+        """Return the weight that has these points: the inverse of :meth:`points`."""
         groups, vectors, d, *rest = self._channels_first
         split: Any = points
         cut = _moved(split.reshape(groups, vectors, *rest, d), len(rest) + 2, 2)
@@ -113,21 +113,21 @@ class Layout:
         return weight
 
     def rows(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The points [G, N] of an array where d is 1, C-contiguous; a view if possible."""
+        """Return the points [G, N] of an array where d is 1, C-contiguous; a view if possible."""
         return np.ascontiguousarray(self.points(weight)[..., 0])
 
     def indices(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Labels [G, N] as the indices of a palette, C-contiguous."""
+        """Return labels [G, N] as the indices of a palette, C-contiguous."""
         indices = attrs.evolve(self, shape=self.indices_shape, cluster_dim=1).weight(labels)
         return np.ascontiguousarray(indices)
 
     def table(self, tables: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Tables [G, entries, d] as the table of a palette: [*table_shape, entries, d]."""
+        """Return tables [G, entries, d] as the table of a palette: [*table_shape, entries, d]."""
         return np.ascontiguousarray(tables).reshape(*self.table_shape, *tables.shape[1:])
 
 
 def _moved(array: Any, source: int, destination: int) -> Any:
-    """The array with one axis moved; a view. numpy and torch have different names for it."""
+    """Return a view with one axis moved; numpy and torch have different names for this."""
     step = 1 if source < destination else -1
     for axis in range(source, destination, step):
         array = array.swapaxes(axis, axis + step)

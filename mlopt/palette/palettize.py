@@ -1,4 +1,4 @@
-"""The one way from a weight to its palette, whichever door it came in by."""
+"""``palettize``: the one way from a weight to its palette, for every front end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["NoPaletteError", "can_quantize_table", "is_finite", "palettize"]
 Floats = npt.NDArray[Any]
 
 _ENOUGH = 1 << 16
-"""Weights, about, that are looked at before more: most have a large one among them."""
+"""Elements, about, that are checked first: most weights have a large one among these."""
 
 
 def palettize(
@@ -44,25 +44,25 @@ def palettize(
         are integers of that dtype, for ``kmeans`` with ``cluster_dim`` 1 the best of them, and it
         has no scale.
     spec
-        What is wanted. With ``lut_dtype`` the table has 8-bit codes, in ``Palettized.quantized``;
+        The request. With ``lut_dtype`` the table has 8-bit codes, in ``Palettized.quantized``;
         for ``kmeans`` with ``cluster_dim`` 1 it is the best table on the lattice that spans the
         float table. Where the weight is so small that the codes' scale would be subnormal, the
         table stays in floats and ``quantized`` is None.
     importance
         Of the weight's shape, not negative, bool or any number: squared errors are weighted by it
-        (docs/algorithms.md, "Scalar k-means, exact"). None weights all alike. Only ``kmeans`` heeds
-        how large it is. All modes but ``custom`` leave values of importance 0 out: they pull no
-        centre, extend no range, and take no entry; each gets the index of some entry. So a mask
-        clusters the nonzero values of a sparse weight alone. A group without any importance counts
-        as one that matters everywhere.
+        (docs/algorithms.md, "Scalar k-means, exact"). None weights all alike. Only ``kmeans``
+        depends on its magnitudes. All modes but ``custom`` leave out values of importance 0: they
+        pull no centre, extend no range, and take no entry; each gets the index of some entry. So a
+        mask clusters only the nonzero values of a sparse weight. A group without any importance is
+        treated as uniformly important.
     workers
         Threads for groups. The result does not depend on it.
 
     Returns
     -------
     palettized, distortion
-        The palette, in the weight's dtype, and the plain distortion of what it stores, values
-        without importance included.
+        The palette, in the weight's dtype, and the unweighted distortion of what it stores,
+        including values without importance.
 
     Raises
     ------
@@ -81,11 +81,11 @@ def palettize(
         palettized = _custom(weight, spec, scale)
         return palettized, measure_distortion(weight, palettized)
 
-    # float16 holds all bytes, and its values are counted instead of sorted
+    # float16 can represent all bytes, and its values are counted instead of sorted
     points = weight.astype(np.float16) if is_integer else weight
     layout = Layout.of(spec, weight.shape)
     if layout.groups == layout.cluster_dim == 1:
-        # one table for all weights: their own order is as good, and no copy
+        # one table for all elements: their own order will do, without a copy
         layout = attrs.evolve(layout, axis=0)
     if importance is not None:
         importance = _with_some_everywhere(importance, layout)
@@ -93,7 +93,7 @@ def palettize(
     if scale is not None:
         points = normalised(weight, scale)
         if spec.mode == "kmeans" or not scale.all():
-            # a channel of zeros, which any entry times 0 serves, counts for nothing
+            # a channel of zeros counts for nothing: any entry times its scale 0 is right
             importance = scaled_importance(scale, weight.shape, importance)
             importance = _with_some_everywhere(importance, layout)
     if importance is not None and spec.mode != "kmeans":
@@ -130,10 +130,10 @@ def palettize(
 
 
 def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
-    """Whether the weight is large enough, or zero, for a table of 8-bit codes as the spec wants it.
+    """Whether the weight is large enough, or zero, for the 8-bit codes that the spec asks for.
 
     The codes' scale must not be subnormal. Scaled channels reach 1, so with a scale they always
-    are; what tables a function makes is known when it has made them.
+    are; the tables of a function are known only once it has made them.
     """
     if spec.lut_dtype is None:
         return False
@@ -159,7 +159,7 @@ def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | Non
     for name, axis in (("channel_axis", spec.channel_axis), ("scale_axis", spec.scale_axis)):
         if axis is not None and not -weight.ndim <= axis < weight.ndim:
             raise ConfigError(
-                f"{name} has to be in [{-weight.ndim}, {weight.ndim}), got {axis}; choose an axis "
+                f"{name} must be in [{-weight.ndim}, {weight.ndim}), got {axis}; choose an axis "
                 f"of the weight of shape {weight.shape}"
             )
     if spec.channel_axis is not None:
@@ -168,7 +168,7 @@ def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | Non
         if channels % unit:
             name = "group_size" if spec.group_size else "cluster_dim"
             raise ConfigError(
-                f"{name} has to divide the channels, got {unit} for the {channels} channels on "
+                f"{name} must divide the channels, got {unit} for the {channels} channels on "
                 f"axis {spec.channel_axis} of a weight of shape {weight.shape}; choose a divisor"
             )
     check_finite(weight)
@@ -176,17 +176,17 @@ def _check(weight: Floats, spec: PaletteSpec, importance: npt.NDArray[Any] | Non
         return
     if importance.shape != weight.shape:
         raise ConfigError(
-            f"importance has to have the weight's shape {weight.shape}, got {importance.shape}"
+            f"importance must have the weight's shape {weight.shape}, got {importance.shape}"
         )
     lowest, highest = importance.min(), importance.max()
     if not (lowest >= 0 and np.isfinite(highest)):
         raise ConfigError(
-            f"importance has to be finite and not negative, got values from {lowest} to {highest}"
+            f"importance must be finite and not negative, got values from {lowest} to {highest}"
         )
 
 
 def _with_some_everywhere(importance: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-    """The importance, with 1 throughout the groups that have none."""
+    """Return the importance, with 1 throughout the groups that have none."""
     axis, groups = layout.axis, layout.groups
     before, channels, after = np.split(np.array(importance.shape), [axis, axis + 1])
     grouped = importance.reshape(*before, groups, channels[0] // groups, *after)
@@ -198,7 +198,7 @@ def _with_some_everywhere(importance: npt.NDArray[Any], layout: Layout) -> npt.N
 
 
 def _levelled(importance: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The importance, times a power of two where sums of it would leave the range of float64."""
+    """Return the importance, times a power of two where its sums would leave float64's range."""
     factor = power_of_two(float(importance.max()))
     return importance if factor == 1.0 else importance.astype(np.float64) * factor
 

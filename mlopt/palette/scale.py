@@ -1,4 +1,4 @@
-"""Per-channel scale: every output channel divided by its largest magnitude."""
+"""Per-channel scale: each output channel is divided by its largest magnitude."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = npt.NDArray[Any]
 
 
 def channel_scale(weight: Floats, axis: int) -> Floats:
-    """``s_c = max |w_c|`` over each channel of an axis: 0 for a channel of zeros, which stays zero.
+    """Return ``s_c = max |w_c|`` of each channel: 0 for a channel of zeros, which stays zero.
 
     Parameters
     ----------
@@ -36,12 +36,12 @@ def channel_scale(weight: Floats, axis: int) -> Floats:
 
 
 def _bits(weight: Floats) -> Floats:
-    """The unsigned integers that a weight's numbers look like; a view."""
+    """Return the bit patterns of a weight's numbers as unsigned integers; a view."""
     return weight.view(f"u{weight.dtype.itemsize}")
 
 
 def normalised(weight: Floats, scale: Floats) -> Floats:
-    """``w / s`` in a wider dtype, 0 where the scale is 0; the source is not touched.
+    """Return ``w / s`` in a wider dtype, 0 where the scale is 0; the source is not touched.
 
     Parameters
     ----------
@@ -64,12 +64,12 @@ def normalised(weight: Floats, scale: Floats) -> Floats:
 def scaled_importance(
     scale: Floats, shape: tuple[int, ...], importance: Floats | None = None
 ) -> npt.NDArray[np.float64]:
-    """``s_c**2 * h``: the importance with which normalised weights are to be clustered.
+    """Return ``s_c**2 * h``, the importance by which normalised weights are clustered.
 
     Their error ``(w / s - c)**2`` stands for the error ``s**2`` times that of the weight itself.
-    With ``s`` or 1 in its place, channels of small weights would count for more. Measured on
-    trained models (``benchmarks.scale_importance``) the answers of MiniLM get worse by that in
-    every form, by 0.2 to 12 dB, and SmolLM2's perplexity is between 4 % less and 7 % more.
+    With ``s`` or 1 instead, channels of small weights would count for more. Measured on trained
+    models (``benchmarks.scale_importance``), that makes the answers of MiniLM worse in every form,
+    by 0.2 to 12 dB, and SmolLM2's perplexity between 4 % lower and 7 % higher.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def scaled_importance(
     shape
         Shape of the weight.
     importance
-        ``h``, that broadcasts to ``shape``; None for 1.
+        ``h``, which broadcasts to ``shape``; None for 1.
 
     Returns
     -------

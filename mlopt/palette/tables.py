@@ -1,4 +1,4 @@
-"""The tables and labels of one weight, by mode: what :func:`mlopt.palette.palettize` puts together.
+"""Tables and labels of one weight, by mode: the parts of :func:`mlopt.palette.palettize`.
 
 A weight is cut along one axis into groups of channels, each with a table of its own.
 """
@@ -28,12 +28,12 @@ Floats = npt.NDArray[Any]
 
 
 class NoPaletteError(Exception):
-    """A weight has no palette of the kind asked for; the message is the reason, for a report."""
+    """Raised where a weight has no palette of the kind asked for; the message is for a report."""
 
 
 @attrs.frozen(eq=False)
 class ClusteringInput:
-    """What is to be rows, and how.
+    """What is cut into rows, and how.
 
     points: the weight, or what it is after division by its scale; dtype: of the tables, floats;
     importance: of the points' shape, or None; integers: the lattice of tables that are integers,
@@ -50,25 +50,25 @@ class ClusteringInput:
 
     @property
     def rows(self) -> Floats:
-        """The points [groups, n]."""
+        """Return the points [groups, n]."""
         return self.layout.rows(self.points)
 
     @property
     def important_rows(self) -> npt.NDArray[Any] | None:
-        """The importance [groups, n], or None."""
+        """Return the importance [groups, n], or None."""
         return None if self.importance is None else self.layout.rows(self.importance)
 
     def vectors(self, array: Floats) -> Floats:
-        """An array of the points' shape as vectors [groups, n, d], C-contiguous."""
+        """Return an array of the points' shape as vectors [groups, n, d], C-contiguous."""
         return np.ascontiguousarray(self.layout.points(array))
 
 
 @attrs.frozen(eq=False)
 class Tables:
-    """The outcome for all groups.
+    """Tables and labels of all groups.
 
     tables: [groups, entries, d] of the input's dtype; labels: uint8[groups, n]; lattice: what
-    the tables lie on, or None; distortion: where it comes free, or None; within: see
+    the tables lie on, or None; distortion: where it costs nothing extra, or None; within: see
     :class:`mlopt.palette.value.distortion.Distortion`.
     """
 
@@ -80,7 +80,7 @@ class Tables:
 
 
 def make_tables(inputs: ClusteringInput) -> Tables:
-    """The tables and labels of every mode but ``custom``.
+    """Return the tables and labels of any mode but ``custom``.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def _scalars(inputs: ClusteringInput) -> Tables:
 
 
 def _clustered(inputs: ClusteringInput, points: npt.NDArray[np.float64] | None = None) -> Tables:
-    """Optimal tables, or uniform ones; with ``points`` the best of these numbers."""
+    """Return optimal tables, or uniform ones; with ``points`` the best choice of these numbers."""
     spec = inputs.spec
     assert spec.nbits is not None
     uniform = spec.mode == "uniform"
@@ -156,7 +156,7 @@ def _uniform(inputs: ClusteringInput) -> Tables:
     if lattice is not None:
         nearest = lattice.nearest(table.astype(np.float64))
         table = lattice.points[nearest].astype(inputs.dtype)
-    # one table is looked up in without its axis of groups, in the dtype of what is looked up
+    # a single table is indexed without its axis of groups, in the dtype of the result
     one = inputs.layout.groups == 1
     alike = table if table.dtype == rows.dtype else table.astype(rows.dtype)
     labels = uniform_labels(rows[0] if one else rows, alike[0] if one else alike)
@@ -181,9 +181,9 @@ def _unique(inputs: ClusteringInput) -> Tables:
 
 
 def _without_unimportant(rows: Floats, importance: npt.NDArray[Any] | None) -> Floats:
-    """Rows [groups, n, ...] in which the first important value stands for those of no importance.
+    """Return rows [groups, n, ...] where the first important value replaces those of no importance.
 
-    Each row has some.
+    Each row has an important value.
     """
     if importance is None:
         return rows
@@ -214,7 +214,7 @@ def _vectors(inputs: ClusteringInput) -> Tables:
             )
             table = centres.astype(dtype)
         else:
-            # to begin with, one importance a vector: the mean of its elements'
+            # to begin with, one importance per vector: the mean of its elements'
             mean = np.cumsum(part, axis=1)[:, -1] / spec.cluster_dim
             centres, _ = cluster_vectors(vectors[g], entries, mean, workers=workers)
             wide = vectors[g].astype(np.float64 if dtype == np.float64 else np.float32)
@@ -233,7 +233,7 @@ def _vectors(inputs: ClusteringInput) -> Tables:
 
 
 def _spanning(inputs: ClusteringInput, tables: Floats) -> Lattice | None:
-    """The lattice of the 8-bit codes asked for, as wide as the tables in floats; None for none."""
+    """Return the lattice for the 8-bit codes asked for, as wide as the float tables, or None."""
     if inputs.spec.lut_dtype is None:
         return None
     wide = tables.astype(np.float64)

@@ -112,7 +112,7 @@ def test_the_group_cannot_be_written_to():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (([0.0, 1.0], [0, 1, 0]), r"indices for a weight of shape \(2, 2\) have to be 4.*got 3"),
+        (([0.0, 1.0], [0, 1, 0]), r"indices for a weight of shape \(2, 2\) must be 4.*got 3"),
         (([0.0, 1.0], [0, 1, 0, 2]), "from 0 to 1.*got 0 to 2"),
         (([0.0, 1.0], [0, 1, 0, -1]), "got -1 to 1"),
         (([0.0, 1.0], [0, 1, 0, 0.5]), "whole numbers"),

@@ -326,7 +326,7 @@ def test_integer_weights_in_every_mode(dtype):
     np.testing.assert_array_equal(custom.dequantize(), np.where(weight > 50, 61, 3))
     for entries in ([0, 256], [-129, 0], [np.nan, 0]):
         far = PaletteSpec(mode="custom", lut_function=lambda w, e=entries: (e, w * 0))
-        with pytest.raises(ConfigError, match="has to be from"):
+        with pytest.raises(ConfigError, match="must be from"):
             palettize(weight, far)
 
 

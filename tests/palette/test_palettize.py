@@ -421,26 +421,26 @@ def test_input_that_is_refused():
     weight = np.ones((6, 4), np.float16)
     spec = PaletteSpec(nbits=2)
     for bad, message in (
-        (weight.astype(np.int16), r"has to be one of .*float16.*int8.* got int16"),
+        (weight.astype(np.int16), r"must be one of .*float16.*int8.* got int16"),
         (weight.astype(np.complex64), r"got complex64"),
-        (np.float16(1).reshape(()), r"needs elements, got shape \(\)"),
-        (np.ones((0, 4), np.float16), r"needs elements, got shape \(0, 4\)"),
+        (np.float16(1).reshape(()), r"must not be empty, got shape \(\)"),
+        (np.ones((0, 4), np.float16), r"must not be empty, got shape \(0, 4\)"),
     ):
         with pytest.raises(ConfigError, match=message):
             palettize(bad, spec)
     for bad_spec, message in (
         (
             PaletteSpec(nbits=2, channel_axis=2, group_size=2),
-            r"channel_axis has to be in \[-2, 2\), got 2.*\(6, 4\)",
+            r"channel_axis must be in \[-2, 2\), got 2.*\(6, 4\)",
         ),
-        (PaletteSpec(nbits=2, scale_axis=-3), r"scale_axis has to be in \[-2, 2\), got -3"),
+        (PaletteSpec(nbits=2, scale_axis=-3), r"scale_axis must be in \[-2, 2\), got -3"),
         (
             PaletteSpec(nbits=2, channel_axis=0, group_size=4),
-            r"group_size has to divide the channels, got 4 for the 6 channels on axis 0.*divisor",
+            r"group_size must divide the channels, got 4 for the 6 channels on axis 0.*divisor",
         ),
         (
             PaletteSpec(nbits=2, channel_axis=1, cluster_dim=3),
-            r"cluster_dim has to divide the channels, got 3 for the 4 channels on axis 1",
+            r"cluster_dim must divide the channels, got 3 for the 4 channels on axis 1",
         ),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -454,13 +454,13 @@ def test_weights_that_are_not_finite_are_refused(name, number, mode):
     weight = random_weight((30, 40), name)
     weight[17, 3] = number
     spec = PaletteSpec(mode=mode, nbits=None if mode == "unique" else 4)
-    with pytest.raises(ConfigError, match=r"has to be finite.*\(30, 40\).*leave it as it is"):
+    with pytest.raises(ConfigError, match=r"must be finite.*\(30, 40\).*leave it as it is"):
         palettize(weight, spec)
     # the first and the last element too
     for place in (0, -1):
         edge = random_weight(40, name)
         edge[place] = number
-        with pytest.raises(ConfigError, match="has to be finite"):
+        with pytest.raises(ConfigError, match="must be finite"):
             palettize(edge, spec)
 
 

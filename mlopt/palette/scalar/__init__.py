@@ -1,1 +1,1 @@
-"""Clustering single values: distinct values, exact k-means, uniform and unique tables."""
+"""Scalar clustering: distinct values, exact k-means, uniform and unique tables."""

@@ -1,4 +1,4 @@
-"""Finding the place of a number among few ascending ones: a bucket of equal width, then a step."""
+"""Bucketed search among few ascending numbers: a bucket of equal width, then a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_BUCKETS = 1 << 13
 
 @njit(cache=True, nogil=True)
 def buckets_per_unit(low, high, buckets):  # type: ignore[no-untyped-def]
-    """How many of the buckets between two numbers a unit has; 0, one for all, if that overflows."""
+    """Return the buckets per unit between two numbers; 0, one for all, if that overflows."""
     width = high - low
     per_unit = buckets / width if width > 0.0 else 0.0
     return per_unit if np.isfinite(per_unit) and np.isfinite(low * per_unit) else 0.0
@@ -18,15 +18,15 @@ def buckets_per_unit(low, high, buckets):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def bucket_of(x, low, per_unit, buckets):  # type: ignore[no-untyped-def]
-    """The bucket of a number; never decreases as numbers grow, however products are rounded."""
-    # not the difference first: that of float64 extremes overflows
+    """Return the bucket of a number; it never decreases as numbers grow, however products round."""
+    # no difference first: that of float64 extremes overflows
     place = x * per_unit - low * per_unit
     return np.int64(min(max(place, 0.0), buckets - 1.0))
 
 
 @njit(cache=True, nogil=True)
 def fill_starts(ends, count, low, per_unit, starts):  # type: ignore[no-untyped-def]
-    """How many of the first ``count`` ends lie in buckets before each: int64[buckets + 1]."""
+    """Count, for each bucket, the first ``count`` ends in buckets before it: int64[buckets + 1]."""
     buckets = starts.size - 1
     position = 0
     for bucket in range(buckets):

@@ -1,6 +1,6 @@
-"""Counting values into cells at several levels: the first of equal width, each next one finer.
+"""Counts of values in cells at several levels: the first of equal width, each next one finer.
 
-What :mod:`mlopt.palette.scalar.zoom` goes over the values with.
+:mod:`mlopt.palette.scalar.zoom` passes over the values with these.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numba import njit
 Floats = npt.NDArray[Any]
 Sums = npt.NDArray[np.float64]
 Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
-"""Goes over the values once more: (values[n], importance float64[n], or empty for 1) at a time."""
+"""One pass over the values: yields (values[n], importance float64[n], or empty for 1)."""
 
 
 class Extent(NamedTuple):
-    """Smallest and largest value of any importance, sums of importance and moment; all values."""
+    """Range of the values with importance, sums of importance and moment, and number of values."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ class Gathered(NamedTuple):
 
 
 class InCells(NamedTuple):
-    """Values in ascending order with their importance; starts: how many are before each cell."""
+    """Values in ascending order with their importance; starts: counts of values before each cell."""
 
     values: npt.NDArray[np.float64]
     importance: npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ class InCells(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where values fall: the fields of :class:`Grid` for kernels."""
+    """The cells that values fall into: the fields of :class:`Grid` for kernels."""
 
     low: float
     per_width: float
@@ -55,7 +55,7 @@ class _Places(NamedTuple):
 
 
 class Grid:
-    """Cells at several levels: the first of equal width, each next one parts of those kept.
+    """Cells at several levels: the first of equal width, each next one parts of the cells kept.
 
     A value's place in units of the first cells is computed once, with rounding; all steps after
     that are exact, so cells never decrease as values grow.
@@ -63,15 +63,15 @@ class Grid:
     Attributes
     ----------
     size
-        Cells of the last level.
+        Number of cells of the last level.
     passes
-        How often all values were gone over.
+        Passes over all values so far.
     """
 
     def __init__(self, low: float, per_width: float, size: int) -> None:
         self.low = low
         self.per_width = per_width
-        # for each level but the last, the rank of each cell among those kept, or -1
+        # for each level but the last: the rank of each cell among those kept, or -1
         self.ranks = np.empty(0, np.int32)
         self.offsets = np.array([0])
         self.finer = np.empty(0, np.int64)
@@ -88,7 +88,7 @@ class Grid:
         self.size = kept.size * finer
 
     def count(self, parts: Parts, mean: float) -> tuple[Sums, npt.NDArray[np.int64]]:
-        """By cell of the last level: importance and moments [3, size], number of values [size]."""
+        """Return, by cell of the last level, importance and moments [3, size] and counts [size]."""
         cells = np.zeros((3, self.size))
         counts = np.zeros(self.size, np.int64)
         for values, importance in parts():
@@ -97,7 +97,7 @@ class Grid:
         return cells, counts
 
     def gather(self, parts: Parts) -> Gathered:
-        """The values in the kept cells."""
+        """Return the values in the kept cells."""
         gathered = [_gather(*part, self._places()) for part in parts()]
         values, importance, cell = zip(*gathered, strict=True)
         self.passes += 2
@@ -108,7 +108,7 @@ class Grid:
 
 
 def extent(parts: Parts) -> Extent:
-    """Goes over the values once."""
+    """Summarize the values in one pass."""
     reached = np.array([np.inf, -np.inf, 0.0, 0.0])
     count = 0
     for values, importance in parts():
@@ -139,7 +139,7 @@ def _extend(values, importance, extent):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _cell_of(x, places):  # type: ignore[no-untyped-def]
-    """The cell of the last level that ``x`` falls into, or -1."""
+    """Return the cell of the last level that ``x`` falls into, or -1."""
     low, per_width, ranks, offsets, finer = places
     place = (x - low) * per_width
     cell = np.int64(place)
@@ -198,10 +198,10 @@ def _gather(values, importance, places):  # type: ignore[no-untyped-def]
 
 
 def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
-    """Prefix sums at the lower and upper edges of the parts of cells.
+    """Return the prefix sums at the lower and upper edges of the parts of cells.
 
     lower, upper: [3, m], of the cells; cells: [3, m * finer], sums over each part. The last part
-    takes the upper edge of its cell as it is, so that neighbours agree to the bit.
+    takes the upper edge of its cell as it is, so that neighbours are equal to the bit.
     """
     parts = cells.reshape(3, lower.shape[1], -1)
     inner = lower[:, :, None] + np.cumsum(parts, axis=2)
@@ -212,10 +212,10 @@ def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
 
 @njit(cache=True, nogil=True)
 def sort_in_cells(gathered, cells):  # type: ignore[no-untyped-def]
-    """Gathered values as :class:`InCells` of ``cells`` ascending cells.
+    """Return gathered values as :class:`InCells` of ``cells`` ascending cells.
 
-    Equal values keep their order. Counted by cell, which is linear, then sorted in it; a cell of
-    one value over and over is in order already.
+    Equal values keep their order. Values are counted by cell, which is linear, then sorted within
+    it; a cell that holds a single value many times is in order already.
     """
     values, importance, cell = gathered
     starts = np.zeros(cells + 1, np.int64)
@@ -244,7 +244,7 @@ def sort_in_cells(gathered, cells):  # type: ignore[no-untyped-def]
 
 
 def sums_at_positions(gathered: Gathered, mean: float, lower: Sums, upper: Sums) -> Sums:
-    """Prefix sums at every place for a bound: edges, and between distinct values in the cells.
+    """Return prefix sums wherever a bound may be: at edges, and between distinct values in cells.
 
     lower, upper: sums at the edges of the cells, [3, m].
     """

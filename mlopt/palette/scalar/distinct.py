@@ -1,6 +1,6 @@
-"""Distinct values of a weight, with the importance that falls on each.
+"""Distinct values of a weight, with the importance of each.
 
-Equal values may share a cluster at no loss, so everything one-dimensional starts from distinct
+Equal values may share a cluster at no loss, so all one-dimensional clustering starts from distinct
 values. float16 and bfloat16 have at most 65,536 codes: a count over the codes replaces a sort, and
 a code's *key* (its bits, arranged so that keys ascend with values) replaces the value.
 """
@@ -18,7 +18,7 @@ CODED = ("float16", "bfloat16")
 """Dtypes, by name, whose values are handled through their 16-bit codes."""
 
 NEGLIGIBLE = 2.0**-46
-"""Share of the whole importance below which a value's own is added to a neighbour's."""
+"""Share of the total importance below which a value's importance is added to a neighbour's."""
 
 _SORT_BELOW = 16_384
 _SIGN = 0x8000
@@ -27,8 +27,8 @@ _SIGN = 0x8000
 class Distinct(NamedTuple):
     """Distinct values, ascending, and the importance of each.
 
-    values, masses: float64[n]; keys: uint16[n], the lowest key of each value of 16-bit codes; empty
-    for other values.
+    values, masses: float64[n]; keys: uint16[n], the lowest key of each value, for 16-bit codes;
+    empty for other dtypes.
     """
 
     values: npt.NDArray[np.float64]
@@ -38,7 +38,7 @@ class Distinct(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def first_of(distinct, count):  # type: ignore[no-untyped-def]
-    """The first ``count`` of distinct values, in the same memory."""
+    """Return the first ``count`` distinct values, in the same memory."""
     return Distinct(distinct.values[:count], distinct.masses[:count], distinct.keys[:count])
 
 
@@ -49,7 +49,7 @@ def is_coded(dtype: np.dtype[Any]) -> bool:
 
 @lru_cache(maxsize=2)
 def value_of_key(dtype_name: str) -> npt.NDArray[np.float64]:
-    """The value of each key of float16 or bfloat16: float64[65536], ascending where finite.
+    """Return the value of each key of float16 or bfloat16: float64[65536], ascending where finite.
 
     NaN stands for infinities and NaNs alike.
     """
@@ -65,7 +65,7 @@ def value_of_key(dtype_name: str) -> npt.NDArray[np.float64]:
 
 @njit(cache=True, nogil=True)
 def key_of(code):  # type: ignore[no-untyped-def]
-    """The key of a 16-bit float code; ascends with the value, -0 just before +0."""
+    """Return the key of a 16-bit float code; it ascends with the value, -0 just before +0."""
     if code & np.uint16(_SIGN):
         return np.uint16(code ^ np.uint16(0xFFFF))
     return np.uint16(code ^ np.uint16(_SIGN))
@@ -74,7 +74,7 @@ def key_of(code):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def count_keys(codes, counts):  # type: ignore[no-untyped-def]
     """Count keys into ``counts`` (int64[65536], set to zero first); codes: uint16[n]."""
-    # two tallies, because an increment has to wait for the one before it on the same key
+    # two tallies, because an increment must wait for the previous one on the same key
     even = np.zeros(1 << 16, np.uint32)
     odd = np.zeros(1 << 16, np.uint32)
     n = codes.size
@@ -129,7 +129,7 @@ def _sort_keys(codes, keys, spare):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def distinct_of_codes(codes, value_of, distinct, spare):  # type: ignore[no-untyped-def]
-    """Distinct values of 16-bit codes and how often each occurs.
+    """Find the distinct values of 16-bit codes, and count the occurrences of each.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def distinct_of_codes(codes, value_of, distinct, spare):  # type: ignore[no-unty
 
     Returns
     -------
-    Number of distinct values; -1 if one of them is infinite or not a number.
+    Number of distinct values; -1 if one of them is infinite or NaN.
     """
     n = codes.size
     count = 0
@@ -174,7 +174,7 @@ def distinct_of_codes(codes, value_of, distinct, spare):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True)
 def _append(count, key, mass, value_of, distinct):  # type: ignore[no-untyped-def]
-    """Add the value of a key to ``count`` distinct ones; their number, -1 if it is not finite."""
+    """Add the value of a key to ``count`` distinct ones; returns their number, -1 if not finite."""
     values, masses = distinct.values, distinct.masses
     value = value_of[key]
     if np.isnan(value):
@@ -209,7 +209,7 @@ def join_value(count, value, mass, negligible, distinct):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def collapse_sorted(sorted_values, importance, distinct):  # type: ignore[no-untyped-def]
-    """Distinct values of an ascending row; importance float64[n], or empty for 1 each.
+    """Find the distinct values of an ascending row; importance float64[n], or empty for 1 each.
 
     Values of no importance are left out: they pull no centre. Returns how many there are;
     ``distinct`` is an output of n elements.
@@ -231,7 +231,7 @@ def collapse_sorted(sorted_values, importance, distinct):  # type: ignore[no-unt
 def distinct_values(
     weight: npt.NDArray[Any], importance: npt.NDArray[Any] | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The distinct values of a weight, ascending, and the importance of each.
+    """Return the distinct values of a weight, ascending, and the importance of each.
 
     Parameters
     ----------
@@ -243,8 +243,8 @@ def distinct_values(
     Returns
     -------
     values, masses
-        float64[U] each. Nothing is rounded. -0 and +0 are one value. Values whose importance adds
-        up to zero are left out.
+        float64[U] each. Nothing is rounded. -0 and +0 are one value. Values whose total importance
+        is zero are left out.
     """
     if is_coded(weight.dtype):
         codes = np.ascontiguousarray(weight).reshape(-1).view(np.uint16)
@@ -271,7 +271,7 @@ def distinct_values(
 def _merged(
     values: npt.NDArray[np.float64], masses: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Join the masses of -0 and +0, which stand side by side."""
+    """Join the masses of -0 and +0, which are adjacent."""
     zeros = np.flatnonzero(values == 0.0)
     if zeros.size == 2:
         masses[zeros[1]] += masses[zeros[0]]

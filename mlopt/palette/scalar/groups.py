@@ -1,4 +1,4 @@
-"""k-means of many rows, each with a table of its own: the way of every scalar palette but one.
+"""k-means of many rows, each with a table of its own: every scalar palette except whole large ones.
 
 A row is a group of channels, or the whole tensor. Rows are independent; threads take spans of them.
 """
@@ -26,16 +26,16 @@ from mlopt.palette.scalar.row_kernels import (
 from mlopt.palette.scalar.stored import rounding_of
 
 _ROWS_OF_WORK = 1 << 19
-"""Weights a thread takes at a time."""
+"""Elements that a thread takes at a time."""
 
 
 @attrs.frozen(eq=False)
 class RowTables:
-    """Tables and labels of ``G`` rows of ``n`` weights.
+    """Tables and labels of ``G`` rows of ``n`` elements.
 
-    tables: float64[G, 2**nbits], ascending, storable in the weights' dtype; labels: uint8[G, n];
-    noise, signal: the rows' summed squares of error and of weights (float64), in importance; gap:
-    how much the noise may be above the least, 0.0 where it is proven the least.
+    tables: float64[G, 2**nbits], ascending, storable in the weight's dtype; labels: uint8[G, n];
+    noise, signal: the rows' sums of squared errors and squared elements (float64), weighted by
+    importance; gap: how much the noise may be above the least, 0.0 where it is proven the least.
     """
 
     tables: npt.NDArray[np.float64]
@@ -55,7 +55,7 @@ def cluster_rows(
     points: npt.NDArray[np.float64] | None = None,
     workers: int = 1,
 ) -> RowTables:
-    """Optimal tables of ``2**nbits`` entries for each row.
+    """Cluster each row into an optimal table of ``2**nbits`` entries.
 
     Parameters
     ----------
@@ -68,15 +68,15 @@ def cluster_rows(
     table_dtype
         What the tables are stored in.
     importance
-        [G, n], not negative, broadcastable views welcome; None for 1. Summed in float64. A row
-        without any counts as uniform.
+        [G, n], not negative, may be a broadcast view; None for 1. Summed in float64. A row without
+        any importance is treated as uniformly important.
     uniform
-        Equal steps from the smallest to the largest value instead of optimal tables; for float16
-        and bfloat16 without importance.
+        Make equal steps from the smallest to the largest value instead of optimal tables; for
+        float16 and bfloat16 without importance.
     points
         float64[G, m], or [1, m] for all rows, each row distinct and ascending: the numbers that
-        entries may be. The tables are the best of these, see
-        :mod:`mlopt.palette.scalar.lattice`. None for whatever ``table_dtype`` can store.
+        entries may be. The tables are the best choice of these, see
+        :mod:`mlopt.palette.scalar.lattice`. None: any number that ``table_dtype`` can store.
     workers
         Threads. The result does not depend on it.
     """
@@ -127,12 +127,12 @@ def cluster_rows(
 
 
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A view that cannot be written to: kernels are compiled for these, whatever comes in."""
+    """Return a read-only view: kernels are compiled for read-only arrays only."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def _total(parts: npt.NDArray[np.float64]) -> float:
-    """A sum in a fixed order: numpy's own differs with the width of the machine's vectors."""
+    """Return a sum in a fixed order: numpy's own varies with the width of the machine's vectors."""
     return float(np.cumsum(parts)[-1]) if parts.size else 0.0

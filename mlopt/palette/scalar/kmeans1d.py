@@ -30,8 +30,8 @@ from mlopt.palette.scalar.segments import (
 
 LLOYD_STEPS = 24
 
-# The search for the penalty. Steps that follow the error, as long as it is smooth: so many. Then
-# unbracketed ones double in length, and every other one inside a bracket halves its logarithm.
+# The search for the penalty. So many steps follow the error, as long as it is smooth. Then steps
+# without a bracket double in length, and every other one inside a bracket halves its logarithm.
 SMOOTH_PASSES = 16
 UNBRACKETED_PASSES = 8
 # 11 doubled steps cross the range of float64, 64 halvings end at its resolution.
@@ -42,11 +42,11 @@ MOST_PENALTY = 1e300
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def quantile_bounds(values, sums, k, bounds):  # type: ignore[no-untyped-def]
-    """Segment bounds at the quantiles of (about) the cube root of the density.
+    """Set segment bounds at the quantiles of (about) the cube root of the density.
 
-    That is how the points of an optimal quantizer lie (Panter and Dite 1951). The exponent used is
-    5/16 rather than 1/3, because square roots round alike on every machine and cube roots do not.
-    Values are taken in short runs, 16 or so to a segment: this is only where the search starts.
+    The points of an optimal quantizer have that density (Panter and Dite 1951). The exponent used
+    is 5/16 rather than 1/3, because square roots round alike on every machine, cube roots do not.
+    Values are taken in short runs, 16 or so per segment: this is only where the search starts.
     """
     n = values.size
     run = max(1, n // (16 * k))
@@ -121,7 +121,7 @@ def lloyd(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
-    """Bounds of ``k`` segments from two solutions that are optimal under one penalty.
+    """Splice bounds of ``k`` segments from two solutions that are optimal under one penalty.
 
     Where a segment of the solution with more lies within one of the solution with fewer, after
     ``k - k_fewer`` segments more, the first solution up to there and the second from there on have
@@ -139,7 +139,7 @@ def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def first_penalty(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
-    """A penalty for :func:`solve` to begin with: Lloyd's iteration from quantiles predicts it.
+    """Return a first penalty for :func:`solve`, predicted by Lloyd's iteration from quantiles.
 
     values: float64[n], ascending and distinct, ``k < n``; ``bounds[: k + 1]`` is scratch.
     """
@@ -151,7 +151,7 @@ def first_penalty(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def solve(prefix, k, penalty, scratch):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
-    """Optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
+    """Find optimal bounds of ``k`` segments, ``1 <= k < n``, and a penalty that leads to them.
 
     Penalties are tried one after the other:
 
@@ -277,7 +277,7 @@ def _curve(values, importance, most):  # type: ignore[no-untyped-def]
 def kmeans1d(
     values: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], k: int
 ) -> npt.NDArray[np.int64]:
-    """Optimal clusters of distinct ascending values.
+    """Return optimal clusters of distinct ascending values.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def kmeans1d(
     importance
         float64[n], positive.
     k
-        Clusters wanted; with ``k >= n`` every value is a cluster of its own.
+        Number of clusters; with ``k >= n`` every value is a cluster of its own.
 
     Returns
     -------
@@ -305,7 +305,7 @@ def kmeans1d(
 def kmeans1d_curve(
     values: npt.NDArray[np.float64], importance: npt.NDArray[np.float64], most: int
 ) -> npt.NDArray[np.float64]:
-    """The least squared error for every cluster count from 1 to ``most``: float64[most].
+    """Return the least squared error of every cluster count from 1 to ``most``: float64[most].
 
     The rate-distortion curve of the values. Parameters as for :func:`kmeans1d`.
     """

@@ -1,8 +1,8 @@
 """Labels of single values: the nearest entry of an ascending table, ties to the lower one.
 
-Of floats by the middles between entries; of 16-bit codes by the keys at which the entry changes.
-Where entries are equal the first one takes the values: the others are padding, or centres that
-round alike.
+Floats are labelled by the midpoints between entries, 16-bit codes by the keys at which the entry
+changes. Where entries are equal the first one takes the values: the others are padding, or centres
+that round alike.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_un
 from mlopt.palette.scalar.distinct import key_of
 
 WALK = 4
-"""Ends in a bucket that are tried one after the other; where there are more, they are halved."""
+"""Ends in a bucket that are tried one after the other; where there are more, search is binary."""
 
 
 @njit(cache=True, nogil=True)
 def fill_middles(table, middles):  # type: ignore[no-untyped-def]
-    """Middles between neighbours of an ascending table: float64[entries - 1], ascending.
+    """Find the midpoints between neighbours of an ascending table: float64[entries - 1], ascending.
 
     Infinity where an entry equals its left neighbour and all after it do: padding takes nothing.
     """
@@ -34,7 +34,7 @@ def fill_middles(table, middles):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
-    """``labels[i]``: how many middles are below ``values[i]``; a tie goes to the lower entry.
+    """Set ``labels[i]`` to the number of midpoints below ``values[i]``; ties go to the lower entry.
 
     middles: float64, ascending, infinite ones last; labels: uint8[values.size].
     """
@@ -45,7 +45,7 @@ def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
         labels[:] = 0
         return
     low = middles[0]
-    # more of them than values cost more than they save
+    # more buckets than values would cost more than they save
     buckets = max(1, min(MOST_BUCKETS, values.size >> 2))
     per_unit = buckets_per_unit(low, middles[finite - 1], buckets)
     starts = np.empty(buckets + 1, np.int64)
@@ -68,7 +68,7 @@ def label_floats(values, middles, labels):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fill_thresholds(distinct, value_of, table, thresholds):  # type: ignore[no-untyped-def]
-    """The lowest key that belongs to each entry but the first; ties go to the lower entry.
+    """Find the lowest key that belongs to each entry but the first; ties go to the lower entry.
 
     thresholds: uint32[entries - 1], ascending. An entry equal to its left neighbour takes nothing:
     it is padding at the end of a table (65536), or one of two centres that round alike.
@@ -110,7 +110,7 @@ def fill_thresholds(distinct, value_of, table, thresholds):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def label_codes(codes, thresholds, labels):  # type: ignore[no-untyped-def]
-    """``labels[i]``: how many thresholds the key of ``codes[i]`` has reached."""
+    """Set ``labels[i]`` to the number of thresholds that the key of ``codes[i]`` has reached."""
     n = codes.size
     if n >= 1 << 16:
         label_of = np.empty(1 << 16, np.uint8)

@@ -1,4 +1,4 @@
-"""The optimum among tables whose entries are to be chosen from given numbers.
+"""Optimal tables whose entries are chosen from given numbers.
 
 An integer table with a scale holds points of a lattice, at most 256. So the best table of ``k``
 entries is the best choice of ``k`` points, and that is a shortest path: between two neighbouring
@@ -10,7 +10,7 @@ points of a choice lie values that go to the nearer one, whatever the rest of th
 
 finds the optimum of every size. ``W`` has the Monge property (it is that of medians on a line:
 Hassin and Tamir, "Improved complexity bounds for location problems on the real line", 1991), so the
-best ``i`` grows with ``j`` and with ``s``, and all layers together look at a few pairs a point.
+best ``i`` grows with ``j`` and with ``s``, and all layers together look at a few pairs per point.
 
 Nothing is assumed of the spacing: the points are what is *stored*, after rounding, and the middle
 between two of them is where it is.
@@ -29,7 +29,7 @@ from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_un
 from mlopt.palette.scalar.segments import Prefix, fill_sums
 
 Parts = Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float64]]]]
-"""Goes over the values: (values[n], importance float64[n], or empty for 1) at a time."""
+"""One pass over the values: yields (values[n], importance float64[n], or empty for 1)."""
 
 
 class Choice(NamedTuple):
@@ -48,7 +48,7 @@ def choose_table(
     points: npt.NDArray[np.float64],
     k: int,
 ) -> npt.NDArray[np.float64]:
-    """The best table of at most ``k`` of the points.
+    """Return the best table of at most ``k`` of the points.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def choose_table(
 
     Returns
     -------
-    float64[k], ascending; the last entry is repeated where fewer points than ``k`` are the nearest
-    ones of any value.
+    float64[k], ascending; the last entry is repeated where fewer than ``k`` points are nearest to
+    any value.
     """
     prefix = fill_sums(values, masses, np.empty((3, values.size + 1)))
     table = np.empty(k)
@@ -73,9 +73,9 @@ def choose_table(
 def choose_table_of_parts(
     parts: Parts, points: npt.NDArray[np.float64], k: int
 ) -> npt.NDArray[np.float64] | None:
-    """As :func:`choose_table`, for values too many to be sorted: they are counted once, in cells.
+    """As :func:`choose_table`, for too many values to be sorted: they are counted once, in cells.
 
-    Cells end at the points and at the middles between any two of them: nothing else matters.
+    Cells end at the points and at the midpoints of any two of them: nothing else matters.
     None where no value has any importance.
     """
     middles = (0.5 * points[:, None] + 0.5 * points[None, :])[np.tri(points.size, dtype=bool)]
@@ -110,7 +110,7 @@ def _choice(points: npt.NDArray[np.float64]) -> Choice:
 
 @njit(cache=True, nogil=True)
 def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no-untyped-def]
-    """Add importance and moments of values to the cells that they fall into (up to its end)."""
+    """Add importance and moments of values to the cells that they fall into (ends included)."""
     start, per_unit, starts = buckets
     weighted = importance.size > 0
     for i in range(values.size):
@@ -135,20 +135,20 @@ def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def fill_from_points(values, prefix, choice, table):  # type: ignore[no-untyped-def]
-    """Fill ``table`` (float64[k]) with the best at most ``k`` of the points, ascending.
+    """Fill ``table`` (float64[k]) with the best choice of at most ``k`` points, ascending.
 
     Parameters
     ----------
     values
         float64[n], ascending: ``n`` values, or the upper ends of ``n`` cells that hold some, as
-        long as no point and no middle of two points lies within a cell.
+        long as no point and no midpoint of two points lies within a cell.
     prefix
         Of the ``n`` values.
     choice
         The points.
     """
     points, n, k = choice.points, prefix.n, table.size
-    # points beyond the outermost values, but for the nearest on either side, serve nobody
+    # points beyond the outermost values are of no use, except the nearest on either side
     first = 0
     while first + 1 < points.size and points[first + 1] < values[0]:
         first += 1
@@ -182,7 +182,7 @@ def fill_from_points(values, prefix, choice, table):  # type: ignore[no-untyped-
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _advance(values, position, limit):  # type: ignore[no-untyped-def]
-    """How many of the values are not above ``limit``; at least ``position`` of them are not."""
+    """Count the values that are not above ``limit``; at least ``position`` of them are not."""
     n = values.size
     step = 1
     while position + step <= n and values[position + step - 1] <= limit:
@@ -200,7 +200,7 @@ def _advance(values, position, limit):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _error_about(sums, i, j, away):  # type: ignore[no-untyped-def]
-    """Squared error of the values ``[i, j)`` about a point ``away`` from the origin."""
+    """Return the squared error of the values ``[i, j)`` about a point ``away`` from the origin."""
     mass = sums[0, j] - sums[0, i]
     moment = sums[1, j] - sums[1, i]
     square = sums[2, j] - sums[2, i]
@@ -211,7 +211,7 @@ def _error_about(sums, i, j, away):  # type: ignore[no-untyped-def]
 def _choose(values, prefix, choice, chosen):  # type: ignore[no-untyped-def]
     """Write the best at most ``k`` of ``m > k`` points into ``chosen`` [k]; returns their number.
 
-    1. How many values are below each point.
+    1. The number of values below each point.
     2. The costs of all pairs of neighbours, W in the module's text.
     3. Layer by layer the best table that ends at each point, D_s there; the best start of each end
        lies between those of the same end a layer before and of the next end in this layer.

@@ -1,4 +1,4 @@
-"""Cells that a bound of the optimum can lie in: one level of :mod:`mlopt.palette.scalar.zoom`."""
+"""Cells in which a bound of the optimum can lie: one level of :mod:`mlopt.palette.scalar.zoom`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mlopt.palette.scalar.stored import Rounding, is_worth_proving, settle
 
 MOST_ROUNDS = 64
 LITTLE_CHANGE = 0.99
-"""Cells of a level are left out in so many rounds at most, or until few of them go in one."""
+"""Maximum number of rounds that leave out cells of a level; it ends earlier when few go in one."""
 ROOM_TO_SETTLE = 0.005
-"""Of a cluster's share of the error: moves a bound by a twenty-fifth of the cluster's width."""
+"""In units of a cluster's share of the error: moves a bound by 1/25 of the cluster's width."""
 
 
 @attrs.define(eq=False)
 class Level:
-    """The cells at hand, with something in each.
+    """The cells of a level that are not empty.
 
     lower, upper: prefix sums [3, m] at their edges; counts: of their values; coarse: the cells of
-    the first level that they are parts of (int64[m], ascending); width: theirs.
+    the first level that they are parts of (int64[m], ascending); width: that of each cell.
     """
 
     lower: Sums
@@ -35,16 +35,16 @@ class Level:
     width: float
 
     def keep(self, which: npt.NDArray[np.int64]) -> None:
-        """Keep the cells at these positions (ascending) alone."""
+        """Keep only the cells at these positions (ascending)."""
         self.lower, self.upper = self.lower[:, which], self.upper[:, which]
         self.counts, self.coarse = self.counts[which], self.coarse[which]
 
 
 @attrs.frozen(eq=False)
 class Whole:
-    """What does not change from level to level.
+    """Quantities that stay the same from level to level.
 
-    masses: summed importance below each cell of the first level, which are of ``width``; reach:
+    masses: summed importance below each cell of the first level; width: that of those cells; reach:
     half the range of the values.
     """
 
@@ -59,7 +59,7 @@ class Whole:
 
 @attrs.frozen(eq=False)
 class Near:
-    """The cells that a bound of the optimum can lie in.
+    """The cells in which a bound of the optimum can lie.
 
     penalty: one that leads to the optimum; slack, price: by how much the limit exceeds the plain
     cost of the coarse solution, for the width of the cells and for rounding its centres; limited:
@@ -74,7 +74,7 @@ class Near:
 
 
 def with_ends(edges: Sums, total: Sums) -> Sums:
-    """Sums at the edges that have some importance between one and the next, and at both ends."""
+    """Return the sums at both ends, and at edges with some importance before the next one."""
     rising = np.empty(edges.shape[1], np.bool_)
     most = float(total[0, 0])
     _mark_rising(edges[0], most, most * NEGLIGIBLE, rising)
@@ -93,7 +93,7 @@ def _mark_rising(masses, most, negligible, rising):  # type: ignore[no-untyped-d
 def near_bounds(
     level: Level, whole: Whole, held: npt.NDArray[np.float64], penalty: float
 ) -> Near | None:
-    """The cells of a level, ``held`` in each, next to which a bound of the optimum can be.
+    """Return the cells of a level, ``held`` in each, next to which a bound of the optimum can be.
 
     None where there are no more positions than clusters.
     """
@@ -109,7 +109,7 @@ def near_bounds(
     price, limited = 0.0, False
     if whole.rounding.splitter > 0.0:
         price = max(0.0, settle(prefix, k, whole.rounding, scratch.bounds) - plain)
-        # settled better in the end, it may yet be proven: not so if it is twice as much
+        # settled better in the end, it may still be proven, but not if it is twice as much
         limited = not is_worth_proving(0.5 * price, plain, k)
         if limited:
             price = ROOM_TO_SETTLE * plain / k
@@ -125,7 +125,7 @@ def near_bounds(
         slack = move * level.width
         limit = (ceiling + slack + penalty * k) * (1.0 + 1e-12)
         near = kept[through[kept] <= limit]
-        # what is left has less in a cell, maybe, and so less slack
+        # the cells that are left may hold less each, and so give less slack
         few = near.size == 0 or near.size > LITTLE_CHANGE * kept.size
         kept = near
         if few:
@@ -135,7 +135,7 @@ def near_bounds(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _penalty_of_equal_shares(sums, n, k):  # type: ignore[no-untyped-def]
-    """A penalty to begin with: twice the error over k of segments of equal importance."""
+    """Return a first penalty: twice the error over k of segments of equal importance."""
     error = 0.0
     last = 0
     for j in range(1, k + 1):
@@ -152,7 +152,7 @@ def _penalty_of_equal_shares(sums, n, k):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _largest_distances(masses, cells, width, ceiling):  # type: ignore[no-untyped-def]
-    """D of the module's text for cells of the first level (ascending, of ``width``): float64[m].
+    """Return D of ``zoom``'s proof for first-level cells (ascending, of ``width``): float64[m].
 
     If a bound in cell c is d = 2 r widths from its centres, the cells c - r + 1 .. c + r - 1 lie
     within d / 2 of it.

@@ -1,4 +1,4 @@
-"""Kernels of :mod:`mlopt.palette.scalar.groups`: rows one after the other, each by itself."""
+"""Kernels of :mod:`mlopt.palette.scalar.groups`: rows are clustered one after the other."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from mlopt.palette.scalar.stored import (
 
 
 class Wanted(NamedTuple):
-    """The tables wanted.
+    """The tables to make.
 
     uniform: with equal steps instead of the best; points: float64[rows, m], or [1, m] for all rows,
-    the numbers that entries may be, m = 0 for whatever ``rounding`` leaves as it is.
+    the numbers that entries may be, m = 0 for any number that ``rounding`` leaves unchanged.
     """
 
     entries: int
@@ -58,7 +58,7 @@ class Ordered(NamedTuple):
 
 
 class RowOutput(NamedTuple):
-    """What is written for each row: see :class:`mlopt.palette.scalar.groups.RowTables`.
+    """Output arrays of all rows: see :class:`mlopt.palette.scalar.groups.RowTables`.
 
     tables: float64[rows, entries]; labels: uint8[rows, n]; noise, signal, gap: float64[rows].
     """
@@ -71,14 +71,14 @@ class RowOutput(NamedTuple):
 
 
 def rows_of(out: RowOutput, span: slice) -> RowOutput:
-    """Some of the rows, in the same memory."""
+    """Return some of the rows, in the same memory."""
     return RowOutput(
         out.tables[span], out.labels[span], out.noise[span], out.signal[span], out.gap[span]
     )
 
 
 class _Work(NamedTuple):
-    """Arrays for rows of at most ``n`` distinct values, one row after the other.
+    """Scratch arrays for rows of at most ``n`` distinct values, one row after the other.
 
     distinct: of n elements; sums: float64[3, n + 1]; pairs: float64[m, m] for m points.
     """
@@ -131,7 +131,7 @@ def _fill_table(distinct, wanted, points, work, table):  # type: ignore[no-untyp
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fill_uniform(low, high, rounding, table):  # type: ignore[no-untyped-def]
-    """What :func:`mlopt.palette.scalar.uniform.uniform_table` gives, operation by operation."""
+    """Repeat :func:`mlopt.palette.scalar.uniform.uniform_table`, operation by operation."""
     last = table.size - 1
     highest = low
     for j in range(last + 1):
@@ -161,7 +161,7 @@ def _distinct_errors(distinct, table, thresholds):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _finish_code_row(row, coded, distinct, wanted, work, out):  # type: ignore[no-untyped-def]
-    """Table, labels and errors of a row of codes whose distinct values are known."""
+    """Write table, labels and errors of a row of codes whose distinct values are known."""
     table = out.tables[row]
     points = wanted.points[min(row, len(wanted.points) - 1)]
     thresholds = np.empty(wanted.entries - 1, np.uint32)
@@ -173,7 +173,7 @@ def _finish_code_row(row, coded, distinct, wanted, work, out):  # type: ignore[n
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def cluster_code_rows(coded, wanted, out):  # type: ignore[no-untyped-def]
-    """Rows of 16-bit codes; of a row that is not finite only the noise is written, as NaN."""
+    """Cluster rows of 16-bit codes; where a row is not finite only its noise is written, as NaN."""
     rows, n = coded.codes.shape
     work = _make_work(min(n, 1 << 16), wanted)
     spare = np.empty((2, n), np.uint16)
@@ -190,14 +190,14 @@ def _find_keys(distinct, value_of):  # type: ignore[no-untyped-def]
     """Write the lowest key of each distinct value."""
     key = 0
     for u in range(distinct.values.size):
-        while value_of[key] != distinct.values[u]:  # NaN is not equal either
+        while value_of[key] != distinct.values[u]:  # this is also true of NaN
             key += 1
         distinct.keys[u] = key
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def cluster_weighted_code_rows(coded, importance, wanted, out):  # type: ignore[no-untyped-def]
-    """Rows of 16-bit codes with importance float64[rows, n]: added up by key, so for long rows."""
+    """Cluster long rows of 16-bit codes with importance float64[rows, n], added up by key."""
     codes, value_of = coded
     by_key = np.empty(1 << 16)
     work = _make_work(1 << 16, wanted)
@@ -221,10 +221,10 @@ def cluster_weighted_code_rows(coded, importance, wanted, out):  # type: ignore[
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def cluster_float_rows(rows, ordered, wanted, out):  # type: ignore[no-untyped-def]
-    """Rows of floats [rows, n], and the same with each row sorted.
+    """Cluster rows of floats [rows, n], given with the same rows sorted.
 
     1. Distinct values with their importance; 1 each where none has any.
-    2. Where squares would leave the range of float64, values and masses times powers of two.
+    2. Where squares would leave the range of float64: values and masses times powers of two.
     3. The table, and the error of the distinct values, back in the units of the row.
     4. The label of each value.
     """
@@ -281,14 +281,14 @@ def _errors_by_middles(distinct, table, middles):  # type: ignore[no-untyped-def
 
 
 RANGE = 2.0**400
-"""Squares of numbers between this and its inverse, and sums of them, stay within float64."""
+"""Numbers between this and its inverse have squares, and sums of squares, within float64."""
 
 
 @njit(cache=True, nogil=True)
 def power_of_two(largest):  # type: ignore[no-untyped-def]
-    """A factor, a power of two, that brings numbers within ``RANGE``; 1.0 where they are.
+    """Return a power of two that brings numbers within ``RANGE``; 1.0 where they are.
 
-    largest: the largest of their magnitudes. Only float64 leaves that range.
+    largest: the largest of their magnitudes. Only float64 can leave that range.
     """
     if largest == 0.0 or 1.0 / RANGE < largest < RANGE:
         return 1.0

@@ -34,7 +34,7 @@ class Prefix(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays of ``n + 1`` elements or more, in which segmentations of ``n`` values are found.
+    """Scratch arrays of at least ``n + 1`` elements for segmentations of ``n`` values.
 
     bounds: int64, of the segmentation at hand; cost: float64, of the best path to each position;
     start: int32, the last position before each on that path; offset (float64), queue and since
@@ -51,7 +51,7 @@ class Scratch(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def make_scratch(n):  # type: ignore[no-untyped-def]
-    """A :class:`Scratch` for ``n`` values or fewer; nothing in it is written yet."""
+    """Return an uninitialized :class:`Scratch` for up to ``n`` values."""
     return Scratch(
         np.empty(n + 1, np.int64),
         np.empty(n + 1),
@@ -109,7 +109,7 @@ def mirror_sums(sums, n, mirrored):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def segment_cost(sums, i, j):  # type: ignore[no-untyped-def]
-    """Squared error of the segment ``[i, j)``, ``i < j``, about its own mean; never negative."""
+    """Return the squared error of ``[i, j)``, ``i < j``, about its own mean; never negative."""
     s1 = sums[1, j] - sums[1, i]
     cost = sums[2, j] - sums[2, i] - s1 * s1 / (sums[0, j] - sums[0, i])
     return cost if cost > 0.0 else 0.0
@@ -117,7 +117,7 @@ def segment_cost(sums, i, j):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _later_start_wins(sums, offset, later, earlier, end):  # type: ignore[no-untyped-def]
-    """Whether ``[later, end)`` as last segment makes a cheaper path than ``[earlier, end)``.
+    """Whether ``[later, end)`` as the last segment makes a cheaper path than ``[earlier, end)``.
 
     ``offset[i]`` is the cost of the best path to ``i`` less ``sums[2, i]``. Both sides are
     multiplied by the two masses, which are positive: that saves two divisions.
@@ -133,7 +133,7 @@ def _later_start_wins(sums, offset, later, earlier, end):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def penalised_paths(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
-    """Cheapest segmentations of every prefix when each segment costs ``penalty`` on top.
+    """Find the cheapest segmentations of every prefix when each segment costs ``penalty`` more.
 
     In ``scratch``, ``cost[j] = min over i < j of cost[i] + segment_cost(i, j) + penalty``, and
     ``start[j]`` is the ``i`` that attains it.
@@ -211,7 +211,7 @@ def penalised_paths(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def suffix_costs(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
-    """Costs of the cheapest segmentations of every suffix, by its length: float64[n + 1].
+    """Return the costs of the cheapest segmentations of suffixes, by length: float64[n + 1].
 
     As :func:`penalised_paths`, whose results in ``scratch`` are overwritten.
     """
@@ -239,7 +239,7 @@ def trace_path(start, n, bounds):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def total_cost(sums, bounds, k):  # type: ignore[no-untyped-def]
-    """Squared error of the ``k`` segments between consecutive ``bounds``."""
+    """Return the squared error of the ``k`` segments between consecutive ``bounds``."""
     total = 0.0
     for j in range(k):
         total += segment_cost(sums, bounds[j], bounds[j + 1])

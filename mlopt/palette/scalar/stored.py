@@ -1,4 +1,4 @@
-"""The optimum among tables that can be *stored*: centroids rounded to the table's float format.
+"""Optimal tables that can be *stored*: centroids rounded to the table's float format.
 
 Rounding the optimal means costs a little, and the segmentation that was best before rounding need
 not be best after it. With ``r(m)`` the storable number nearest to a segment's mean ``m``, a segment
@@ -37,7 +37,7 @@ _FORMATS = {
     "float32": (24, -126, -149),
 }
 
-# Positions that a bound moves by in one round of `settle`, and the most rounds.
+# Positions by which a bound may move in one round of `settle`, and the maximum number of rounds.
 REACH = 4
 MOST_ROUNDS = 8
 
@@ -55,7 +55,7 @@ MOST_STATES = 1 << 24
 
 
 class Rounding(NamedTuple):
-    """What :func:`round_to_stored` needs to round float64 to a narrower float format.
+    """Constants with which :func:`round_to_stored` rounds float64 to a narrower float format.
 
     splitter: Dekker's constant ``2**(53 - p) + 1`` for ``p`` significant bits, 0.0 where there is
     nothing to round; magic: the number whose addition and subtraction rounds to the subnormal step.
@@ -67,7 +67,7 @@ class Rounding(NamedTuple):
 
 
 def rounding_of(dtype_name: str) -> Rounding:
-    """The rounding to a float format; that of float64 leaves all as it is."""
+    """Return the rounding to a float format; that to float64 changes nothing."""
     if dtype_name not in _FORMATS:
         return Rounding(0.0, 0.0, 0.0)
     bits, normal, step = _FORMATS[dtype_name]
@@ -76,7 +76,7 @@ def rounding_of(dtype_name: str) -> Rounding:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def round_to_stored(number, rounding):  # type: ignore[no-untyped-def]
-    """The nearest number of a narrower float format (Dekker 1971)."""
+    """Return the nearest number of a narrower float format (Dekker 1971)."""
     splitter, smallest_normal, magic = rounding
     if splitter == 0.0:
         return number
@@ -88,7 +88,7 @@ def round_to_stored(number, rounding):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def stored_cost(prefix, i, j, rounding):  # type: ignore[no-untyped-def]
-    """Squared error of ``[i, j)`` about the storable number nearest to its mean."""
+    """Return the squared error of ``[i, j)`` about the storable number nearest to its mean."""
     sums = prefix.sums
     mass = sums[0, j] - sums[0, i]
     moment = sums[1, j] - sums[1, i]
@@ -112,7 +112,7 @@ def stored_table(prefix, bounds, rounding, table):  # type: ignore[no-untyped-de
 def settle(prefix, k, rounding, bounds):  # type: ignore[no-untyped-def]
     """Let all bounds move together, each by up to ``REACH`` positions, until no move pays.
 
-    Less far where segments are short: a quarter of their mean length.
+    They move less far where segments are short: a quarter of the mean length.
 
     Each round is a dynamic program over the positions near each bound: ``here[s]`` is the least
     stored cost of the segments up to bound ``j``, at ``s - reach`` positions from where it was, and
@@ -161,10 +161,11 @@ def settle(prefix, k, rounding, bounds):  # type: ignore[no-untyped-def]
 
 
 class _Ceiling(NamedTuple):
-    """What bounds the cost of a solution from below, and what it has to stay below.
+    """Lower bounds on the cost of a solution, and the limit that it must stay below.
 
     limit: the stored cost of a solution in hand; forward, backward: float64[n + 1], costs of the
-    cheapest segmentations of prefixes, and of suffixes by their length, with ``penalty`` a segment.
+    cheapest segmentations of prefixes, and of suffixes by their length, with ``penalty`` per
+    segment.
     """
 
     limit: float
@@ -175,7 +176,7 @@ class _Ceiling(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _possible_bounds(n, k, ceiling):  # type: ignore[no-untyped-def]
-    """Positions that a bound of a better solution can have, ascending, with 0 and ``n``."""
+    """Return positions that bounds of a better solution can have, ascending, with 0 and ``n``."""
     most = ceiling.limit + ceiling.penalty * k
     positions = np.empty(n + 1, np.int64)
     positions[0] = 0
@@ -190,7 +191,7 @@ def _possible_bounds(n, k, ceiling):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _search(prefix, k, ceiling, rounding, bounds):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0912, PLR0915 - the search of a kernel is one loop
-    """The cheapest stored solution of cost below ``ceiling.limit``, written to ``bounds``.
+    """Write the cheapest stored solution of cost below ``ceiling.limit`` to ``bounds``.
 
     Returns whether the search was completed: then no stored solution is better than ``bounds``.
 
@@ -207,7 +208,7 @@ def _search(prefix, k, ceiling, rounding, bounds):  # type: ignore[no-untyped-de
     4. the cheapest way to each state, over all starts that their stored cost still admits;
     5. states whose cheapest completion exceeds the limit lead nowhere.
 
-    6. If the end is reached below the limit, the bounds on the way to it.
+    6. if the end is reached below the limit, the bounds on the way to it.
     """
     sums, n = prefix.sums, prefix.n
     limit, penalty, forward, backward = ceiling
@@ -290,7 +291,7 @@ def _search(prefix, k, ceiling, rounding, bounds):  # type: ignore[no-untyped-de
 
 @njit(cache=True, nogil=True)
 def _grown(array, used, size):  # type: ignore[no-untyped-def]
-    """A longer array that begins with the ``used`` elements of this one; the rest is unwritten."""
+    """Return a longer array with the ``used`` elements of this one; the rest is uninitialized."""
     longer = np.empty(size, array.dtype)
     for i in range(used):
         longer[i] = array[i]
@@ -323,7 +324,7 @@ def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[n
     bounds = scratch.bounds
     plain = total_cost(prefix.sums, bounds, k)
     limit = settle(prefix, k, rounding, bounds)
-    # Nothing to gain beyond what float64 sums resolve.
+    # There is nothing to gain below what float64 sums resolve.
     price = limit - plain
     if price <= 1e-11 * plain:
         return 0.0
@@ -337,5 +338,5 @@ def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[n
 
 @njit(cache=True, nogil=True)
 def is_worth_proving(price, plain, k):  # type: ignore[no-untyped-def]
-    """Whether the price of rounding is small enough, beside the least plain error, for a proof."""
+    """Whether the price of rounding is small enough, relative to the plain error, for a proof."""
     return price * k <= PRICE_WORTH_PROVING * plain

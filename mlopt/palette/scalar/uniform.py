@@ -1,4 +1,4 @@
-"""Uniform tables: equal steps from the smallest to the largest weight."""
+"""Uniform tables: equal steps from the smallest to the largest element."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numba import njit
 Floats = npt.NDArray[Any]
 
 _BLOCK = 1 << 15
-"""Weights that are labelled at a time."""
+"""Elements that are labelled at a time."""
 
 _WALK = 4
-"""Neighbours of the first guess that are tried before all ends are searched."""
+"""Neighbours of the first guess that are tried before a search of all ends."""
 
 
 def uniform_table(minimum: Floats, maximum: Floats, nbits: int, dtype: npt.DTypeLike) -> Floats:
-    """Tables of ``2**nbits`` equal steps from ``minimum`` to ``maximum``.
+    """Return tables of ``2**nbits`` equal steps from ``minimum`` to ``maximum``.
 
-    Entries are interpolated in float64 between the two ends, each of them weighted: neither the
-    difference of float16 extremes (above 65504) nor that of float64 ones can overflow.
+    Entries are weighted sums of the two ends in float64: neither the difference of float16 extremes
+    (above 65504) nor that of float64 extremes can overflow.
 
     Parameters
     ----------
     minimum, maximum
-        Finite, of one shape ``s``, of any float dtype; ``minimum <= maximum``. Where they are equal
-        all entries are.
+        Finite, of one shape ``s``, of any float dtype; ``minimum <= maximum``. Where they are
+        equal, so are all entries.
     nbits
         1 .. 8.
     dtype
@@ -44,12 +44,12 @@ def uniform_table(minimum: Floats, maximum: Floats, nbits: int, dtype: npt.DType
     # Where low == high, the weighted sum can miss both by a rounding.
     steps = np.clip(low * position[::-1] + high * position, low, high)
     steps[..., :1], steps[..., -1:] = low, high
-    # Rounding is monotone, the sum of rounded products only nearly so.
+    # Rounding is monotonic, the sum of rounded products only nearly so.
     return np.maximum.accumulate(steps, axis=-1).astype(dtype)
 
 
 def uniform_labels(values: Floats, table: Floats) -> npt.NDArray[np.uint8]:
-    """Label each value by the nearest entry of its table, which is fast where steps are equal.
+    """Label each value with the nearest entry of its table; this is fast where steps are equal.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def uniform_labels(values: Floats, table: Floats) -> npt.NDArray[np.uint8]:
 
 
 def _label_ends(table: Floats) -> npt.NDArray[np.float64]:
-    """Middles between neighbours: float64[groups, m - 1] of tables [groups, m].
+    """Return the midpoints between neighbours: float64[groups, m - 1] of tables [groups, m].
 
-    A value has the label ``count(middles < value)``: a value in the middle goes to the first.
+    A value has the label ``count(midpoints < value)``: a value on a midpoint goes to the lower one.
     """
     entries = _widened(table).astype(np.float64)
     # Halves first: the sum of two float64 extremes overflows.
@@ -87,7 +87,7 @@ def _label_ends(table: Floats) -> npt.NDArray[np.float64]:
 
 
 def _by_search(values: Floats, ends: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Labels uint8[groups, n] of values [groups, n], some rows or a part of one at a time."""
+    """Return labels uint8[groups, n] of values [groups, n], computed in parts of rows at a time."""
     groups, n = values.shape
     labels = np.empty((groups, n), np.uint8)
     rows, columns = max(1, _BLOCK // max(n, 1)), _BLOCK
@@ -99,7 +99,7 @@ def _by_search(values: Floats, ends: npt.NDArray[np.float64]) -> npt.NDArray[np.
 
 
 def _widened(values: Floats) -> Floats:
-    """The same values in float32 or float64."""
+    """Return the same values in float32 or float64."""
     if values.dtype.name == "bfloat16":
         codes = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32)
         return np.asarray((codes << np.uint32(16)).view(np.float32))
@@ -110,9 +110,9 @@ def _widened(values: Floats) -> Floats:
 def _search(values, ends, labels):  # type: ignore[no-untyped-def]
     """Count the ends below each value: values [rows, n], ends float64[rows, m - 1].
 
-    Ends of a uniform table are a straight line but for rounding, so the count is read off that and
-    put right by its neighbours. Where those do not settle it, as with other tables, or subnormal
-    ends that coincide, all are searched: O(log m).
+    The ends of a uniform table form a straight line except for rounding, so the count is estimated
+    from that and corrected by its neighbours. Where those do not settle it, as with other tables,
+    or subnormal ends that coincide, all ends are searched: O(log m).
     """
     most = ends.shape[1]
     for row in range(values.shape[0]):
@@ -123,7 +123,7 @@ def _search(values, ends, labels):  # type: ignore[no-untyped-def]
             slope = 0.0
         for i in range(values.shape[1]):
             x = np.float64(values[row, i])
-            # Not an integer before the clip: far values are beyond integers.
+            # Converted to an integer only after the clip: far values exceed the range of integers.
             label = int(min(max((x - first) * slope + 1.0, 0.0), most * 1.0))
             for _ in range(_WALK):
                 if label < most and of_row[label] < x:
@@ -146,6 +146,6 @@ def _search(values, ends, labels):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _take(of_code, codes, labels):  # type: ignore[no-untyped-def]
-    """Write ``of_code[codes]`` to ``labels``; all of them flat."""
+    """Write ``of_code[codes]`` to ``labels``; all arrays are flat."""
     for i in range(codes.size):
         labels[i] = of_code[codes[i]]

@@ -1,4 +1,4 @@
-"""Unique mode: the distinct values of a weight are its table."""
+"""Unique mode: tables of the distinct values of a weight."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Floats = npt.NDArray[Any]
 
 
 def padded_nbits(entries: int, allowed_nbits: tuple[int, ...]) -> int | None:
-    """The smallest of the allowed widths whose table holds ``entries``; None if none does."""
+    """Return the smallest allowed width whose table holds ``entries``; None if none does."""
     return min((nbits for nbits in allowed_nbits if entries <= 1 << nbits), default=None)
 
 
 def padded_table(table: Floats, nbits: int) -> Floats:
-    """A table [m, d] brought to [2**nbits, d], 1 <= m <= 2**nbits, by repeating its last entry."""
+    """Pad a table [m, d] to [2**nbits, d], 1 <= m <= 2**nbits, by repeating its last entry."""
     missing = (1 << nbits) - len(table)
     return np.concatenate([table, np.repeat(table[-1:], missing, axis=0)])
 
@@ -27,9 +27,9 @@ def padded_table(table: Floats, nbits: int) -> Floats:
 def unique_tables(
     groups: Floats, allowed_nbits: tuple[int, ...]
 ) -> tuple[Floats, npt.NDArray[np.uint8]] | None:
-    """Tables of the distinct values, or distinct vectors, of each group: lossless.
+    """Return tables of the distinct values, or distinct vectors, of each group: lossless.
 
-    All groups get the width that the one with the most distinct values needs. Lossless in value:
+    All groups get the width that the group with the most distinct values needs. Values are kept:
     -0.0 and 0.0 are equal, take one entry, and come back as 0.0. All else is bit for bit the same.
 
     Parameters
@@ -53,7 +53,7 @@ def unique_tables(
     """
     if groups.ndim != 3 or not groups.size:
         raise ConfigError(
-            f"unique needs groups of vectors [groups, n, d], not empty, got shape {groups.shape}; "
+            f"unique needs non-empty groups of vectors [groups, n, d], got shape {groups.shape}; "
             "use d = 1 for scalars"
         )
     most = 1 << max(allowed_nbits)
@@ -71,13 +71,13 @@ def unique_tables(
 
 
 def _distinct(group: Floats, most: int) -> tuple[Floats, npt.NDArray[np.uint8]] | None:
-    """Ascending distinct vectors [m, d] of a group [n, d] and the label of each, uint8[n].
+    """Return ascending distinct vectors [m, d] of a group [n, d] and the label of each, uint8[n].
 
     None as soon as there are more than ``most`` of them, which for most weights is early.
     """
     bits = np.dtype(f"u{group.dtype.itemsize}").type
     codes = np.ascontiguousarray(group).view(bits)
-    # Rows are compared by their bits, and equal values have to have equal bits.
+    # Rows are compared by their bits, so equal values must have equal bits.
     minus_zero = bits(1 << (8 * group.dtype.itemsize - 1))
     if (codes == minus_zero).any():
         codes = np.where(codes == minus_zero, bits(0), codes)
@@ -99,7 +99,7 @@ _SLOTS = 1024
 
 @njit(cache=True, nogil=True)
 def _find_distinct(codes, rows, labels):  # type: ignore[no-untyped-def]
-    """First row of each distinct row of codes [n, d], and for each row which one it is.
+    """Find the first row of each distinct row of codes [n, d], and the label of each row.
 
     Fills rows int64[most] and labels int32[n]; returns the count, ``most + 1`` if there are more.
     """

@@ -1,4 +1,4 @@
-"""One table for a large float weight: zoomed in on part by part, not sorted or copied."""
+"""One table for a whole large float weight, by zooming in: without sorting or copying it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mlopt.palette.scalar.zoom import table_by_zooming
 Floats = npt.NDArray[Any]
 
 _PART = 1 << 20
-"""Weights that are gone over at a time."""
+"""Elements that a pass takes at a time."""
 
 
 def is_worth_zooming(weight: Floats, entries: int) -> bool:
     """Whether zooming beats sorting for this many centres.
 
-    More centres leave fewer values that are far from a bound: with 256 of them it only pays where
-    memory is at stake.
+    With more centres, fewer values are far from a bound: with 256 centres it only pays where memory
+    is scarce.
     """
     if is_coded(weight.dtype):
         return False
@@ -41,19 +41,19 @@ def cluster_whole(
     points: npt.NDArray[np.float64] | None = None,
     workers: int = 1,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8], float] | None:
-    """The best table of ``2**nbits`` entries for a whole weight, and its labels.
+    """Return the best table of ``2**nbits`` entries for a whole weight, and its labels.
 
     Parameters
     ----------
     weight
         float32 or float64, of any shape, C-contiguous, finite.
     table_dtype
-        What the table is stored in.
+        The dtype in which the table is stored.
     importance
         float64 of the weight's shape, not negative (a broadcast is not expanded as a whole); None
         for 1.
     points
-        float64[m], distinct and ascending: the numbers that entries may be. None for whatever
+        float64[m], distinct and ascending: the numbers that entries may be. None: any number that
         ``table_dtype`` can store.
     workers
         Threads. The result does not depend on it.
@@ -61,7 +61,7 @@ def cluster_whole(
     Returns
     -------
     (float64[2**nbits] ascending, uint8 of the weight's shape, how much the error may be above the
-    least as a share of it), or None where the values do not suit: see
+    least as a share of it), or None where the values are not suited: see
     :func:`mlopt.palette.scalar.zoom.table_by_zooming`.
     """
     step = max(1, _PART // max(1, weight.size // weight.shape[0]))

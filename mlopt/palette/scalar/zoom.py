@@ -1,4 +1,4 @@
-"""Exact k-means of very many floats without sorting them: zooming in on where bounds can be.
+"""Exact k-means of very many floats without sorting them, by zooming in on where bounds can be.
 
 Most values are far from every bound between clusters, and what they add to a cluster is known from
 sums. So values are counted into cells of equal width, and the problem is solved with bounds at the
@@ -17,9 +17,8 @@ coarse problem and costs at most ``slack`` more:
 So edges where the forward and backward cost of the coarse problem exceed the ceiling by more than
 the slack are not next to any bound of the optimum. Nor do their h and D count any more, which may
 make the slack smaller. Cells that are left are cut into smaller ones, a few times, and at last
-their values are sorted. Between them whole spans of values are one step:
-thousands of positions in the place of millions of values, with the same optimum, for the plain and
-for the stored cost alike.
+their values are sorted. Between them whole spans of values are one step: thousands of positions
+instead of millions of values, with the same optimum, for the plain cost and the stored cost alike.
 
 Two things keep cells from ever becoming fewer, however small they are cut. Both are common where a
 weight was divided by a scale of each channel:
@@ -52,32 +51,32 @@ from mlopt.palette.scalar.stored import Rounding, refine_for_storage, stored_cos
 
 CELLS = 1 << 16
 FEW_CELLS = 1 << 14
-"""Of the first level: fewer where there are few values and bounds, so that solving costs most."""
+"""Cells of the first level: fewer where values and bounds are few, so that solving costs most."""
 FINER = 1 << 4
 FINEST = 1 << 10
 """Parts that a cell is cut into: ``FINER``, and up to ``FINEST`` where few cells are left."""
 CELLS_AT_HAND = 1 << 17
-"""What few cells are cut into at most: their sums stay in a cache."""
+"""Maximum number of parts that few cells are cut into: their sums stay in a cache."""
 MANY_CELLS = 1 << 20
-"""The same after a level that was too coarse to leave values out."""
+"""The same, after a level that was too coarse to leave values out."""
 MOST_CELLS = 1 << 22
 FEW_ENOUGH = 1 << 16
 SHARE_ENOUGH = 6
-"""Values are sorted when there are ``FEW_ENOUGH`` or one in ``2**SHARE_ENOUGH`` of all."""
+"""Values are sorted when ``FEW_ENOUGH`` of them, or one in ``2**SHARE_ENOUGH``, are left."""
 MOST_STUCK = 2
-"""Levels that leave more than half of the values they began with, before what is left is sorted."""
+"""Levels that may leave more than half of their values, before what is left is sorted."""
 RANGE = 2.0**400
-"""Squares, times importance, of numbers between this and its inverse stay within float64."""
+"""Numbers between this and its inverse have squares, times importance, within float64."""
 
 
 @attrs.frozen(eq=False)
 class Zoomed:
-    """What zooming found, and what it took.
+    """The result of zooming, with its effort.
 
     table: float64[entries], ascending; gap: how much its stored cost may be above the least, 0.0
-    where it is proven the least; plain: the least cost without rounding; passes: how often all
-    values were gone over; cells: the most at a time; gathered: values that were sorted; positions:
-    those left for a bound; penalties: tried on these.
+    where it is proven the least; plain: the least cost without rounding; passes: over all values;
+    cells: the most at a time; gathered: values that were sorted; positions: those left for a bound;
+    penalties: tried on these.
     """
 
     table: npt.NDArray[np.float64]
@@ -92,7 +91,7 @@ class Zoomed:
 
 @attrs.frozen(eq=False)
 class _Left:
-    """What zooming leaves: limited, most_cells: at any level, see :class:`Near`."""
+    """The cells that zooming leaves. limited, most_cells: at any level, see :class:`Near`."""
 
     level: Level
     whole: Whole
@@ -102,7 +101,7 @@ class _Left:
 
 
 def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed | None:
-    """The best stored table of ``entries`` ascending centres.
+    """Return the best stored table of ``entries`` ascending centres.
 
     Parameters
     ----------
@@ -115,9 +114,9 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
 
     Returns
     -------
-    The table and what it took, or None where cells do not separate the values well enough (too few
-    distinct values, or nearly all of them beside a few huge ones), or numbers are so large or small
-    that squares leave the range of float64: sorting is the way then.
+    The table and its effort, or None where cells do not separate the values well enough (too few
+    distinct values, or a few huge ones among small ones), or numbers are so large or small that
+    squares leave the range of float64: then the caller must sort.
     """
     seen = extent(parts)
     low, high, count = seen.low, seen.high, seen.size
@@ -125,7 +124,7 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
         return None
     if not 1.0 / RANGE < max(-low, high) < RANGE:
         return None
-    # a little less than the cells, so that the largest value does not fall out
+    # a little less than the number of cells, so that the largest value does not fall outside
     size = FEW_CELLS if entries <= 32 and count < 1 << 21 else CELLS
     per_width = size * (1.0 - 2.0**-40) / (high - low)
     if not np.isfinite(per_width):
@@ -136,7 +135,7 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
 
 
 def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Rounding) -> _Left | None:
-    """The cells that are left in the end; None where they do not separate the values."""
+    """Return the cells that are left in the end; None where they do not separate the values."""
     count, mean = seen.size, seen.moment / seen.mass
     reach, width = 0.5 * (seen.high - seen.low), 1.0 / grid.per_width
     cells, counts = grid.count(parts, mean)
@@ -169,7 +168,7 @@ def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Roundi
 
 
 def _cuts(cells: int, values: int, most: int) -> int:
-    """Into how many parts to cut each of so many cells that hold so many values."""
+    """Return the number of parts into which to cut each of these cells."""
     finer = FINER
     while finer < FINEST and 2 * finer * cells <= min(most, values):
         finer *= 2
@@ -179,12 +178,13 @@ def _cuts(cells: int, values: int, most: int) -> int:
 def _is_done(left: int, count: int, cells: int, near: Near, *, stuck: int, shrank: bool) -> bool:
     """Whether the values that are ``left`` are to be sorted now.
 
-    When they are few, or one more level would have too many cells. Else each level has to leave
-    half of the values at most, which happens ``SHARE_ENOUGH`` times before they are few. One that
-    does not may have cells too wide yet, and they are cut ``MOST_STUCK`` times more; but cuts only
-    lower the slack, and where it is below the price of rounding they are in vain.
+    They are when they are few, or when one more level would have too many cells. Otherwise each
+    level must leave half of the values at most, which happens ``SHARE_ENOUGH`` times before they
+    are few. A level that does not may have cells that are still too wide, and they are cut
+    ``MOST_STUCK`` times more; but cuts only lower the slack, and where that is below the price of
+    rounding they gain nothing.
 
-    So there are at most ``1 + SHARE_ENOUGH + MOST_STUCK`` levels, one pass over the values each.
+    So there are at most ``1 + SHARE_ENOUGH + MOST_STUCK`` levels, each a pass over the values.
     """
     if left <= max(FEW_ENOUGH, count >> SHARE_ENOUGH) or cells > MOST_CELLS:
         return True
@@ -213,5 +213,5 @@ def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
 
 
 def _sorted_sums(parts: Parts, grid: Grid, level: Level, mean: float) -> Sums:
-    """Prefix sums at all positions in the cells that are left."""
+    """Return the prefix sums at all positions in the cells that are left."""
     return sums_at_positions(grid.gather(parts), mean, level.lower, level.upper)

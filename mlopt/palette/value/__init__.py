@@ -1,1 +1,1 @@
-"""The palettized weight as a value: what was asked, what came out, how it is packed."""
+"""The palettized weight as a value: the request, the result, and its packing."""

@@ -20,11 +20,11 @@ from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
 
 _WHOLE_WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-"""Widths whose ``nbits`` bytes are one machine word, which is written and read at once."""
+"""Widths whose ``nbits`` bytes are one machine word, which is written and read in one access."""
 
 
 def packed_nbytes(count: int, *, nbits: int) -> int:
-    """Bytes that ``count`` indices of ``nbits`` bits occupy, the tail included."""
+    """Return the bytes that ``count`` indices of ``nbits`` bits occupy, the tail included."""
     return (count * nbits + 7) // 8
 
 
@@ -49,14 +49,14 @@ def pack_bits(indices: npt.NDArray[np.uint8], nbits: int) -> npt.NDArray[np.uint
     """
     _check_nbits(nbits)
     if indices.dtype != np.uint8:
-        raise ConfigError(f"indices to pack have to be uint8, got {indices.dtype}; convert them")
+        raise ConfigError(f"indices to pack must be uint8, got {indices.dtype}; convert them")
     flat = np.ascontiguousarray(indices).reshape(-1)
     if nbits == 8:
         return flat
     # The shifts below would smear a large index over its neighbours.
     if flat.size and (largest := int(flat.max())) >> nbits:
         raise ConfigError(
-            f"indices of {nbits} bits have to be below {1 << nbits}, got {largest}; use more bits"
+            f"indices of {nbits} bits must be below {1 << nbits}, got {largest}; use more bits"
         )
     packed = np.zeros(packed_nbytes(flat.size, nbits=nbits), np.uint8)
     whole = flat.size // 8 * 8
@@ -92,7 +92,7 @@ def unpack_bits(packed: npt.NDArray[np.uint8], nbits: int, count: int) -> npt.ND
     """
     _check_nbits(nbits)
     if packed.dtype != np.uint8:
-        raise ConfigError(f"packed indices have to be uint8, got {packed.dtype}; view them as that")
+        raise ConfigError(f"packed indices must be uint8, got {packed.dtype}; view them as uint8")
     flat = np.ascontiguousarray(packed).reshape(-1)
     need = packed_nbytes(count, nbits=nbits)
     if count < 0 or flat.size < need:
@@ -116,7 +116,7 @@ def unpack_bits(packed: npt.NDArray[np.uint8], nbits: int, count: int) -> npt.ND
 
 def _check_nbits(nbits: int) -> None:
     if nbits not in NBITS:
-        raise ConfigError(f"nbits has to be one of {NBITS} to be stored, got {nbits!r}")
+        raise ConfigError(f"nbits must be one of {NBITS} to be stored, got {nbits!r}")
 
 
 def _pack_words(indices: npt.NDArray[np.uint8], packed: npt.NDArray[np.uint8], nbits: int) -> None:
@@ -140,7 +140,7 @@ def _unpack_words(
 
 
 def _folds(nbits: int) -> tuple[np.uint64, ...]:
-    """Three shifts, then for each the mask of the field that stays and of the one that moves.
+    """Return three shifts, each with the mask of the field that stays and of the one that moves.
 
     In step s the fields are ``2**s * nbits`` bits in slots of ``2**s * 8`` bits. Of two slots the
     lower field stays and the upper one moves down by the shift to touch it. The masks describe the

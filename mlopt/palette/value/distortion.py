@@ -1,4 +1,4 @@
-"""How far a stored palette is from the weight it stands for."""
+"""Distortion: the error of a stored palette against the weight it stands for."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlopt.palette.scalar.distinct import is_coded, value_of_key
 from mlopt.palette.value.palettized import Palettized
 
 NOTEWORTHY = 0.005
-"""Errors further than this share above the least, as far as is proven, are mentioned in reports."""
+"""Reports mention errors that are not proven to be within this share above the least."""
 
 
 @attrs.frozen
 class Distortion:
-    """Sums over the elements of a weight ``w`` and what is stored for it, ``v``.
+    """Signal and noise over the elements of a weight ``w`` and of the values stored for it, ``v``.
 
-    signal: sum of ``w**2``; noise: sum of ``(w - v)**2``. Of what is stored, after every rounding.
-    within: how much more than the least the error is at most that clustering had to make small,
-    as a share of it; 0.0 where it is proven the least, or nothing is claimed.
+    signal: sum of ``w**2``; noise: sum of ``(w - v)**2``, with ``v`` after every rounding. within:
+    an upper bound on how far the error that clustering minimizes is above the least, as a share of
+    the least; 0.0 where it is proven the least, or nothing is claimed.
     """
 
     signal: float
@@ -32,15 +32,15 @@ class Distortion:
 
     @property
     def note(self) -> str | None:
-        """For a report: how near the least the error is proven to be, where that is not near.
+        """How near to the least the error is proven to be, for a report; None where that is near.
 
-        The bound is on tables before they are rounded. Where rounding makes most of the error, such
-        as of values that differ by their last digits, it says nothing.
+        The bound is on tables before they are rounded. Where most of the error is rounding, such as
+        of values that differ only in their last digits, it says nothing.
         """
         if self.within < NOTEWORTHY:
             return None
         if self.within > 1.0:
-            return "how near the least error it is could not be proven, since rounding outweighs it"
+            return "its distance from the least error could not be proven: rounding outweighs it"
         return f"proven within {100 * self.within:.2g} % of the least error"
 
     @property

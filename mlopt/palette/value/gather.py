@@ -13,7 +13,7 @@ from mlopt.palette.value.product import product
 
 
 class _Geometry(NamedTuple):
-    """How vectors lie in rows of the last axis.
+    """Strides of vectors in rows of the last axis.
 
     across: a vector lies over ``d`` rows of the weight that are ``row_stride`` rows apart, with
     ``vector_length`` vectors on their axis; otherwise it lies within a row. entries: of a table.
@@ -61,7 +61,7 @@ def gather(
 def _merged_axes(
     shape: tuple[int, ...], table_groups: list[int], vector_axis: int | None
 ) -> tuple[list[int], list[int], int | None]:
-    """The same C-order positions on fewer axes: lengths, groups and vector axis of these.
+    """Return the same C-order positions on fewer axes: lengths, groups and vector axis of these.
 
     An axis without groups of its own can join the one before it, since a block of that stays a
     block; but not across the vector axis, on which consecutive positions are ``d`` apart. Two axes
@@ -90,9 +90,9 @@ def _merged_axes(
 def _first_entry_of_row(
     lengths: list[int], groups: list[int], entries: int
 ) -> npt.NDArray[np.int64]:
-    """For each row of the last axis, the position in the tables of its first group's entry 0.
+    """Return, for each row of the last axis, where its first group's entry 0 is in the tables.
 
-    ``int64[prod(lengths[:-1])]``.
+    int64[prod(lengths[:-1])].
     """
     first = np.zeros((1,) * max(len(lengths) - 1, 1), np.int64)
     stride = entries * groups[-1]
@@ -105,7 +105,7 @@ def _first_entry_of_row(
 
 @njit(cache=True, nogil=True)
 def _gather_rows(table, indices, weight, first, geometry):  # type: ignore[no-untyped-def]
-    """Gather row by row.
+    """Gather a weight row by row.
 
     table [G * entries, d]; indices [R, g, m]: rows, groups in a row, positions in a group;
     weight [R * g * m * d]; first int64[R].
@@ -142,11 +142,11 @@ def _gather_rows(table, indices, weight, first, geometry):  # type: ignore[no-un
 
 
 _BLOCK = 1 << 16
-"""Weights that are scaled at a time, in whole channels' rows."""
+"""Elements that are scaled at a time, in whole rows of channels."""
 
 
 def scale_in_place(weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> None:
-    """``weight *= scale`` with one rounding, in the dtype of both; weight is C-contiguous."""
+    """Multiply a C-contiguous weight by its scale in place, in the dtype of both; rounds once."""
     axis = int(np.argmax(scale.shape))
     inner = math.prod(weight.shape[axis + 1 :])
     blocks = weight.reshape(-1, weight.shape[axis], inner)

@@ -1,4 +1,4 @@
-"""A palettized weight: the one value that crosses the library."""
+"""``Palettized``: a palettized weight, the value that all parts of the library exchange."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mlopt.palette.value.product import product
 from mlopt.palette.value.quantized import QuantizedTable, smallest_normal
 
 TABLE_DTYPES = ("float16", "float32", "float64", "bfloat16")
-"""By name: bfloat16 comes from a package that this one does not import."""
+"""Names of dtypes, since bfloat16 comes from a package that this one does not import."""
 
 INTEGER_TABLE_DTYPES = ("int8", "uint8")
-"""Of tables for weights that are integers themselves: the data of a quantized weight."""
+"""Dtypes of tables for weights that are integers themselves: the data of a quantized weight."""
 
 
 def _normalised_axis(palettized: Palettized) -> None:
-    """A vector axis may be given negative, as in the file format; it is kept as 0 .. K-1."""
+    """Normalize a vector axis, which may be negative as in the file format, to 0 .. K-1."""
     axis, rank = palettized.vector_axis, palettized.indices.ndim
     if axis is not None and -rank <= axis < 0:
         object.__setattr__(palettized, "vector_axis", axis + rank)
@@ -31,7 +31,7 @@ def _normalised_axis(palettized: Palettized) -> None:
 
 @attrs.frozen(eq=False)
 class Palettized:
-    """A weight of shape n, stored as indices into one table per group.
+    """A weight of shape n, stored as indices into the tables of its groups, one table per group.
 
     With K the rank of the weight and v the vector axis, these hold::
 
@@ -52,7 +52,7 @@ class Palettized:
     ----------
     table
         float16, float32, float64 or bfloat16, of rank K + 2. Also int8 or uint8, where the weight
-        is the integer data of a quantized one; without ``scale`` and ``quantized`` then.
+        is the integer data of a quantized one; then without ``scale`` and ``quantized``.
     indices
         uint8, C-contiguous, of rank K >= 1.
     vector_axis
@@ -86,7 +86,7 @@ class Palettized:
         # Eight bits cannot be out of range; a maximum over bytes is cheaper than any use of them.
         if self.nbits < 8 and self.indices.size and self.indices.max() >= 1 << self.nbits:
             raise ConfigError(
-                f"indices into a table of {1 << self.nbits} entries have to be below that, "
+                f"indices into a table of {1 << self.nbits} entries must be below that, "
                 f"got {self.indices.max()}; pad the table or correct the indices"
             )
 
@@ -98,7 +98,7 @@ class Palettized:
 
     @property
     def size(self) -> int:
-        """Number of weights."""
+        """Number of elements."""
         return self.indices.size * self.cluster_dim
 
     @property
@@ -113,7 +113,7 @@ class Palettized:
 
     @property
     def cluster_dim(self) -> int:
-        """Weights d that one table entry stands for."""
+        """Number d of elements that one table entry stands for."""
         return int(self.table.shape[-1])
 
     @property
@@ -138,18 +138,18 @@ class Palettized:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored."""
+        """Bytes of all that is stored."""
         return self.indices_nbytes + self.table_nbytes + self.scale_nbytes
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits per weight, tables and scale counted; 0 for a weight without elements."""
+        """Stored bits per element, tables and scale included; 0 for a weight without elements."""
         return 8 * self.nbytes / self.size if self.size else 0.0
 
     def dequantize(self) -> npt.NDArray[Any]:
-        """The weight that is stored: a new array of ``shape`` and ``dtype``.
+        """Return the weight that is stored: a new array of ``shape`` and ``dtype``.
 
-        A gather: beside the result it needs memory for the tables, with a scale for at most a
+        A gather: besides the result it needs memory for the tables, with a scale for at most a
         quarter of the weight, and for one number per row of the last axis where tables or vectors
         lie across rows.
         """
@@ -158,7 +158,7 @@ class Palettized:
             return weight
         table, scale = self.table, self.scale
         if scale is not None:
-            # Scaling entries gives the same products as scaling weights; there are fewer of them.
+            # Scaling entries gives the same products as scaling elements; there are fewer of them.
             grown = table.size // self._scale_axis_groups * max(scale.shape)
             if grown <= weight.size // 4:
                 table, scale = self._scaled_table(scale), None
@@ -168,10 +168,10 @@ class Palettized:
         return weight
 
     def astype(self, dtype: npt.DTypeLike) -> Palettized:
-        """The palette for a weight of another float format, such as a model converted to float16.
+        """Return the palette in another float format, such as that of a model converted to float16.
 
         Entries and scale are rounded to the format, each on its own; codes of a table in 8 bits
-        stay, unless their scale would be subnormal: the table is stored in floats then. The indices
+        stay, unless their scale would be subnormal: then the table is stored in floats. The indices
         are shared.
 
         Raises
@@ -185,7 +185,7 @@ class Palettized:
         quantized, scale = self.quantized, self.scale
         if quantized is not None:
             rounded = _rounded(quantized.scale, dtype)
-            # every byte but 0 stands for that much at least
+            # every byte but 0 stands for at least that much
             is_normal = np.abs(rounded.astype(np.float64)).min() >= smallest_normal(dtype)
             quantized = attrs.evolve(quantized, scale=rounded) if is_normal else None
         table = _rounded(self.table, dtype) if quantized is None else quantized.decode()
@@ -208,11 +208,11 @@ class Palettized:
 
     @property
     def _scale_axis_groups(self) -> int:
-        """Groups of the table along the scale's axis."""
+        """Number of groups of the table along the scale's axis."""
         return self.table_shape[self._scale_axis]
 
     def _scaled_table(self, scale: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Tables that have the scale in them: one for each position along the scale's axis."""
+        """Return tables multiplied by the scale: one for each position along the scale's axis."""
         axis, n = self._scale_axis, self.indices.shape[self._scale_axis]
         table = np.repeat(self.table, n // self._scale_axis_groups, axis=axis)
         # The channels of one vector meet its d values, other channels meet whole entries.
@@ -222,7 +222,7 @@ class Palettized:
 
 
 def _rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Finite values in another float format; ConfigError where they are too large for it."""
+    """Return finite values in another float format; ConfigError where they are too large for it."""
     with np.errstate(over="ignore"):
         rounded = values.astype(dtype)
     if not np.isfinite(rounded.astype(np.float64)).all():
@@ -232,7 +232,7 @@ def _rounded(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]
 
 def _too_large(dtype: np.dtype[Any]) -> ConfigError:
     return ConfigError(
-        f"a palette has to fit the format it is stored in, got numbers beyond those of {dtype}; "
+        f"a palette must fit the format it is stored in, got numbers beyond those of {dtype}; "
         "keep the wider format (compute_precision=FLOAT32 when converting), or scale the weight"
     )
 
@@ -241,10 +241,10 @@ def _check_table(table: npt.NDArray[Any], indices: npt.NDArray[np.uint8]) -> Non
     """Check dtypes, rank and divisibility of a table and its indices."""
     allowed = TABLE_DTYPES + INTEGER_TABLE_DTYPES
     if table.dtype.name not in allowed:
-        raise ConfigError(f"a table has to be one of {allowed}, got {table.dtype}; convert it")
+        raise ConfigError(f"a table must be one of {allowed}, got {table.dtype}; convert it")
     if indices.dtype != np.uint8 or not indices.flags.c_contiguous:
         raise ConfigError(
-            f"indices have to be C-contiguous uint8, got {indices.dtype} with strides "
+            f"indices must be C-contiguous uint8, got {indices.dtype} with strides "
             f"{indices.strides}; use numpy.ascontiguousarray(indices, numpy.uint8)"
         )
     if indices.ndim < 1 or table.ndim != indices.ndim + 2:
@@ -255,20 +255,20 @@ def _check_table(table: npt.NDArray[Any], indices: npt.NDArray[np.uint8]) -> Non
     entries = table.shape[-2]
     if entries not in [1 << nbits for nbits in NBITS]:
         raise ConfigError(
-            f"a table has to have 2**nbits entries for nbits in {NBITS}, got {entries} "
+            f"a table must have 2**nbits entries for nbits in {NBITS}, got {entries} "
             f"(shape {table.shape}); repeat the last entry up to one of these"
         )
     for axis, (n, groups) in enumerate(zip(indices.shape, table.shape, strict=False)):
         if groups < 1 or n % groups:
             raise ConfigError(
-                f"the groups of a table have to divide the indices on each axis, got {groups} "
+                f"the groups of a table must divide the indices on each axis, got {groups} "
                 f"for {n} on axis {axis} (table {table.shape}, indices {indices.shape}); "
                 "choose a divisor"
             )
 
 
 def _check_vectors(d: int, vector_axis: int | None, rank: int) -> None:
-    """Check that there is a vector axis exactly for vectors."""
+    """Check that there is a vector axis if, and only if, entries are vectors."""
     if d < 1 or (d == 1) != (vector_axis is None):
         raise ConfigError(
             f"vector_axis belongs to tables of vectors and only to them, got {vector_axis} for "
@@ -276,7 +276,7 @@ def _check_vectors(d: int, vector_axis: int | None, rank: int) -> None:
         )
     if vector_axis is not None and not 0 <= vector_axis < rank:
         raise ConfigError(
-            f"vector_axis has to be in [{-rank}, {rank}), got {vector_axis}; choose an axis of "
+            f"vector_axis must be in [{-rank}, {rank}), got {vector_axis}; choose an axis of "
             "the weight"
         )
 
@@ -290,7 +290,7 @@ def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.d
         )
     if scale.dtype != dtype:
         raise ConfigError(
-            f"a scale has to have the dtype of its table, {dtype}, got {scale.dtype}; convert it"
+            f"a scale must have the dtype of its table, {dtype}, got {scale.dtype}; convert it"
         )
     long_axes = [i for i, n in enumerate(scale.shape) if n != 1]
     if (
@@ -300,7 +300,7 @@ def _check_scale(scale: npt.NDArray[Any], *, shape: tuple[int, ...], dtype: np.d
         or (not long_axes and 1 not in shape)
     ):
         raise ConfigError(
-            f"a scale has to have the weight's length on one axis and 1 on the others, got "
+            f"a scale must have the weight's length on one axis and 1 on the others, got "
             f"{scale.shape} for a weight {shape}; reduce with keepdims=True"
         )
 
@@ -310,11 +310,10 @@ def _check_quantized(quantized: QuantizedTable, table: npt.NDArray[Any]) -> None
     codes, dtype = quantized.codes, quantized.scale.dtype
     if codes.shape != table.shape or dtype != table.dtype:
         raise ConfigError(
-            f"a quantized table has to have the table's shape and dtype, {table.shape} and "
+            f"a quantized table must have the table's shape and dtype, {table.shape} and "
             f"{table.dtype}, got {codes.shape} and {dtype}; take its decode() as the table"
         )
     if quantized.decode().tobytes() != table.tobytes():
         raise ConfigError(
-            "a quantized table has to decode to the table bit for bit; take its decode() as the "
-            "table"
+            "a quantized table must decode to the table bit for bit; take its decode() as the table"
         )

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``a * b`` with one rounding, in the dtype of both."""
+    """Return ``a * b`` with one rounding, in the dtype of both."""
     if a.dtype.name != "bfloat16":
         # numpy multiplies float16 in float32, where the product is exact.
         return np.asarray(np.multiply(a, b))
@@ -18,12 +18,12 @@ def product(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _widened(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """bfloat16 bit patterns as float32 values; exact."""
+    """Return bfloat16 bit patterns as float32 values; exact."""
     return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _bfloat16_codes(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Finite or infinite float32 values rounded to nearest even bfloat16, as bit patterns."""
+    """Round finite or infinite float32 values to nearest even bfloat16; returns bit patterns."""
     bits = values.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return np.asarray((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16), np.uint16)

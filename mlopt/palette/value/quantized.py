@@ -1,4 +1,4 @@
-"""A table in 8 bits: integer codes with a scale, and the numbers that such a table can hold."""
+"""Tables in 8 bits: integer codes with a scale, and the numbers that such a table can hold."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class QuantizedTable:
         codes, scale, offset = self.codes, self.scale, self.offset
         if codes.dtype.name not in LUT_DTYPES:
             raise ConfigError(
-                f"codes of a table have to be one of {LUT_DTYPES}, got {codes.dtype}; convert them"
+                f"codes of a table must be one of {LUT_DTYPES}, got {codes.dtype}; convert them"
             )
         one, each = (1,) * codes.ndim, (*codes.shape[:-2], 1, 1)
         if scale.dtype.name not in _SMALLEST_NORMAL or scale.shape not in (one, each):
             raise ConfigError(
-                f"the scale of a table has to be floats of the shape {one} or {each}, got "
+                f"the scale of a table must be floats of the shape {one} or {each}, got "
                 f"{scale.dtype} {scale.shape}; reshape it"
             )
         if not np.isfinite(scale.astype(np.float64)).all():
-            raise ConfigError("the scale of a table has to be finite; keep the table in floats")
+            raise ConfigError("the scale of a table must be finite; keep the table in floats")
         if offset is not None and (offset.dtype != codes.dtype or offset.shape != scale.shape):
             raise ConfigError(
-                f"the offset of a table has to be {codes.dtype} {scale.shape} like its codes and "
+                f"the offset of a table must be {codes.dtype} {scale.shape} like its codes and "
                 f"scale, got {offset.dtype} {offset.shape}; convert it"
             )
 
@@ -70,24 +70,24 @@ class QuantizedTable:
         return self.codes.nbytes + self.scale.nbytes + offset
 
     def decode(self) -> npt.NDArray[Any]:
-        """The table in the scale's dtype."""
+        """Return the table in the scale's dtype."""
         return decoded(self.codes, self.scale, self.offset)
 
 
 def decoded(
     codes: npt.NDArray[Any], scale: npt.NDArray[Any], offset: npt.NDArray[Any] | None
 ) -> npt.NDArray[Any]:
-    """``(codes - offset) * scale`` in the scale's dtype; arguments as in ``QuantizedTable``."""
+    """Return ``(codes - offset) * scale`` in the scale's dtype, as ``QuantizedTable`` has them."""
     steps = codes.astype(np.int16)
     if offset is not None:
         steps = steps - offset.astype(np.int16)
-    # differences of bytes are exact in every one of the formats
+    # differences of bytes are exact in each of the formats
     with np.errstate(over="ignore"):
         return product(steps.astype(scale.dtype), np.broadcast_to(scale, steps.shape))
 
 
 def smallest_normal(dtype: np.dtype[Any]) -> float:
-    """The smallest positive normal number of a float format."""
+    """Return the smallest positive normal number of a float format."""
     return _SMALLEST_NORMAL[dtype.name]
 
 
@@ -107,13 +107,13 @@ class Lattice:
 
     @classmethod
     def of_integers(cls, dtype: npt.DTypeLike) -> Lattice:
-        """All integers of int8 or uint8."""
+        """Return the lattice of all integers of int8 or uint8."""
         codes = _all_codes(np.dtype(dtype))
         return cls(codes, codes.astype(np.float64))
 
     @classmethod
     def spanning(cls, low: float, high: float, lut_dtype: str, dtype: np.dtype[Any]) -> Lattice:
-        """The lattice for a table between two numbers.
+        """Return the lattice for a table between two numbers.
 
         int8 is symmetric about 0: no offset, codes from -127, 127 steps to the larger of the two
         magnitudes. uint8 has an offset: 255 steps from the lower to the higher, 0 included.
@@ -125,8 +125,8 @@ class Lattice:
         lut_dtype
             ``"int8"`` or ``"uint8"``.
         dtype
-            Of the weight, one of ``TABLE_DTYPES``. Where a scale would be subnormal in it, it is
-            the smallest normal number: see :func:`is_wide_enough`.
+            That of the weight, one of ``TABLE_DTYPES``. A scale that would be subnormal in it is
+            replaced by the smallest normal number: see :func:`is_wide_enough`.
         """
         codes = _all_codes(np.dtype(lut_dtype))
         step = _step(low, high, lut_dtype)
@@ -139,7 +139,7 @@ class Lattice:
             offset = np.asarray(min(max(below, 0), 255), np.uint8)
         points = decoded(codes, scale, offset).astype(np.float64)
         if not np.isfinite(points).all():
-            # the scale was rounded up, past the largest number of the format
+            # the scale was rounded up, beyond the largest number of the format
             scale = np.nextafter(scale, np.zeros_like(scale))
             points = decoded(codes, scale, offset).astype(np.float64)
         # the offset's rounding may do the same; and bfloat16 rounds neighbours alike
@@ -148,12 +148,12 @@ class Lattice:
         return cls(codes[kept], points[kept], scale, offset)
 
     def nearest(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Positions of the points nearest to finite values, the lower of equally near ones."""
+        """Return positions of the points nearest to finite values; ties go to the lower point."""
         middles = 0.5 * self.points[:-1] + 0.5 * self.points[1:]
         return np.searchsorted(middles, values, side="left")
 
     def quantized(self, positions: npt.NDArray[np.int64]) -> QuantizedTable:
-        """The table [..., 2**nbits, d] of the codes at these positions."""
+        """Return the table [..., 2**nbits, d] of the codes at these positions."""
         assert self.scale is not None
         one = (1,) * positions.ndim
         offset = None if self.offset is None else self.offset.reshape(one)
@@ -161,7 +161,7 @@ class Lattice:
 
 
 def quantized_table(table: npt.NDArray[Any], lut_dtype: str) -> QuantizedTable | None:
-    """A table [..., entries, d] rounded to 8-bit codes with one scale; None where none is normal.
+    """Round a table [..., entries, d] to 8-bit codes with one scale; None where no scale is normal.
 
     lut_dtype: ``"int8"`` or ``"uint8"``, see :meth:`Lattice.spanning`.
     """

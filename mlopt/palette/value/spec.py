@@ -1,4 +1,4 @@
-"""What palette is wanted for one weight: a request, checked when it is constructed."""
+"""``PaletteSpec``: the request for one weight's palette, checked when it is constructed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class PaletteSpec:
         Bits per index; a table has ``2**nbits`` entries. None for ``unique`` and ``custom``, which
         take the smallest of ``allowed_nbits`` that holds their entries.
     channel_axis
-        The axis along which channels form groups and along which vectors lie. None where there are
-        neither.
+        The axis along which channels form groups and along which vectors lie. None without groups
+        and vectors.
     group_size
-        Channels that share a table; None means one table for the whole tensor. Has to divide the
+        Channels that share a table; None means one table for the whole tensor. Must divide the
         number of channels.
     cluster_dim
-        Consecutive weights along ``channel_axis`` that one table entry stands for.
+        Consecutive elements along ``channel_axis`` that one table entry stands for.
     scale_axis
         The output channel axis, if each of its channels is divided by its largest magnitude before
         clustering; None for no scale.
@@ -62,7 +62,7 @@ class PaletteSpec:
         if self.mode not in MODES:
             raise ConfigError(f"mode must be one of {MODES}, got {self.mode!r}")
         if (self.mode in ("kmeans", "uniform")) != (self.nbits is not None):
-            need = "needs nbits" if self.nbits is None else "chooses nbits itself, leave it None"
+            need = "needs nbits" if self.nbits is None else "chooses nbits itself; leave it None"
             raise ConfigError(f"mode {self.mode!r} {need}; got nbits={self.nbits}")
         if self.nbits is not None and self.nbits not in self.allowed_nbits:
             raise ConfigError(f"nbits must be one of {self.allowed_nbits}, got {self.nbits}")
@@ -86,6 +86,6 @@ class PaletteSpec:
             )
         if self.lut_dtype is not None and self.mode == "unique":
             raise ConfigError(
-                f"mode 'unique' stores the distinct values exactly, which a table of "
+                f"mode 'unique' stores the distinct values exactly, which a lookup table in "
                 f"{self.lut_dtype} cannot; use mode 'kmeans' with nbits, or lut_dtype=None"
             )

@@ -1,1 +1,1 @@
-"""Clustering vectors of several channels."""
+"""Vector clustering: tables whose entries span several channels."""

@@ -1,4 +1,4 @@
-"""Kernels of :class:`mlopt.palette.vector.nearest.Nearest`: bounds move, and labels follow."""
+"""Kernels of :class:`mlopt.palette.vector.nearest.Nearest`: updates of bounds and labels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numba import njit
 from mlopt.palette.vector.distances import STRIP, Strip, distances, keep_two, shared_distances
 
 _TIERS = 4
-"""Parts of a cluster by distance from its centre."""
+"""Number of parts of a cluster, by distance from its centre."""
 
 _WORTH_TIERS = 512
-"""Vectors of a cluster below which they stay together: a part takes some time to begin with."""
+"""Clusters of fewer vectors are not divided: each part has a fixed cost."""
 
 _LANES = 32
-"""Strips are filled up to a multiple of this, as loops over the rest of a few are slow."""
+"""Strips are padded to a multiple of this, since remainder loops over a few vectors are slow."""
 
 
 class Points(NamedTuple):
-    """Vectors that are assigned.
+    """The vectors to assign.
 
     columns: [d, m], float32 or float64; weights: float64 [m, 1], or [m, d] where ``by_element``, or
     [0, 0] for 1.
@@ -33,9 +33,9 @@ class Points(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of each vector: its label uint8[m]; bounds on distances [m].
+    """The state of each vector: its label uint8[m], and bounds on distances [m].
 
-    upper: on that to the centre of its label; lower: on those to all others.
+    upper: on the distance to the centre of its label; lower: on those to all others.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -44,9 +44,9 @@ class Known(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """What a move of all centres does to the bounds of the vectors of each cluster.
+    """The effect of a move of all centres on the bounds of each cluster's vectors.
 
-    own: how far its centre moved; half_gap: half the distance to the nearest other; near: the
+    own: how far its centre moved; half_gap: half the distance to the nearest other one; near: the
     largest move among the centres near to it; far: the least distance to one of the others. Near
     are ``members[starts[a] : starts[a + 1]]``, at the distances ``gaps``.
     """
@@ -62,7 +62,7 @@ class Moves(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def near_centers(before, after, reach, contraction, moves):  # type: ignore[no-untyped-def]
-    """Fill ``moves``: for each centre the others that may be nearest to a vector of its cluster.
+    """Fill ``moves``: for each centre, the others that may be nearest to a vector of its cluster.
 
     For a vector of cluster a at distance u <= r of its centre, with a centre c at distance g of
     that: d(x, c) >= g - u, which is more than u where g > 2 r. ``far`` is the least g of such c,
@@ -113,7 +113,7 @@ def near_centers(before, after, reach, contraction, moves):  # type: ignore[no-u
 
 @njit(cache=True, nogil=True)
 def _share(weights, i, j):  # type: ignore[no-untyped-def]
-    """The weight of element ``j`` beside the largest of vector ``i``."""
+    """Return the weight of element ``j`` relative to the largest of vector ``i``."""
     largest = 0.0
     for e in range(weights.shape[1]):
         largest = max(largest, weights[i, e])
@@ -201,9 +201,9 @@ def reassign(points, table, moves, known, exact):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def _sorted_by_cluster(labels, upper, reach, failed):  # type: ignore[no-untyped-def]
-    """``failed`` rows of one cluster together, those near its centre before those far from it.
+    """Order ``failed`` rows by cluster, those near the centre before those far from it.
 
-    They are compared with the same centres, the fewer the nearer they are. Part ``p`` of them is
+    Rows of a part are compared with the same centres: the nearer they are, the fewer. Part ``p`` is
     ``order[ends[p] : ends[p + 1]]``, of cluster ``p // _TIERS``.
     """
     k = reach.size
@@ -233,7 +233,7 @@ def _sorted_by_cluster(labels, upper, reach, failed):  # type: ignore[no-untyped
 
 @njit(cache=True, nogil=True)
 def _loosen(known, moves, failed):  # type: ignore[no-untyped-def]
-    """Move all bounds; the rows whose bounds overlap into ``failed``, how many is returned."""
+    """Move all bounds; write the rows whose bounds overlap to ``failed``, and return the number."""
     labels, upper, lower = known
     _, _, _, half_gap, own, near, far = moves
     one = upper.dtype.type(1)
@@ -256,7 +256,7 @@ def _loosen(known, moves, failed):  # type: ignore[no-untyped-def]
 def _tighten(points, table, known, half_gap, failed):  # type: ignore[no-untyped-def]
     """Compute the distance to the own centre, and keep the rows whose bounds still overlap.
 
-    They become the first of ``failed``; how many is returned.
+    They become the first of ``failed``; returns their number.
     """
     columns, weights, by_element = points
     labels, upper, lower = known
@@ -283,7 +283,7 @@ def _tighten(points, table, known, half_gap, failed):  # type: ignore[no-untyped
 
 @njit(cache=True, nogil=True)
 def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
-    """Labels and bounds of vectors just compared with the centres near to theirs."""
+    """Write labels and bounds of vectors just compared with the centres near to theirs."""
     labels, upper, lower = known
     _, _, _, best, second, label = strip
     one = best.dtype.type(1)
@@ -300,7 +300,7 @@ def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _settle_ties(strip, points, rows, table, compared):  # type: ignore[no-untyped-def]
-    """Where two distances are equal but for roundings: the first of the nearest in float64."""
+    """Settle distances that are equal except for rounding: the first of the nearest in float64."""
     buffer, _, _, best, second, label = strip
     _, weights, by_element = points
     d = buffer.shape[0]
@@ -343,7 +343,7 @@ def add_up(points, labels, sums, masses):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def weighted_cost(points, labels, table):  # type: ignore[no-untyped-def]
-    """The weighted squared error, and the largest share of one vector with its row."""
+    """Return the weighted squared error, and the largest share of one vector with its row."""
     columns, weights, _ = points
     d, m = columns.shape
     cost, most, row = 0.0, -1.0, 0

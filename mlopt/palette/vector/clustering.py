@@ -1,22 +1,22 @@
-"""k-means over vectors: tables whose entries stand for several consecutive weights.
+"""k-means over vectors: tables whose entries stand for several consecutive elements.
 
 Everything that decides a stored byte is summed in a fixed order, with random numbers from a bit
-generator whose stream is part of numpy's promise. The same centres come out on every machine and
-for any number of workers. (scikit-learn adds up in the order in which threads finish, and with
-whichever BLAS is installed.)
+generator whose stream numpy guarantees. The same centres come out on every machine and for any
+number of workers. (scikit-learn adds up in the order in which threads finish, and with whichever
+BLAS is installed.)
 
 The plan for one weight:
 
 1. Equal vectors collapse to one with their importances added; if they fit the table, it is exact.
-2. Above a size, a stratified sample stands in for the vectors, and for the steps 3 and 4 a smaller
-   one.
-3. Greedy k-means++ (Arthur and Vassilvitskii 2007; several candidates a step).
+2. Above a certain size, a stratified sample stands in for the vectors, and a smaller one for steps
+   3 and 4.
+3. Greedy k-means++ (Arthur and Vassilvitskii 2007; several candidates per step).
 4. Local search (Lattanzi and Sohler 2019): a centre moves to a point drawn by its cost, if that
    pays. It finds the clusters that the initialisation missed, which Lloyd's iteration cannot.
-   Lloyd's iteration and the search take turns.
+   Lloyd's iteration and the search alternate.
 5. Lloyd's iteration until it gains little; for small problems then more swaps, each judged by the
    cost after Lloyd's iteration (Conrads et al. 2024).
-6. Some iterations over all vectors, and a last assignment, exact.
+6. Some iterations over all vectors, and a final, exact assignment.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _SAMPLE = 1 << 17
 """Vectors that stand in for a larger number of them."""
 
 _SCOUTS = 96
-"""Vectors a centre, among which starting centres are looked for."""
+"""Vectors per centre among which starting centres are searched for."""
 
 _FEWEST_SCOUTS = 2048
 
 _ONE_START = 1 << 18
-"""Scouts times centres above which one start is made."""
+"""Scouts times centres above which only one start is made."""
 
 _SWAP_WORK = 4e6
 """Vectors times numbers in the centres for which one swap is attempted after convergence."""
@@ -59,10 +59,10 @@ _SWAP_WORK = 4e6
 _MOST_SWAPS = 16
 
 _RELAXATION = 1.8
-"""Moves of centres over the way to the means of their vectors."""
+"""Moves of centres, in units of the way to the means of their vectors."""
 
 _SETTLED = 5e-5
-"""What the means of clusters are worth, as a share of the cost, where the iteration stops."""
+"""The iteration stops when moving to the means gains less than this share of the cost."""
 
 _MOST_ROUNDS = 100
 _MOST_FULL_ROUNDS = 20
@@ -86,7 +86,7 @@ def cluster_vectors(
     points
         [n, d] with n >= 1 and d >= 1; float16, bfloat16, float32 or float64, finite.
     k
-        Centres to use at most, 1 .. 256.
+        The maximum number of centres, 1 .. 256.
     importance
         float64[n], at least 0; the cost is ``sum_i importance[i] * |points[i] - center|**2``. None,
         or zero everywhere, means 1 for each vector.
@@ -108,9 +108,9 @@ def cluster_vectors(
     With s = min(n, 196,608) vectors in the sample and m = min(s, max(96 k, 2048)) scouts: one sort
     of n; at most 4 starts of ``3 k + 2 max(64, k)`` passes over m vectors and 12 rounds on them; at
     most 100 rounds on s and, where s < n, 20 on n; at most 16 swaps of up to 108 rounds, of which
-    there are ``4e6 / (s k d)``. A round is :meth:`Nearest.assign`: ``n k`` distances at first,
-    a few a vector later. Memory: ``4 d + 9`` bytes a vector (float64: ``8 d + 17``) beside the
-    input, and about 40 while they are sorted. No input changes these bounds.
+    there are ``4e6 / (s k d)``. A round is :meth:`Nearest.assign`: ``n k`` distances at first, a
+    few per vector later. Memory: ``4 d + 9`` bytes per vector (float64: ``8 d + 17``) besides the
+    input, and about 40 while they are sorted. No input exceeds these bounds.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def cluster_vectors(
 def _rounded(
     centers: npt.NDArray[np.float64], stored_as: npt.DTypeLike | None
 ) -> npt.NDArray[np.float64]:
-    """Centres as they are read back from a table of that dtype."""
+    """Return centres as they are read back from a table of that dtype."""
     if stored_as is None:
         return centers
     return np.asarray(floats(centers.astype(stored_as)), np.float64)
@@ -157,7 +157,7 @@ def assign_vectors(
     *,
     workers: int = 1,
 ) -> npt.NDArray[np.uint8]:
-    """Label each vector by its nearest centre, the first of equally near ones.
+    """Label each vector with its nearest centre, the first of equally near ones.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def assign_vectors(
     Returns
     -------
     uint8[n], as if all ``n k`` distances had been compared in float64. They are computed, in
-    float32 where that is exact enough, in memory for one block of vectors a thread.
+    float32 where that is exact enough, in memory for one block of vectors per thread.
     """
     exponent = exponent_of(points)
     scaled = np.ldexp(floats(centers).astype(np.float64), -exponent)
@@ -195,15 +195,15 @@ def assign_vectors(
 def _check(points: Floats, k: int, importance: npt.NDArray[np.float64] | None) -> None:
     if points.ndim != 2 or not points.size:
         raise ConfigError(
-            f"vectors to cluster have to be a non-empty array [n, d], got shape {points.shape}; "
+            f"vectors to cluster must be a non-empty array [n, d], got shape {points.shape}; "
             "see mlopt.palette.Layout"
         )
     if not 1 <= k <= MAX_CENTERS:
-        raise ConfigError(f"k has to be between 1 and {MAX_CENTERS}, got {k}; use fewer bits")
+        raise ConfigError(f"k must be between 1 and {MAX_CENTERS}, got {k}; use fewer bits")
     if importance is not None and importance.shape != (len(points),):
         raise ConfigError(
-            f"importance has to have one number a vector, ({len(points)},), got shape "
-            f"{importance.shape}; add it up over the weights of a vector"
+            f"importance must have one number per vector, ({len(points)},), got shape "
+            f"{importance.shape}; add it up over the elements of each vector"
         )
 
 
@@ -223,10 +223,11 @@ class _Data:
         return len(self.points)
 
     def some(self, most: int, far: int, *, stream: int) -> _Data:
-        """``most`` vectors that stand in for all; itself where it has no more.
+        """Return ``most`` vectors that stand in for all; itself if it has no more than that.
 
-        The ``far`` that cost most about the mean, as a few outliers may cost more than all others,
-        and one from each of equal stretches of the rest, which counts for its stretch.
+        These are the ``far`` vectors that cost most about the mean, as a few outliers may cost more
+        than all others, and one from each of equal stretches of the rest, which counts for its
+        stretch.
         """
         n = len(self)
         if n <= most:
@@ -247,7 +248,7 @@ class _Data:
 
     @property
     def columns(self) -> Floats:
-        """All scaled vectors [d, n]."""
+        """Return all scaled vectors [d, n]."""
         return scaled_columns(self.points, self.exponent)
 
     @property
@@ -261,14 +262,14 @@ class _Data:
 
 
 def _uniforms(count: int, *, stream: int) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1). Raw bits: numpy keeps those the same for ever, its distributions not."""
+    """Draw numbers in [0, 1) from raw bits: numpy keeps those stable, but not distributions."""
     raw = np.random.PCG64([_SEED, stream]).random_raw(count)
     numbers: npt.NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 
 
 def _fit(data: _Data, k: int) -> tuple[Nearest, npt.NDArray[np.float64]]:
-    """The vectors, and centres float64[k', d] of the scaled ones in lexicographic order."""
+    """Return the vectors, and centres float64[k', d] of the scaled ones in lexicographic order."""
     n = len(data)
     sample = data.some(_SAMPLE, 8 * k, stream=0) if n > 3 * _SAMPLE // 2 else data
     centers = _started(sample, k)
@@ -282,10 +283,10 @@ def _fit(data: _Data, k: int) -> tuple[Nearest, npt.NDArray[np.float64]]:
 
 
 def _started(data: _Data, k: int) -> npt.NDArray[np.float64]:
-    """Centres to start from, found among a few of the vectors.
+    """Return centres to start from, found among a few of the vectors.
 
-    Where a start ends up varies by a percent or two, least so for many centres: the fewer there
-    are, the more starts, of which the best is taken.
+    The final cost of a start varies by a percent or two, least so for many centres: the fewer there
+    are, the more starts are made, of which the best is taken.
     """
     scouts = data.some(max(_SCOUTS * k, _FEWEST_SCOUTS), 8 * k, stream=1000)
     columns, weights = scouts.columns, scouts.importance
@@ -311,7 +312,7 @@ def _started(data: _Data, k: int) -> npt.NDArray[np.float64]:
 
 
 def _swapped(data: _Data, centers: npt.NDArray[np.float64], cost: float) -> npt.NDArray[np.float64]:
-    """Centres [k, d] after swaps that pay only when Lloyd's iteration has followed them.
+    """Return centres [k, d] after swaps that pay only once Lloyd's iteration has followed them.
 
     As many attempts as are cheap: none for large problems, whose local optima are much alike.
     """
@@ -340,7 +341,7 @@ def _swapped(data: _Data, centers: npt.NDArray[np.float64], cost: float) -> npt.
 def _lloyd(
     nearest: Nearest, centers: npt.NDArray[np.float64], *, tolerance: float, rounds: int
 ) -> tuple[npt.NDArray[np.float64], float]:
-    """Lloyd's iteration, over-relaxed: centres float64[k, d] and the cost before their last move.
+    """Iterate as Lloyd, over-relaxed: centres float64[k, d] and the cost before their last move.
 
     A centre moves :data:`_RELAXATION` times the way to the mean of its vectors. For given labels
     any factor below 2 lowers the cost, and the one taken gets as far in half the rounds. Stops
@@ -361,4 +362,4 @@ def _lloyd(
         centers = centers + _RELAXATION * moves
         centers[empty] = lost[: len(empty)]
         sums, masses = nearest.assign(centers)
-    raise AssertionError("rounds is at least 1")
+    raise AssertionError("rounds must be at least 1")

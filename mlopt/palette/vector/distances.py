@@ -1,7 +1,7 @@
-"""Squared distances of many vectors to one centre after the other: the kernels underneath.
+"""Kernels for squared distances of many vectors to one centre after the other.
 
 ``columns`` [d, n] and centres are of one float dtype, float32 or float64. Loops run over vectors,
-so that they run in SIMD registers; the order of every sum is written here, no fast-math.
+so that they run in SIMD registers; the order of every sum is explicit, without fast-math.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from numba import njit
 
 STRIP = 256
-"""Vectors whose best distance stays in the first-level cache while all centres pass by."""
+"""Vectors whose best distances stay in the first-level cache while they meet all centres."""
 
 
 @njit(cache=True, nogil=True)
 def distances(columns, start, stop, center, out):  # type: ignore[no-untyped-def]
-    """Squared distance of the vectors start .. stop to one centre [d], into out[0 .. stop-start].
+    """Write squared distances of vectors start .. stop to one centre [d] to out[0 .. stop-start].
 
     Up to four components at a time.
     """
@@ -62,7 +62,7 @@ def distances(columns, start, stop, center, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def shared_distances(columns, shares, m, center, out):  # type: ignore[no-untyped-def]
-    """The same for ``m`` vectors whose elements have weights ``shares`` [d, n]."""
+    """As :func:`distances`, for ``m`` vectors whose elements have weights ``shares`` [d, n]."""
     out[:m] = 0
     for j in range(columns.shape[0]):
         x, h, c = columns[j, :m], shares[j, :m], center[j]
@@ -72,7 +72,7 @@ def shared_distances(columns, shares, m, center, out):  # type: ignore[no-untype
 
 
 class Strip(NamedTuple):
-    """Up to :data:`STRIP` vectors together, while all centres pass by.
+    """Up to :data:`STRIP` vectors, which meet all centres together.
 
     columns: [d, STRIP], the vectors; shares: the same, weights of their elements, or of no rows;
     trial: distances [STRIP] to one centre; best, second, label: the two smallest so far, and the
@@ -89,7 +89,7 @@ class Strip(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def keep_two(strip, m, center):  # type: ignore[no-untyped-def]
-    """Take the distances of ``m`` vectors to ``center`` in.
+    """Update the two smallest distances of ``m`` vectors with those to ``center``.
 
     Two loops that compilers turn into SIMD instructions, which they do not with one.
     """

@@ -1,8 +1,8 @@
-"""Vector tables where the elements of one vector matter differently.
+"""Vector tables where the elements of one vector differ in importance.
 
-A per-channel scale, or an importance for each weight, weighs the elements of a vector one by one.
-``cluster_vectors`` knows one importance for a whole vector, which finds good centres to begin with;
-Lloyd's iteration with the elements' own weights ends from there.
+A per-channel scale, or an importance per element, weighs the elements of a vector one by one.
+``cluster_vectors`` has one importance per vector, which finds good centres to begin with; Lloyd's
+iteration with the elements' own weights continues from there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = npt.NDArray[Any]
 MOST_STEPS = 24
 
 _SETTLED = 1e-4
-"""Share of the cost that a step has to be worth."""
+"""Share of the cost that a step must gain."""
 
 
 def settle_centers(
@@ -47,7 +47,7 @@ def settle_centers(
 
     Returns
     -------
-    float64[k, d]: the cost never rises, but for roundings to the dtype of the vectors. An element
+    float64[k, d]: the cost never rises, except by rounding to the dtype of the vectors. An element
     of a centre to which nothing of weight belongs stays what it was. At most 24 steps, each at most
     ``n (k + 1)`` distances and far fewer once centres hardly move; memory as for
     :class:`mlopt.palette.vector.nearest.Nearest`.
@@ -70,5 +70,5 @@ def settle_centers(
 def assign_weighted(
     vectors: Floats, weights: npt.NDArray[np.float64], centers: Floats, *, workers: int = 1
 ) -> npt.NDArray[np.uint8]:
-    """The nearest centre of each vector by its own weights, the first of equally near: uint8[n]."""
+    """Return the nearest centre of each vector by its own weights, ties to the first: uint8[n]."""
     return assign_vectors(vectors, centers, weights, workers=workers)

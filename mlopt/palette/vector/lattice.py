@@ -25,11 +25,11 @@ def settle_on_lattice(
     *,
     workers: int = 1,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Round a table to a lattice, and go on with Lloyd's iteration while the error falls.
+    """Round a table to a lattice, and continue Lloyd's iteration while the error falls.
 
     For given labels, the best centre on a lattice is the one nearest to the mean, element by
-    element. So the iteration is the usual one with a rounding, and rounding the table and assigning
-    anew is its first step.
+    element. So the iteration is the usual one with a rounding, whose first step is to round the
+    table and to assign anew.
 
     Parameters
     ----------

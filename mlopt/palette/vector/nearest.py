@@ -1,4 +1,4 @@
-"""The nearest centre of each vector, again and again as the centres move.
+"""Nearest centres of vectors, updated as the centres move.
 
 Each vector keeps an upper bound on the distance to its own centre and a lower bound on the distance
 to all others (Hamerly, "Making k-means even faster", 2010). When centres move, the triangle
@@ -9,9 +9,9 @@ centre that jumps does not cost all vectors their bounds. Vectors whose bounds f
 with the near centres only.
 
 Work of one :meth:`Nearest.assign` of ``n`` vectors of ``d`` elements to ``k`` centres: at most
-``n * (k + 1)`` distances (so many the first time), ``k**2`` between centres, and one walk over all
+``n * (k + 1)`` distances (as many the first time), ``k**2`` between centres, and one walk over all
 vectors: O(n k d + k**2 d) at worst, O(n d + k**2 d) once centres hardly move. Memory: ``4 d + 9``
-bytes a vector (float64: ``8 d + 17``).
+bytes per vector (float64: ``8 d + 17``).
 
 Everything is summed in a fixed order by blocks of a fixed length, so that the result is the same on
 every machine and for any number of workers.
@@ -41,7 +41,7 @@ from mlopt.palette.vector.points import scaled_columns
 Floats = npt.NDArray[Any]
 
 BLOCK = 1 << 16
-"""Vectors that are summed together. A part of the result: sums of blocks are added in order."""
+"""Vectors that are summed together. The result depends on it: sums of blocks are added in order."""
 
 NO_WEIGHTS = np.empty((0, 0))
 NO_WEIGHTS.flags.writeable = False
@@ -54,24 +54,24 @@ def slices(n: int) -> Iterator[slice]:
 
 @attrs.frozen(eq=False)
 class _Block:
-    """Some of the vectors, with what is known of each."""
+    """Some of the vectors, with their state."""
 
     points: Points
     known: Known
 
 
 def _made(points: Points) -> _Block:
-    """A block of which nothing is known yet."""
+    """Return a block whose labels and bounds are not known yet."""
     dtype, m = points.columns.dtype, points.columns.shape[1]
     upper = np.full(m, np.inf, dtype)
     if points.by_element:
-        # What weighs nothing is as near to each centre as to any other, for ever.
+        # A vector of weight 0 is always equally near to all centres.
         upper[~points.weights.any(axis=1)] = -np.inf
     return _Block(points, Known(np.zeros(m, np.uint8), upper, np.zeros(m, dtype)))
 
 
 class Nearest:
-    """Vectors, and which of some centres is nearest to each.
+    """Vectors, and the nearest of some centres to each.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ class Nearest:
         [n, d]: float16, bfloat16, float32 or float64, finite.
     exponent
         The vectors are divided by ``2**exponent``, see
-        :func:`mlopt.palette.vector.points.exponent_of`; centres are given so divided.
+        :func:`mlopt.palette.vector.points.exponent_of`; centres must be divided by it too.
     weights
         float64[n], the importance of vectors; or float64[n, d], that of their elements, with the
         distance ``sqrt(sum_j weights[i, j] * (points[i, j] - center[j])**2)``; None for 1.
     pool
-        Threads that take blocks; None for this one alone.
+        Threads that take blocks; None: the calling thread alone.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Nearest:
             heavy = NO_WEIGHTS
             if weights is not None:
                 heavy = np.ascontiguousarray(weights[part]).reshape(part.stop - part.start, -1)
-                heavy.flags.writeable = False  # kernels are compiled for these alone
+                heavy.flags.writeable = False  # kernels are compiled only for these
             return _made(Points(scaled_columns(points[part], exponent), heavy, self.by_element))
 
         self._blocks = [block(part) for part in slices(len(points))]
@@ -125,7 +125,7 @@ class Nearest:
     def assign(
         self, centers: npt.NDArray[np.float64], *, exact: bool = False
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Label each vector by the nearest centre, and add up the vectors of each.
+        """Label each vector with the nearest centre, and add up the vectors of each centre.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class Nearest:
             distances are computed: float32, or float64 for vectors of float64.
         exact
             Compare nearly equal distances in float64, and of equal ones take the first centre. For
-            labels to keep; the iteration in between does not care.
+            final labels; iterations in between do not need it.
 
         Returns
         -------
@@ -163,7 +163,7 @@ class Nearest:
         return sums, masses
 
     def cost(self) -> float:
-        """``sum_i weights[i] * |point - center|**2`` with the labels and centres of last time."""
+        """Return ``sum_i weights[i] * |point - center|**2`` with the last labels and centres."""
         assert self._table is not None
         return sum(
             float(weighted_cost(block.points, block.known.labels, self._table)[0])
@@ -171,7 +171,7 @@ class Nearest:
         )
 
     def farthest(self, count: int) -> npt.NDArray[np.float64]:
-        """Up to ``count`` of the vectors that cost most, of one block one, none that cost nothing.
+        """Return up to ``count`` vectors that cost most, at most one per block, none of cost 0.
 
         float64[m, d], the most expensive first.
         """
@@ -192,7 +192,7 @@ class Nearest:
         return self._pool.map(function, self._blocks)
 
     def _moves(self, table: Floats) -> Moves:
-        """What the move from the last centres to ``table`` does to the bounds of each cluster."""
+        """Return the effect of the move from the last centres to ``table`` on the bounds."""
         k = len(table)
         half_gap, own, near, far = np.zeros((4, k), table.dtype)
         moves = Moves(
@@ -214,7 +214,7 @@ class Nearest:
 
 
 def _least_share(weights: npt.NDArray[np.float64]) -> float:
-    """The smallest weight of an element beside the largest of its vector; vectors of none aside."""
+    """Return the least ratio of an element's weight to its vector's largest, unless that is 0."""
     largest = weights.max(axis=1)
     some = largest > 0
     if not some.any():

@@ -1,4 +1,4 @@
-"""Vectors of consecutive weights: which are equal, and their floats."""
+"""Vectors of consecutive elements: their distinct values, and their floats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[Any]
 
 _CHUNK = 1 << 16
-"""Vectors that are widened at a time where only a number about all of them is wanted."""
+"""Vectors that are widened at a time where only a number about all of them is needed."""
 
 
 def floats(values: Floats) -> Floats:
-    """Values as float32 or float64, unchanged, with -0.0 as 0.0. May be a view."""
+    """Return values as float32 or float64, unchanged, with -0.0 as 0.0. May be a view."""
     if values.dtype.name == "bfloat16":
         wide = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << np.uint32(16)
         values = wide.view(np.float32)
@@ -25,7 +25,7 @@ def floats(values: Floats) -> Floats:
 
 
 def fine_enough(points: Floats, centers: Floats) -> Floats:
-    """The points, in float64 where the centres are finer than the dtype of their distances."""
+    """Return the points, in float64 where centres are finer than the dtype of their distances."""
     if points.dtype == np.float64:
         return points
     wide = floats(centers)
@@ -33,7 +33,7 @@ def fine_enough(points: Floats, centers: Floats) -> Floats:
 
 
 def exponent_of(points: Floats) -> int:
-    """The exponent e with ``2**(e-1) <= max |points| < 2**e``; 0 where all are zero.
+    """Return the exponent e with ``2**(e-1) <= max |points| < 2**e``; 0 where all are zero.
 
     Vectors are clustered after division by ``2**e``: squares cannot overflow or vanish, and a
     power of two on the weights is the same power of two on the centres.
@@ -44,7 +44,7 @@ def exponent_of(points: Floats) -> int:
 
 
 def scaled_columns(points: Floats, exponent: int) -> Floats:
-    """``points`` [m, d] divided by ``2**exponent`` as [d, m], C-contiguous, float32 or float64."""
+    """Return ``points`` [m, d] over ``2**exponent`` as [d, m], C-contiguous, float32 or float64."""
     scaled = np.ascontiguousarray(floats(points).T)
     # Two exact factors, as one can be out of float32's range. (ldexp is ten times slower.)
     half = exponent // 2
@@ -56,13 +56,13 @@ def scaled_columns(points: Floats, exponent: int) -> Floats:
 def distinct_vectors(
     points: Floats, importance: npt.NDArray[np.float64] | None, most: int
 ) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.int64]] | None:
-    """Distinct vectors, their added importances, and the place of each vector among them.
+    """Return distinct vectors, their summed importances, and the place of each vector among them.
 
     Vectors come out in an order that depends only on their values, so that a permutation of the
     input is one of the labels and nothing else. None where there are more than ``most`` vectors and
     hardly any two alike: sorting them would cost more than it saves.
 
-    One sort: O(n log n) time, about 40 bytes a vector while it runs.
+    One sort: O(n log n) time, about 40 bytes per vector while it runs.
     """
     n = len(points)
     if n > most:
@@ -75,7 +75,7 @@ def distinct_vectors(
 
 
 def _group(points: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each distinct vector the first row that holds it, and for each row its vector."""
+    """Return the first row of each distinct vector, and for each row the number of its vector."""
     words = _words(points)
     short = len(words) == 1 and 8 * points.dtype.itemsize * points.shape[1] <= 32
     if short and len(points) < 1 << 32:
@@ -96,7 +96,7 @@ def _group(points: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
 
 
 def _words(points: Floats) -> list[npt.NDArray[np.uint64]]:
-    """Bit patterns of vectors, joined to 64-bit words: equal words are equal vectors.
+    """Return bit patterns of vectors as 64-bit words: equal words are equal vectors.
 
     The order of words is lexicographic in keys that grow with a power of two as the values do.
     """

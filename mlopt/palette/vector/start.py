@@ -1,9 +1,9 @@
-"""Where Lloyd's iteration starts: greedy k-means++, and moves of single centres that pay.
+"""Starts for Lloyd's iteration: greedy k-means++, and moves of single centres that pay.
 
 Each kernel takes ``columns`` [d, n] (float32 or float64), the vectors' ``weights`` float64[n], and
 centres [k, d] of the columns' dtype. Work: :func:`plus_plus` ``k * trials`` passes over the
-vectors; :func:`local_search` ``n * k`` distances to begin with and one pass a draw, and for a draw
-that is taken ``k`` distances for each vector one of whose two nearest centres is moved.
+vectors; :func:`local_search` ``n * k`` distances at first and one pass per draw, and for each draw
+that is accepted ``k`` distances for each vector one of whose two nearest centres is moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlopt.palette.vector.distances import STRIP, distances
 
 @njit(cache=True, nogil=True)
 def _draw(cumulative, uniform):  # type: ignore[no-untyped-def]
-    """First position whose cumulative weight is above ``uniform`` of the total."""
+    """Return the first position whose cumulative weight is above ``uniform`` of the total."""
     target = uniform * cumulative[-1]
     low, high = 0, cumulative.size - 1
     while low < high:
@@ -30,7 +30,7 @@ def _draw(cumulative, uniform):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
-    """Greedy k-means++: positions int64[k'] of the chosen vectors; stops where the cost is 0.
+    """Choose centres by greedy k-means++: positions int64[k'] of vectors; stop where the cost is 0.
 
     ``draws`` float64[k, trials]: each step tries ``trials`` vectors and keeps the one that lowers
     the cost most.
@@ -54,7 +54,7 @@ def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
         for t in range(draws.shape[1]):
             candidate = _draw(cumulative, draws[step, t])
             distances(columns, 0, n, columns[:, candidate].copy(), trial)
-            # Four sums, since one would wait for each addition.
+            # Four sums, since a single one would wait for each addition.
             s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
             for i in range(n):
                 trial[i] = min(trial[i], distance[i])
@@ -76,7 +76,7 @@ def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _two_nearest(columns, i, centers, near, label):  # type: ignore[no-untyped-def]
-    """Distances [n, 2] and labels [n, 2] of the nearest and the second centre of vector ``i``."""
+    """Write distances [n, 2] and labels [n, 2] of the two nearest centres of vector ``i``."""
     first, second = np.inf, np.inf
     a, b = 0, 0
     for k in range(centers.shape[0]):
@@ -94,7 +94,7 @@ def _two_nearest(columns, i, centers, near, label):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True)
 def _all_two_nearest(columns, centers, near, label):  # type: ignore[no-untyped-def]
-    """The same for all vectors, in the columns' dtype."""
+    """As :func:`_two_nearest`, for all vectors, in the columns' dtype."""
     n = columns.shape[1]
     trial = np.empty(STRIP, columns.dtype)
     best = np.empty(STRIP, columns.dtype)
@@ -124,7 +124,7 @@ def _all_two_nearest(columns, centers, near, label):  # type: ignore[no-untyped-
 
 @njit(cache=True, nogil=True)
 def _removal_costs(weights, near, label, cumulative, removal):  # type: ignore[no-untyped-def]
-    """What losing each centre would cost, into ``removal`` [k], and the running cost of vectors."""
+    """Write the cost of losing each centre to ``removal`` [k], and the running cost of vectors."""
     removal[:] = 0.0
     total = 0.0
     for i in range(weights.size):
@@ -136,7 +136,7 @@ def _removal_costs(weights, near, label, cumulative, removal):  # type: ignore[n
 
 @njit(cache=True, nogil=True)
 def _cheapest_swap(weights, near, label, removal, relief, trial):  # type: ignore[no-untyped-def]
-    """The centre to give up for a vector at the distances ``trial``, and the change in cost.
+    """Return the centre to give up for a vector at the distances ``trial``, and the change in cost.
 
     For a candidate at distance t of a vector whose nearest centres are at a <= b: without other
     changes the vector gains max(a - t, 0); if its nearest centre goes, it moves to min(b, t). So
@@ -159,9 +159,9 @@ def _cheapest_swap(weights, near, label, removal, relief, trial):  # type: ignor
 
 @njit(cache=True, nogil=True)
 def _start_swapping(columns, weights, centers):  # type: ignore[no-untyped-def]
-    """The two nearest centres of each vector, how far and which; cumulative costs to draw by.
+    """Return distances and labels of the two nearest centres of each vector, and cumulative costs.
 
-    Then what the removal of each centre costs, and the cost of all.
+    Also the cost of removing each centre, and the total cost.
     """
     n, k = columns.shape[1], centers.shape[0]
     near = np.empty((n, 2), np.float64)
@@ -208,7 +208,7 @@ def local_search(columns, weights, centers, draws):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True)
 def suggested_swaps(columns, weights, centers, draws):  # type: ignore[no-untyped-def]
-    """For vectors drawn by their cost: their positions, and the centres that each best replaces.
+    """Draw vectors by their cost: their positions, and the centre that each best replaces.
 
     int64[m] and int64[m], m the number of draws.
     """

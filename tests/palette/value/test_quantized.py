@@ -105,7 +105,7 @@ def test_a_table_that_its_codes_do_not_stand_for_is_refused():
     decoded = table.decode()
     Palettized(decoded, indices, quantized=table)
     for other in (decoded + decoded.dtype.type(1), decoded[..., :2, :], -decoded * 0):
-        with pytest.raises(ConfigError, match="quantized table has to"):
+        with pytest.raises(ConfigError, match="quantized table must"):
             Palettized(np.ascontiguousarray(other), indices, quantized=table)
     with pytest.raises(ConfigError, match="float32"):
         Palettized(decoded.astype(np.float32), indices, quantized=table)

@@ -38,7 +38,7 @@ def test_requests_that_hold(request_):
         ({"mode": "median", "nbits": 4}, r"mode must be one of .*'kmeans'.*got 'median'"),
         ({}, r"mode 'kmeans' needs nbits.*got nbits=None"),
         ({"mode": "uniform"}, r"mode 'uniform' needs nbits"),
-        ({"mode": "unique", "nbits": 4}, r"'unique' chooses nbits itself, leave it None.*nbits=4"),
+        ({"mode": "unique", "nbits": 4}, r"'unique' chooses nbits itself; leave it None.*nbits=4"),
         (
             {"mode": "custom", "nbits": 4, "lut_function": any_table},
             r"'custom' chooses nbits itself",
