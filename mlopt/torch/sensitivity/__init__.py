@@ -1,7 +1,7 @@
-"""How much the loss of a model depends on each of its weights.
+"""Sensitivities: how much the loss of a model depends on each of its weights.
 
-The diagonal Fisher information, in one process, on several threads or over the ranks of
-``torch.distributed``; and the files that it is kept in.
+They are the diagonal Fisher information, computed in one process, on several threads or over the
+ranks of ``torch.distributed``; with the files that hold them.
 """
 
 from mlopt.torch.sensitivity.compute import compute_sensitivities

@@ -1,4 +1,4 @@
-"""The samples that sensitivities are computed from, and what is done with them."""
+"""Calibration: the samples that sensitivities are computed from, and their loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 
 @attrs.frozen(eq=False, kw_only=True)
 class Calibration:
-    """What ``compute_sensitivities`` is told beside the model, under the same names."""
+    """The arguments of ``compute_sensitivities`` besides the model, under the same names."""
 
     dataloader: Iterable[Any]
     loss_fn: LossFunction
@@ -26,21 +26,21 @@ class Calibration:
     rank0_only: bool
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for what is not as the function describes it."""
-        given: Any = self  # whose types are only hoped for
+        """Raise ``ConfigError`` for an argument that is not as the function describes it."""
+        given: Any = self  # whose types are not guaranteed
         if not isinstance(given.dataloader, Iterable) and not hasattr(
             given.dataloader, "__getitem__"
         ):
             raise ConfigError(
-                f"dataloader has to yield samples, and got {type(given.dataloader).__name__}, "
-                f"which cannot be iterated over: give a DataLoader or a list"
+                f"dataloader must yield samples, got {type(given.dataloader).__name__}, which "
+                f"cannot be iterated over: give a DataLoader or a list"
             )
         if not callable(given.loss_fn):
             raise ConfigError(
-                f"loss_fn has to be a function of the model and a sample, got "
+                f"loss_fn must be a function of the model and a sample, got "
                 f"{type(given.loss_fn).__name__}"
             )
         for name in ("nsamples", "workers"):
             number = getattr(given, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ConfigError(f"{name} has to be an integer of at least 1, got {number!r}")
+                raise ConfigError(f"{name} must be an integer of at least 1, got {number!r}")

@@ -1,4 +1,4 @@
-"""Which parameters sensitivities are computed for, and what each is called."""
+"""Choice of the parameters that sensitivities are computed for, and their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlopt.errors import ConfigError
 
 @attrs.frozen(eq=False)
 class Choice:
-    """The parameters wanted, each once.
+    """The requested parameters, each once.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Choice:
     reported
         First name -> the names that the result has the parameter under, at least one.
     aliases
-        Any further name -> the first of the names that the result has.
+        Any other name -> the first of the names that the result has.
     """
 
     parameters: dict[str, Tensor]
@@ -43,11 +43,11 @@ def choose(
     Parameters
     ----------
     named
-        All names of all parameters with the parameter: a tied one stands there several times.
+        All names of all parameters with the parameter: a tied one is there several times.
     names
-        The ones wanted; None for all of floating point.
+        The ones requested; None for all of floating point.
     prefix
-        What a name may begin with in addition, as those of a wrapped model do.
+        An additional prefix that names may have, as in a wrapped model.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def choose(
 def _checked(names: Iterable[str]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise ConfigError(
-            f"names has to be a collection of parameter names, got the string {names!r}: "
+            f"names must be a collection of parameter names, got the string {names!r}: "
             f"write [{names!r}]"
         )
     return tuple(names)
@@ -103,14 +103,14 @@ def _known(name: str, table: Mapping[str, Tensor], prefix: str) -> str:
 
 
 def _obstacle(name: str, parameter: Tensor) -> str | None:
-    """Return why a parameter cannot have a gradient, None if it can."""
+    """Return why a parameter cannot have a gradient; None if it can."""
     if is_lazy(parameter) or parameter.device.type == "meta":
         raise ConfigError(
-            f"the parameter {name!r} has no data yet, so there is no loss to speak of: load the "
+            f"the parameter {name!r} has no data yet, so there is no loss to compute: load the "
             f"model's weights, and run a lazy model once, before computing sensitivities"
         )
     if not parameter.is_floating_point():
-        return f"it is of {parameter.dtype}, and only floating point has a gradient"
+        return f"it is of {parameter.dtype}, and only floating point tensors have a gradient"
     if parameter.is_inference():
         return "it cannot have a gradient (an inference tensor: made under torch.inference_mode)"
     if not parameter.numel():

@@ -1,4 +1,4 @@
-"""The sensitivities of a model's parameters, wherever they are computed."""
+"""``compute_sensitivities``: in one process, on threads, or over ranks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compute_sensitivities(
     ----------
     model
         Runs as it is: in training or evaluation mode, on its device, under the caller's autocast.
-        Afterwards all is as before, also where ``loss_fn`` raises: see ``left_as_it_was``.
+        Afterwards it is as before, even if ``loss_fn`` raises: see ``left_as_it_was``.
     dataloader
         Yields samples: anything that ``loss_fn`` understands. A batch counts as one sample, and
         its mean gradient is squared. At most ``nsamples`` are drawn.
@@ -76,23 +76,23 @@ def compute_sensitivities(
 
     Returns
     -------
-    The values and what has none, on every rank the same.
+    The values, and the parameters without any; the same on every rank.
 
     Raises
     ------
     ConfigError
-        An argument is not as described, there is no sample, the loss is no scalar or depends on no
-        parameter, or a gradient is not finite. The message names the parameter and the sample.
+        An argument is not as described, there is no sample, the loss is not a scalar or depends on
+        no parameter, or a gradient is not finite. The message names the parameter and the sample.
     MlOptError
         Another rank failed. Exceptions inside a sharded model's own communication cannot be
         passed on: the other ranks then wait for the process group's timeout.
 
     Notes
     -----
-    Memory beside the model: one float32 per wanted weight, what a forward and backward pass needs,
-    and one gradient at a time, since each is squared and freed inside the backward pass. Each
-    worker after the first adds one float32 per wanted weight and a pass of its own, and its weights
-    where they are on another device.
+    Memory besides the model: one float32 per element of the parameters, what a forward and backward
+    pass needs, and one gradient at a time, since each is squared and freed inside the backward
+    pass. Each worker after the first adds one float32 per element and a pass of its own, and its
+    weights where they are on another device.
 
     Ranks of a plain or ``DistributedDataParallel`` model share the samples out. For parameters
     sharded by ``FullyShardedDataParallel``, ``fully_shard`` or as other ``DTensor``s, all ranks
@@ -102,7 +102,7 @@ def compute_sensitivities(
     parameter at a time, of ``FullyShardedDataParallel`` one wrapped unit at a time.
     """
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model has to be a torch.nn.Module, got {type(model).__name__}")
+        raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     calibration = Calibration(
         dataloader=dataloader,
         loss_fn=loss_fn,
@@ -131,7 +131,7 @@ def compute_sensitivities(
             count, totals = _whole_totals(model, choice, calibration, ranks)
         if not count:
             raise ConfigError(
-                "the dataloader yields no sample, and sensitivities need at least one: check that "
+                "the dataloader yields no samples, and sensitivities need at least one: check that "
                 "it is not a generator that has been used up"
             )
         result = _result(choice, totals, count, nsamples)
@@ -141,14 +141,14 @@ def compute_sensitivities(
 
 
 def _is_kept(calibration: Calibration, ranks: Ranks | None) -> bool:
-    """Whether this rank is to have the values."""
+    """Whether this rank gets the values."""
     return not calibration.rank0_only or ranks is None or ranks.rank == 0
 
 
 def _whole_totals(
     model: nn.Module, choice: Choice, calibration: Calibration, ranks: Ranks | None
 ) -> tuple[int, Iterator[Total]]:
-    """The number of samples, and the totals of a model that every rank has all of."""
+    """Return the number of samples, and the totals of a model that is whole on every rank."""
     sums = SquareSums(choice.parameters)
     with left_as_it_was(model, choice.parameters.values()), sums.hooked():
         if ranks is None or ranks.size == 1:
@@ -161,7 +161,7 @@ def _whole_totals(
 def _sharded_totals(
     model: nn.Module, choice: Choice, calibration: Calibration, ranks: Ranks
 ) -> tuple[int, Iterator[Total]]:
-    """The number of samples, and the totals of a model that ranks have parts of."""
+    """Return the number of samples, and the totals of a model that is sharded over ranks."""
     sums = ShardedSums(model, choice.parameters)
     with left_as_it_was(model, sums.parameters.values()):
         count = sums.add_samples(calibration, ranks)
@@ -191,12 +191,12 @@ def _add_here(sums: SquareSums, model: nn.Module, calibration: Calibration) -> i
 
 
 def _result(choice: Choice, totals: Iterator[Total], count: int, nsamples: int) -> Sensitivities:
-    """The means over ``count`` samples, and why some parameters have none."""
+    """Return the means over ``count`` samples, and why some parameters have none."""
     values: dict[str, Tensor] = {}
     reasons = dict(choice.impossible)
     for name in choice.parameters:
         reasons[name] = "no gradient: the loss does not depend on it"
-    for name, total, peak in list(totals):  # collective: to the end before anything is raised
+    for name, total, peak in list(totals):  # collective: finished before anything is raised
         if name not in choice.parameters:
             continue
         mean = total.div_(count).contiguous()
@@ -211,7 +211,7 @@ def _result(choice: Choice, totals: Iterator[Total], count: int, nsamples: int) 
             del reasons[name]
         elif peak > 0:
             reasons[name] = (
-                f"its gradient, at most {peak:.3g}, is so small that float32 does not hold the "
+                f"its gradient, at most {peak:.3g}, is so small that float32 cannot hold its "
                 f"square: scale the loss up"
             )
         else:
@@ -229,7 +229,7 @@ def _result(choice: Choice, totals: Iterator[Total], count: int, nsamples: int) 
 
 
 def _popped(sums: SquareSums) -> Iterator[Total]:
-    """Yield what had a gradient, on the CPU, freeing the sums on the way."""
+    """Yield the parameters that had a gradient, on the CPU, freeing the sums on the way."""
     for name in list(sums.sums):
         total = sums.sums.pop(name)
         if name in sums.largest:

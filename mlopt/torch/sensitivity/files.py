@@ -1,4 +1,4 @@
-"""Sensitivities in files, and whether they fit a model."""
+"""Files of sensitivities, and their checks against a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save_sensitivities(
     It is the file that coremltools takes for ``sensitivity_path``, and a tied parameter is in it
     under each of its names (its values once). Parameters without a gradient are not.
 
-    The file appears complete or not at all: it is written beside ``path``, then renamed. An
+    The file appears complete or not at all: it is written next to ``path``, then renamed. An
     existing one is replaced. Errors of the file system pass through as ``OSError``.
     """
     path = Path(path)
@@ -51,7 +51,7 @@ def save_sensitivities(
 def save_on_first_rank(sensitivities: Sensitivities, path: str | os.PathLike[str]) -> None:
     """As ``save_sensitivities``, but of the ranks of ``torch.distributed`` only the first writes.
 
-    All have to call it. The file is there on all of them afterwards where they share a file system;
+    All must call it. The file is there on all of them afterwards where they share a file system;
     an error is raised on all.
     """
     ranks = current_ranks()
@@ -79,22 +79,24 @@ def load_sensitivities(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises
     ------
     ConfigError
-        The file is no such dict. Nothing in it is run: only tensors and containers are read.
+        The file is not such a dict. Nothing in it is run: only tensors and containers are read.
     OSError
-        It cannot be opened.
+        The file cannot be opened.
     """
     wanted = "a dict of parameter names to tensors, as save_sensitivities writes it"
     with open(path, "rb") as stream:
         try:
             values: Any = torch.load(stream, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise ConfigError(f"{path} is no file of sensitivities, {wanted}: {error}") from error
+            raise ConfigError(
+                f"{path} is not a file of sensitivities, {wanted}: {error}"
+            ) from error
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} has to hold {wanted}, got {type(values).__name__}")
+        raise ConfigError(f"{path} must hold {wanted}, got {type(values).__name__}")
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ConfigError(
-                f"{path} has to hold {wanted}, got {name!r} with {type(value).__name__}"
+                f"{path} must hold {wanted}, got {name!r} with {type(value).__name__}"
             )
     return {name: value.detach() for name, value in values.items()}
 
@@ -109,7 +111,7 @@ def check_sensitivities(
     values
         Name -> sensitivity. Names that ``parameters`` lacks are not looked at.
     parameters
-        Name -> parameter, all those that sensitivities are wanted for.
+        Name -> parameter, for all that should have sensitivities.
 
     Returns
     -------
@@ -118,8 +120,7 @@ def check_sensitivities(
     Raises
     ------
     ConfigError
-        A sensitivity is of another shape than its parameter, no real number, negative or not
-        finite.
+        A sensitivity differs in shape from its parameter, or is not real, negative or not finite.
     """
     missing = []
     for name, parameter in parameters.items():
@@ -129,12 +130,12 @@ def check_sensitivities(
         value = values[name]
         if value.shape != parameter.shape:
             raise ConfigError(
-                f"the sensitivity of {name!r} has shape {tuple(value.shape)}, and the parameter "
-                f"{tuple(parameter.shape)}: they have to be of one model; compute them anew"
+                f"the sensitivity of {name!r} has shape {tuple(value.shape)}, but the parameter "
+                f"{tuple(parameter.shape)}: both must be of the same model; compute them again"
             )
         if value.is_complex() or value.layout is not torch.strided:
             raise ConfigError(
-                f"the sensitivity of {name!r} has to be a dense tensor of real numbers, got "
+                f"the sensitivity of {name!r} must be a dense tensor of real numbers, got "
                 f"{value.dtype} with {value.layout}"
             )
         if not value.numel():
@@ -142,7 +143,7 @@ def check_sensitivities(
         low, high = (float(extreme) for extreme in torch.aminmax(value))
         if not (low >= 0 and high < float("inf")):
             raise ConfigError(
-                f"the sensitivity of {name!r} reaches from {low:.6g} to {high:.6g}: squares of "
-                f"gradients are finite and not negative; compute them anew"
+                f"the sensitivity of {name!r} ranges from {low:.6g} to {high:.6g}: squares of "
+                f"gradients are finite and not negative; compute them again"
             )
     return tuple(missing)

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, and what they tell each other."""
+"""Ranks: the processes that torchrun started, and their communication."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @attrs.frozen
 class Ranks:
-    """What this process is among those of the default group of ``torch.distributed``.
+    """This process among those of the default group of ``torch.distributed``.
 
-    Every method is collective: all ranks have to call it, in the same order.
+    Every method is collective: all ranks must call it, in the same order.
     """
 
     rank: int
@@ -48,7 +48,7 @@ def current_ranks() -> Ranks | None:
 
 
 def _device() -> torch.device:
-    """Return where tensors have to be for the default group to exchange them."""
+    """Return the device on which tensors must be for the default group to exchange them."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

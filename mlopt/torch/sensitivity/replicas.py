@@ -1,4 +1,4 @@
-"""Several samples at a time: replicas of a model, each with a thread."""
+"""Replicas of a model, one per thread, that work on several samples at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_on_replicas(
     worker, bit for bit. ``sums`` has had its first sample, and is hooked.
     """
     loss_fn, workers = calibration.loss_fn, calibration.workers
-    if sums.in_parts is None:  # no sample has had a gradient, and the sums are to hold squares now
+    if sums.in_parts is None:  # no sample has had a gradient, and from now on the sums hold squares
         sums.in_parts = frozenset()
     others = [_Replica(sums, model, device) for device in _devices(model, workers)[1:]]
     count = 0
@@ -64,14 +64,14 @@ def add_on_replicas(
 def is_autocasting() -> bool:
     """Whether the caller is under autocast.
 
-    Threads do not inherit it, and share its memory of casts: which of two uses of a weight casts it
+    Threads do not inherit it, and share its cache of casts: which of two uses of a weight casts it
     would depend on the other threads.
     """
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 class RandomState:
-    """The state of the random generators that a loss function may draw from, to compare."""
+    """The state of the random generators that a loss function may draw from, for comparison."""
 
     def __init__(self, model: nn.Module) -> None:
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -80,7 +80,7 @@ class RandomState:
         self._numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
 
     def is_as_in(self, other: RandomState) -> bool:
-        """Whether nothing was drawn between this state and the other."""
+        """Whether no numbers were drawn between this state and the other."""
         return (
             all(map(torch.equal, self._torch, other._torch))
             and self._python == other._python
@@ -90,7 +90,7 @@ class RandomState:
 
 
 class _Replica:
-    """A model of its own for a thread, and the squares of one sample."""
+    """A thread's own copy of the model, and the squares of one sample."""
 
     def __init__(self, sums: SquareSums, model: nn.Module, device: torch.device | None) -> None:
         self.device = device
@@ -108,7 +108,7 @@ class _Replica:
         if has_gradient and not self.sums.latest:
             raise ConfigError(
                 f"the loss of sample {index} does not depend on the replica of the model that a "
-                f"worker has: loss_fn has to run the model that it is given, and no other; or "
+                f"worker has: loss_fn must run the model that it is given, and no other model; or "
                 f"compute the sensitivities with one worker"
             )
 
@@ -148,7 +148,7 @@ def _replicated(
 
 
 def _devices(model: nn.Module, workers: int) -> list[torch.device | None]:
-    """Return where each worker's model is; None is where the model is already."""
+    """Return the device of each worker's model; None is where the model is already."""
     places = {parameter.device for parameter in model.parameters()}
     place = places.pop()
     available = torch.cuda.device_count()

@@ -47,7 +47,7 @@ def add_over_ranks(
             raise failure
         if failed:
             raise MlOptError(
-                f"rank {int(failed) - 1} failed in computing sensitivities; its own error says why"
+                f"rank {int(failed) - 1} failed to compute sensitivities; its own error says why"
             )
         if not anyone:
             break

@@ -1,4 +1,4 @@
-"""Leaving a model as it was, whatever a loss function does with it and however it ends."""
+"""Restoring a model, whatever a loss function does with it and however that ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module, wanted: Iterable[Tensor]) -> Iterator[None]:
-    """Make a model ready for gradients of some parameters, and undo that and all else at the end.
+    """Prepare a model for gradients of some parameters, and undo that and all else at the end.
 
     In the block the wanted parameters require gradients, the others do not, and no parameter has
     one. After it, also when it raises, these are as before:
@@ -66,7 +66,7 @@ def _gradients(tensors: list[Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def _requirements(model: nn.Module, wanted: Iterable[Tensor]) -> Iterator[None]:
     ids = {id(parameter) for parameter in wanted}
-    # an inference tensor cannot require a gradient, and is asked for none
+    # an inference tensor cannot require a gradient, and is not asked for one
     flags = [(p, p.requires_grad) for p in model.parameters() if not p.is_inference()]
     try:
         for parameter, _ in flags:

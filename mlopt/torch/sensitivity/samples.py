@@ -16,9 +16,9 @@ def to_bytes(sample: Any) -> bytes:
 
 
 def from_bytes(data: bytes, device: torch.device | None) -> Any:
-    """Return the sample of ``to_bytes``, its CUDA tensors on ``device``; None is where they were.
+    """Return the sample of ``to_bytes``, its CUDA tensors on ``device``; None: where they were.
 
-    What lay on the CPU stays there. The bytes have to come from ``to_bytes``: they are unpickled.
+    CPU tensors stay on the CPU. The bytes must come from ``to_bytes``: they are unpickled.
     """
     target = None if device is None else str(device)
 

@@ -1,4 +1,4 @@
-"""What the sensitivities of a model's weights are, once they are known."""
+"""``Sensitivities``: the result of computing the sensitivities of a model's weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Sensitivities:
     requested
         How many were asked for: more than ``samples`` where the data ended early.
     without_gradient
-        Name of a parameter that was asked for and is not in ``values`` -> why. What importance
-        these get is the caller's business.
+        Name of a parameter that was asked for and is not in ``values`` -> why. The caller decides
+        their importance.
     aliases
         Any other name of these parameters (tied ones have several) -> its name in ``values`` or
         ``without_gradient``.

@@ -1,9 +1,9 @@
-"""Sums for a model whose parameters are spread over the ranks of torch.distributed.
+"""Sums for a model whose parameters are sharded over the ranks of torch.distributed.
 
 FullyShardedDataParallel and fully_shard average gradients over the ranks inside the backward pass,
-and a square has to be taken of each sample's gradient before any sum. So all ranks work on the same
+and a square must be taken of each sample's gradient before any sum. So all ranks work on the same
 sample at the same time: the average of equal gradients is that gradient, whatever the sharding, the
-dtypes and the hooks that lead to it. What this gains is room for the model, not time.
+dtypes and the hooks that lead to it. This gains memory for the model, not time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def named_whole(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the names of all parameters, wrappers left out, each with a tensor that stands for it.
+    """Return the names of all parameters, without wrappers, each with a tensor that stands for it.
 
     Names of one parameter have the same tensor. A wrapper's parameters are seen in parts, and
     their stand-ins say nothing but the dtype.
@@ -57,7 +57,7 @@ def named_whole(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 class ShardedSums:
-    """Sums of squared gradients, each rank those of the part of the parameters that it holds.
+    """Sums of squared gradients; each rank has those of the part of the parameters that it holds.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class ShardedSums:
     def whole(self, *, is_kept: bool, rank0_only: bool) -> Iterator[Total]:
         """Yield name, sum of squares and largest magnitude of what had a gradient.
 
-        Collective: every rank has to go through to the end. The sums are whole, float32, on the
+        Collective: every rank must go through to the end. The sums are whole, float32, on the
         CPU, and freed on the way; where they are not kept, nothing is yielded.
         """
         if _is_fsdp1(self.model):
@@ -123,7 +123,7 @@ class ShardedSums:
                 yield name, full.cpu(), self.largest[name]
 
     def _whole_fsdp1(self, *, is_kept: bool, rank0_only: bool) -> Iterator[Total]:
-        """Have the sums made whole as the states of an optimizer are."""
+        """Make the sums whole, as the states of an optimizer are."""
         from torch.distributed.fsdp import (
             FullOptimStateDictConfig,
             FullStateDictConfig,
@@ -135,7 +135,7 @@ class ShardedSums:
         for name, parameter in self.parameters.items():
             optimizer.state[parameter] = {_STATE: self.sums[name]}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of names that torch gives up for others of its own
+            warnings.simplefilter("ignore")  # names that torch replaces by others of its own
             with FullyShardedDataParallel.state_dict_type(
                 self.model,
                 StateDictType.FULL_STATE_DICT,
@@ -238,7 +238,7 @@ def _names_within(name: str, parameter: Any) -> Iterator[tuple[str, object]]:
 
 
 def _messages(dataloader: Iterable[Any], share: int) -> Iterator[tuple[bytes | None, Any]]:
-    """Yield what the other ranks need for each sample; at the end Nones."""
+    """Yield what the other ranks need for each sample, and Nones at the end."""
     for sample in islice(dataloader, share):
         yield to_bytes(sample), _random_state()
     yield None, None
@@ -257,7 +257,7 @@ def _next_message(
             raise
     message = ranks.shared(message, source)
     if isinstance(message, str):
-        raise MlOptError(f"rank {source} failed in drawing a sample: {message}")
+        raise MlOptError(f"rank {source} failed to draw a sample: {message}")
     content, state = message
     return content, state
 

@@ -1,4 +1,4 @@
-"""The sums over samples of the squared gradients of each."""
+"""Sums over samples of the squared gradients of each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Total = tuple[str, Tensor, float]
 """Name of a parameter, the sum of its squared gradients, the largest magnitude among these."""
 
 _PIECE = 1 << 20
-"""Elements, about, that are squared at a time: what is in between takes 4 MiB, not a gradient."""
+"""Elements, about, that are squared at a time: intermediates take 4 MiB, not a whole gradient."""
 
 _LARGEST = math.sqrt(torch.finfo(torch.float32).max)
 
@@ -67,7 +67,7 @@ class SquareSums:
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:
-        """Have the hooks in place for the block."""
+        """Install the hooks for the block."""
         with contextlib.ExitStack() as stack:
             for name, parameter in self.parameters.items():
                 handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -81,12 +81,12 @@ class SquareSums:
 
         Returns
         -------
-        Whether the loss had a gradient to take: not if no wanted parameter takes part.
+        Whether the loss had a gradient: not if no requested parameter takes part.
 
         Raises
         ------
         ConfigError
-            The loss is no scalar, depends on no parameter, or a gradient cannot be squared.
+            The loss is not a scalar, depends on no parameter, or a gradient cannot be squared.
         """
         self._peaks, self._arrivals = {}, dict.fromkeys(self.parameters, 0)
         loss = loss_fn(model, sample)
@@ -132,7 +132,7 @@ class SquareSums:
             self._peaks[name] = add_square(self.sums[name], gradient.detach())
 
     def _is_beside(self, loss: Any, model: nn.Module, sample: Any, loss_fn: LossFunction) -> bool:
-        """Whether a loss depends on parameters of the model, and on none that are wanted.
+        """Whether a loss depends on parameters of the model, but on none of the requested ones.
 
         An expert that a sample is not sent to, or a layer that is never used, may be all that is
         wanted; a loss that was detached is a mistake. The first time, the loss is computed once
@@ -171,19 +171,19 @@ def checked_loss(loss: Any, index: int) -> Tensor:
     """Return a loss that a gradient can be taken of, or raise ``ConfigError``."""
     if not isinstance(loss, Tensor):
         raise ConfigError(
-            f"loss_fn has to return a tensor of one element, got {type(loss).__name__} for sample "
+            f"loss_fn must return a tensor of one element, got {type(loss).__name__} for sample "
             f"{index}: return the loss itself, not its item() nor the model's whole output"
         )
     if loss.numel() != 1:
         raise ConfigError(
-            f"loss_fn has to return a tensor of one element, got shape {tuple(loss.shape)} for "
+            f"loss_fn must return a tensor of one element, got shape {tuple(loss.shape)} for "
             f"sample {index}: reduce it, for example with mean()"
         )
     if not loss.requires_grad:
         raise ConfigError(
             f"the loss of sample {index} depends on none of the parameters that sensitivities "
-            f"are computed for: loss_fn has to run the model that it is given, with gradients (no "
-            f"detach, no torch.no_grad within it), and these parameters have to take part"
+            f"are computed for: loss_fn must run the model that it is given, with gradients (no "
+            f"detach, no torch.no_grad within it), and these parameters must take part"
         )
     return loss
 
@@ -214,13 +214,13 @@ def add(total: Tensor, gradient: Tensor) -> None:
 @torch.no_grad()
 def _accumulate(total: Tensor, gradient: Tensor, *, is_squared: bool) -> Tensor:
     if gradient.is_sparse:
-        gradient = gradient.coalesce()  # a row that was used twice has two gradients to add
+        gradient = gradient.coalesce()  # a row that was used twice has two gradients, to be added
         values = gradient.values().float()
         addend = values.square() if is_squared else values
         total.index_put_(tuple(gradient.indices()), addend, accumulate=True)
         return _magnitude(values)
     pieces = _pieces(gradient)
-    # One piece of memory for all, since the allocator would not reuse one that was freed.
+    # One buffer for all, since the allocator would not reuse one that was freed.
     scratch = torch.empty(pieces[0].shape, dtype=torch.float32, device=total.device)
     peak = torch.zeros((), dtype=torch.float32, device=total.device)
     for into, piece in zip(_pieces(total), pieces, strict=True):
@@ -241,7 +241,7 @@ def square_(total: Tensor) -> Tensor:
 def note_largest(
     largest: dict[str, float], peaks: Mapping[str, Tensor], loss: Tensor, index: int
 ) -> None:
-    """Note the largest magnitudes of a sample's gradients.
+    """Record the largest magnitudes of a sample's gradients.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def note_largest(
     by_device: dict[torch.device, list[str]] = {}
     for name, peak in peaks.items():
         by_device.setdefault(peak.device, []).append(name)
-    for names in by_device.values():  # one transfer a device, not one a parameter
+    for names in by_device.values():  # one transfer per device, not per parameter
         numbers = torch.stack([peaks[name] for name in names]).tolist()
         for name, number in zip(names, numbers, strict=True):
             if not number <= _LARGEST:
@@ -268,7 +268,7 @@ def unusable_gradient(name: str, peak: float, loss: float, index: int) -> str:
         )
     return (
         f"the gradient of {name!r} has elements that are {peak} for sample {index}, whose loss "
-        f"is {loss:.6g}: gradients have to be finite; check the sample, and the range of the "
+        f"is {loss:.6g}: gradients must be finite; check the sample, and the range of the "
         f"model's dtype"
     )
 
@@ -276,7 +276,7 @@ def unusable_gradient(name: str, peak: float, loss: float, index: int) -> str:
 def _magnitude(values: Tensor) -> Tensor:
     if not values.numel():
         return values.new_zeros(())
-    low, high = torch.aminmax(values)  # of a NaN both are NaN; many times as fast as a norm
+    low, high = torch.aminmax(values)  # with a NaN both are NaN; many times as fast as a norm
     return torch.maximum(-low, high)
 
 

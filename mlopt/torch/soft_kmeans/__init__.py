@@ -1,4 +1,4 @@
-"""Differentiable k-means: points drawn softly towards centroids, with gradients for the points."""
+"""Soft, differentiable k-means: points drawn towards centroids, with gradients for the points."""
 
 from mlopt.torch.soft_kmeans.clusters import Clusters
 from mlopt.torch.soft_kmeans.function import soft_kmeans

@@ -1,4 +1,4 @@
-"""Where clusters are before a call, and how softly points attend to them."""
+"""Clusters before a call: their centroids, and how softly points attend to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Clusters(NamedTuple):
     centroids
         [G, K, d], any floating dtype, on the points' device: where they start.
     temperature
-        [G], or one number for all groups, positive, in units of squared distance. It is taken as at
-        least ``2**-36`` (float64: ``2**-80``) of the largest square in the group's centroids, which
-        is one-hot attention.
+        [G], or one number for all groups, positive, in units of squared distance. It is raised to
+        at least ``2**-36`` (float64: ``2**-80``) of the largest square in the group's centroids,
+        which is one-hot attention.
     pinned
         bool[G, K]: centroids that stay where they are. None for none.
     """

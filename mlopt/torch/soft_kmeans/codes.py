@@ -1,7 +1,7 @@
 """Points of 16-bit dtypes, by their codes: at most 65,536 values, each with a mass.
 
-Codes index tables of ``CODES`` entries, one a group: what a table has for each point is one gather,
-and sums by code are one scatter.
+Codes index tables of ``CODES`` entries, one per group: looking up all points is one gather, and
+sums by code are one scatter.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INDICES = 1 << 18
 
 @attrs.frozen(eq=False)
 class Values:
-    """The values that points of ``G`` groups have.
+    """The distinct values of the points of ``G`` groups.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Values:
     values
         [U], the values, in the dtype of the points.
     mass
-        [G, U], in the dtype of the computation: the points, or their importance, by group.
+        [G, U], in the dtype of the computation: number of points, or their importance, by group.
     """
 
     codes: Tensor
@@ -43,7 +43,7 @@ class Values:
 
 
 def rounded(points: Tensor) -> Tensor:
-    """Round to float16, or to bfloat16 where the range of float16 does not do."""
+    """Round to float16, or to bfloat16 where the range of float16 does not suffice."""
     largest = float(points.detach().abs().amax()) if points.numel() else 0.0
     fits = largest == 0.0 or _FINE <= largest <= _LARGEST
     return points.to(torch.float16 if fits else torch.bfloat16)
@@ -61,7 +61,7 @@ def values_of(points: Tensor, importance: Tensor | None) -> Values | None:
 
     Returns
     -------
-    None where there are too few points to a value for values to be worth their while.
+    None where there are too few points per value for this to pay.
     """
     groups, n, width = points.shape
     if width != 1 or n < CODES:
@@ -87,7 +87,7 @@ def sums_by_code(points: Tensor, terms: Tensor) -> Tensor:
 
 
 def of_points(points: Tensor, values: Values, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers by value, [G, U], as numbers by point: [G, N, 1] in ``dtype``."""
+    """Spread numbers by value, [G, U], to points: [G, N, 1] in ``dtype``."""
     table = _by_code(values, numbers.to(dtype))
     out = torch.empty(points.shape, dtype=dtype, device=points.device)
     for g, span, index in _indices(points):
@@ -121,14 +121,14 @@ def line_of_points(
 
 
 def _by_code(values: Values, numbers: Tensor) -> Tensor:
-    """Numbers by value, [G, U], as a table of codes: [G, CODES], zero for what does not occur."""
+    """Return numbers by value, [G, U], as a table of codes: [G, CODES], zero for absent codes."""
     table = torch.zeros(len(numbers), CODES, dtype=numbers.dtype, device=numbers.device)
     table[:, values.codes] = numbers
     return table
 
 
 def _indices(points: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """Runs of points of one group: group, span, codes as int64."""
+    """Yield runs of points of one group: group, span, codes as int64."""
     groups, n, _ = points.shape
     for g in range(groups):
         for first in range(0, n, _INDICES):
@@ -139,8 +139,8 @@ def _indices(points: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
 
 @lru_cache(maxsize=8)
 def _ascending(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """All codes of a dtype in the order of their values, NaN last."""
-    # an inference tensor, if it were one, could not be used anywhere else later
+    """Return all codes of a dtype in the order of their values, NaN last."""
+    # an inference tensor, if it were one, could not be used elsewhere later
     with torch.inference_mode(False):
         codes = torch.arange(CODES, device=device)
         return codes.to(torch.int16).view(dtype).float().argsort(stable=True)

@@ -1,4 +1,4 @@
-"""Passes over the points in torch, on any device: attention one piece at a time."""
+"""Passes over the points in torch, on any device, with attention one piece at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mlopt.torch.soft_kmeans.noise import add_gumbel_noise
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _FLOATS = 1 << 20
-"""Attention of a piece, in numbers, that caches hold."""
+"""Numbers of attention in a piece that caches hold."""
 
 _FLOATS_ON_GPU = 1 << 24
-"""And that keeps a GPU busy: 64 MiB."""
+"""Numbers of attention in a piece that keeps a GPU busy: 64 MiB."""
 
 Piece = tuple[slice, slice]
 
@@ -22,8 +22,8 @@ Piece = tuple[slice, slice]
 class DensePasses:
     """:class:`mlopt.torch.soft_kmeans.passes.Passes` with attention to all centroids.
 
-    Coordinates are taken one by one instead of by matrix products, which lose digits to settings
-    that are not ours (TensorFloat-32, bfloat16 products) and would round small distances away.
+    Coordinates are taken one by one instead of by matrix products, which lose digits to global
+    settings (TensorFloat-32, bfloat16 products) and would round small distances away.
     """
 
     def __init__(self, cloud: PointCloud, seeds: tuple[int, ...] = ()) -> None:
@@ -104,7 +104,7 @@ class DensePasses:
         return sums
 
     def jacobian(self, centroids: Tensor, moved: Tensor, *, step: int) -> Tensor:
-        """The derivatives of the updated centroids times their sizes, in float64.
+        """Return the derivatives of the updated centroids times their sizes, in float64.
 
         Returns
         -------
@@ -136,7 +136,7 @@ class DensePasses:
     def _attended(
         self, centroids: Tensor, step: int
     ) -> Iterator[tuple[Piece, Tensor, Tensor | None, Tensor]]:
-        """Every piece: where it is, points [g, n, d], mass [g, n], attention [g, n, K]."""
+        """Yield every piece: its position, points [g, n, d], mass [g, n], attention [g, n, K]."""
         noise = None
         if self.seeds:
             noise = torch.Generator(centroids.device).manual_seed(self.seeds[step])
@@ -152,13 +152,13 @@ class DensePasses:
 
 
 def points_at_a_time(centroids: Tensor) -> int:
-    """How many points to compare with all centroids [G, K, d] at a time."""
+    """Return the number of points to compare with all centroids [G, K, d] at a time."""
     most = _FLOATS if centroids.device.type == "cpu" else _FLOATS_ON_GPU
     return most // centroids.shape[1]
 
 
 def squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
-    """Of points [G, N, d] to centroids [G, K, d]: [G, N, K]."""
+    """Return squared distances of points [G, N, d] to centroids [G, K, d]: [G, N, K]."""
     distance = _away(points, centroids, 0).square_()
     for j in range(1, points.shape[2]):
         distance += _away(points, centroids, j).square_()
@@ -170,6 +170,6 @@ def _away(points: Tensor, centroids: Tensor, j: int) -> Tensor:
 
 
 def _centred(score: Tensor, attention: Tensor) -> Tensor:
-    """The gradient of exponents whose softmax has the gradient ``score``; consumes ``score``."""
+    """Return the gradient of exponents whose softmax has the gradient ``score``; consumes it."""
     score -= (attention * score).sum(2, keepdim=True)
     return score.mul_(attention)

@@ -1,4 +1,4 @@
-"""Functions that ``torch.compile`` is to call as they are."""
+"""Functions that ``torch.compile`` must call without compiling them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a compiled caller break its graph for a function, and everything within it.
+    """Make a compiled caller break its graph for a function, and everything within it.
 
-    As ``torch.compiler.disable`` would, which loads the whole compiler where it decorates.
+    As ``torch.compiler.disable`` would, which however loads the whole compiler when it decorates.
     """
 
     @functools.wraps(function)

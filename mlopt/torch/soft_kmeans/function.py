@@ -1,4 +1,4 @@
-"""The function that is called: arguments checked, then one operation of autograd."""
+"""``soft_kmeans``: checks of its arguments, then one operation of autograd."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def soft_kmeans(
 
     Each iteration moves the centroids to the means of the points, weighted with their attention;
     the output is what each point attends to in the last iteration, made of the centroids after it.
-    The formulas and their source stand in :mod:`mlopt.torch.soft_kmeans.iterations`.
+    The formulas and their source are in :mod:`mlopt.torch.soft_kmeans.iterations`.
 
-    Everything is computed in float32, or in float64 for float64 points, also under autocast. No
+    Everything is computed in float32, or in float64 for float64 points, even under autocast. No
     attention is kept for the gradient, and at no time is there more of it than for one piece of the
-    points. The gradient is for the points alone, and is not itself differentiable.
+    points. Only the points have a gradient, which is not itself differentiable.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ def soft_kmeans(
         by itself. Those of 16 bits with ``d`` = 1 are handled by distinct value where values
         repeat often.
     clusters
-        Where they are before.
+        The clusters before the call.
     options
-        What is the same in every call.
+        Settings that are the same in every call.
     epsilon
         Stop after an iteration that moves no centroid of any group further than this (the
         Euclidean distance, not its square). 0.0 for never.
@@ -62,7 +62,7 @@ def soft_kmeans(
         of equal shapes, in the call itself and in the backward pass, where the loss is the sum of
         the ranks' losses. None for one process.
     generator
-        Where seeds of the noise of ``"gsm"`` come from; torch's default CPU generator for None.
+        Source of seeds for the noise of ``"gsm"``; None: torch's default CPU generator.
 
     Returns
     -------
@@ -141,14 +141,14 @@ def _check_tensors(points: Tensor, clusters: Clusters, importance: Tensor | None
 def _temperatures(
     temperature: Tensor | float, groups: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Temperatures of all groups: [G] on the points' device."""
+    """Return the temperatures of all groups: [G] on the points' device."""
     given = torch.as_tensor(temperature).detach()
     if given.dim() > 1 or (given.dim() == 1 and len(given) != groups):
         raise ConfigError(
-            f"temperature must be a number or [{groups}], one a group, got shape "
+            f"temperature must be a number or [{groups}], one per group, got shape "
             f"{tuple(given.shape)}"
         )
-    # One that is on a GPU is not looked at, which would wait for the GPU in every step.
+    # A temperature on a GPU is not checked: that would wait for the GPU in every step.
     if given.device.type == "cpu" and not bool((given > 0).all()):
         raise ConfigError(f"temperature must be positive, got {given.tolist()}")
     return given.to(device, dtype).expand(groups)

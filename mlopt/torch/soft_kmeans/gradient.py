@@ -28,8 +28,8 @@ _LEAST_TEMPERATURE = {torch.float32: (2.0**-36, 2.0**-100), torch.float64: (2.0*
 class SoftKMeans(torch.autograd.Function):
     """``soft_kmeans`` of checked arguments.
 
-    What is kept for the gradient: the points, or with ``coded`` their 16-bit codes; the values and
-    masses that codes stand for; the centroids and sizes of each iteration.
+    Kept for the gradient: the points, or with ``coded`` their 16-bit codes; the values and masses
+    that codes stand for; the centroids and sizes of each iteration.
     """
 
     @staticmethod
@@ -138,19 +138,19 @@ def _cloud_of(
     rates: Tensor,
     chunk: int | None,
 ) -> PointCloud:
-    """The points themselves, or the values that they have."""
+    """Return the points themselves, or their distinct values."""
     if values is None:
-        # detached, since threads of our own would record a graph again
+        # detached, since the threads of the passes would record a graph again
         return PointCloud(held.detach(), importance, rates, chunk=chunk)
     points = values.values[None, :, None].expand(len(held), -1, 1)
     return PointCloud(points, values.mass, rates, stands_for_many=True, chunk=chunk)
 
 
 def _rates(temperature: Tensor, centroids: Tensor) -> Tensor:
-    """One over the temperatures, which are not taken below what the dtype tells apart.
+    """Return one over the temperatures, which are limited by the resolution of the dtype.
 
-    Softmax is one-hot by then, unless two centroids are equally near; their gradients, which grow
-    with the rate, have to stay within the range of the dtype through all iterations.
+    Softmax is one-hot at that limit, unless two centroids are equally near; their gradients, which
+    grow with the rate, must stay within the range of the dtype through all iterations.
     """
     relative, absolute = _LEAST_TEMPERATURE[centroids.dtype]
     largest = centroids.abs().amax(dim=(1, 2)).square_().mul_(relative).clamp_(min=absolute)

@@ -18,7 +18,7 @@ from mlopt.torch.soft_kmeans.options import Reduce
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 
 _MOST = 1 << 26
-"""Elements of the matrices of all groups together: 512 MiB."""
+"""Maximum number of elements of the matrices of all groups together: 512 MiB."""
 
 
 def check_implicit_size(shape: tuple[int, int, int]) -> None:
@@ -35,7 +35,7 @@ def check_implicit_size(shape: tuple[int, int, int]) -> None:
 def pull_fixed_point(
     cloud: PointCloud, trajectory: Trajectory, to_moved: Tensor, to_start: Tensor, reduce: Reduce
 ) -> Tensor:
-    """What goes back through the last iteration, as if it had ended where it began.
+    """Return the gradient that goes back through the last iteration, as if it were a fixed point.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The iterations of soft k-means, and the way of a gradient back through them.
+"""Iterations of soft k-means, and backpropagation through them.
 
 The formulas are those of differentiable k-means (Cho, Alizadeh-Vahid, Adya, Rastegari, "DKM:
 Differentiable k-means clustering layer for neural network compression", 2021, arXiv 2108.12659),
@@ -30,12 +30,12 @@ Fixed = Callable[[Tensor, Tensor], Tensor]
 """Turns the gradients with respect to ``c'`` and ``c`` into that with respect to a fixed point."""
 
 _LEAST_SIZE = {torch.float32: 2.0**-100, torch.float64: 2.0**-900}
-"""A cluster of at most this size is empty: of its moments, smaller yet, not all digits are left."""
+"""A cluster of at most this size is empty: its moments, which are smaller, have lost digits."""
 
 
 @attrs.frozen(eq=False)
 class Trajectory:
-    """Where the centroids went in ``T`` iterations.
+    """The centroids in ``T`` iterations.
 
     Attributes
     ----------
@@ -60,11 +60,11 @@ class Trajectory:
         return len(self.sizes) - 1
 
     def kept(self, step: int) -> Tensor:
-        """Which centroids an iteration left where they were: bool[G, K]."""
+        """Return which centroids an iteration left in place: bool[G, K]."""
         return _kept(self.sizes[step], self.pinned) & ~self.lost(step)
 
     def lost(self, step: int) -> Tensor:
-        """Which centroids an iteration moved to the mean of all points: bool[G, K]."""
+        """Return which centroids an iteration moved to the mean of all points: bool[G, K]."""
         return _lost(self.sizes[step], self.pinned, self.lost_size)
 
 
@@ -76,7 +76,7 @@ def _kept(sizes: Tensor, pinned: Tensor | None) -> Tensor:
 def _lost(sizes: Tensor, pinned: Tensor | None, lost_size: float) -> Tensor:
     if lost_size == 0.0:
         return torch.zeros_like(sizes, dtype=torch.bool)
-    # a group of no mass at all has no mean
+    # a group without any mass has no mean
     has_mass = sizes.sum(1, keepdim=True) > _LEAST_SIZE[sizes.dtype]
     lost = (sizes <= lost_size) & has_mass
     return lost if pinned is None else lost & ~pinned
@@ -87,7 +87,7 @@ def _has_settled(moves: Tensor, epsilon: float) -> bool:
 
 
 def iterate(passes: Passes, start: Tensor, pinned: Tensor | None, call: Call) -> Trajectory:
-    """Move centroids.
+    """Iterate the centroids.
 
     ``start``: [G, K, d] in the dtype of the computation; ``pinned``: as in ``Clusters``.
     """
@@ -130,7 +130,7 @@ def pull_back(
     apart
         Whether to keep the two parts of the gradient apart.
     fixed
-        None to go back through every iteration. Otherwise the last one is that of a fixed point.
+        None to go back through every iteration. Otherwise the last one is taken as a fixed point.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def pull_back(
     for step in range(trajectory.last, -1, -1):
         to_here = pull_update(to_moved, step)
         if step == 0:
-            break  # nobody asks for the gradient with respect to the first centroids
+            break  # the gradient with respect to the first centroids is not needed
         # a centroid that was kept hands its gradient on as it is
         to_moved = reduce(to_here) + to_start + to_moved * trajectory.kept(step)[..., None]
         to_start = torch.zeros_like(to_start)

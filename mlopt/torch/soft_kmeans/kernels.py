@@ -1,10 +1,10 @@
-"""Passes over the points in float32 on the CPU: attention made, used and forgotten block by block.
+"""Kernels of passes in float32 on the CPU: attention is made, used and dropped block by block.
 
 A block of points is laid out with the points along the rows of small arrays (``[d, BLOCK]``, and
 ``[K, BLOCK]`` for attention), so that every inner loop runs along memory and is compiled to vector
 instructions. Within a block everything is float32; sums over blocks are float64.
 
-Kernels take points as :class:`Attended`. An optional array is passed with no elements for None. The
+Kernels take points as :class:`Attended`. An optional array without elements stands for None. The
 blocks of a group are taken in order: the result depends on how points are split over calls, not on
 threads.
 """
@@ -40,7 +40,7 @@ _REORDERED = {"reassoc", "nsz", "contract"}
 _LOG2_E = np.float32(1.4426950408889634)
 _LOWEST = np.float32(-125.0)
 _NEGLIGIBLE = 40.0
-"""Attention of ``exp(-40)``, 4e-18, changes no digit of a float32 sum; so nor does less."""
+"""Attention of ``exp(-40)``, 4e-18, or less changes no digit of a float32 sum."""
 
 # (2**f - 1) / f for -1 < f <= 0, fitted at Chebyshev points: relative error of 2**f 1.1e-8.
 _E0 = np.float32(0.6931471749169125)
@@ -129,7 +129,7 @@ def _find_active(block, centroids, rate, extents, active):  # type: ignore[no-un
         if distance < nearest_distance:
             nearest_distance = distance
             nearest = k
-    # 3. those that are not negligible beside it at every corner
+    # 3. those that are not negligible relative to it at every corner
     count = 0
     for k in range(k_count):
         bound = 0.0
@@ -416,13 +416,13 @@ def fill_bucket_orders(points, orders):  # type: ignore[no-untyped-def]
         for i in range(n):
             low = min(low, points[g, i, 0])
             high = max(high, points[g, i, 0])
-        # 2. the bucket of each point, and how many the bucket before has
+        # 2. the bucket of each point, and the count of the bucket before
         width = np.float64(high) - low
         scale = (buckets - 1) / width if width > 0.0 else 0.0
         first[:] = 0
         for i in range(n):
             place = (np.float64(points[g, i, 0]) - low) * scale
-            # what is not finite has a bucket too
+            # values that are not finite get a bucket too
             bucket_of[i] = np.uint16(place) if 0.0 <= place < buckets else 0
             first[bucket_of[i] + 1] += 1
         # 3. where each bucket starts

@@ -1,4 +1,4 @@
-"""Passes in which every point attends to its nearest centroid alone."""
+"""Passes in which each point attends only to its nearest centroid."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class NearestPasses:
         return torch.zeros_like(centroids)
 
     def _labelled(self, centroids: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Every piece: its groups, its span, the labels of its points (int64[g, n])."""
+        """Yield every piece: its groups, its span, the labels of its points (int64[g, n])."""
         for of, span in self.cloud.pieces(points_at_a_time(centroids)):
             points, _ = self.cloud.piece(of, span)
             if centroids.shape[2] == 1:
@@ -88,9 +88,9 @@ class NearestPasses:
 
 
 def scalar_labels(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest of centroids [G, K] to points [G, N], int64 [G, N].
+    """Return the labels of the nearest centroids [G, K] to points [G, N]: int64 [G, N].
 
-    Of two that are as near it is the lower one; in the dtype of both.
+    Of two that are equally near it is the lower one; computed in the dtype of both.
     """
     ordered, order = centroids.sort(dim=1)
     middles = (ordered[:, 1:] + ordered[:, :-1]) / 2
@@ -98,12 +98,12 @@ def scalar_labels(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _of_label(values: Tensor, labels: Tensor) -> Tensor:
-    """Rows of values [G, K, d] by labels [G, N]: [G, N, d]."""
+    """Select rows of values [G, K, d] by labels [G, N]: [G, N, d]."""
     return values.gather(1, labels[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _by_label(terms: Tensor, labels: Tensor, k_count: int) -> Tensor:
-    """Sums of terms [G, N, c] by label: [G, K, c]."""
+    """Sum terms [G, N, c] by label: [G, K, c]."""
     groups, _, width = terms.shape
     sums = terms.new_zeros(groups, k_count, width)
     return sums.scatter_add_(1, labels[..., None].expand(-1, -1, width), terms)

@@ -1,4 +1,4 @@
-"""Gumbel noise that is drawn again rather than kept."""
+"""Gumbel noise that is drawn again instead of being kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def draw_seeds(count: int, generator: torch.Generator | None) -> tuple[int, ...]:
-    """Seeds of the noise of ``count`` iterations; from torch's default CPU generator for None."""
+    """Draw seeds for the noise of ``count`` iterations; None: torch's default CPU generator."""
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(1 << 31, (count,), generator=generator, device=device)
     return tuple(seeds.tolist())

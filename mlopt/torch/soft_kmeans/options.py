@@ -1,4 +1,4 @@
-"""What soft k-means is told beside tensors."""
+"""Options of soft k-means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mlopt.errors import ConfigError
 
 Mode = Literal["dkm", "hard", "gsm"]
-"""How points attend to centroids: by softmax, to the nearest alone, by softmax with noise."""
+"""How points attend to centroids: by softmax, only to the nearest, by softmax with noise."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks that hold parts of the points; called in the same order on each."""
@@ -30,7 +30,7 @@ class SoftOptions:
     iterations
         The most iterations, at least 1.
     mode
-        ``"dkm"``: attention by softmax. ``"hard"``: to the nearest centroid alone, a constant for
+        ``"dkm"``: attention by softmax. ``"hard"``: only to the nearest centroid, a constant for
         the gradient, which goes through the means only. ``"gsm"``: softmax with Gumbel noise, drawn
         in each iteration.
     implicit
@@ -45,8 +45,8 @@ class SoftOptions:
         codes are fast. To float16, or to bfloat16 for magnitudes that float16 has no digits for.
         The gradient passes through the rounding.
     memory_share
-        The share of the usual memory, above 0 and at most 1, that is taken beside the points: they
-        are gone through in pieces that are smaller by as much. It changes rounding only (and, for
+        The share of the usual memory, above 0 and at most 1, that is used besides the points: they
+        are processed in pieces that are smaller by that factor. It changes only rounding (and, for
         ``"gsm"`` on a GPU, the noise).
     """
 
@@ -58,13 +58,13 @@ class SoftOptions:
     memory_share: float = 1.0
 
     def chunk(self, k_count: int) -> int | None:
-        """Points that are taken at a time beside ``k_count`` centroids; None for a good number."""
+        """Return the points to take at a time with ``k_count`` centroids; None: a good number."""
         if self.memory_share == 1:
             return None
         return max(1, int(_USUAL * self.memory_share) // k_count)
 
     def for_tables_alone(self, *, mode: Mode, iterations: int) -> SoftOptions:
-        """The same for a call whose points are not used: in full precision, without a gradient."""
+        """Return the options for a call whose points are not used: full precision, no gradient."""
         return attrs.evolve(
             self, mode=mode, iterations=iterations, implicit=False, coded=False, memory_share=1.0
         )
@@ -101,7 +101,7 @@ class Call:
     reduce
         Sums over ranks.
     seeds
-        Of the noise, one an iteration; none where there is no noise.
+        Of the noise, one per iteration; empty without noise.
     """
 
     options: SoftOptions

@@ -1,4 +1,4 @@
-"""The four ways in which the points are gone through, and who does it."""
+"""Interface of the four passes over the points, and the choice of its implementation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Passes(Protocol):
 
 
 def passes_for(cloud: PointCloud, mode: Mode, seeds: tuple[int, ...]) -> Passes:
-    """Choose who goes through the points; ``seeds`` of noise, one an iteration, for ``"gsm"``."""
+    """Choose an implementation; ``seeds`` of noise, one per iteration, for ``"gsm"``."""
     if mode == "hard":
         return NearestPasses(cloud)
     is_on_cpu = cloud.points.device.type == "cpu"

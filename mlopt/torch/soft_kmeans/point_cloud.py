@@ -1,4 +1,4 @@
-"""The points that are clustered, and the pieces that they are taken in."""
+"""Points to be clustered, and the pieces in which they are processed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class PointCloud:
     rates
         [G] in the dtype of the computation, on the points' device: one over the temperature.
     stands_for_many
-        Whether a point is a value that ``mass`` many points have. The gradient with respect to it
-        is then that of one of them.
+        Whether a point stands for ``mass`` points of the same value. Then the gradient with respect
+        to it is that of one of them.
     chunk
-        Points taken at a time; None for what suits the implementation.
+        Points taken at a time; None: the implementation chooses.
     """
 
     points: Tensor
@@ -42,9 +42,9 @@ class PointCloud:
         return self.rates.dtype
 
     def pieces(self, most: int) -> Iterator[tuple[slice, slice]]:
-        """Spans of groups and of points: several whole groups, or part of one.
+        """Yield spans of groups and of points: several whole groups, or part of one.
 
-        In order they go through the points group by group. A piece has at most ``most`` points,
+        In order they cover the points group by group. A piece has at most ``most`` points,
         unless ``chunk`` says otherwise.
         """
         groups, n, _ = self.points.shape
@@ -55,12 +55,12 @@ class PointCloud:
                 yield slice(g, min(g + height, groups)), slice(first, min(first + most, n))
 
     def piece(self, groups: slice, span: slice) -> tuple[Tensor, Tensor | None]:
-        """Points and mass of a piece, in the dtype of the computation."""
+        """Return points and mass of a piece, in the dtype of the computation."""
         mass = None if self.mass is None else self.mass[groups, span]
         return self.points[groups, span].to(self.dtype), mass
 
     def mean(self, reduce: Reduce) -> Tensor:
-        """The mean of the points of each group by their mass, of all ranks: [G, d]."""
+        """Return the mean of each group's points, weighted by mass, over all ranks: [G, d]."""
         groups, _, d = self.points.shape
         sums = torch.zeros(groups, d, dtype=torch.float64, device=self.points.device)
         for of, span in self.pieces(_POINTS):
@@ -80,7 +80,7 @@ class PointCloud:
             gradient.addcmul_(self.mass[..., None], share)
 
     def _total_mass(self) -> Tensor:
-        """Of each group, of this rank: float64[G]."""
+        """Return the total mass of each group on this rank: float64[G]."""
         groups, n, _ = self.points.shape
         if self.mass is None:
             return torch.full((groups,), n, dtype=torch.float64, device=self.points.device)
@@ -88,9 +88,9 @@ class PointCloud:
 
 
 _POINTS = 1 << 20
-"""That are widened at a time."""
+"""Points that are widened at a time."""
 
 
 def computation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that points of a dtype are computed with: float64 for itself, else float32."""
+    """Return the dtype of the computation for points of a dtype: float64 or float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

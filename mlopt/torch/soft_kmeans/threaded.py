@@ -1,4 +1,4 @@
-"""Passes over the points by the kernels, on the threads that torch may use."""
+"""Passes over the points by the kernels, on torch's number of threads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _POINTS = 1 << 16
 """Coordinates of a piece: what a thread takes at a time."""
 
 _MANY_CENTROIDS = 8
-"""From so many on, ordering the points costs less than attending to all centroids."""
+"""Centroids from which on ordering the points costs less than attending to all centroids."""
 
 _ORDERED_FROM = 4 * kernels.BLOCK
 _MOST_ORDERED = 1 << 16
-"""Points of a group in a piece that can be put in order."""
+"""Maximum number of a group's points in a piece that can be put in order."""
 
 Array = npt.NDArray[Any]
 
@@ -144,7 +144,7 @@ class _Piece:
     """Some of the points as the contiguous float32 arrays that kernels take, and back.
 
     Scalar points can be put in order: a block of the kernels then attends to few of the centroids.
-    Such pieces are kept from pass to pass, 6 bytes a point.
+    Such pieces are kept from pass to pass, 6 bytes per point.
     """
 
     def __init__(self, cloud: PointCloud, groups: slice, span: slice) -> None:
@@ -155,7 +155,7 @@ class _Piece:
         self.points = self.take(cloud.points)
 
     def can_be_ordered(self) -> bool:
-        """Whether that is possible, of use, and not too much memory."""
+        """Whether ordering is possible, useful, and does not take too much memory."""
         cloud, (_, n, d) = self._cloud, self.points.shape
         ascends = cloud.stands_for_many
         return (
@@ -163,7 +163,7 @@ class _Piece:
         )
 
     def put_in_order(self) -> None:
-        """Let the points of each group nearly ascend from now on."""
+        """Order the points of each group so that they nearly ascend from now on."""
         orders = np.empty(self.points.shape[:2], np.uint16)
         kernels.fill_bucket_orders(self.points, orders)
         self._orders = orders
@@ -193,11 +193,11 @@ class _Piece:
             kernels.put_in_order(values, self._orders, into)
 
     def of(self, table: Tensor) -> Array:
-        """What a [G, K, d] has for the groups of the piece."""
+        """Return the part of a [G, K, d] for the groups of the piece."""
         return _array(table[self.groups])
 
     def attended(self, centroids: Tensor) -> kernels.Attended:
-        """The points of the piece and the centroids that they attend to."""
+        """Return the points of the piece and the centroids that they attend to."""
         rates = _array(self._cloud.rates[self.groups])
         return kernels.Attended(self.points, self.of(centroids), rates)
 

@@ -412,7 +412,7 @@ def test_workers_change_no_bit_under_the_callers_autocast() -> None:
 
 def test_a_loss_of_another_model_than_the_workers_is_refused() -> None:
     model, samples = make_model(), make_samples(5)
-    with pytest.raises(ConfigError, match="has to run the model that it is given"):
+    with pytest.raises(ConfigError, match="must run the model that it is given"):
         compute_sensitivities(model, samples, lambda _, x: loss_fn(model, x), workers=2)
 
 
@@ -496,10 +496,10 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_sample(bad: float) -> N
     [
         ({"dataloader": []}, "no sample"),
         ({"dataloader": 3}, "cannot be iterated over"),
-        ({"model": "x"}, "has to be a torch.nn.Module"),
-        ({"loss_fn": None}, "loss_fn has to be a function"),
-        ({"nsamples": 0}, "nsamples has to be an integer of at least 1, got 0"),
-        ({"workers": True}, "workers has to be an integer of at least 1, got True"),
+        ({"model": "x"}, "must be a torch.nn.Module"),
+        ({"loss_fn": None}, "loss_fn must be a function"),
+        ({"nsamples": 0}, "nsamples must be an integer of at least 1, got 0"),
+        ({"workers": True}, "workers must be an integer of at least 1, got True"),
         ({"names": "head.weight"}, "got the string 'head.weight'"),
         ({"names": ["hed.weight"]}, "no parameter named 'hed.weight'; near it: head.weight"),
         ({"model": nn.LazyLinear(2)}, "has no data yet"),

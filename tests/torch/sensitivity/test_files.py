@@ -91,10 +91,10 @@ def test_coremltools_palettizes_with_our_file(
 def test_files_that_are_no_sensitivities_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(b"not a file of torch")
-    with pytest.raises(ConfigError, match=r"x\.pt is no file of sensitivities"):
+    with pytest.raises(ConfigError, match=r"x\.pt is not a file of sensitivities"):
         load_sensitivities(path)
     path.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"x\.pt is no file of sensitivities"):
+    with pytest.raises(ConfigError, match=r"x\.pt is not a file of sensitivities"):
         load_sensitivities(path)
     torch.save([torch.ones(1)], path)
     with pytest.raises(ConfigError, match="got list"):
@@ -103,7 +103,7 @@ def test_files_that_are_no_sensitivities_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got 'a' with int"):
         load_sensitivities(path)
     torch.save(nn.Linear(1, 1), path)  # code, which is not run
-    with pytest.raises(ConfigError, match=r"x\.pt is no file of sensitivities"):
+    with pytest.raises(ConfigError, match=r"x\.pt is not a file of sensitivities"):
         load_sensitivities(path)
     with pytest.raises(FileNotFoundError):
         load_sensitivities(tmp_path / "absent.pt")
@@ -112,12 +112,12 @@ def test_files_that_are_no_sensitivities_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.ones(3, 2), r"'w' has shape \(3, 2\), and the parameter \(2, 3\)"),
-        (-torch.ones(2, 3), "'w' reaches from -1 to -1"),
-        (torch.full((2, 3), float("nan")), "'w' reaches from nan"),
-        (torch.full((2, 3), float("inf")), "'w' reaches from inf"),
-        (torch.ones(2, 3).to_sparse(), "'w' has to be a dense tensor"),
-        (torch.ones(2, 3, dtype=torch.complex64), "'w' has to be a dense tensor"),
+        (torch.ones(3, 2), r"'w' has shape \(3, 2\), but the parameter \(2, 3\)"),
+        (-torch.ones(2, 3), "'w' ranges from -1 to -1"),
+        (torch.full((2, 3), float("nan")), "'w' ranges from nan"),
+        (torch.full((2, 3), float("inf")), "'w' ranges from inf"),
+        (torch.ones(2, 3).to_sparse(), "'w' must be a dense tensor"),
+        (torch.ones(2, 3, dtype=torch.complex64), "'w' must be a dense tensor"),
     ],
 )
 def test_sensitivities_that_do_not_fit_are_refused(value: torch.Tensor, message: str) -> None:

@@ -305,7 +305,7 @@ POINTS, CENTROIDS = torch.zeros(2, 6, 1), torch.zeros(2, 3, 1)
         ({"centroids": torch.zeros(2, 3, 1, device="meta")}, "move them"),
         ({"temperature": 0.0}, "positive"),
         ({"temperature": torch.tensor([1.0, math.nan])}, "positive"),
-        ({"temperature": torch.ones(3)}, "one a group"),
+        ({"temperature": torch.ones(3)}, "one per group"),
         ({"importance": torch.ones(2, 5)}, r"\[2, 6\]"),
         ({"importance": torch.ones(2, 6, dtype=torch.int64)}, "floating"),
         ({"pinned": torch.zeros(2, 3)}, "bool"),
