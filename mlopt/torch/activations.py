@@ -1,4 +1,4 @@
-"""Outputs of modules as they are in 8 bits: watched and imitated in training, then fixed."""
+"""Activations in 8 bits: ranges of outputs are observed and simulated in training, then fixed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 NAME = "activation_quantizer"
-"""What a quantizer is called in the module whose output it takes."""
+"""Name of a quantizer in the module whose output it takes."""
 
 _MOMENTUM = 0.01
-"""The share of a new range in the moving average of ranges."""
+"""Share of a new range in the moving average of ranges."""
 
 
 @attrs.frozen
@@ -28,7 +28,7 @@ class Codes:
 
 
 class FakeQuantizedActivation(nn.Module):
-    """Gives activations as their codes will store them; the gradient passes inside the range.
+    """Simulates activations in 8-bit codes; the gradient passes inside the range.
 
     The range is a moving average of the smallest and largest activations of the batches in
     training, zero included. Codes are affine: ``(code - zero_point) * scale``.
@@ -48,7 +48,7 @@ class FakeQuantizedActivation(nn.Module):
         self.register_buffer("started", torch.tensor(0, dtype=torch.int8))
 
     def enable(self, enabled: bool = True) -> None:
-        """Let it quantize from now on, or not."""
+        """Switch quantization on or off."""
         self.enabled.fill_(enabled)
 
     def forward(self, activations: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class FakeQuantizedActivation(nn.Module):
         return stored.to(activations.dtype)
 
     def scale_and_zero_point(self) -> tuple[float, int]:
-        """What codes are multiplied by, and the code of zero; a scale of 1 for an empty range."""
+        """Return the scale of the codes, and the code of zero; a scale of 1 for an empty range."""
         least, greatest = self.codes.least, self.codes.greatest
         low, high = float(self.low), float(self.high)
         scale = (high - low) / (greatest - least)
@@ -76,14 +76,14 @@ class FakeQuantizedActivation(nn.Module):
         return scale, min(max(round(least - low / scale), least), greatest)
 
     def frozen(self) -> QuantizedActivation:
-        """The quantizer with the range as it is now."""
+        """Return a quantizer with the present range."""
         return QuantizedActivation(self.codes, *self.scale_and_zero_point())
 
     @torch.no_grad()
     def _watch(self, activations: Tensor) -> None:
         low, high = torch.aminmax(activations.float())
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            return  # a batch that training will skip says nothing of the range
+            return  # a batch that training will skip says nothing about the range
         low, high = low.clamp(max=0.0).to(self.low), high.clamp(min=0.0).to(self.high)
         share = 1.0 if not self.started else _MOMENTUM
         self.low.lerp_(low, share)
@@ -92,7 +92,7 @@ class FakeQuantizedActivation(nn.Module):
 
 
 class QuantizedActivation(nn.Module):
-    """Quantizes activations and back, in operations that Core ML has (from iOS17 on)."""
+    """Quantizes activations and dequantizes them, in operations of Core ML (from iOS17 on)."""
 
     def __init__(self, codes: Codes, scale: float, zero_point: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class QuantizedActivation(nn.Module):
             low, high = ((end - self.zero_point) * self.scale for end in ends)
             activations = activations.clamp(low, high)
         with warnings.catch_warnings():
-            # PyTorch means to drop quantized tensors; what coremltools converts are these
+            # PyTorch intends to drop quantized tensors, but these are what coremltools converts
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             codes = torch.quantize_per_tensor(
                 activations.float(), self.scale, self.zero_point, self.codes.dtype
@@ -114,7 +114,7 @@ class QuantizedActivation(nn.Module):
         return codes.dequantize().to(activations.dtype)
 
     def get_extra_state(self) -> Tensor:
-        """What the state of a model has of it.
+        """Return its part of a model's state.
 
         float64[5]: scale, zero point, least and greatest code, and whether codes have a sign.
         """
@@ -124,25 +124,25 @@ class QuantizedActivation(nn.Module):
         return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Be as the one that had this :meth:`get_extra_state`."""
+        """Restore the result of :meth:`get_extra_state`."""
         scale, zero_point, least, greatest, is_signed = state.tolist()
         dtype = torch.qint8 if is_signed else torch.quint8
         self.codes = Codes(int(least), int(greatest), dtype)
         self.scale, self.zero_point = scale, int(zero_point)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of it."""
+        """Return what ``print`` shows."""
         return f"scale={self.scale:.6g}, zero_point={self.zero_point}, dtype={self.codes.dtype}"
 
 
 def _is_in_backward() -> bool:
-    """Whether autograd is going back: activation checkpointing repeats a pass that was watched."""
+    """Whether a backward pass is running: checkpointing repeats a pass that was observed."""
     graph_task: int = torch._C._current_graph_task_id()
     return graph_task != -1
 
 
 def attach_quantizer(module: nn.Module, codes: Codes) -> FakeQuantizedActivation:
-    """Quantize the output of a module, the first one where there are several."""
+    """Quantize the output of a module, the first of several."""
     quantizer = FakeQuantizedActivation(codes)
     module.add_module(NAME, quantizer)
     module.register_forward_hook(_quantize_output)
@@ -155,7 +155,7 @@ def is_quantizer_state(key: str) -> bool:
 
 
 def remove_quantizers(model: nn.Module) -> None:
-    """Let no module quantize its output any more."""
+    """Remove the quantizers of all modules."""
     for module in model.modules():
         if module._modules.pop(NAME, None) is not None:
             for number, hook in list(module._forward_hooks.items()):
@@ -164,7 +164,7 @@ def remove_quantizers(model: nn.Module) -> None:
 
 
 def attach_quantizers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give modules the quantizers that a state has, and no others."""
+    """Give modules exactly the quantizers that a state has."""
     remove_quantizers(model)
     modules = dict(model.named_modules())
     for key, numbers in state.items():
@@ -188,14 +188,14 @@ def freeze_quantizers(model: nn.Module) -> None:
 
 
 def quantizes_activations(model: Any) -> bool:
-    """Whether a module has quantizers of activations that Core ML is to have as well."""
+    """Whether a module quantizes activations, which Core ML then must do too."""
     return isinstance(model, nn.Module) and any(
         isinstance(module, QuantizedActivation) for module in model.modules()
     )
 
 
 def _quantize_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """The forward hook; it finds the quantizer by name, so copies of the module use their own."""
+    """Forward hook; it looks the quantizer up by name, so that copies of a module use their own."""
     quantizer = module._modules[NAME]
     assert quantizer is not None
     if isinstance(output, tuple):

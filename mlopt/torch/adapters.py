@@ -1,4 +1,4 @@
-"""Adapters: which parameters of a kind of module can be palettized, and what their axes are."""
+"""Adapters: the parameters of a kind of module that can be palettized, and their axes."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def _gate_channels(gates: int) -> Callable[[nn.Module, int, int], int]:
 
 @attrs.frozen
 class Adapter:
-    """How some weights of a kind of module are palettized.
+    """How certain weights of a kind of module are palettized.
 
     Attributes
     ----------
     parameters
         The names of these weights, or regular expressions for whole names; those that a module
-        lacks are passed over.
+        lacks are skipped.
     output_axis, input_axis
-        Of these weights; negative ones count from the end. No input axis is the first other one.
+        Axes of these weights; negative ones count from the end. Without an input axis, it is the
+        first other axis.
     together
-        The number of consecutive channels, of so many on an axis, that a vector may reach across.
+        Maps the number of channels on an axis to how many consecutive ones a vector may span.
     is_linear
         Whether they are the matrices of linear maps, which differentiable k-means gives more bits
         by default.
     gates
-        So many equal runs of rows that coremltools takes a weight apart into when it converts the
-        module, so that it can take no compressed weight there. None: it takes the weight as it is.
+        Number of equal runs of rows into which coremltools splits a weight when it converts the
+        module, so that it cannot take a compressed weight there. None: it takes the weight whole.
     is_registered
         Whether a user of the library registered it.
     """
@@ -58,18 +59,18 @@ class Adapter:
     is_registered: bool = False
 
     def is_for(self, parameter_name: str) -> bool:
-        """Whether it palettizes the parameter of a module that has this name."""
+        """Whether this adapter palettizes the parameter of a module with this name."""
         return any(re.fullmatch(pattern, parameter_name) for pattern in self.parameters)
 
     def axes(self, rank: int) -> tuple[int, int]:
-        """Output and input axis of a weight, 0 to ``rank`` - 1 (at least 2)."""
+        """Return output and input axis of a weight, 0 to ``rank`` - 1 (at least 2)."""
         output_axis = self.output_axis % rank
         others = (axis for axis in range(rank) if axis != output_axis)
         return output_axis, next(others) if self.input_axis is None else self.input_axis % rank
 
 
 def _recurrent(gates: int | None) -> tuple[Adapter, ...]:
-    """The adapters of a recurrent module: of its gates, and of the projection of its state."""
+    """Return the adapters of a recurrent module: for its gates and the projection of its state."""
     together = _channels if gates is None else _gate_channels(gates)
     weights = (r"weight_(ih|hh)_l\d+(_reverse)?",)
     projections = (r"weight_hr_l\d+(_reverse)?",)
@@ -83,7 +84,7 @@ _CONVOLUTION = (Adapter(together=_convolution_channels),)
 _TRANSPOSED = (Adapter(output_axis=1, input_axis=0, together=_convolution_channels),)
 _CONV1D = (Adapter(output_axis=1, input_axis=0, is_linear=True),)
 
-# by class, or by the qualified name of one that is not imported for this
+# by class, or by the qualified name of a class that is not imported here
 _KNOWN: Mapping[type[nn.Module] | str, tuple[Adapter, ...]] = {
     nn.Linear: (Adapter(is_linear=True),),
     nn.Conv1d: _CONVOLUTION,
@@ -114,7 +115,7 @@ _registered: dict[type[nn.Module], tuple[Adapter, ...]] = {}
 
 
 def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
-    """The adapters for the nearest class of a module that has some; none where there is none."""
+    """Return the adapters for the nearest class of a module that has some, possibly none."""
     for cls in type(module).__mro__:
         found = _registered.get(cls) or _known(cls)
         if found:
@@ -123,7 +124,7 @@ def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
 
 
 def known_modules() -> tuple[type[nn.Module], ...]:
-    """The classes that have adapters, registered ones included; not those known by name alone."""
+    """Return the classes that have adapters, registered ones too, but not those known by name."""
     return (*(cls for cls in _KNOWN if isinstance(cls, type)), *_registered)
 
 
@@ -132,11 +133,11 @@ def _known(cls: type) -> tuple[Adapter, ...]:
 
 
 def adapter_for(module: nn.Module, parameter_name: str) -> Adapter | None:
-    """The adapter that palettizes a parameter of a module; None where there is none."""
+    """Return the adapter that palettizes a parameter of a module; None where there is none."""
     found = next((a for a in adapters_of(module) if a.is_for(parameter_name)), None)
     if found is None or not found.is_registered:
         return found
-    # of a class derived from a known one, what the known one computes with its weights holds on
+    # a class derived from a known one computes the same with the known one's weights
     known = (a for cls in type(module).__mro__ for a in _known(cls) if a.is_for(parameter_name))
     return next(
         (
@@ -148,7 +149,7 @@ def adapter_for(module: nn.Module, parameter_name: str) -> Adapter | None:
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters of a module itself, of rank 2 or more, that have an adapter; with names."""
+    """Return a module's own parameters of rank 2 or more that have an adapter, with names."""
     adapters = adapters_of(module)
     for name, parameter in module._parameters.items():
         if parameter is None or parameter.dim() < 2:
@@ -167,18 +168,18 @@ def register_module(
     parameters: str | Iterable[str],
     output_axis: int | Mapping[str, int] = 0,
 ) -> None:
-    """Have weights of modules of a class of your own palettized.
+    """Register a class of modules of your own, so that its weights are palettized.
 
-    All palettizers take them from then on, those of derived classes included, and rules reach them
-    by the name or the class of the module. What is said of a derived class itself, here or by
-    mlopt, has precedence; registering a class again replaces what was said before.
+    All palettizers include them from then on, also in derived classes, and rules reach them by the
+    name or the class of the module. Adapters of a derived class itself, registered or built in,
+    take precedence; registering a class again replaces its previous registration.
 
     Parameters
     ----------
     module_type
         A class derived from ``torch.nn.Module``. Not one that mlopt has an adapter for itself, such
-        as ``torch.nn.Linear``; a class derived from that one can be registered, and only what is
-        named here is palettized in it then.
+        as ``torch.nn.Linear``; a class derived from such a one can be registered, and then only
+        what is named here is palettized in it.
     parameters
         The name, or the names, of its weights; each may be a regular expression for whole names,
         such as ``"weight_[0-9]+"``. Weights of rank 0 and 1 are kept.
@@ -190,8 +191,8 @@ def register_module(
     Raises
     ------
     ConfigError
-        An argument is not as described. That a module has no parameter of such a name, or a weight
-        no such axis, is said when a model is palettized.
+        An argument is not as described. A module without a parameter of such a name, or a weight
+        without such an axis, is reported when a model is palettized.
 
     Examples
     --------
@@ -241,11 +242,11 @@ def _checked_names(parameters: Any) -> tuple[str, ...]:
     names = tuple(parameters) if is_several else (parameters,)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
-            "parameters have to be the names of a module's weights, at least one, got "
+            "parameters must be the names of a module's weights, at least one; got "
             f"{list(names) if is_several else parameters!r}"
         )
     if len(set(names)) < len(names):
-        raise ConfigError(f"parameters have to be different names, got {', '.join(names)}")
+        raise ConfigError(f"parameters must be distinct names, got {', '.join(names)}")
     for name in names:
         try:
             re.compile(name)
@@ -260,13 +261,13 @@ def _checked_axes(output_axis: Any, names: tuple[str, ...]) -> dict[str, int]:
     axes = output_axis if isinstance(output_axis, Mapping) else dict.fromkeys(names, output_axis)
     if set(axes) != set(names):
         raise ConfigError(
-            "output_axis in a mapping has to have one axis for each of "
+            "a mapping for output_axis must have one axis for each of "
             f"{', '.join(names)}, got {', '.join(map(repr, axes)) or 'none'}"
         )
     for axis in axes.values():
         if isinstance(axis, bool) or not isinstance(axis, int):
             raise ConfigError(
-                f"output_axis has to be an integer, or a mapping to some, got {axis!r}"
+                f"output_axis must be an integer or a mapping to integers, got {axis!r}"
             )
     return {name: axes[name] for name in names}
 
@@ -277,7 +278,7 @@ def check_registered(module_name: str, module: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        It has no parameter of a name that was registered, or one without the output axis.
+        It lacks a parameter that was registered, or the parameter lacks the output axis.
     """
     for adapter in adapters_of(module):
         if not adapter.is_registered:
@@ -295,13 +296,13 @@ def check_registered(module_name: str, module: nn.Module) -> None:
             rank, axis = parameter.dim(), adapter.output_axis
             if rank >= 2 and not -rank <= axis < rank:
                 raise ConfigError(
-                    f"{where}: {own!r} is of rank {rank}, and output_axis {axis} was registered "
-                    f"for it, allowed are {-rank} to {rank - 1}. Correct it in register_module"
+                    f"{where}: {own!r} is of rank {rank}, but output_axis {axis} was registered "
+                    f"for it; allowed are {-rank} to {rank - 1}. Correct it in register_module"
                 )
 
 
 def _names_in(module: nn.Module) -> Iterator[str]:
-    """The names of a module's parameters, also of those that are computed from others."""
+    """Return the names of a module's parameters, including those computed from others."""
     yield from module._parameters
     # old-style pruning and weight_norm
     yield from (name for name, value in vars(module).items() if isinstance(value, Tensor))

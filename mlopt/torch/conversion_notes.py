@@ -1,4 +1,4 @@
-"""What becomes of a palette when the model is converted, where that is not what one expects."""
+"""Notes on palettes that conversion does not keep as one would expect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlopt.torch.plain_forms import has_plain_form
 
 
 def conversion_notes(parameter: ModelParameter, palettized: Palettized) -> list[str]:
-    """Notes, each once, for the row of a parameter with this palette."""
+    """Return notes, without repetition, for the row of a parameter with this palette."""
     notes = [_note(owner) for owner in parameter.adapted]
     if parameter.gates is not None:
         notes.append(_note_of_gates(parameter, palettized, parameter.gates))
@@ -21,11 +21,11 @@ def conversion_notes(parameter: ModelParameter, palettized: Palettized) -> list[
 def _note(owner: Owner) -> str | None:
     module, kind = owner.module, owner.kind
     if isinstance(module, nn.RNN) and module.bidirectional:
-        return f"coremltools converts no bidirectional {kind}"
+        return f"coremltools does not convert a bidirectional {kind}"
     if isinstance(module, nn.LSTM) and module.proj_size:
-        return f"coremltools converts no {kind} with proj_size"
+        return f"coremltools does not convert {kind} with proj_size"
     if has_plain_form(module):
-        return f"coremltools converts no {kind}; mlopt.torch.convert does"
+        return f"coremltools does not convert {kind}; mlopt.torch.convert does"
     return None
 
 
@@ -36,6 +36,6 @@ def _note_of_gates(parameter: ModelParameter, palettized: Palettized, gates: int
             f"Core ML gets it dense: its tables or vectors do not fit the {gates} gates of {kind}"
         )
     return (
-        f"coremltools.convert makes it dense, taking the {gates} gates of {kind} apart; "
+        f"coremltools.convert makes it dense, since it splits the {gates} gates of {kind}; "
         "mlopt.torch.convert keeps the palette"
     )

@@ -1,4 +1,4 @@
-"""Copying modules that hold more than parameters and buffers."""
+"""Copies of modules that hold more than parameters and buffers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def computed_tensors(model: nn.Module) -> dict[int, object]:
-    """Copies, by id, of the tensors that modules hold as plain attributes and autograd computed.
+    """Copy, by id, the tensors that autograd computed and modules hold as plain attributes.
 
-    Old-style pruning and weight_norm leave such ones behind, and ``copy.deepcopy`` refuses them;
-    it takes these in their places when it is given them as its memo.
+    Old-style pruning and weight_norm leave such tensors behind, and ``copy.deepcopy`` refuses them;
+    it uses these copies instead when it is given them as its memo.
     """
     return {
         id(value): value.detach().clone()

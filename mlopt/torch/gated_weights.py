@@ -1,8 +1,8 @@
-"""The constants of a converted program that are gates of the weights of a model.
+"""Constants of a converted program that are gates of a model's weights.
 
-They are told by their values: a constant is a weight's where all its numbers are those of the
-weight's rows, rounded to the constant's type. Whatever such a constant was before, the palette for
-these rows stands for it.
+They are recognized by their values: a constant belongs to a weight where all its numbers are those
+of the weight's rows, rounded to the constant's type. Then the palette for these rows can replace
+it, wherever it came from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DTYPES = (dtype_named("fp16"), dtype_named("fp32"))
 
 
 class GatedConstants:
-    """The constants of a program that can be gates of weights; each is given out once."""
+    """The constants of a program that can be gates of weights; each is matched once."""
 
     def __init__(self, program: Program) -> None:
         self._found: dict[tuple[str, tuple[int, ...]], list[Constant]] = {}
@@ -30,17 +30,18 @@ class GatedConstants:
                 self._found.setdefault((constant.dtype, constant.shape), []).append(constant)
 
     def take(self, weight: torch.Tensor, gates: int) -> Iterator[tuple[int, str, list[Node]]]:
-        """The const operations that hold gates of a weight.
+        """Yield the const operations that hold gates of a weight.
 
         Parameters
         ----------
         weight
-            float32, of rank 2; its rows are those of so many gates.
+            float32, of rank 2; its rows are those of ``gates`` gates.
 
         Yields
         ------
-        Which of the weight as it is (for another module that shares it) and then of
-        ``ARRANGEMENTS[gates]`` they hold, the numpy name of their type, and they.
+        The number of the arrangement that they hold (first the weight as it is, for another module
+        that shares it, then those in ``ARRANGEMENTS[gates]``), the numpy name of their type, and
+        the operations.
         """
         dense = weight.detach().cpu().numpy()
         for number, order in enumerate((tuple(range(gates)), *ARRANGEMENTS[gates])):
@@ -57,7 +58,7 @@ class GatedConstants:
 
 
 def _is_weight(constant: Constant) -> bool:
-    """Whether nothing reads a constant but operations that compressed weights may be given to."""
+    """Whether a constant is read only by operations that accept compressed weights."""
     if constant.inline or constant.is_block_output:
         return False
     return all(

@@ -1,10 +1,10 @@
-"""Weights of recurrent modules, which coremltools takes apart into gates when it converts them.
+"""Gates: weights of recurrent modules, which coremltools splits when it converts them.
 
 The rows of such a weight are those of its gates, one gate after another. coremltools computes with
 them before there is a program: for its ``lstm`` it puts the gates of ``torch.nn.LSTM`` into another
-order, and of ``torch.nn.GRU`` it makes a linear layer for each gate. It can do neither with
-compressed weights. Rows that change places are the same palette with other rows of indices, so the
-palettes of what coremltools makes of a weight follow from the weight's own.
+order, and from ``torch.nn.GRU`` it makes a linear layer per gate. It can do neither with compressed
+weights. A permutation of rows is the same palette with permuted rows of indices, so the palettes of
+the weights that coremltools makes follow from the palette of the original weight.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from mlopt.palette.value.quantized import QuantizedTable
 
 ARRANGEMENTS: dict[int, tuple[tuple[int, ...], ...]] = {
     4: ((0, 1, 3, 2),),  # LSTM: input, forget, cell, output  ->  input, forget, output, cell
-    3: ((0,), (1,), (2,)),  # GRU: reset, update, new  ->  a weight for each
+    3: ((0,), (1,), (2,)),  # GRU: reset, update, new  ->  one weight each
 }
-"""By the number of gates: the weights that coremltools makes of one, each by its gates in order."""
+"""By number of gates: the weights that coremltools makes from one, each by its gates in order."""
 
 ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
 
 
 def rows_of(order: tuple[int, ...], gates: int, count: int) -> npt.NDArray[np.intp]:
-    """Which of ``count`` rows, a multiple of ``gates``, those of the gates in ``order`` are."""
+    """Return which of ``count`` rows, a multiple of ``gates``, belong to the gates in ``order``."""
     return np.arange(count).reshape(gates, -1)[list(order)].reshape(-1)
 
 
 def arranged(palettized: Palettized, gates: int) -> tuple[Palettized, ...] | None:
-    """The palettes of what coremltools makes of a weight, as in ``ARRANGEMENTS``.
+    """Return the palettes of the weights that coremltools makes from one, as in ``ARRANGEMENTS``.
 
-    Groups of channels that reach across gates are cut, so that some tables are stored several
-    times. None where that takes more than the dense weights and than the palette itself, and where
-    vectors reach across gates.
+    Groups of channels that span gates are cut, so that some tables are stored several times. None
+    where that takes more than the dense weights and than the palette itself, and where vectors span
+    gates.
     """
     d = palettized.cluster_dim if palettized.vector_axis == 0 else 1
     if palettized.shape[0] % (gates * d):
@@ -49,12 +49,12 @@ def arranged(palettized: Palettized, gates: int) -> tuple[Palettized, ...] | Non
 
 
 def _with_gates(palettized: Palettized, order: tuple[int, ...], gates: int) -> Palettized:
-    """The palette of the gates of a weight in some order; gates are whole rows of indices."""
+    """Return the palette of a weight's gates in some order; gates are whole rows of indices."""
     indices, table, scale = palettized.indices, palettized.table, palettized.scale
     rows = rows_of(order, gates, len(indices))
     height = len(indices) // len(table)
     groups = rows // height
-    # as few tables as can be: one, as many as before, or with groups cut at the gates
+    # as few tables as possible: one, as many as before, or with groups cut at the gates
     for size in (len(rows), height, math.gcd(height, len(indices) // gates)):
         if len(rows) % size == 0:
             cut = groups.reshape(-1, size)
@@ -80,5 +80,5 @@ def _with_gates(palettized: Palettized, order: tuple[int, ...], gates: int) -> P
 
 
 def _of_groups(numbers: ArrayT, chosen: npt.NDArray[np.intp]) -> Any:
-    """Scales or offsets of tables, one for all or one for each, of the tables that are chosen."""
+    """Select the scales or offsets, one for all tables or one per table, of the chosen tables."""
     return numbers if len(numbers) == 1 else numbers[chosen]

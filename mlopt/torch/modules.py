@@ -1,4 +1,4 @@
-"""The parameters of a model, and what they are to the modules that own them."""
+"""Parameters of a model and the modules that own them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlopt.torch.adapters import Adapter, adapter_for
 
 @attrs.frozen(eq=False)
 class Owner:
-    """A module that has a parameter: its qualified name, itself, and the parameter's name in it."""
+    """A module that owns a parameter: its qualified name, itself, the parameter's name in it."""
 
     module_name: str
     module: nn.Module
@@ -29,7 +29,7 @@ class Owner:
 
     @property
     def kind(self) -> str:
-        """The name of the module's class, as it is without parametrizations."""
+        """The name of the module's class, ignoring parametrizations."""
         kind = type(self.module)
         return (kind.__bases__[0] if is_parametrized(self.module) else kind).__name__
 
@@ -41,11 +41,11 @@ class Owner:
 
 @attrs.frozen(eq=False)
 class ModelParameter:
-    """One parameter and the modules (at least one) that have it; several where it is tied.
+    """One parameter and the modules (at least one) that own it; several where it is tied.
 
     tensor: its values; twins: further parameters that are the same view of the same memory, which
-    ties them as well; overlaps: whether other parameters have a part of its memory, or some of its
-    own elements do.
+    ties them too; overlaps: whether it shares part of its memory with other parameters, or among
+    its own elements.
     """
 
     tensor: torch.Tensor
@@ -55,7 +55,7 @@ class ModelParameter:
 
     @property
     def name(self) -> str:
-        """The qualified name that it has first."""
+        """The first of its qualified names."""
         return self.owners[0].name
 
     @property
@@ -70,15 +70,15 @@ class ModelParameter:
 
     @property
     def gates(self) -> int | None:
-        """So many gates coremltools takes it apart into, for one of its owners at least.
+        """The number of gates into which coremltools splits it, for at least one of its owners.
 
-        It knows a tied weight by one name alone, so that it takes no compressed weight then.
+        coremltools knows a tied weight by only one name, and cannot take a compressed weight then.
         """
         gates = (owner.adapter.gates for owner in self.owners if owner.adapter)
         return next((number for number in gates if number is not None), None)
 
     def channels_together(self, axis: int) -> int:
-        """The most consecutive channels on an axis that a vector may reach across, to any owner."""
+        """Return how many consecutive channels on an axis a vector may span, for all owners."""
         length = int(self.tensor.shape[axis])
         return min(
             (o.adapter.together(o.module, length, axis) for o in self.owners if o.adapter),
@@ -87,7 +87,7 @@ class ModelParameter:
 
 
 def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
-    """The parameters of a model in the order of its modules, each once.
+    """Return the parameters of a model in the order of its modules, each once.
 
     Raises
     ------
@@ -121,13 +121,13 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside a wrapper of PyTorch's that runs or averages it; another module itself."""
+    """Return the module inside a PyTorch wrapper that runs or averages it; others unchanged."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
     return model.get_submodule("module") if isinstance(model, wrappers) else model
 
 
 def _place(tensor: torch.Tensor) -> object:
-    """What two parameters have in common that are the same memory seen in the same way."""
+    """Return a key that is equal for parameters that view the same memory in the same way."""
     if not _has_memory(tensor):
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
@@ -139,7 +139,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def _overlapping(tensors: Sequence[torch.Tensor]) -> set[int]:
-    """The ids of those whose memory others have a part of, or that has one element twice."""
+    """Return the ids of parameters that share memory with others, or hold one element twice."""
     spans: dict[object, list[tuple[int, int, int]]] = {}
     found = set()
     for tensor in filter(_has_memory, tensors):

@@ -1,4 +1,4 @@
-"""Modules that coremltools has no form of, written as linear layers and products, which it has."""
+"""Plain forms of modules that coremltools cannot convert: linear layers and products."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.functional import linear
 
 
 def has_plain_form(module: nn.Module) -> bool:
-    """Whether a module computes what one of the forms here does."""
+    """Whether a module computes the same as one of the forms here."""
     return _plain_forward(module) is not None
 
 
 def use_plain_form(module: nn.Module) -> None:
-    """Let a module compute the same in operations that coremltools converts, if it has to.
+    """Make a module compute the same in operations that coremltools converts, where needed.
 
     Its class changes to one that is derived from its own.
     """
@@ -26,14 +26,14 @@ def use_plain_form(module: nn.Module) -> None:
 
 
 def _plain_forward(module: nn.Module) -> Callable[..., Any] | None:
-    # a derived class that computes something else is left alone
+    # a derived class that computes something else stays as it is
     return next((f for cls, f in _FORMS.items() if type(module).forward is cls.forward), None)
 
 
 def _lstm_cell(
     cell: nn.LSTMCell, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Equations of ``torch.nn.LSTMCell``; without a batch as with a batch of one."""
+    """Compute ``torch.nn.LSTMCell``; without a batch as with a batch of one."""
     if input.dim() == 1:
         states = None if hx is None else (hx[0][None], hx[1][None])
         hidden, memory = _lstm_cell(cell, input[None], states)
@@ -51,7 +51,7 @@ def _lstm_cell(
 
 
 def _gru_cell(cell: nn.GRUCell, input: Tensor, hx: Tensor | None = None) -> Tensor:
-    """Equations of ``torch.nn.GRUCell``; without a batch as with a batch of one."""
+    """Compute ``torch.nn.GRUCell``; without a batch as with a batch of one."""
     if input.dim() == 1:
         return _gru_cell(cell, input[None], None if hx is None else hx[None])[0]
     if hx is None:
@@ -65,7 +65,7 @@ def _gru_cell(cell: nn.GRUCell, input: Tensor, hx: Tensor | None = None) -> Tens
 
 
 def _bilinear(module: nn.Bilinear, input1: Tensor, input2: Tensor) -> Tensor:
-    """y[n, o] = sum over i, j of x1[n, i] W[o, i, j] x2[n, j], and the bias."""
+    """Compute y[n, o] = sum over i, j of x1[n, i] W[o, i, j] x2[n, j], plus the bias."""
     shape = input1.shape[:-1]
     first = input1.reshape(-1, module.in1_features).t()
     second = input2.reshape(-1, module.in2_features).t()

@@ -1,10 +1,10 @@
-"""Weights that hold the places of palettes while coremltools converts a model.
+"""Stand-ins: weights that hold the places of palettes while coremltools converts a model.
 
 coremltools converts a weight that its state describes as quantized into a constexpr operation. So
-every palettized weight goes through the conversion as an 8-bit quantized one whose parameters are a
-number that names it. No quantized weight has a scale below 0, so a stand-in cannot be mistaken for
-one. In the converted program each is found by its number, and nothing has to be searched or
-guessed.
+every palettized weight goes through the conversion as an 8-bit quantized one whose parameters
+encode a number that identifies it. No quantized weight has a scale below 0, so a stand-in cannot be
+mistaken for one. In the converted program each is looked up by its number, without a search or a
+guess.
 
 One pass of coremltools computes with such weights (it folds a transpose into them, say), which it
 does not do with palettes. It is left out, and the data of every stand-in is compared with what it
@@ -27,7 +27,7 @@ from mlopt.torch.carried import QUANTIZATION, CarriedPalette
 _SCALES, _OFFSETS = 1 << 11, 1 << 7
 _UNIT = 2.0**-8
 MOST = _SCALES * _OFFSETS
-"""Stand-ins that one model can have."""
+"""Maximum number of stand-ins in one model."""
 
 FOLDING_PASS = "common::merge_affine_dequantize_with_consecutive_ops"
 """The pass of coremltools that computes with quantized weights."""
@@ -40,7 +40,7 @@ _PARAMETERS = {
 
 
 def stand_in(palette: CarriedPalette, number: int) -> dict[str, torch.Tensor]:
-    """Entries of a model's state that make a weight the stand-in of a number below ``MOST``."""
+    """Return state entries that make a weight the stand-in of a number below ``MOST``."""
     one = (1,) * palette.weight.dim()
     scale, offset = _parameters(number)
     fields = {
@@ -53,7 +53,7 @@ def stand_in(palette: CarriedPalette, number: int) -> dict[str, torch.Tensor]:
 
 
 def stand_ins(program: Program) -> Iterator[tuple[int, Node]]:
-    """The stand-ins of a converted program by number."""
+    """Return the stand-ins of a converted program by number."""
     for node in program.nodes():
         if node.op_type in _PARAMETERS:
             scale_name, offset_name = _PARAMETERS[node.op_type]
@@ -67,7 +67,7 @@ def stand_ins(program: Program) -> Iterator[tuple[int, Node]]:
 
 
 def is_untouched(node: Node, weight: torch.Tensor, number: int) -> bool:
-    """Whether a stand-in in a program still holds what coremltools made of ``weight`` at first."""
+    """Whether a stand-in in a program still holds what coremltools first made from ``weight``."""
     data_name = "quantized_data" if node.op_type == "constexpr_affine_dequantize" else "data"
     constant = node.constant_input(data_name)
     if constant is None or constant.shape != tuple(weight.shape):
@@ -81,7 +81,7 @@ def is_untouched(node: Node, weight: torch.Tensor, number: int) -> bool:
 
 
 def without_folding(pipeline: Any) -> Any:
-    """A copy of a ``coremltools.PassPipeline`` (None: the default one) without that pass."""
+    """Return a copy of a ``coremltools.PassPipeline`` (None: the default one) without that pass."""
     import coremltools
 
     found = coremltools.PassPipeline() if pipeline is None else copy.deepcopy(pipeline)
@@ -90,7 +90,7 @@ def without_folding(pipeline: Any) -> Any:
 
 
 def _parameters(number: int) -> tuple[float, int]:
-    """Scale and offset of the stand-in of a number."""
+    """Return scale and offset of the stand-in of a number."""
     multiple, offset = divmod(number, _OFFSETS)
     return -_UNIT * (1 + multiple), offset
 
@@ -98,9 +98,9 @@ def _parameters(number: int) -> tuple[float, int]:
 def state_with(
     state: Mapping[str, torch.Tensor], palettes: Mapping[int, list[CarriedPalette]]
 ) -> dict[str, torch.Tensor]:
-    """A state in which palettized weights are described as the stand-ins of their numbers.
+    """Return a state that describes palettized weights as the stand-ins of their numbers.
 
-    Not those that are taken apart into gates, which have to be dense for that.
+    Except those that are split into gates, which must be dense for that.
     """
     described = dict(state)
     for number, sharing in palettes.items():

@@ -1,4 +1,4 @@
-"""Loading the state of a palettized model into a plain one."""
+"""``load_state_dict``: the state of a palettized model for a plain one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def load_state_dict(
     """Load the ``state_dict`` of a palettized model, palettes included.
 
     A plain model has no buffers for palettes, nor quantizers of activations, and its own
-    ``load_state_dict`` refuses them. Here it gets them first; those that it has already go.
+    ``load_state_dict`` refuses them. Here it gets them first, in place of any that it has.
 
     Parameters
     ----------
     model
         A model of the same modules, palettized or not. It is changed.
     state
-        What ``state_dict`` of a palettized model gave, or ``torch.load`` of it.
+        The ``state_dict`` of a palettized model, or what ``torch.load`` returns for a saved one.
     strict
         Refuse a state that lacks parameters or buffers of the model, or has others. False: load
         those that both have.
@@ -38,7 +38,7 @@ def load_state_dict(
     Raises
     ------
     ConfigError
-        Keys (``strict``) or shapes do not fit. The model is as it was then.
+        Keys (``strict``) or shapes do not fit. Then the model is unchanged.
     """
     own, plain = (
         {k: v for k, v in each.items() if not (is_palette_field(k) or is_quantizer_state(k))}
@@ -55,7 +55,7 @@ def load_state_dict(
         raise ConfigError(
             "the state does not fit the model:\n"
             + "\n".join(f"- {problem}" for problem in problems)
-            + "\nBuild the model as it was when the state was saved"
+            + "\nBuild the model exactly as it was when the state was saved"
         )
     remove_palettes(model)
     attach_quantizers(model, state)
@@ -70,5 +70,5 @@ def load_state_dict(
 
 
 def _shape(value: Any) -> list[int] | None:
-    """The shape of a tensor; None for the extra state that a module may have."""
+    """Return the shape of a tensor; None for the extra state that a module may have."""
     return list(value.shape) if isinstance(value, torch.Tensor) else None

@@ -1,4 +1,4 @@
-"""Tensors as the arrays that palettes are made of, and back."""
+"""Conversion between tensors and the arrays that palettes are made of."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name that numpy has, or would have, for a dtype: ``"float16"``."""
+    """Return the name that numpy has, or would have, for a dtype: ``"float16"``."""
     return str(dtype).removeprefix("torch.")
 
 
 def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The values of a tensor, to be read only: a view where it is on the CPU, else a copy there.
+    """Return the values of a tensor, not to be written to: a view on the CPU, else a copy there.
 
     bfloat16 is an array of ``ml_dtypes.bfloat16``.
 
@@ -40,7 +40,7 @@ def as_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor on the CPU that shares the memory of a C-contiguous array; of a copy otherwise."""
+    """Return a tensor on the CPU that shares the memory of a C-contiguous array, or of a copy."""
     array = np.ascontiguousarray(array).reshape(array.shape)
     if not array.flags.writeable:
         array = array.copy()
@@ -50,7 +50,7 @@ def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The dtype of ``as_array`` for tensors of a float dtype."""
+    """Return the dtype of ``as_array`` for tensors of a float dtype."""
     return _bfloat16() if dtype is torch.bfloat16 else np.dtype(dtype_name(dtype))
 
 

@@ -1,4 +1,4 @@
-"""The form of a PyTorch model that coremltools converts, and the state that describes it."""
+"""Traced PyTorch models: the form that coremltools converts, and the state that describes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NARROW = (torch.float16, torch.bfloat16, torch.float64)
 
 
 def traced(model: Any, example_inputs: Any) -> Any:
-    """A TorchScript module or an exported program of a model: itself, if it is one already.
+    """Return a TorchScript module or an exported program of a model: itself, if it is one already.
 
     A module is traced in a copy that shares its weights as far as they are float32 on the CPU:
     coremltools reads no other.
@@ -30,24 +30,24 @@ def traced(model: Any, example_inputs: Any) -> Any:
     Raises
     ------
     ConfigError
-        It is none of these, or what it is does not go with ``example_inputs``.
+        It is none of these, or does not go with ``example_inputs``.
     """
     is_traced = isinstance(model, (torch.jit.ScriptModule, torch.export.ExportedProgram))
     if is_traced and example_inputs is not None:
         raise ConfigError(
-            f"example_inputs are to trace a module with, got them with a {type(model).__name__}, "
+            f"example_inputs are for tracing a module, got them with a {type(model).__name__}, "
             "which is traced already; describe its inputs with inputs=[coremltools.TensorType(...)]"
         )
     if is_traced:
         return model
     if not isinstance(model, nn.Module):
         raise ConfigError(
-            "the model has to be a torch.nn.Module, a TorchScript module or an exported program, "
+            "the model must be a torch.nn.Module, a TorchScript module or an exported program, "
             f"got {type(model).__name__}"
         )
     if example_inputs is None:
         raise ConfigError(
-            "a module has to be traced, got no example_inputs; give a tensor, a tuple of tensors "
+            "a module must be traced, got no example_inputs; give a tensor, a tuple of tensors "
             "or a dictionary of them, or convert torch.jit.trace(module, ...)"
         )
     module = _convertible(model).eval()
@@ -55,7 +55,7 @@ def traced(model: Any, example_inputs: Any) -> Any:
     if isinstance(examples, dict):
         examples = {name: example for name, example in _in_order(model, examples) if name}
     with torch.no_grad(), _plain_attention(), warnings.catch_warnings():
-        # it is what coremltools converts best, and nothing that a caller of ours can change
+        # it is what coremltools converts best, and no caller of this function can change it
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)
         if isinstance(examples, dict):
             return torch.jit.trace(module, example_kwarg_inputs=examples)  # type: ignore[no-untyped-call]
@@ -63,15 +63,15 @@ def traced(model: Any, example_inputs: Any) -> Any:
 
 
 def state_of(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of a traced or exported model by name."""
+    """Return the parameters and buffers of a traced or exported model by name."""
     state = model.state_dict
     return dict(state() if callable(state) else state)
 
 
 def described_as(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
-    """The same traced or exported model with another state to describe it; it is not changed.
+    """Return the same traced or exported model with another state; the model is not changed.
 
-    coremltools takes weights from the graph, and what is said of them from ``state_dict``.
+    coremltools takes weights from the graph, and their description from ``state_dict``.
     """
     if isinstance(model, torch.export.ExportedProgram):
         described = copy.copy(model)
@@ -84,14 +84,14 @@ def described_as(model: Any, state: Mapping[str, torch.Tensor]) -> Any:
 
 
 def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
-    """``coremltools.TensorType`` for each example, in the order of the arguments of ``forward``.
+    """Return a ``coremltools.TensorType`` per example, in the order of ``forward``'s arguments.
 
     Examples in a dictionary give the inputs their names.
 
     Raises
     ------
     ConfigError
-        An example is no tensor.
+        An example is not a tensor.
     """
     import coremltools
 
@@ -99,7 +99,7 @@ def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
     for name, example in _in_order(module, example_inputs):
         if not isinstance(example, torch.Tensor):
             raise ConfigError(
-                f"example_inputs have to be tensors, got {type(example).__name__}; describe such "
+                f"example_inputs must be tensors, got {type(example).__name__}; describe such "
                 "an input with inputs=[coremltools.TensorType(...), ...]"
             )
         dtype = {} if example.is_floating_point() else {"dtype": np.int32}
@@ -108,7 +108,7 @@ def input_types(module: nn.Module, example_inputs: Any) -> list[Any]:
 
 
 def _in_order(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, Any]]:
-    """The examples as the traced graph has them, with their names in a dictionary."""
+    """Return the examples as the traced graph has them, with their names in a dictionary."""
     if not isinstance(example_inputs, Mapping):
         is_one = not isinstance(example_inputs, (tuple, list))
         return [(None, each) for each in ([example_inputs] if is_one else example_inputs)]
@@ -117,24 +117,24 @@ def _in_order(module: nn.Module, example_inputs: Any) -> list[tuple[str | None, 
     unknown = [name for name in example_inputs if name not in names]
     if unknown:
         raise ConfigError(
-            "example_inputs in a dictionary have to be positional arguments of forward, got "
+            "example_inputs in a dictionary must be positional arguments of forward, got "
             f"{unknown[0]!r}; it has {', '.join(names) or 'none'}"
         )
     return [(name, example_inputs[name]) for name in names if name in example_inputs]
 
 
 def _convertible(model: nn.Module) -> nn.Module:
-    """A copy of a module for coremltools to convert.
+    """Return a copy of a module for coremltools to convert.
 
-    Its tensors are float32 on the CPU, and the module's own where they are that; modules that
-    coremltools has no form of compute the same in a plainer one.
+    Its tensors are float32 on the CPU, and the module's own where those are; modules that
+    coremltools cannot convert compute the same in a plainer form.
     """
     memo = computed_tensors(model)
     for module in model.modules():
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is None or id(tensor) in memo:
                 continue
-            # the codes of palettes are integers, and everything else in them is as wide as weights
+            # the codes of palettes are integers; everything else in them is as wide as the weights
             dtype = torch.float32 if tensor.dtype in _NARROW else tensor.dtype
             plain = tensor.detach().to("cpu", dtype)
             is_field = is_palette_field(name)
@@ -154,7 +154,7 @@ def _convertible(model: nn.Module) -> nn.Module:
 
 
 def _converted(example: Any) -> Any:
-    """Examples as ``_convertible`` wants them."""
+    """Return examples as ``_convertible`` needs them."""
     if isinstance(example, torch.Tensor):
         dtype = torch.float32 if example.dtype in _NARROW else example.dtype
         return example.detach().to("cpu", dtype)
@@ -167,7 +167,7 @@ def _converted(example: Any) -> Any:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Let attention be traced as operations that coremltools knows, not as one fused one."""
+    """Trace attention as operations that coremltools knows, not as one fused operation."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -199,10 +199,10 @@ def test_parameters_that_are_none_or_computed_are_no_errors():
         ((Mixing, ["kernel", 3]), "names of a module's weights, at least one, got ['kernel', 3]"),
         ((Mixing, None), "names of a module's weights, at least one, got None"),
         ((Mixing, ""), "names of a module's weights, at least one, got ''"),
-        ((Mixing, ["kernel", "kernel"]), "different names, got kernel, kernel"),
+        ((Mixing, ["kernel", "kernel"]), "distinct names, got kernel, kernel"),
         ((Mixing, "kernel["), "'kernel[' is neither a name nor a regular expression"),
-        ((Mixing, "kernel", True), "has to be an integer, or a mapping to some, got True"),
-        ((Mixing, "kernel", "1"), "has to be an integer, or a mapping to some, got '1'"),
+        ((Mixing, "kernel", True), "must be an integer or a mapping to integers, got True"),
+        ((Mixing, "kernel", "1"), "must be an integer or a mapping to integers, got '1'"),
         ((Mixing, "kernel", {"gate": 0}), "one axis for each of kernel, got 'gate'"),
     ],
 )

@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What coremltools has under this name; AttributeError where it has nothing."""
+    """Look a name up in coremltools; AttributeError where it has none."""
     return attribute(__name__, name)
 
 

@@ -1,4 +1,4 @@
-"""What the palettizers of models have in common."""
+"""Base class of the palettizers of models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ConfigT = TypeVar("ConfigT", bound=OptimizationConfig[Any])
 
 
 class Palettizer(Generic[ConfigT]):
-    """A model, how it is to be palettized, and the account of what was done.
+    """A model, its configuration, and the report of what was done.
 
-    ``config_class``, of a subclass: the class of its configurations.
+    ``config_class`` of a subclass: the class of its configurations.
     """
 
     config_class: ClassVar[type[Any]]
@@ -32,11 +32,11 @@ class Palettizer(Generic[ConfigT]):
 
     @property
     def supported_modules(self) -> tuple[type[nn.Module], ...]:
-        """The classes of modules whose weights can be palettized; derived ones belong to them."""
+        """The classes of modules whose weights can be palettized; derived classes are covered."""
         return known_modules()
 
     def report(self) -> Report:
-        """The account of the last ``compress``: a row for each parameter of the model.
+        """The report of the last ``compress``: a row for each parameter of the model.
 
         Raises
         ------
@@ -44,5 +44,5 @@ class Palettizer(Generic[ConfigT]):
             Nothing has been compressed yet.
         """
         if self._report is None:
-            raise ConfigError("there is nothing to report yet; call compress first")
+            raise ConfigError("nothing to report yet; call compress first")
         return self._report

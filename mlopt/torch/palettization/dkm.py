@@ -1,4 +1,4 @@
-"""Palettizing a PyTorch model while it is trained: differentiable k-means."""
+"""Palettization of a PyTorch model during training: differentiable k-means."""
 
 from __future__ import annotations
 
@@ -76,33 +76,33 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
 
     config_class = DKMPalettizerConfig
     _decisions: tuple[ParameterDecision, ...] | None = None
-    """What is to be done with each parameter, once the model is prepared."""
+    """The decision about each parameter, once the model is prepared."""
 
     def prepare(self, inplace: bool = False) -> nn.Module:
-        """Let the weights be palettized from now on, or from their milestones.
+        """Palettize the weights from now on, or from their milestones on.
 
         Parameters
         ----------
         inplace
-            Change the model itself: an optimizer that has its parameters stays right. False: a copy
-            is prepared, whose parameters are others.
+            Change the model itself: an optimizer of its parameters remains valid. False: a copy is
+            prepared, which has parameters of its own.
 
         Returns
         -------
-        The prepared model, in training mode. Its palettized weights are parametrized: the ones that
-        are trained are ``module.parametrizations.weight.original``.
+        The prepared model, in training mode. Its palettized weights are parametrized: the trained
+        ones are ``module.parametrizations.weight.original``.
 
         Raises
         ------
         ConfigError
-            The model is prepared already, or has parameters that have no values or are sharded over
+            The model is already prepared, or has parameters that have no values or are sharded over
             processes. A prepared model can be sharded.
         """
         if _is_prepared(self._model):
-            raise ConfigError("the model is prepared already; train it, or finalize it first")
+            raise ConfigError("the model is already prepared; train it, or finalize it first")
         if is_sharded(self._model):
             raise ConfigError(
-                "the model is sharded over processes; prepare it before, and shard the prepared one"
+                "the model is sharded over processes; prepare it first, and shard the prepared one"
             )
         model = self._model
         if not inplace:
@@ -135,7 +135,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         return model.train()
 
     def step(self) -> None:
-        """Count a step, of training or an epoch; weights whose milestone is reached are palettized.
+        """Count a step, of training or an epoch, and palettize weights whose milestone is reached.
 
         A milestone of n is reached by the n-th call.
         """
@@ -146,12 +146,12 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 _enable(decision, fake, True)
 
     def enable_fake_palett(self, flag: bool) -> None:
-        """Palettize all weights from now on, whatever their milestones, or none."""
+        """Palettize all weights from now on, regardless of their milestones, or none."""
         for decision, fake in self._palettized():
             _enable(decision, fake, flag)
 
     def finalize(self, model: nn.Module | None = None, inplace: bool = False) -> nn.Module:
-        """Make the weights those of their tables for good.
+        """Replace the weights permanently by entries of their tables.
 
         Parameters
         ----------
@@ -169,8 +169,8 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         Raises
         ------
         ConfigError
-            The model is not prepared, or it is sharded over processes: its full state dict has to
-            be loaded into a prepared model that is not.
+            The model is not prepared, or it is sharded over processes: its full state dict must be
+            loaded into a prepared model that is not.
         """
         prepared = self._model if model is None else unwrapped(model)
         decisions = self._checked_decisions(prepared)
@@ -201,7 +201,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         return prepared.eval()
 
     def report(self) -> Report:
-        """The account of every parameter, as :meth:`finalize` would leave it now, or has left it.
+        """Report on every parameter, as :meth:`finalize` would leave it now, or has left it.
 
         Raises
         ------
@@ -221,7 +221,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         if not _is_prepared(model) and any(
             isinstance(decision.result, PaletteSpec) for decision in self._decisions
         ):
-            raise ConfigError("the model is finalized already, or no copy of the prepared one")
+            raise ConfigError("the model is already finalized, or not a copy of the prepared one")
         if is_sharded(model):
             raise ConfigError(
                 "the model is sharded over processes; load its full state dict into a prepared "
@@ -230,7 +230,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         return self._decisions
 
     def _palettized(self) -> Iterator[tuple[ParameterDecision, FakePalettize]]:
-        """The decisions to palettize, each with what palettizes its weight in the prepared model.
+        """The decisions to palettize, each with the parametrization of its weight.
 
         Nothing where the model has been finalized.
         """
@@ -248,7 +248,7 @@ def _is_prepared(model: nn.Module) -> bool:
 
 
 def _enable(decision: ParameterDecision, fake: FakePalettize, flag: bool) -> None:
-    """Palettize a weight, and quantize the outputs of its modules where that is wanted, or not."""
+    """Switch the palettization of a weight, and of its modules' outputs if requested, on or off."""
     fake.enable(flag)
     for owner in decision.subject.owners:
         quantizer = owner.module._modules.get(NAME)
@@ -261,13 +261,13 @@ def _codes(config: ModuleDKMPalettizerConfig) -> Codes:
 
 
 def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch.Tensor]:
-    """What palettizes a weight of a prepared module, and the weight that is trained."""
+    """Return the parametrization of a prepared module's weight, and the weight that is trained."""
     parametrizations: Any = module.parametrizations
     return parametrizations[name][0], parametrizations[name].original
 
 
 def _computed(decision: ParameterDecision, prepared: nn.Module) -> Computed:
-    """The palette of a weight of a prepared model."""
+    """Return the palette of a weight of a prepared model."""
     fake, weight = _parametrization(*_owners_in(prepared, decision)[0])
     name = decision.subject.name
     if not torch.isfinite(weight).all():
@@ -283,14 +283,14 @@ def _computed(decision: ParameterDecision, prepared: nn.Module) -> Computed:
 
 
 def _owners_in(model: nn.Module, decision: ParameterDecision) -> list[tuple[nn.Module, str]]:
-    """The modules of a copy of the model that have a parameter, each once, and its name in them."""
+    """Return the modules of a copy of the model that own a parameter, each once, with its name."""
     return [(model.get_submodule(o.module_name), o.parameter_name) for o in _each_once(decision)]
 
 
 def _remove_parametrization(module: nn.Module, name: str) -> None:
-    """Give a module its parameter back; copies of the module stay parametrized.
+    """Restore a module's plain parameter; copies of the module stay parametrized.
 
-    PyTorch takes the parametrized name from the module's class, which copies of it share.
+    PyTorch removes the parametrized name from the module's class, which copies of it share.
     """
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
@@ -299,13 +299,13 @@ def _remove_parametrization(module: nn.Module, name: str) -> None:
 
 
 def _each_once(decision: ParameterDecision) -> list[Owner]:
-    """The owners of a parameter, a module of several names once."""
+    """Return the owners of a parameter, a module with several names once."""
     owners = {(id(o.module), o.parameter_name): o for o in reversed(decision.subject.owners)}
     return list(reversed(owners.values()))
 
 
 def _fake(decision: ParameterDecision) -> FakePalettize:
-    """What palettizes a weight while it is trained, as its decision says."""
+    """Return the parametrization that palettizes a weight in training, as its decision says."""
     config, spec, parameter = decision.config, decision.result, decision.subject
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)

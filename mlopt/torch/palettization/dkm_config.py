@@ -1,7 +1,7 @@
-"""How differentiable k-means palettizes a module.
+"""Configuration of differentiable k-means for a module.
 
-The names, the order of the parameters and the defaults are coremltools'; what each does is said
-here, because it is not always the same.
+The names, the order of the parameters and the defaults are coremltools'; what each does is
+described here, because it is not always the same.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def _number(
 class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     """How ``DKMPalettizer`` palettizes a module. Vary one with ``attrs.evolve``.
 
-    Most uses need `n_bits`, `weight_threshold` and `milestone` only. A *group* is the weights that
+    Most uses need only `n_bits`, `weight_threshold` and `milestone`. A *group* is the elements that
     share a table, all of a tensor unless there are groups of channels; an *entry* is one row of a
-    table, also called a centroid while it is learnt.
+    table, also called a centroid while it is learned.
 
     Parameters
     ----------
@@ -98,9 +98,9 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     enable_per_channel_scale
         Divide each output channel by a number of its own before clustering, and store that scale.
     milestone
-        How often ``step`` is called before palettization begins; 0: it begins at once.
+        Number of calls of ``step`` before palettization begins; 0: it begins at once.
     cluster_dim
-        Weights along the output channels that one entry stands for; above 1 the table holds
+        Elements along the output channels that one entry stands for; above 1 the table holds
         vectors. Not with `enable_per_channel_scale`. Where it does not divide `group_size`, weights
         are left alone. None: 1.
     quant_min, quant_max
@@ -114,23 +114,22 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         weight, ``"f16"`` or ``"bf16"`` rounded to that format, ``"f32"`` (default) in the dtype of
         the weight. Other names (``"int8"``) and the types of torch and numpy are taken too.
     quantize_activations
-        Quantize what the module puts out: in training the range of its outputs is watched, and they
-        are rounded to 8-bit codes; then the range is fixed. Needs iOS17.
+        Quantize the outputs of the module: in training their range is observed, and they are
+        rounded to 8-bit codes; then the range is fixed. Needs iOS17.
     cluster_permute
-        The order to bring the axes of a weight into before it is divided into groups and vectors.
-        It is for weights with as many axes; others stay as they are. None: as they are.
+        The order in which to put the axes of a weight before it is divided into groups and vectors.
+        It applies to weights with as many axes; others stay as they are. None: as they are.
     palett_max_mem
-        The share of the usual memory, above 0 and at most 1, that palettization takes beside a
-        weight: its points are gone through in parts that are smaller by as much. Below 1, see also
+        The share of the usual memory, above 0 and at most 1, that palettization takes besides a
+        weight: its points are processed in parts that are smaller by that factor. Below 1, see also
         `palett_min_tsize`.
     kmeans_max_iter
-        Soft iterations a forward pass, at least 1.
+        Soft iterations per forward pass, at least 1.
     prune_threshold
         Weights of at most this magnitude count as zero.
     kmeans_init
         ``"auto"``, ``"opt1d"``, ``"kmeans++"`` or ``"cpu.kmeans++"``. Tables of numbers start from
-        the exact optimum whatever this says. Accepted; vectors start from k-means++ with a fixed
-        seed.
+        the exact optimum regardless. Accepted; vectors start from k-means++ with a fixed seed.
     kmeans_opt1d_threshold
         Changes nothing for tables of numbers. Accepted; vectors start from k-means++ with a fixed
         seed.
@@ -139,7 +138,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         stay exactly zero.
     palett_mode
         How weights are assigned to entries: ``"dkm"`` in the shares of a softmax over distances,
-        ``"gsm"`` of a Gumbel softmax, ``"hard"`` wholly to the nearest.
+        ``"gsm"`` in those of a Gumbel softmax, ``"hard"`` entirely to the nearest.
     palett_tau
         The temperature, above 0, in units of 1e-4: that of the softmax is ``palett_tau / 1e-4``
         times half the mean squared error of optimal k-means on the group at the start. So it
@@ -167,13 +166,13 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         backward pass, of the points or their codes.
     palett_batch_mode
         With `palett_dist` or `palett_shard`, where there are at least as many groups as ranks: a
-        rank computes whole groups instead of a share of each. Ranks then exchange the results only,
-        and no sums in each iteration; a rank's iterations stop early (`palett_epsilon`) when its
+        rank computes whole groups instead of a share of each. Ranks then exchange only the results,
+        not sums in each iteration; a rank's iterations stop early (`palett_epsilon`) when its
         own groups have settled. In one process groups are always computed together, in parts that
         bound the memory.
     palett_dist
         Soft assignment is computed in shares by the ranks of the default group of
-        ``torch.distributed``, which exchange sums and soft weights. All have to hold the same
+        ``torch.distributed``, which exchange sums and soft weights. All must hold the same
         weights, and to take the same forward and backward passes in the same order, as replicas in
         ``DistributedDataParallel`` or ``fully_shard`` do. Each rank gets the gradient of the mean
         of the ranks' losses, so that averaging gradients gives what it gives without shares.
@@ -205,11 +204,11 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         The older way to ask for groups: how many elements of a weight share a table. Not with
         per_grouped_channel; see :meth:`group_size_for`. None: no groups.
     cluster_dtype
-        The older name of `lut_dtype`, whose place the value takes; that has to be the default or
-        the same. ``"oc_last"`` is kept: it stands for the `cluster_permute` that moves the output
-        channels to the last axis.
+        The older name of `lut_dtype`, which gets its value and must be the default or the same.
+        ``"oc_last"`` is kept: it stands for the `cluster_permute` that moves the output channels to
+        the last axis.
     implicit_gradient
-        Not of coremltools: take the gradient of the tables as if they had settled, by the implicit
+        Not in coremltools: take the gradient of the tables as if they had settled, by the implicit
         function theorem (IDKM, arXiv 2312.07759), instead of back through each iteration. That
         takes one backward pass over the weights instead of `kmeans_max_iter`, and a system of
         equations for each group. Not with `palett_mode` ``"gsm"``.
@@ -281,13 +280,13 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         if self.partition_size is not None and self.is_grouped:
             raise ConfigError(
                 f"partition_size is the older way to ask for groups, got {self.partition_size} "
-                f"beside group_size={self.group_size}; leave partition_size out"
+                f"as well as group_size={self.group_size}; leave partition_size out"
             )
         if self.cluster_dtype is not None:
             self._replace_cluster_dtype(self.cluster_dtype)
         if self.implicit_gradient and self.palett_mode == "gsm":
             raise ConfigError(
-                "implicit_gradient is of tables that settle, got it with palett_mode='gsm', whose "
+                "implicit_gradient needs tables that settle, got it with palett_mode='gsm', whose "
                 "noise keeps them moving; use 'dkm', or leave implicit_gradient out"
             )
 
@@ -302,7 +301,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         least, greatest = checked.code_range(self.dtype)
         if not least <= self.quant_min < self.quant_max <= greatest:
             raise ConfigError(
-                f"quant_min must be less than quant_max and both codes of {_name(self.dtype)}, "
+                f"quant_min must be less than quant_max, both codes of {_name(self.dtype)}, "
                 f"{least} to {greatest}, got {self.quant_min} and {self.quant_max}; all its codes "
                 f"are quant_min={least}, quant_max={greatest}"
             )
@@ -311,16 +310,16 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         if given == checked.OUTPUT_CHANNELS_LAST:
             if self.cluster_permute is not None:
                 raise ConfigError(
-                    "cluster_dtype 'oc_last' stands for a cluster_permute, got it beside "
+                    "cluster_dtype 'oc_last' stands for a cluster_permute, got it as well as "
                     f"{self.cluster_permute}; keep one"
                 )
             return
         if self.lut_dtype not in ("f32", given):
             raise ConfigError(
-                f"cluster_dtype is the older name of lut_dtype, got {given!r} beside "
+                f"cluster_dtype is the older name of lut_dtype, got {given!r} as well as "
                 f"lut_dtype={self.lut_dtype!r}; leave cluster_dtype out"
             )
-        # Only so can a frozen object have one value under one name.
+        # This is the only way to give a frozen object one value under one name.
         object.__setattr__(self, "lut_dtype", given)
         object.__setattr__(self, "cluster_dtype", None)
 
@@ -333,8 +332,8 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     def group_size_for(self, weight_shape: Sequence[int], axis: int = 0) -> int | Keep | None:
         """Channels of a weight that share a table; None: all.
 
-        Keep, with a reason, if the elements of a `partition_size` are no whole channels, or no
-        whole vectors of them. Whether the groups divide the channels is not asked here.
+        Keep, with a reason, if a `partition_size` is not a whole number of channels, or of vectors
+        of them. Whether the groups divide the channels is not checked here.
 
         Parameters
         ----------
@@ -350,7 +349,7 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
         channels, rest = divmod(size, elements)
         if rest:
             return Keep(
-                f"partition_size {size} is no multiple of the {elements} elements of a channel",
+                f"partition_size {size} is not a multiple of the {elements} elements of a channel",
                 "partition_size is not a number of channels",
             )
         if channels % self.vector_length:
@@ -401,9 +400,9 @@ class ModuleDKMPalettizerConfig(ModuleOptimizationConfig):
     def as_dict(self) -> dict[str, Any]:
         """The parameters as plain values that :meth:`from_dict` reads back.
 
-        `partition_size`, `cluster_dtype` and `implicit_gradient` are among them only where they are
-        given. Without them coremltools reads the dictionary too: two it refuses as outdated, one it
-        does not know.
+        `partition_size`, `cluster_dtype` and `implicit_gradient` are included only where they are
+        given. Without them coremltools can read the dictionary too: it refuses two as outdated, and
+        does not know the third.
         """
         values = super().as_dict() | {"lut_dtype": self.lut_dtype, "dtype": _name(self.dtype)}
         without = ("partition_size", "cluster_dtype", "implicit_gradient")

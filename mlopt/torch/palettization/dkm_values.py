@@ -1,6 +1,6 @@
-"""Values that only differentiable k-means has: every check returns how a value is kept, or refuses.
+"""Checks of values that only differentiable k-means has: each returns how a value is kept.
 
-Each raises ConfigError, naming the parameter, what was got and what is allowed.
+Each raises ConfigError otherwise, which names the parameter, what it got and what is allowed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def number(
     maximum: float = math.inf,
     exclusive: bool = False,
 ) -> float:
-    """`value` as a finite float from 0 to `maximum`; `exclusive`: 0 itself is refused."""
+    """Return `value` as a finite float from 0 to `maximum`; `exclusive`: 0 itself is refused."""
     allowed = "a number above 0" if exclusive else "a number of at least 0"
     if maximum < math.inf:
         allowed += f" and at most {maximum:g}"
@@ -79,7 +79,7 @@ def short_lut_dtype(value: Any) -> ShortLutDtype:
 
 
 def cluster_dtype(value: Any) -> str | None:
-    """A value of the parameter that `lut_dtype` replaces: that, ``"oc_last"`` or None."""
+    """A value of the parameter that `lut_dtype` replaces: one of those, ``"oc_last"`` or None."""
     if value is None:
         return None
     if _bare_name(value) == OUTPUT_CHANNELS_LAST:
@@ -112,17 +112,17 @@ def permutation(value: Any) -> tuple[int, ...] | None:
 
 
 def palett_mode(value: Any) -> Mode:
-    """One of the modes of soft k-means."""
+    """A mode of soft k-means."""
     return word(value, "palett_mode", _PALETT_MODES)
 
 
 def kmeans_init(value: Any) -> KmeansInit:
-    """One of the ways in which coremltools starts."""
+    """An initialization of coremltools."""
     return word(value, "kmeans_init", _KMEANS_INITS)
 
 
 def scaling_factor_scheme(value: Any) -> ScaleScheme:
-    """What a channel is divided by: ``"min_max"`` or ``"abs"``."""
+    """The divisor of a channel: ``"min_max"`` or ``"abs"``."""
     return word(value, "per_channel_scaling_factor_scheme", _SCALE_SCHEMES)
 
 
@@ -145,7 +145,7 @@ def _bare_name(value: Any) -> str:
 
 
 def _yaml_hint(value: Any) -> str:
-    """How to write a number that YAML took for text, as it does ``1e-4``, which has no point."""
+    """Say how to write a number that YAML read as text, as it does ``1e-4``, which has no point."""
     try:
         text = repr(float(value)) if isinstance(value, str) else ""
     except ValueError:
@@ -154,4 +154,4 @@ def _yaml_hint(value: Any) -> str:
         return ""
     digits, exponent, power = text.partition("e")
     text = text if "." in digits else f"{digits}.0{exponent}{power}"
-    return f"; that is text, in YAML write {text}"
+    return f"; that is text: in YAML write {text}"

@@ -1,4 +1,4 @@
-"""How a weight is clustered while it is trained: the request for it in inside terms."""
+"""Options of a weight's clustering in training: the request for it in internal terms."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MOST_ENTRIES = 256
 
 @attrs.frozen(kw_only=True)
 class FakePalettizeOptions(SoftOptions):
-    """What ``FakePalettize`` and all below it are told; soft k-means reads the part it inherits.
+    """Options of ``FakePalettize`` and all below it; soft k-means reads the part it inherits.
 
-    The public names are those of ``ModuleDKMPalettizerConfig``, which says what each does. Inside
-    each has one name:
+    The public names are those of ``ModuleDKMPalettizerConfig``, which says what each does. Each has
+    one internal name:
 
     ================================= ====================== ======================================
     public                            inside                 meaning
@@ -55,7 +55,7 @@ class FakePalettizeOptions(SoftOptions):
     (3) Over the root mean square of the weights.
     (4) Where there is at least one for each.
 
-    `name` is that of the weight, for messages.
+    `name`: the weight's, for messages.
     """
 
     name: str
@@ -79,7 +79,7 @@ class FakePalettizeOptions(SoftOptions):
 def options_for(
     name: str, shape: tuple[int, ...], config: ModuleDKMPalettizerConfig, spec: PaletteSpec
 ) -> FakePalettizeOptions:
-    """How a weight of this name and shape is to be palettized.
+    """Return the options for a weight of this name and shape.
 
     ``config``: the request for its module; ``spec``: the layout that was decided for the weight.
 

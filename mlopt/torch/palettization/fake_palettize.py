@@ -1,4 +1,4 @@
-"""A weight as palettization will leave it, while it is still being trained."""
+"""``FakePalettize``: simulated palettization of a weight in training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlopt.torch.soft_kmeans.eager import outside_graphs
 
 
 class FakePalettize(TableState):
-    """Gives a weight as its palette will store it; the gradient passes through (DKM).
+    """Simulates the palettization of a weight; the gradient passes through (DKM).
 
     It is a parametrization: ``torch.nn.utils.parametrize`` calls it with the weight that is trained
     wherever the module's weight is used. In training, each weight is the mean of the table's
@@ -34,7 +34,7 @@ class FakePalettize(TableState):
     """
 
     def enable(self, enabled: bool = True) -> None:
-        """Let it palettize from now on, or not."""
+        """Switch palettization on or off."""
         self.enabled.fill_(enabled)
 
     @outside_graphs
@@ -42,12 +42,12 @@ class FakePalettize(TableState):
         """The weight as stored: of the shape and dtype of ``weight``."""
         if torch._C._is_tracing() or _is_exporting():
             raise ConfigError(
-                "the model is prepared for training, and was to be traced; trace the model that "
+                "a model that is prepared for training cannot be traced; trace the model that "
                 "finalize returns"
             )
         if not self.enabled:
             return weight
-        # of one rank alone nothing may be kept, or its tables would be other than those of the rest
+        # one rank alone must not keep anything, or its tables would differ from those of the rest
         share = share_of_this_rank() if self.options.in_shares else WHOLE
         is_alone = share.ranks > 1 and not (self.training and torch.is_grad_enabled())
         is_fixed = is_alone or (not self.training and bool(self.started))
@@ -72,9 +72,9 @@ class FakePalettize(TableState):
 
     @torch.no_grad()
     def palettized(self, weight: Tensor) -> Palettized:
-        """The palette of a weight: its nearest entries, after the table has followed it once more.
+        """Return the palette of a weight: nearest entries, after a last move of the table.
 
-        In the weight's dtype; tables of 8 bits as ``palettize`` makes them of these entries.
+        In the weight's dtype; tables of 8 bits as ``palettize`` makes them from these entries.
         """
         options = self.options
         points = points_of(weight.detach(), options, has_importance=True)
@@ -94,7 +94,7 @@ class FakePalettize(TableState):
 
 
 class _DenseGradient(torch.autograd.Function):
-    """The identity. Modules that look rows up may send sparse gradients: here they end."""
+    """The identity with a dense gradient: modules that look rows up may send sparse ones."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:

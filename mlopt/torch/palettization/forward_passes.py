@@ -1,4 +1,4 @@
-"""A forward pass of a weight: its points as their tables hold them, softly in training or not."""
+"""Forward passes of a weight: its points as their tables hold them, softly or hard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlopt.torch.soft_kmeans import Clusters, soft_kmeans
 
 
 def soft_pass(state: TableState, points: WeightPoints, share: Share) -> Tensor:
-    """Points [G, N, d] by soft assignment; the tables move along when the weights have changed."""
+    """Return points [G, N, d] by soft assignment; the tables follow where weights have changed."""
     options, groups = state.options, state.options.layout.groups
     is_new = state.is_new(points.kept)
     # the same on all ranks, so that they start alike and end after the same iteration
@@ -38,7 +38,7 @@ def soft_pass(state: TableState, points: WeightPoints, share: Share) -> Tensor:
 
 
 def hard_pass(state: TableState, points: WeightPoints, *, starts: bool) -> Tensor:
-    """The nearest entries of points [G, N, d]; the tables stay, unless they are to start."""
+    """Return the nearest entries of points [G, N, d]; the tables stay, unless they must start."""
     kept = points.kept
     state.check_finite(float(kept.abs().max()) if kept.numel() else 0.0)
     if starts:
@@ -49,14 +49,14 @@ def hard_pass(state: TableState, points: WeightPoints, *, starts: bool) -> Tenso
 def _soft_groups(
     state: TableState, points: WeightPoints, groups: slice, share: Share, epsilon: float
 ) -> Tensor:
-    """The groups that are assigned softly, this rank's share of them computed here."""
+    """Assign the soft groups; this rank's share of them is computed here."""
     options = state.options
     temperature = state.temperature_for(points.kept)[groups]
     points = points.of_groups(groups)
     count_groups, count = points.points.shape[:2]
     if options.by_groups and count_groups >= share.ranks:
         share = share.of_groups()
-    # masked here and not before: what is kept for the gradient is of the share alone
+    # masked here and not before, so that only the share is kept for the gradient
     is_zero, as_given = share.cut(points.is_zero), share.own(points.points)
     own = _masked(state, as_given, is_zero)
     tables, pinned = state.before[groups], state.pinned[groups].bool()
@@ -80,7 +80,7 @@ def _soft_groups(
         soft = soft + _rounding(state, groups, own.detach(), share).to(soft.dtype)
     if options.enforce_zero:
         soft = soft.masked_fill(is_zero, 0.0)
-    # each point is an entry already, and a mean of entries would hold equal ones together
+    # each point is an entry already, and a mean of entries would keep equal ones together
     plain = share.cut_tables(state.plain[groups]).bool()[:, None, None]
     alike = own if options.enforce_zero else as_given
     soft = torch.where(plain, alike, soft) if plain.any() else soft
@@ -88,7 +88,7 @@ def _soft_groups(
 
 
 def _masked(state: TableState, own: Tensor, is_zero: Tensor) -> Tensor:
-    """A share of points with zeros where that matters, in memory that stays."""
+    """Return a share of points, with exact zeros where needed, in memory that stays valid."""
     if state.options.enforce_zero or not state.is_threshold_negligible():
         return zeroed(own, is_zero)
     return own.clone() if may_be_freed() else own
@@ -96,7 +96,7 @@ def _masked(state: TableState, own: Tensor, is_zero: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _rounding(state: TableState, groups: slice, own: Tensor, share: Share) -> Tensor:
-    """What rounding the table changes in points [g, n, d]; the gradient passes it by."""
+    """Return the change of points [g, n, d] by rounding the table; it has no gradient."""
     centroids = state.centroids[groups]
     rounding = share.cut_tables(state.table()[groups] - centroids)
     labels = cluster_labels(own, share.cut_tables(centroids))
@@ -104,7 +104,7 @@ def _rounding(state: TableState, groups: slice, own: Tensor, share: Share) -> Te
 
 
 def _hard_groups(state: TableState, points: WeightPoints, groups: slice) -> Tensor:
-    """The groups that are not assigned softly; their gradient goes straight to the weights."""
+    """Assign the groups that are not soft; their gradient goes straight to the weights."""
     points = points.of_groups(groups)
     with torch.no_grad():
         _, state.centroids[groups] = soft_kmeans(
@@ -120,6 +120,6 @@ def _hard_groups(state: TableState, points: WeightPoints, groups: slice) -> Tens
 
 
 def _nearest_entries(state: TableState, points: WeightPoints, table: Tensor) -> Tensor:
-    """The nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
+    """Return the nearest entries of tables [g, K, d], in the dtype of the points [g, N, d]."""
     entries = nearest_centroids(points.kept, table).to(points.kept.dtype)
     return entries.masked_fill(points.is_zero, 0.0) if state.options.enforce_zero else entries

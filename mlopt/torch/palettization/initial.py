@@ -1,4 +1,4 @@
-"""The centroids that differentiable k-means starts from: those of least squared error."""
+"""Initial centroids of differentiable k-means: those of least squared error."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _SIZES = {1 << nbits: nbits for nbits in NBITS}
 def _tables(
     arrays: npt.NDArray[Any], nbits: int, weights: npt.NDArray[np.float64] | None
 ) -> npt.NDArray[np.float64]:
-    """Centres [G, K, d] of points [G, N, d] as tables of a palette for all groups."""
+    """Return centres [G, K, d] of points [G, N, d] as tables of a palette for all groups."""
     groups, count, d = arrays.shape
     rows = np.moveaxis(arrays, 2, 1).reshape(groups * d, count)
     importance = None if weights is None else np.repeat(weights, d, axis=0)
@@ -69,7 +69,7 @@ def _tables(
 def _clustered(
     group: npt.NDArray[Any], entries: int, importance: npt.NDArray[np.float64] | None
 ) -> npt.NDArray[np.float64]:
-    """Centres [k, d], k <= entries, of points [N, d]."""
+    """Return centres [k, d], k <= entries, of points [N, d]."""
     if group.shape[1] > 1:
         return cluster_vectors(group, entries, importance)[0]
     values, counts = distinct_values(group[:, 0], importance)

@@ -1,8 +1,8 @@
-"""How a key of a configuration names a class of modules.
+"""Keys of a configuration that name classes of modules.
 
 A key is the class itself, a qualified name (``"torch.nn.Linear"``), or the bare name of a class
-(``"Linear"``), whatever package that is in. It stands for the class and for those derived from it,
-so that a rule for ``Linear`` reaches a parametrized one.
+(``"Linear"``) in any package. It stands for the class and for classes derived from it, so that a
+rule for ``Linear`` applies to a parametrized one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ TypeKey: TypeAlias = "type[nn.Module] | str"
 
 
 def checked_type_key(key: Any) -> TypeKey:
-    """`key`, if it is one: of a class that is loaded, the class in place of its qualified name.
+    """Return a valid `key`; the qualified name of a loaded class becomes that class.
 
     Raises
     ------
     ConfigError
-        It is neither a class of modules nor a name.
+        The key is neither a class of modules nor a name.
     """
     if isinstance(key, str) and key:
         return loaded_class(key) or key
@@ -42,12 +42,12 @@ def checked_type_key(key: Any) -> TypeKey:
 
 
 def key_text(key: TypeKey) -> str:
-    """A key as a string: a class by its qualified name."""
+    """Return a key as a string: a class by its qualified name."""
     return key if isinstance(key, str) else type_name(key)
 
 
 def type_name(cls: type) -> str:
-    """The shortest qualified name under which `cls` is found: ``"torch.nn.Linear"``.
+    """Return the shortest qualified name of `cls` that resolves: ``"torch.nn.Linear"``.
 
     Where its module does not offer it (a class that was defined in a function), the name that it
     gives itself, which no other class should have.
@@ -58,7 +58,7 @@ def type_name(cls: type) -> str:
 
 
 def loaded_class(name: str) -> type[nn.Module] | None:
-    """The class of modules with a qualified name, if its package is imported; imports nothing."""
+    """Return the class with a qualified name, if its package is imported; imports nothing."""
     parts = name.split(".")
     for n in range(len(parts) - 1, 0, -1):
         found: object = sys.modules.get(".".join(parts[:n]))
@@ -72,7 +72,7 @@ def loaded_class(name: str) -> type[nn.Module] | None:
 
 
 def matching_type_key(keys: Collection[TypeKey], cls: type[nn.Module]) -> TypeKey | None:
-    """The key that stands for `cls`, of several the most specific; None where there is none.
+    """Return the key for `cls`, the most specific of several; None where there is none.
 
     That is the one for the most derived class and, among those for one class, the class before a
     qualified name before the bare name.

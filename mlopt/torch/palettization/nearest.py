@@ -1,4 +1,4 @@
-"""The nearest centroid of each point, and centroids that are near to no point of their own."""
+"""Nearest centroids of points, and centroids without points of their own."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mlopt.torch.soft_kmeans.nearest import scalar_labels
 from mlopt.torch.soft_kmeans.point_cloud import computation_dtype
 
 _DISTANCES = 1 << 20
-"""That are computed at a time."""
+"""Distances that are computed at a time."""
 
 
 def cluster_labels(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each point as its label, int64 [G, N]; of equally near ones, any.
+    """Label each point with its nearest centroid, int64 [G, N]; of equally near ones, any.
 
-    points: [G, N, d]; centroids: [G, K, d]; distances are computed in float32, in float64 for
-    points in that.
+    points: [G, N, d]; centroids: [G, K, d]; distances are computed in float32, or in float64 for
+    float64 points.
     """
     wide = computation_dtype(points.dtype)
     if points.shape[-1] == 1:
@@ -32,7 +32,7 @@ def cluster_labels(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each point itself, [G, N, d]."""
+    """Return the nearest centroid of each point, [G, N, d]."""
     labels = cluster_labels(points, centroids)[..., None].expand(-1, -1, points.shape[-1])
     return centroids.gather(1, labels)
 

@@ -1,4 +1,4 @@
-"""Palettizing a PyTorch model by k-means on its weights alone."""
+"""Post-training palettization of a PyTorch model, by k-means on its weights alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mlopt.torch.palettization.config import PostTrainingPalettizerConfig
 
 
 class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
-    """Palettizes the weights of a model without data: the clusters of least squared error.
+    """Palettizes the weights of a model without data, by clusters of least squared error.
 
     The weights of convolutions, transposed convolutions, linear and bilinear layers (``Conv1D`` of
     transformers among them), embeddings, attention (``MultiheadAttention``), layer norms, recurrent
-    layers and their cells are palettized, subclasses included, and those of modules that
-    ``mlopt.torch.register_module`` was told of. A weight that several modules share is palettized
-    once and stays shared.
+    layers and their cells are palettized, subclasses included, and those of modules registered
+    with ``mlopt.torch.register_module``. A weight that several modules share is palettized once and
+    stays shared.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
         Any module; its floating point weights may be float16, bfloat16, float32 or float64, on any
         device.
     config
-        Which modules, and how. None: every module at 4 bits, one table a weight.
+        Which modules, and how. None: every module at 4 bits, one table per weight.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Recurrent modules whose weights are computed anew in each pass.
 
-``torch.nn.LSTM`` and its like compute with a list of their weights that they keep. Of parametrized
-weights it would hold what they were in an earlier pass, with the graph that computed them.
+``torch.nn.LSTM`` and its like compute with a list of their weights that they keep. For parametrized
+weights it would hold their values of an earlier pass, with the graph that computed them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 
 def compute_weights_in_passes(module: nn.Module) -> None:
-    """Let a recurrent module with parametrized weights compute each once a pass, and keep none.
+    """Make a recurrent module compute each parametrized weight once per pass, and keep none.
 
     It changes the class that ``parametrize`` made for the module, which is undone with it. Other
     modules are left alone.
@@ -37,10 +37,10 @@ def compute_weights_in_passes(module: nn.Module) -> None:
 
 
 def keep_weights_again(module: nn.Module) -> None:
-    """Let a recurrent module that is not parametrized any more be as PyTorch made it."""
+    """Restore a recurrent module that is no longer parametrized."""
     if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
         module._init_flat_weights()
 
 
 def _nothing(self: nn.RNNBase) -> None:
-    """There are no weights to be kept."""
+    """Do nothing: there are no weights to keep."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def scale_of_channels(weight: Tensor, axis: int, *, scheme: str) -> Tensor:
-    """The scale [1, ..., C, ..., 1] of the channels of an axis: 0 for a channel of zeros.
+    """Return the scale [1, ..., C, ..., 1] of the channels of an axis: 0 for a channel of zeros.
 
     ``scheme``: ``"abs"`` for the largest magnitude of a channel, ``"min_max"`` for half the
     distance between its smallest and largest weight, the magnitude where all are equal.

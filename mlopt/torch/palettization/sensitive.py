@@ -1,4 +1,4 @@
-"""Palettizing a PyTorch model by k-means that heeds how much its loss depends on each weight."""
+"""Sensitive k-means: palettization weighted by how much the loss depends on each weight."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mlopt.torch.sensitivity.calibration import LossFunction
 from mlopt.torch.sensitivity.sharded import is_sharded
 
 _LEAST = 1e-12
-"""The least importance beside the largest of a weight: what no sample touched counts that much, so
-that it pulls no centre away from what matters, but is stored as the nearest one all the same."""
+"""The least importance relative to the largest of a weight: elements that no sample reached count
+this much, so that they pull no centre away from others, but are stored as the nearest one."""
 
 
 class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
@@ -44,7 +44,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         the loss is to be that of inference. Weights that are frozen get a sensitivity all the same.
     config
         Which modules, and how, and the number of calibration samples. None: every module at 4
-        bits, one table a weight, 128 samples.
+        bits, one table per weight, 128 samples.
 
     Examples
     --------
@@ -72,22 +72,22 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         num_sensitivity_workers: int = 1,
         fsdp_auto_wrap_policy: Any = None,
     ) -> dict[str, torch.Tensor]:
-        """The sensitivities of the weights that can be palettized.
+        """Compute the sensitivities of the weights that can be palettized.
 
-        The model is afterwards what it was: weights, gradients, flags and statistics; also where
+        Afterwards the model is as it was: weights, gradients, flags and statistics; even if
         ``loss_fn`` raises.
 
         Under ``torch.distributed`` (a process group that torchrun's processes have joined), the
-        samples are shared out over the processes, each of which returns the same result. The
-        model may be wrapped in ``DistributedDataParallel``, or sharded by FSDP: that is how those
-        of a model that is too large for one process are computed. See
+        samples are divided among the processes, each of which returns the same result. The
+        model may be wrapped in ``DistributedDataParallel``, or sharded by FSDP, as a model that is
+        too large for one process must be. See
         ``mlopt.torch.sensitivity.compute_sensitivities``.
 
         Parameters
         ----------
         dataloader
-            Gives samples, each what ``loss_fn`` takes. A batch counts as one: its gradient is
-            squared as a whole. As many are taken as ``calibration_nsamples`` says.
+            Yields samples, each as ``loss_fn`` takes it. A batch counts as one: its gradient is
+            squared as a whole. ``calibration_nsamples`` of them are taken.
         loss_fn
             ``(model, sample) -> loss``, a scalar with a gradient.
         sensitivity_path
@@ -106,7 +106,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         Raises
         ------
         ConfigError
-            There are no samples, or the loss is no finite scalar with a gradient.
+            There are no samples, or the loss is not a finite scalar with a gradient.
         """
         _refuse_policy(fsdp_auto_wrap_policy)
         return self._sensitivities(
@@ -152,7 +152,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         Raises
         ------
         ConfigError
-            Neither samples with a loss nor a file; see also :meth:`compute_sensitivity`.
+            Neither samples with a loss nor a file are given; see also :meth:`compute_sensitivity`.
         """
         _refuse_policy(fsdp_auto_wrap_policy)
         reasons: Mapping[str, str] = {}
@@ -187,8 +187,8 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         path: str | os.PathLike[str] | None,
         workers: int,
     ) -> Sensitivities:
-        """Sensitivities of the weights that can be palettized, saved where there is a path."""
-        names = None  # all; what the shards of a model belong to is not to be seen in it
+        """Compute the sensitivities of palettizable weights; save them if a path is given."""
+        names = None  # all of them: a sharded model does not show what its shards belong to
         if not is_sharded(self._model):
             names = [p.name for p in parameters_of(unwrapped(self._model)) if p.adapted]
         sensitivities = compute_sensitivities(
@@ -207,7 +207,7 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
 def _importance(
     parameter: ModelParameter, values: Mapping[str, torch.Tensor], reasons: Mapping[str, str]
 ) -> tuple[torch.Tensor | None, str | None]:
-    """By how much the elements of a parameter count, or None and a note that says why."""
+    """Return the importance of a parameter's elements, or None and a note with the reason."""
     for name in parameter.names:
         if name in values:
             known = values[name].to("cpu", torch.float32)
@@ -219,7 +219,7 @@ def _importance(
 
 
 def _notes(sensitivities: Sensitivities) -> list[str]:
-    """What a report says of sensitivities: whether there were too few samples."""
+    """Return the notes of a report on sensitivities: whether there were too few samples."""
     if sensitivities.samples >= sensitivities.requested:
         return []
     return [
@@ -229,10 +229,10 @@ def _notes(sensitivities: Sensitivities) -> list[str]:
 
 
 def _refuse_policy(policy: Any) -> None:
-    """A model is not sharded here: that would leave another one behind than was given."""
+    """Refuse to shard a model here: that would change the one that was given."""
     if policy is not None:
         raise ConfigError(
-            f"fsdp_auto_wrap_policy has to be None, got a {type(policy).__name__}: shard the model "
+            f"fsdp_auto_wrap_policy must be None, got a {type(policy).__name__}: shard the model "
             "first, FullyShardedDataParallel(model, auto_wrap_policy=policy.get_policy()), save "
             "its sensitivities with compute_sensitivity(sensitivity_path=...), and compress the "
             "model as it was with that file"
@@ -248,6 +248,6 @@ def _check_names(
     if path is not None and wanted and len(missing) == len(wanted):
         raise ConfigError(
             f"{path} has sensitivities of other parameters than the model's, got "
-            f"{', '.join(list(values)[:3]) or 'none'}, wanted {', '.join(missing[:3])}, ...; "
+            f"{', '.join(list(values)[:3]) or 'none'}, needed {', '.join(missing[:3])}, ...; "
             "compute them with this model"
         )

@@ -1,4 +1,4 @@
-"""The points of a weight, divided over the ranks of ``torch.distributed`` and joined again.
+"""Shares of a weight's points, divided over the ranks of ``torch.distributed`` and joined again.
 
 All ranks hold the same weight. With ``p`` its points, ``s(p)`` what is computed of them in shares
 and ``L_r`` the loss of rank ``r``, the gradient that every rank gets for ``p`` is that of the mean
@@ -24,10 +24,10 @@ from torch.autograd.function import once_differentiable
 
 @attrs.frozen
 class Share:
-    """What rank ``rank`` of ``ranks`` has of the points: a run of each group, or a run of groups.
+    """The share of rank ``rank`` of ``ranks`` in the points: a run of each group, or of groups.
 
-    Runs are as equal as can be; some may be empty. With ``ranks`` = 1 every method gives what it
-    gets. Otherwise each, and its backward pass, is called in the same order on all ranks.
+    Runs are as equal as possible; some may be empty. With ``ranks`` = 1 every method returns its
+    argument. Otherwise each, and its backward pass, is called in the same order on all ranks.
     """
 
     rank: int
@@ -35,18 +35,18 @@ class Share:
     is_of_groups: bool = False
 
     def of_groups(self) -> Share:
-        """The division by groups instead of within each."""
+        """Return the division by groups instead of within each group."""
         return attrs.evolve(self, is_of_groups=True)
 
     def own(self, points: Tensor) -> Tensor:
-        """Copy the share of points [G, N, d], differentiable as said above."""
+        """Copy the share of points [G, N, d], differentiable as described above."""
         if self.ranks == 1:
             return points
         own: Tensor = _Divide.apply(points, self)  # type: ignore[no-untyped-call]
         return own
 
     def join(self, own: Tensor, count: int) -> Tensor:
-        """The points of all ranks, differentiable as said above; ``count``: of what was divided."""
+        """Join the points of all ranks, differentiable as above; ``count``: of what was divided."""
         if self.ranks == 1:
             return own
         joined: Tensor = _Join.apply(own, count, self)  # type: ignore[no-untyped-call]
@@ -57,34 +57,34 @@ class Share:
         return constants if self.ranks == 1 else self._part(constants, self.rank).clone()
 
     def cut_tables(self, tables: Tensor) -> Tensor:
-        """What concerns the share of tables, or of other numbers a group, [G, ...]."""
+        """Return the part for this share of tables, or of other numbers per group, [G, ...]."""
         return self.cut(tables) if self.is_of_groups else tables
 
     def gathered_tables(self, own: Tensor, count: int) -> Tensor:
-        """The tables of all ``count`` groups, of :meth:`cut_tables`."""
+        """Join the tables of all ``count`` groups: the inverse of :meth:`cut_tables`."""
         return self.gathered(own, count) if self.is_of_groups else own
 
     def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all ranks, bit by bit the same on each; consumes ``numbers``."""
+        """Return the sum over all ranks, bit for bit the same on each; consumes ``numbers``."""
         if self.ranks > 1:
             dist.all_reduce(numbers)
         return numbers
 
     def total_of_groups(self, numbers: Tensor) -> Tensor:
-        """Sums over own points, [G, ...], as sums over all points of the groups; consumes them."""
+        """Turn sums over own points, [G, ...], into sums over all points; consumes them."""
         return numbers if self.is_of_groups else self.total(numbers)
 
     def generator(self) -> torch.Generator | None:
-        """Where this rank's random numbers come from; None: torch's default generator.
+        """The source of this rank's random numbers; None: torch's default generator.
 
-        Ranks whose default generators are alike draw different numbers.
+        Ranks whose default generators are equal draw different numbers.
         """
         if self.ranks == 1:
             return None
         return torch.Generator().manual_seed(int(torch.randint(1 << 62, ())) + self.rank)
 
     def gathered(self, own: Tensor, count: int) -> Tensor:
-        """The shares of all ranks in a row, without a gradient; consumes no memory of ``own``."""
+        """Concatenate the shares of all ranks, without a gradient; keeps ``own`` as it is."""
         if self.ranks == 1:
             return own
         padded = self._padded(own, count)
@@ -94,7 +94,7 @@ class Share:
         return torch.cat(parts, self._axis)
 
     def averaged(self, pull: Tensor) -> Tensor:
-        """The share of the mean over all ranks of their [G, N, d]."""
+        """Return this share of the mean over all ranks of their [G, N, d]."""
         count = pull.shape[self._axis]
         # divided first: sums may leave the range of float16
         mean = pull / self.ranks
@@ -112,7 +112,7 @@ class Share:
         return 0 if self.is_of_groups else 1
 
     def _span(self, count: int, rank: int) -> tuple[int, int]:
-        """Where the run of a rank starts, and how long it is."""
+        """Return the start and the length of a rank's run."""
         start = rank * count // self.ranks
         return start, (rank + 1) * count // self.ranks - start
 
@@ -120,7 +120,7 @@ class Share:
         return numbers.narrow(self._axis, *self._span(numbers.shape[self._axis], rank))
 
     def _padded(self, own: Tensor, count: int) -> Tensor:
-        """A contiguous copy as long as the longest run of ``count``, zeros at the end."""
+        """Return a contiguous copy as long as the longest run of ``count``, padded with zeros."""
         shape = list(own.shape)
         shape[self._axis] = -(-count // self.ranks)
         padded = own.new_zeros(shape)
@@ -143,7 +143,7 @@ def share_of_this_rank() -> Share:
 
 
 def _collective(name: str, before: str) -> Callable[..., Any]:
-    """A function of ``torch.distributed``, or what it was called before PyTorch 2.13."""
+    """Return a function of ``torch.distributed``, or that of its name before PyTorch 2.13."""
     function: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, before)
     return function
 
@@ -163,7 +163,7 @@ class _Divide(torch.autograd.Function):
 
 
 class _Join(torch.autograd.Function):
-    """The shares of all ranks in a row; their gradients are averaged over the ranks."""
+    """The concatenated shares of all ranks; their gradients are averaged over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, count: int, share: Share) -> Tensor:

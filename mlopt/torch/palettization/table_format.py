@@ -1,4 +1,4 @@
-"""Tables as their format can hold them, and the palette that has them."""
+"""Tables in their storage format, and palettes from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INTEGERS: dict[str, LutDtype] = {"i8": "int8", "u8": "uint8"}
 
 
 def rounded_table(table: Tensor, lut_dtype: str) -> Tensor:
-    """A table [G, K, d] rounded to ``"f16"``, ``"bf16"``, or 8 bits with one scale; else itself."""
+    """Round a table [G, K, d] to ``"f16"``, ``"bf16"``, or 8 bits with one scale, if asked to."""
     if lut_dtype == "f16":
         return table.half().to(table.dtype)
     if lut_dtype == "bf16":
@@ -34,16 +34,16 @@ def rounded_table(table: Tensor, lut_dtype: str) -> Tensor:
 def stored_palette(
     kept: Tensor, table: Tensor, scale: Tensor | None, options: FakePalettizeOptions
 ) -> Palettized:
-    """The palette of a weight: for each point the nearest entry.
+    """Return the palette of a weight: each point takes the nearest entry.
 
     Parameters
     ----------
     kept
         The weight, in units of ``scale``, in the dtype that it is stored in.
     table
-        [G, K, d], rounded already.
+        [G, K, d], already rounded.
     scale
-        That of the channels, None for none.
+        Scale of the channels, or None.
     """
     lut_dtype = _INTEGERS.get(options.lut_dtype)
     tables = as_array(table).astype(np.float64)
@@ -54,6 +54,6 @@ def stored_palette(
 
 
 def _on_lattice(table: npt.NDArray[Any], lut_dtype: str) -> npt.NDArray[Any]:
-    """Numbers rounded to those that a table in 8 bits with one scale can hold."""
+    """Round numbers to those that a table in 8 bits with one scale can hold."""
     quantized = quantized_table(table, lut_dtype)
     return table if quantized is None else quantized.decode()

@@ -1,4 +1,4 @@
-"""The tables of a weight between passes: where they start, and when they are given up."""
+"""State of a weight's tables between passes: how they start, and when they are abandoned."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mlopt.torch.palettization.table_format import rounded_table
 from mlopt.torch.palettization.weight_points import WeightPoints, mean_square, variance
 
 _PLAIN = 0.25
-"""Below this share of the usual error of a table, points are passed on as they are.
+"""Below this share of the usual error of a table, points are passed on unchanged.
 
-The usual one is that of points spread evenly between the two nearest entries, a twelfth of their
+The usual error is that of points spread evenly between the two nearest entries, a twelfth of their
 squared distance.
 """
 
@@ -34,14 +34,14 @@ about twice that on, clusters of heavy-tailed weights begin to collapse.
 """
 
 _STALE = 1.44
-"""From so many times the squared error of the best table on, a learned one is given up."""
+"""A learned table is abandoned from this multiple of the best table's squared error on."""
 
 
 class TableState(nn.Module):
-    """The tables of a weight and what goes with them, in buffers.
+    """The tables of a weight and their state, in buffers.
 
-    What is true or false is 1 or 0 in int8, of which averages can be taken. Floats stay in float32
-    when the model is cast.
+    Booleans are 1 or 0 in int8, which can be averaged. Floats stay in float32 when the model is
+    cast.
 
     Attributes
     ----------
@@ -57,11 +57,11 @@ class TableState(nn.Module):
     enabled, started
         Whether weights are palettized, and whether there are tables yet.
     steps
-        How often the palettizer has stepped.
+        Number of the palettizer's steps so far.
     latest
-        [G, 2]: what the latest weights were, as their mean squares and means.
+        [G, 2]: mean squares and means, which identify the latest weights.
     before, after
-        [G, K, d]: where the tables were before and after they had moved with these.
+        [G, K, d]: the tables before and after they had moved with these weights.
     """
 
     centroids: Tensor
@@ -95,14 +95,14 @@ class TableState(nn.Module):
 
     @property
     def must_start(self) -> bool:
-        """Whether groups have to be clustered anew: all at first, later the plain ones."""
+        """Whether groups must be clustered anew: all at first, only the plain ones later."""
         return not self.started or bool(self.plain.any())
 
     @torch.no_grad()
     def start(self, points: WeightPoints, share: Share) -> None:
-        """Cluster for the first time, and choose the temperature by the error that is left.
+        """Cluster for the first time, and choose the temperature by the remaining error.
 
-        Later: only the plain groups.
+        Later calls: only the plain groups.
         """
         options = self.options
         every = torch.ones_like(self.plain)
@@ -119,11 +119,11 @@ class TableState(nn.Module):
         error = (kept - nearest_centroids(kept, centroids)).float().square().sum(-1)
         weights = torch.ones_like(error) if importance is None else importance
         mean = (error * weights).sum(1) / weights.sum(1).clamp_min(1e-30)
-        # of those points that are not entries; there may be many that are, such as zeros
+        # of the points that are not entries; many may be, such as zeros
         apart = weights * (error > 1e-3 * usual[:, None])
         mean_apart = (error * apart).sum(1) / apart.sum(1).clamp_min(1e-30)
         plain = (usual == 0) | (mean_apart < _PLAIN * usual)
-        # where points are entries there is no error: so cold that each takes its own
+        # where all points are entries there is no error: so cold that each takes its own
         spread = variance(kept)
         least = (1e-10 * spread).clamp_min(1e-30)
         share_of_error = TEMPERATURE_SHARE * options.temperature_factor
@@ -134,10 +134,10 @@ class TableState(nn.Module):
         self.started.fill_(1)
 
     def is_new(self, kept: Tensor) -> Tensor:
-        """Whether these are other weights than those of the latest pass, or the tables others.
+        """Whether the weights, or the tables, differ from those of the latest pass.
 
-        Remembers the weights, which are told apart by the mean and the mean square of each group:
-        changes too small for that are too small for the tables as well.
+        Remembers the weights, which are identified by the mean and the mean square of each group:
+        changes too small for that are too small to matter for the tables.
         """
         numbers = torch.stack([mean_square(kept), kept.float().mean((1, 2))], 1)
         is_new = (numbers != self.latest).any() | (self.centroids != self.after).any()
@@ -145,9 +145,9 @@ class TableState(nn.Module):
         return is_new
 
     def unless_stale(self, centroids: Tensor, points: WeightPoints) -> Tensor:
-        """The tables as they were learned, or the best ones where these do not fit any more.
+        """Return the tables as they were learned, or the best ones where those no longer fit.
 
-        That can be where weights were changed by other than small steps.
+        That can happen where weights were changed by other than small steps.
         """
         kept, importance = points.kept, points.importance
         best = initial_centroids(kept, self.options.entries, importance).to(centroids.dtype)
@@ -161,20 +161,20 @@ class TableState(nn.Module):
         return torch.where(is_stale[:, None, None], best, centroids)
 
     def temperature_for(self, kept: Tensor) -> Tensor:
-        """The temperature of each group, [G]: it grows and shrinks with the variance of points."""
+        """Return the temperature of each group, [G]; it scales with the variance of its points."""
         growth = variance(kept) / self.spread.clamp_min(1e-30)
         return torch.where(growth > 0, self.temperature * growth, self.temperature)
 
     def is_threshold_negligible(self) -> bool:
-        """Whether zero stands for weights within the threshold as well as they do themselves.
+        """Whether weights within the threshold may be replaced by zero without effect.
 
-        That is so where it is a thousandth of what weights miss their entries by.
+        They may where it is at most a thousandth of the distance of weights to their entries.
         """
         missed = float(self.temperature.min()) / TEMPERATURE_SHARE / self.options.temperature_factor
         return self.options.prune_threshold <= 1e-3 * math.sqrt(missed)
 
     def table(self) -> Tensor:
-        """The centroids as the table's format can hold them, [G, K, d]."""
+        """Return the centroids as the table's format can hold them, [G, K, d]."""
         return rounded_table(self.centroids, self.options.lut_dtype)
 
     def check_finite(self, magnitude: float) -> None:
@@ -196,7 +196,7 @@ class TableState(nn.Module):
                 buffer.copy_(state[name])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """As of every module, but casts leave float buffers as they are."""
+        """As for every module, but casts do not change float buffers."""
         wide = {n: b for n, b in self._buffers.items() if b is not None and b.is_floating_point()}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in wide.items():
@@ -209,7 +209,7 @@ class TableState(nn.Module):
 def _shared_initial_centroids(
     kept: Tensor, importance: Tensor | None, options: FakePalettizeOptions, share: Share
 ) -> Tensor:
-    """The best tables of groups [g, N, d]; of many groups each rank clusters some."""
+    """Return the best tables of groups [g, N, d]; each rank clusters some of many groups."""
     entries, groups = options.entries, len(kept)
     if share.ranks == 1 or groups < max(share.ranks, options.initial_in_shares_from):
         return initial_centroids(kept, entries, importance)
@@ -219,7 +219,7 @@ def _shared_initial_centroids(
 
 
 def _least_squared_distance(tables: Tensor) -> Tensor:
-    """Between two entries of each table [G, K, d], [G]; 0 for a single one."""
+    """Return the least squared distance of two entries of each table [G, K, d]: [G]; 0 for one."""
     if tables.shape[1] == 1:
         return torch.zeros_like(tables[:, 0, 0])
     if tables.shape[2] == 1:

@@ -1,4 +1,4 @@
-"""A weight as the points that are clustered, and by how much each counts."""
+"""Weights as points to be clustered, with their importance."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class WeightPoints:
     kept
         The same as constants, with exact zeros where points count as zero.
     is_zero
-        bool[G, N, 1]: which points count as zero, all their weights being within the threshold.
+        bool[G, N, 1]: points that count as zero, since all their elements are within the threshold.
     importance
-        [G, N]: by what a point counts in the centroids; None for all alike, or not asked for.
+        [G, N]: weight of a point in the centroids; None for all alike, or not asked for.
     scale
-        That of the channels, [1, ..., C, ..., 1]; None for none.
+        Scale of the channels, [1, ..., C, ..., 1], or None.
     """
 
     points: Tensor
@@ -36,7 +36,7 @@ class WeightPoints:
     scale: Tensor | None
 
     def of_groups(self, groups: slice) -> WeightPoints:
-        """The points of some of the groups."""
+        """Return the points of some of the groups."""
         return WeightPoints(
             self.points[groups],
             self.kept[groups],
@@ -49,7 +49,7 @@ class WeightPoints:
 def points_of(
     weight: Tensor, options: FakePalettizeOptions, *, has_importance: bool
 ) -> WeightPoints:
-    """The points of a weight; without ``has_importance`` none is computed."""
+    """Return the points of a weight; importance is computed only with ``has_importance``."""
     scale = None
     if options.scale_axis is None:
         points = options.layout.points(weight)
@@ -85,28 +85,27 @@ def _importance(
 
 
 def mean_square(points: Tensor) -> Tensor:
-    """The mean over the points [G, N, d] of a group of their squared lengths, [G]."""
+    """Return the mean squared length of the points [G, N, d] of each group, [G]."""
     return points.float().square().sum(-1).mean(1)
 
 
 def variance(points: Tensor) -> Tensor:
-    """The mean over the points [G, N, d] of a group of squared distances to their mean, [G]."""
+    """Return the mean squared distance of the points [G, N, d] of each group to their mean, [G]."""
     wide = points.float()
     return mean_square(wide - wide.mean(1, keepdim=True))
 
 
 def zeroed(points: Tensor, is_zero: Tensor) -> Tensor:
-    """Points with exact zeros where they count as zero.
+    """Return points with exact zeros where they count as zero.
 
-    The points themselves where none does: a copy would be one more thing to keep for the backward
-    pass.
+    Where none does, the points themselves: a copy would have to be kept for the backward pass.
     """
     return points.masked_fill(is_zero, 0.0) if may_be_freed() or is_zero.any() else points
 
 
 def may_be_freed() -> bool:
-    """Whether weights may be views of memory that FSDP frees and takes again.
+    """Whether weights may be views of memory that FSDP frees and allocates again.
 
-    It cannot once an array has been made of them, and kernels make arrays of what they get.
+    FSDP cannot do that once an array shares the memory, and kernels make arrays of their arguments.
     """
     return dist.is_available() and dist.is_initialized()

@@ -499,10 +499,10 @@ def test_calls_in_the_wrong_order_are_refused():
         with pytest.raises(ConfigError, match="not prepared"):
             call()
     palettizer.prepare(inplace=True)
-    with pytest.raises(ConfigError, match="prepared already"):
+    with pytest.raises(ConfigError, match="already prepared"):
         palettizer.prepare()
     palettizer.finalize(inplace=True)
-    with pytest.raises(ConfigError, match="finalized already"):
+    with pytest.raises(ConfigError, match="already finalized"):
         palettizer.finalize()
 
 

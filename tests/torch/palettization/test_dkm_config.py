@@ -159,7 +159,7 @@ def test_a_number_that_yaml_takes_for_text():
     text = yaml.safe_load("palett_tau: 1e-6")
     assert text == {"palett_tau": "1e-6"}
     message = refusal(**text)
-    assert "got '1e-6'; that is text, in YAML write 1.0e-06" in message
+    assert "got '1e-6'; that is text: in YAML write 1.0e-06" in message
     assert "in YAML write 0.5" in refusal(palett_tau="0.5")
     assert Module.from_yaml(io.StringIO("palett_tau: 1.0e-06")).palett_tau == 1e-6
 
@@ -279,7 +279,7 @@ def test_the_older_name_of_lut_dtype():
     assert Module(cluster_dtype="f32") == Module()
     assert attrs.evolve(Module(cluster_dtype="i8"), lut_dtype="u8") == Module(lut_dtype="u8")
     message = refusal(cluster_dtype="i8", lut_dtype="u8")
-    assert "got 'i8' beside lut_dtype='u8'; leave cluster_dtype out" in message
+    assert "got 'i8' as well as lut_dtype='u8'; leave cluster_dtype out" in message
     assert "f32, oc_last, got 'i4'" in refusal(cluster_dtype="i4")
 
 
@@ -308,7 +308,7 @@ def test_output_channels_last():
     assert config.permutation_for(4) == (1, 2, 3, 0)
     assert config.permutation_for(2) == (1, 0)
     message = refusal(cluster_dtype="oc_last", cluster_permute=(1, 0))
-    assert "stands for a cluster_permute, got it beside (1, 0); keep one" in message
+    assert "stands for a cluster_permute, got it as well as (1, 0); keep one" in message
 
 
 def test_partitions_as_groups():
@@ -320,14 +320,14 @@ def test_partitions_as_groups():
     assert config.group_size_for((72, 1)) is config.group_size_for((2, 2)) is None
     kept = config.group_size_for((16, 50))
     assert kept == Keep(
-        "partition_size 72 is no multiple of the 50 elements of a channel",
+        "partition_size 72 is not a multiple of the 50 elements of a channel",
         "partition_size is not a number of channels",
     )
     kept = Module(partition_size=72, cluster_dim=4).group_size_for((16, 36))
     assert isinstance(kept, Keep)
     assert kept.reason == "cluster_dim 4 does not divide the 2 channels of partition_size 72"
     message = refusal(partition_size=72, **GROUPED, group_size=8)
-    assert "got 72 beside group_size=8; leave partition_size out" in message
+    assert "got 72 as well as group_size=8; leave partition_size out" in message
 
 
 @pytest.mark.parametrize(

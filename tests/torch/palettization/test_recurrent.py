@@ -189,9 +189,9 @@ def test_projections_and_what_coremltools_cannot_convert():
     model, report = palettized(nn.LSTM(INPUTS, HIDDEN, proj_size=6, bidirectional=True), n_bits=2)
     assert report["weight_hr_l0_reverse"].is_palettized
     assert model.weight_hr_l0_reverse.unique().numel() == 4
-    assert "coremltools converts no LSTM with proj_size" in report["weight_hr_l0"].note
+    assert "coremltools does not convert LSTM with proj_size" in report["weight_hr_l0"].note
     _, report = palettized(nn.RNN(INPUTS, HIDDEN, bidirectional=True), n_bits=2)
-    assert report["weight_hh_l0_reverse"].note == "coremltools converts no bidirectional RNN"
+    assert report["weight_hh_l0_reverse"].note == "coremltools does not convert a bidirectional RNN"
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])

@@ -204,7 +204,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     model = every_kind()
     palettizer = SKMPalettizer(model, config(n_bits=2))
     torch.save({"other": torch.ones(3)}, tmp_path / "other.pt")
-    with pytest.raises(ConfigError, match=r"other parameters.*got other, wanted embedding\.weight"):
+    with pytest.raises(ConfigError, match=r"other parameters.*got other, needed embedding\.weight"):
         palettizer.compress(sensitivity_path=tmp_path / "other.pt")
     torch.save({"key.weight": torch.ones(3)}, tmp_path / "shape.pt")
     with pytest.raises(ConfigError, match=r"key\.weight.*\(3,\)"):
