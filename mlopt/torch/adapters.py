@@ -242,7 +242,7 @@ def _checked_names(parameters: Any) -> tuple[str, ...]:
     names = tuple(parameters) if is_several else (parameters,)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
-            "parameters must be the names of a module's weights, at least one; got "
+            "parameters must be the names of a module's weights, at least one, got "
             f"{list(names) if is_several else parameters!r}"
         )
     if len(set(names)) < len(names):

@@ -1,4 +1,4 @@
-"""A palette that a module carries along in buffers beside its weight.
+"""Palettes that modules carry in buffers next to their weights.
 
 The weight of a palettized module is dense: the module computes, trains and is traced as before. Its
 palette is in buffers, so it goes wherever the state of the module goes: ``state_dict``,
@@ -6,17 +6,17 @@ palette is in buffers, so it goes wherever the state of the module goes: ``state
 
 - ``_COREML_/weight/...``: the table and its scales, where ``coremltools.convert`` looks for them
   from version 8 on. It has no field for indices, and searches for them.
-- ``_MLOPT_/weight/indices``: the packed indices, uint8[ceil(indices * nbits / 8)], so that
-  nobody who knows of them has to search; ``codes``: the table in 8 bits, where it is stored so;
+- ``_MLOPT_/weight/indices``: the packed indices, uint8[ceil(indices * nbits / 8)], which make a
+  search unnecessary; ``codes``: the table in 8 bits, where it is stored so;
   ``dtype``: the number of the weight's dtype when it was palettized, since ``model.half()`` and the
   like cast weights and tables each on their own.
 
-Of a table in 8 bits they have its scale and its offset too. One of vectors, or with a per-channel
-scale, is nothing that coremltools converts: the kinds of compression then say that there is a table
-and no more, and what is converted is the table in floats, which stands for the same weight.
+For a table in 8 bits there are its scale and its offset too. One of vectors, or with a per-channel
+scale, cannot be converted by coremltools: the kinds of compression then only say that there is a
+table, and the table in floats is converted, which stands for the same weight.
 
-A weight that coremltools takes apart into gates has all of them under ``_MLOPT_``, and ``gates``
-with their number, so that ``coremltools.convert`` finds nothing there and takes the dense weight.
+A weight that coremltools splits into gates has all of them under ``_MLOPT_``, and ``gates`` with
+their number, so that ``coremltools.convert`` finds no palette and takes the dense weight.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _PALETTIZATION, QUANTIZATION = 2, 3
 def attach(
     module: nn.Module, parameter_name: str, palettized: Palettized, gates: int | None = None
 ) -> None:
-    """Let a module carry the palette of one of its parameters, in the place of an earlier one.
+    """Make a module carry the palette of one of its parameters, instead of an earlier one.
 
-    The parameter itself is left alone; the buffers are made on its device. ``gates``: so many
-    coremltools takes the weight apart into, in this module or in one that shares it.
+    The parameter itself is left alone; the buffers are made on its device. ``gates``: the number of
+    gates into which coremltools splits the weight, in this module or in one that shares it.
     """
     detach(module, parameter_name)
     device = getattr(module, parameter_name).device
@@ -74,7 +74,7 @@ def detach(module: nn.Module, parameter_name: str) -> None:
 
 
 def mark(model: nn.Module) -> None:
-    """Say of a model that modules of it carry palettes, and in which version of the fields."""
+    """Mark a model whose modules carry palettes, with the version of the fields."""
     model.register_buffer(_VERSION, torch.tensor(1))
 
 
@@ -91,18 +91,18 @@ class CarriedPalette:
 
     @property
     def prefix(self) -> str:
-        """What the names of its fields for coremltools start with in the state."""
+        """Prefix of the names of its fields for coremltools in the state."""
         module_name, _, parameter_name = self.name.rpartition(".")
         return f"{module_name}.{COREML}/{parameter_name}/".removeprefix(".")
 
     @property
     def gates(self) -> int | None:
-        """So many gates coremltools takes the weight apart into; None: it takes it as it is.
+        """The number of gates into which coremltools splits the weight; None: it takes it whole.
 
         Raises
         ------
         ConfigError
-            No module has weights of so many.
+            No module has weights of that many gates.
         """
         if "gates" not in self.fields:
             return None
@@ -112,9 +112,9 @@ class CarriedPalette:
         return int(gates)
 
     def palettized(self) -> Palettized:
-        """The palette, in the dtype that the weight had when it was palettized.
+        """Return the palette, in the dtype that the weight had when it was palettized.
 
-        Where the model was cast to a narrower one since, tables and scales are the narrower ones.
+        Where the model has since been cast to a narrower dtype, tables and scales are in that.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class CarriedPalette:
 
         def floats(name: str) -> npt.NDArray[Any]:
             tensor = fields[name]
-            # what a cast to a wider dtype has made of it is exactly the same number
+            # a cast to a wider dtype has left exactly the same numbers
             return as_array(tensor.to(dtype) if _holds(tensor.dtype, dtype) else tensor)
 
         table = floats("lut")
@@ -166,7 +166,7 @@ class CarriedPalette:
         return Palettized(table, indices, vector_axis, scale, quantized)
 
     def _agrees(self, palettized: Palettized, first: torch.dtype) -> bool:
-        """Whether palette and weight are equal, but for what narrowing casts have rounded."""
+        """Whether palette and weight are equal, except for the rounding of narrowing casts."""
         weight = self.weight.detach().cpu()
         stored = as_tensor(palettized.dequantize())
         if _holds(weight.dtype, first):
@@ -182,7 +182,7 @@ class CarriedPalette:
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""By the number that stands for them in a state. Only ever append."""
+"""Dtypes by the number that stands for them in a state. Only ever append."""
 
 
 def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
@@ -191,9 +191,9 @@ def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
 
 
 def carried_palettes(state: Mapping[str, torch.Tensor]) -> Iterator[CarriedPalette]:
-    """The palettes in a state: that of a module, a TorchScript module or an exported program.
+    """Return the palettes in a state of a module, a TorchScript module or an exported program.
 
-    Those of coremltools, which have no indices, are passed over.
+    Those of coremltools, which have no indices, are skipped.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
@@ -214,9 +214,9 @@ def carried_palettes(state: Mapping[str, torch.Tensor]) -> Iterator[CarriedPalet
 
 
 def target_of_others(state: Mapping[str, torch.Tensor]) -> Target | None:
-    """The target that weights need which coremltools' own optimizers described; None without any.
+    """Return the target that weights described by coremltools' own optimizers need, if any.
 
-    Below iOS16, its conversion passes over them.
+    Below iOS16, its conversion skips them.
     """
     suffix = "/compression_type"
     newest: Target | None = None
@@ -237,12 +237,12 @@ def target_of_others(state: Mapping[str, torch.Tensor]) -> Target | None:
 def remove_palettes(model: nn.Module) -> None:
     """Drop the palettes that a model carries; its weights stay as they are.
 
-    Afterwards it is a plain model, to be trained further, say. Palettes of coremltools go as well.
+    Afterwards it is a plain model, which can be trained further. Palettes of coremltools go too.
 
     Raises
     ------
     ConfigError
-        It is no module, or a traced one, whose buffers cannot be removed.
+        It is not a module, or it is a traced one, whose buffers cannot be removed.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
@@ -278,7 +278,7 @@ _ONLY_COREML_FIELDS = frozenset(
 
 
 def _buffers(palettized: Palettized) -> dict[str, torch.Tensor]:
-    """The fields of a palette."""
+    """Return the fields of a palette."""
     kinds = [_PALETTIZATION]
     table = as_tensor(palettized.table)
     fields = {

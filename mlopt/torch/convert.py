@@ -1,4 +1,4 @@
-"""From a palettized PyTorch model to a Core ML model with the same tables and indices."""
+"""Conversion of a palettized PyTorch model to a Core ML model with the same tables and indices."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def convert(
 ) -> Any:
     """Convert a model with coremltools, and store its palettes exactly as they are.
 
-    coremltools converts everything but the palettized weights, in whose places the operations for
-    their palettes come then: the very tables, scales and indices that the modules carry, with no
-    search for them and with no more memory than the weights take. ``coremltools.convert`` itself
-    finds nearly always the same, but tries every entry of a table for every weight; it has dense
-    weights for ``LSTM`` and ``GRU``, and no form of ``LSTMCell``, ``GRUCell`` and ``Bilinear``.
+    coremltools converts everything but the palettized weights, which are then replaced by the
+    operations for their palettes: exactly the tables, scales and indices that the modules carry,
+    without a search and with no more memory than the weights take. ``coremltools.convert`` itself
+    nearly always finds the same, but tries every table entry for every element; it makes dense
+    weights for ``LSTM`` and ``GRU``, and cannot convert ``LSTMCell``, ``GRUCell`` and ``Bilinear``.
 
     Parameters
     ----------
     model
         A ``torch.nn.Module``, in any float dtype and on any device: it is converted as in ``eval``
-        mode and in float32, and stays as it is. Or what ``torch.jit.trace``, ``torch.jit.script``
-        or ``torch.export.export`` made of one.
+        mode and in float32, and stays as it is. Or the result of ``torch.jit.trace``,
+        ``torch.jit.script`` or ``torch.export.export``.
     example_inputs
         For a module only: a tensor, a tuple of tensors, or a dictionary of tensors by the names
         of the arguments, to trace it with.
@@ -73,7 +73,7 @@ def convert(
     -----
     UserWarning
         A palettized weight is in no operation of the program: the program does not use it. Or it
-        is there as a dense one, since its palette does not fit the gates of a recurrent module.
+        is dense there, since its palette does not fit the gates of a recurrent module.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def convert(
         return coremltools.convert(source, **options)
 
     destination = options.pop("package_dir", None)
-    # for the stand-ins, which are no model to load either
+    # for the stand-ins, which are not a model to load either
     options["pass_pipeline"] = without_folding(options.get("pass_pipeline"))
     options["skip_model_load"] = True
     state = state_of(source)
@@ -125,20 +125,20 @@ def convert(
 
 
 def _check_destination(package_dir: Any) -> None:
-    """Refuse what coremltools refuses, whether or not there are palettes."""
+    """Refuse what coremltools refuses, with or without palettes."""
     if package_dir is None:
         return
     path = Path(package_dir)
     if path.suffix != ".mlpackage":
-        raise ConfigError(f"package_dir has to end in .mlpackage, got {str(package_dir)!r}")
+        raise ConfigError(f"package_dir must end in .mlpackage, got {str(package_dir)!r}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(
-            f"package_dir has to be new, got {str(package_dir)!r}, which exists; remove it first"
+            f"package_dir must be new, got {str(package_dir)!r}, which exists; remove it first"
         )
 
 
 def _numbered(palettes: Iterator[CarriedPalette]) -> dict[int, list[CarriedPalette]]:
-    """Palettes by number; tied weights have one, which stands for all their names."""
+    """Return palettes by number; tied weights have one, which stands for all their names."""
     numbers: dict[tuple[Any, ...], int] = {}
     numbered: dict[int, list[CarriedPalette]] = {}
     for palette in palettes:
@@ -160,15 +160,15 @@ def _target(
     *,
     is_quantized: bool,
 ) -> Target | None:
-    """The target to convert for; None for coremltools' default.
+    """Return the target to convert for; None for coremltools' default.
 
-    Every palette is read for it, so that what is wrong with one is said before the conversion.
+    Every palette is read for this, so that a defect is reported before the conversion.
     ``is_quantized``: the model quantizes activations, which takes iOS17.
 
     Raises
     ------
     TargetError
-        What was asked for is too old for some palettes.
+        The requested target is too old for some palettes.
     """
     newest = asked or target_of_others(state)
     violations = []
@@ -196,7 +196,7 @@ def _target(
 
 
 def _written(sharing: list[CarriedPalette]) -> list[Palettized]:
-    """The palettes that a program may have for the weight that these are of."""
+    """Return the palettes that a program may have for the weight of these."""
     palettized, gates = sharing[0].palettized(), sharing[0].gates
     if gates is None:
         return [palettized]
@@ -211,7 +211,7 @@ def _with_palettes(
     state: Mapping[str, torch.Tensor],
     destination: Path,
 ) -> Path:
-    """Write a converted model with palettes in the places of their stand-ins.
+    """Write a converted model with palettes instead of their stand-ins.
 
     ``state``: that of the model that was converted.
     """
@@ -230,7 +230,7 @@ def _with_palettes(
                 if not all(is_untouched(n, state[palette.name], number) for n in nodes):
                     raise ConfigError(
                         f"{palette.name}: a pass of coremltools changed what the palettized weight "
-                        "was in the program, and its palette does not fit any more; leave the pass "
+                        "was in the program, and its palette no longer fits; leave the pass "
                         "out of pass_pipeline, or leave the weight alone and palettize it after "
                         "the conversion"
                     )
@@ -251,7 +251,7 @@ def _replace_gates(
     palettes: Mapping[int, list[CarriedPalette]],
     state: Mapping[str, torch.Tensor],
 ) -> Iterator[int]:
-    """Replace the gates of weights in a program; yields the numbers of palettes that it has."""
+    """Replace the gates of weights in a program; yield the numbers of the palettes that it has."""
     gated = [(n, sharing) for n, sharing in palettes.items() if sharing[0].gates is not None]
     constants = GatedConstants(program) if gated else None
     for number, sharing in gated:
@@ -268,7 +268,7 @@ def _replace_gates(
 
 
 def _warn_of(missing: Mapping[int, list[CarriedPalette]]) -> None:
-    """Say which palettes a converted model does not have, if any."""
+    """Warn about palettes that a converted model does not have, if any."""
     dense = [each for each in missing.values() if not _written(each)]
     unread = [each for each in missing.values() if _written(each)]
     if dense:
@@ -289,7 +289,7 @@ def _warn_of(missing: Mapping[int, list[CarriedPalette]]) -> None:
 
 
 def _result_dtype(node: Node) -> str:
-    """Element type, by numpy's name, of what a stand-in stands for."""
+    """Return the element type, by numpy's name, of what a stand-in stands for."""
     declared = tensor_type_of(node.outputs[0].type)
     assert declared is not None
     return declared[0].numpy_name

@@ -687,7 +687,7 @@ def test_package_dir_is_checked_before_the_conversion(tmp_path):
         convert(model, torch.zeros(1, 16), package_dir=str(tmp_path / "out"))
     (tmp_path / "out.mlpackage").mkdir()
     (tmp_path / "out.mlpackage" / "file").touch()
-    with pytest.raises(ConfigError, match="has to be new"):
+    with pytest.raises(ConfigError, match="must be new"):
         convert(model, torch.zeros(1, 16), package_dir=str(tmp_path / "out.mlpackage"))
 
 

@@ -173,7 +173,7 @@ def test_names_that_a_module_lacks_are_errors():
     ):
         palettized(nn.ModuleDict({"a": Derived()}), n_bits=2)
     register_module(Mixing, "kernel", 2)
-    with pytest.raises(ConfigError, match=r"'kernel' is of rank 2, and output_axis 2 .* -2 to 1"):
+    with pytest.raises(ConfigError, match=r"'kernel' is of rank 2, but output_axis 2 .* -2 to 1"):
         DKMPalettizer(Mixing()).prepare()
 
 

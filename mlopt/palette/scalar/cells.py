@@ -37,7 +37,7 @@ class Gathered(NamedTuple):
 
 
 class InCells(NamedTuple):
-    """Values in ascending order with their importance; starts: counts of values before each cell."""
+    """Ascending values with their importance; starts: number of values before each cell."""
 
     values: npt.NDArray[np.float64]
     importance: npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Carrying out decisions: parameters are clustered, and the model takes their palettes."""
+"""Compression of a model: its parameters are clustered, and it takes their palettes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def compress(
     importance
         For each parameter, by what its squared errors are weighted. None: all alike.
     workers
-        Threads, as many as PyTorch has at least. The result does not depend on it.
+        Threads, at least as many as PyTorch has. The result does not depend on it.
     inplace
         Change the model itself, once all parameters are clustered: an error leaves it as it was.
         False: change a copy.
@@ -54,16 +54,16 @@ def compress(
 
     Returns
     -------
-    The palettized model, and the account of every parameter. Weights hold what their palettes stand
+    The palettized model, and the report on every parameter. Weights hold what their palettes stand
     for, in their own dtype and on their device; modules carry the palettes in buffers.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
-            f"the model has to be a torch.nn.Module, got {type(model).__name__}; a traced or "
-            "exported model has to be palettized before it is traced"
+            f"the model must be a torch.nn.Module, got {type(model).__name__}; a traced or "
+            "exported model must be palettized before it is traced"
         )
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"num_kmeans_workers has to be an integer of at least 1, got {workers!r}")
+        raise ConfigError(f"num_kmeans_workers must be an integer of at least 1, got {workers!r}")
     workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
     jobs = [_job(decision, importance, workers) for decision in decisions]
@@ -84,7 +84,7 @@ def compress(
 def _job(
     decision: ParameterDecision, importance: Importance | None, workers: int
 ) -> Callable[[], Computed] | None:
-    """The clustering of a parameter; None where it is kept."""
+    """Cluster a parameter; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     share = share_of(decision.subject.tensor.numel(), workers)
@@ -105,14 +105,14 @@ def _compute(
 
 
 def store(parameter: torch.Tensor, palettized: Palettized) -> None:
-    """Write what a palette stands for into a parameter, which stays where and what it is."""
+    """Write the values of a palette into a parameter, which keeps device, dtype and identity."""
     values = as_tensor(palettized.dequantize())
     with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
         parameter.copy_(values)
 
 
 class _Taker:
-    """The model that takes the palettes: the one given, or a copy.
+    """Return the model that takes the palettes: the one given, or a copy.
 
     Parameters that will be palettized are not copied, since they get new values anyway.
     """
@@ -140,7 +140,7 @@ class _Taker:
         self.model = copy.deepcopy(model, memo)
 
     def take(self, parameter: ModelParameter, palettized: Palettized) -> None:
-        """Let a parameter have the values of a palette, and its modules carry the palette."""
+        """Give a parameter the values of a palette, and its modules the palette."""
         owners = [
             (self.model.get_submodule(owner.module_name), owner.parameter_name)
             for owner in parameter.owners
@@ -150,7 +150,7 @@ class _Taker:
         assert taking is not None
         is_alone = self._is_copy and not parameter.twins
         if is_alone and taking.device.type == "cpu" and taking.is_contiguous():
-            # nothing is in the new parameter's own memory yet
+            # the new parameter's own memory is still uninitialized
             taking.data = as_tensor(palettized.dequantize())
         else:
             store(taking, palettized)

@@ -1,7 +1,7 @@
-"""Which modules of a model are palettized, and how: one class for each palettizer.
+"""Configurations: which modules of a model are palettized, and how; one class per palettizer.
 
 The names and the documented behaviour are coremltools'; as in ``mlopt.coreml.config``, values are
-checked when they are given, arguments are copied, and a key that means nothing is refused.
+checked when they are given, arguments are copied, and unknown keys are refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RuleT = TypeVar("RuleT", default=Any)
-"""What a rule is kept as, where it does not leave modules alone: mostly a config for a module."""
+"""The form of a rule that does not leave modules alone: mostly a config for a module."""
 
 
 def _name_key(key: Any) -> str:
@@ -61,7 +61,7 @@ def _type_rules(rules: Any) -> dict[TypeKey, Any]:
         key = checked_type_key(given)
         if key in checked:
             raise ConfigError(
-                f"module_type_configs has two keys for the same class, got {given!r} beside "
+                f"module_type_configs has two keys for the same class, got {given!r} and "
                 f"{key!r}; keep one"
             )
         checked[key] = config
@@ -91,7 +91,7 @@ _reads_rules = attrs.setters.pipe(attrs.setters.convert, _read_rules)
 
 @attrs.define
 class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
-    """What the configurations of all palettizers have in common.
+    """Base class of the configurations of all palettizers.
 
     A rule is a config of the class in `module_config`, coremltools' of that name, a mapping of its
     parameters, or None to leave the modules alone; ``mlopt.torch.palettization.rules`` says which
@@ -101,14 +101,14 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
     ----------
     global_config
         For every module that no other rule covers. None: leave those alone, except that a
-        configuration for which nothing at all is given has the defaults here.
+        configuration without any arguments has the defaults here.
     module_type_configs
         Class of modules to rule. A key is the class, its qualified name (``"torch.nn.Linear"``) or
         its bare name (``"Linear"``), and covers derived classes too. A qualified name of a class
         that is loaded is kept as that class.
     module_name_configs
         Name of a module, as ``get_submodule`` takes it, to rule. A key may be a regular expression
-        that matches the whole name; one that is no valid expression is only a name. The name of
+        that matches the whole name; an invalid expression is only a name. The name of
         the model itself is ``""``.
 
     The mappings are copied. Type parameters: the configs of modules, and what rules are kept as.
@@ -131,7 +131,7 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
 
     def __attrs_post_init__(self) -> None:
         given = (self.global_config, self.module_type_configs, self.module_name_configs)
-        # Set once more, because only setting reads rules that are plain values.
+        # Set once more, because only setters read rules that are plain values.
         self.global_config, self.module_type_configs, self.module_name_configs = given
         if self.global_config is None and not any(given):
             self.global_config = self._read({}, "global_config")
@@ -160,33 +160,33 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         return self
 
     def get_module_config(self, name: str, module: nn.Module) -> RuleT | None:
-        """The rule that decides for a module of that qualified name; None: it is left alone."""
+        """Return the rule for a module of that qualified name; None: the module is left alone."""
         rule: RuleT | None = rule_for(self, name, module)[2]
         return rule
 
     @classmethod
     def taken_over(cls, config: Any) -> Self:
-        """The configuration that equals one of coremltools' class of the same name.
+        """Return the configuration that equals one of coremltools' class of the same name.
 
         Raises
         ------
         ConfigError
-            It is none, or has a rule that is not allowed here.
+            It is not of that class, or has a rule that is not allowed here.
         """
         if not is_foreign(config, cls.__name__):
             got = f"{type(config).__module__}.{type(config).__name__}"
             raise ConfigError(
-                f"config has to be an mlopt.torch.palettization.{cls.__name__}, or coremltools' "
-                f"class of that name, got {got}; a dictionary goes through its from_dict"
+                f"config must be an mlopt.torch.palettization.{cls.__name__}, or coremltools' "
+                f"class of that name, got {got}; convert a dictionary with its from_dict"
             )
         return cls.from_dict(parameters_of(config))
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
-        """The configuration that nested values describe; they are only read.
+        """Return the configuration that nested values describe; they are only read.
 
-        The keys are the parameters of the class, all optional. A `global_config` that is written as
-        None stays None, also where there are no other rules.
+        The keys are the parameters of the class, all optional. An explicit `global_config` of None
+        stays None, even without other rules.
 
         Raises
         ------
@@ -202,7 +202,7 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         misplaced = [f.name for f in attrs.fields(cls.module_config) if f.name in config_dict]
         if misplaced:
             raise ConfigError(
-                f"{misplaced[0]!r} is a parameter of a rule, got it beside the rules; "
+                f"{misplaced[0]!r} is a parameter of a rule, got it next to the rules; "
                 "put it under 'global_config'"
             )
         check_keys(config_dict, parameters)
@@ -213,7 +213,7 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
 
     @classmethod
     def from_yaml(cls, yml: str | os.PathLike[str] | IO[Any]) -> Self:
-        """The configuration in a YAML file, in the form of :meth:`from_dict`.
+        """Return the configuration in a YAML file, in the form of :meth:`from_dict`.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         return read_yaml(yml, lambda values: cls.from_dict({} if values is None else values))
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain values that :meth:`from_dict` reads back to what decides the same.
+        """Return nested plain values, which :meth:`from_dict` reads back as an equivalent one.
 
         Classes are written by their qualified names.
         """
@@ -246,14 +246,14 @@ class OptimizationConfig(Generic[ModuleConfigT, RuleT]):
         }
 
     def config_for(self, rule: RuleT, module: nn.Module) -> ModuleConfigT | Keep:
-        """What a rule that decides for a module asks for; Keep, if it asks for nothing after all.
+        """Return what a rule asks for a module; Keep, if it asks for nothing after all.
 
         Parameters
         ----------
         rule
-            One that is kept here and does not leave modules alone.
+            A rule that is kept here and does not leave modules alone.
         module
-            One that has weights, with its values.
+            A module that has weights, with its values.
         """
         return cast("ModuleConfigT", rule)
 
@@ -299,7 +299,7 @@ class SKMPalettizerConfig(OptimizationConfig[ModuleSKMPalettizerConfig, ModuleSK
         As for :class:`OptimizationConfig`; the rules are ModuleSKMPalettizerConfig objects,
         mappings of their parameters, or None.
     calibration_nsamples
-        How many samples, at least 1, sensitivities are computed from.
+        Number of samples, at least 1, from which sensitivities are computed.
 
     Raises
     ------
@@ -334,7 +334,7 @@ class DKMPalettizerConfig(OptimizationConfig[ModuleDKMPalettizerConfig, DKMRule]
     module_config = ModuleDKMPalettizerConfig
 
     def config_for(self, rule: DKMRule, module: nn.Module) -> ModuleDKMPalettizerConfig | Keep:
-        """The config for the weights of a module, with its `n_bits`; Keep if they are too small."""
+        """Return the config for a module's weights, with its `n_bits`; Keep if too small."""
         return config_by_size(_candidates(rule), module)
 
     @classmethod
@@ -348,7 +348,7 @@ class DKMPalettizerConfig(OptimizationConfig[ModuleDKMPalettizerConfig, DKMRule]
             raise ConfigError(
                 f"{rule}: a list must hold one config or more, got "
                 f"{'None in one' if read else 'an empty one'}; "
-                "for modules to be left alone, give None in its place"
+                "to leave modules alone, give None instead of a list"
             )
         thresholds = [item.weight_threshold for item in configs]
         if len(set(thresholds)) < len(thresholds):
@@ -364,12 +364,12 @@ def _candidates(rule: DKMRule) -> Sequence[ModuleDKMPalettizerConfig]:
 
 
 def rule_text(kind: str, key: TypeKey) -> str:
-    """A rule for a message: ``"module_type_configs['torch.nn.Linear']"``."""
+    """Name a rule for a message: ``"module_type_configs['torch.nn.Linear']"``."""
     return f"{kind}[{key_text(key)!r}]"
 
 
 def _written(rule: Any) -> Any:
-    """A rule as plain values."""
+    """Return a rule as plain values."""
     if isinstance(rule, tuple):
         return [_written(config) for config in rule]
     return None if rule is None else rule.as_dict()

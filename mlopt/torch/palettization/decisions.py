@@ -1,4 +1,4 @@
-"""What is to be done with each parameter of a model, before anything is clustered."""
+"""Decisions about the parameters of a model, before anything is clustered."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ ParameterDecision: TypeAlias = Decision[ModelParameter, ModuleOptimizationConfig
 def decide(
     model: nn.Module, config: OptimizationConfig[ModuleConfigT]
 ) -> tuple[tuple[ParameterDecision, ...], tuple[UnmatchedRule, ...]]:
-    """Decide about every parameter of a model; also the rules that match no module with weights.
+    """Decide about every parameter of a model; also return rules that match no module with weights.
 
     Raises
     ------
     ConfigError
-        Some parameters have no values, or they are distributed over processes; or modules are not
-        as they were registered.
+        Some parameters have no values or are distributed over processes, or modules differ from
+        what was registered for them.
     """
     if is_sharded(model):
         raise ConfigError(
@@ -78,7 +78,7 @@ def _decide(
 
 
 def _reason_to_keep(parameter: ModelParameter) -> Keep | None:
-    """Why a parameter stays whatever the configuration says."""
+    """Return why a parameter is kept regardless of the configuration, or None."""
     tensor, first = parameter.tensor, parameter.owners[0]
     kind = type(first.module).__name__
     if tensor.dtype not in FLOATS:
@@ -94,7 +94,7 @@ def _reason_to_keep(parameter: ModelParameter) -> Keep | None:
         return Keep(f"its layout is {tensor.layout}; make it dense first", "not dense")
     if parameter.overlaps:
         return Keep(
-            "some of its memory is that of another parameter, or is expanded; clone it first",
+            "it shares memory with another parameter, or is expanded; clone it first",
             "shares memory",
         )
     if any(getattr(owner.module, "max_norm", None) is not None for owner in parameter.adapted):
@@ -106,7 +106,7 @@ def _reason_to_keep(parameter: ModelParameter) -> Keep | None:
 
 
 def _without_adapter(owner: Owner) -> Keep:
-    """Why a parameter stays that nothing palettizes in its module."""
+    """Return why no adapter palettizes a parameter."""
     module = owner.module
     if isinstance(module, nn.utils.parametrize.ParametrizationList):
         return Keep(
@@ -127,7 +127,7 @@ def _without_adapter(owner: Owner) -> Keep:
             "torch.nn.utils.remove_weight_norm first",
             "part of a reparametrization",
         )
-    remedy = "" if adapters_of(module) else "; mlopt.torch.register_module makes one"
+    remedy = "" if adapters_of(module) else "; mlopt.torch.register_module adds one"
     return Keep(
         f"no adapter palettizes {owner.parameter_name!r} of {type(module).__name__}{remedy}",
         "no adapter for its module",
@@ -135,7 +135,7 @@ def _without_adapter(owner: Owner) -> Keep:
 
 
 def choose_spec(parameter: ModelParameter, config: ModuleOptimizationConfig) -> PaletteSpec | Keep:
-    """The palette that a configuration asks for, fitted to the shape and the modules."""
+    """Return the palette that a configuration asks for, fitted to the shape and the modules."""
     shape = tuple(parameter.tensor.shape)
     axes = {o.adapter.axes(len(shape)) for o in parameter.adapted if o.adapter}
     is_cut = config.group_size_for(shape) is not None or config.vector_length > 1

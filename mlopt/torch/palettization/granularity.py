@@ -1,4 +1,4 @@
-"""How much of a parameter shares one lookup table, under the names of the torch side."""
+"""Granularity: how much of a parameter shares a lookup table, in the torch side's names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PalettizationGranularity(str, Enum):
     Raises
     ------
     ConfigError
-        There is no such granularity.
+        The name is not that of a granularity.
     """
 
     per_tensor = Granularity.PER_TENSOR.value

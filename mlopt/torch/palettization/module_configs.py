@@ -1,4 +1,4 @@
-"""How the parameters of a module are palettized, one class for each palettizer.
+"""Configurations of a module: how its parameters are palettized; one class per palettizer.
 
 The names, the order of the parameters and the defaults are coremltools'. Every value is checked
 when it is given, and a configuration cannot be changed afterwards.
@@ -78,10 +78,9 @@ def _rounding_precision(value: Any) -> int:
 
 @attrs.frozen
 class ModuleOptimizationConfig:
-    """What the configurations of all palettizers have in common. Vary one with ``attrs.evolve``.
+    """Base class of module configurations of all palettizers. Vary one with ``attrs.evolve``.
 
-    Two configurations of a class are equal if they ask for the same: None for `cluster_dim` and 1
-    are no difference.
+    Two configurations of a class are equal if they ask for the same: `cluster_dim` None equals 1.
 
     Parameters
     ----------
@@ -97,10 +96,10 @@ class ModuleOptimizationConfig:
         Channels that share a table. Required by per_grouped_channel, None for per_tensor.
     channel_axis
         Which channels form groups and vectors: 0, the output channels, or 1, the input channels.
-        It is no axis of the array: a transposed convolution keeps its output channels on axis 1 of
-        its weight, and 0 means these.
+        It is not an axis of the array: a transposed convolution keeps its output channels on axis 1
+        of its weight, and 0 means these.
     cluster_dim
-        Weights along the channels that one table entry stands for; above 1 the table holds
+        Elements along the channels that one table entry stands for; above 1 the table holds
         vectors. Not with `enable_per_channel_scale`. Where it does not divide `group_size`, weights
         are left alone. None: 1.
     enable_per_channel_scale
@@ -147,15 +146,15 @@ class ModuleOptimizationConfig:
 
     @property
     def vector_length(self) -> int:
-        """Weights that one table entry stands for: `cluster_dim`, and 1 for None."""
+        """Elements that one table entry stands for: `cluster_dim`, and 1 for None."""
         return _vector_length(self.cluster_dim)
 
     def group_size_for(self, weight_shape: Sequence[int], axis: int = 0) -> int | Keep | None:
-        """Channels on an axis of a weight that share a table; None: all. Keep: there is no way."""
+        """Return how many channels on an axis share a table; None: all. Keep: it is impossible."""
         return self.group_size if self.is_grouped else None
 
     def permutation_for(self, rank: int) -> tuple[int, ...] | None:
-        """The order of the axes in which a weight is divided; None: as it is."""
+        """Return the order of the axes in which a weight is divided; None: as it is."""
         return None
 
     @property
@@ -178,13 +177,13 @@ class ModuleOptimizationConfig:
         return f"{words}, along input channels" if has_axis and self.channel_axis == 1 else words
 
     def as_dict(self) -> dict[str, Any]:
-        """All parameters as plain values, which :meth:`from_dict` and coremltools read back."""
+        """Return all parameters as plain values that :meth:`from_dict` and coremltools read."""
         values = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
         return values | {"lut_dtype": self.lut_dtype_name, "granularity": self.granularity.value}
 
     @classmethod
     def from_dict(cls, data_dict: Mapping[str, Any]) -> Self:
-        """The config that a mapping of parameters describes; the mapping is only read.
+        """Return the config that a mapping of parameters describes; the mapping is only read.
 
         Raises
         ------
@@ -201,7 +200,7 @@ class ModuleOptimizationConfig:
 
     @classmethod
     def from_yaml(cls, yml: str | os.PathLike[str] | IO[Any]) -> Self:
-        """The config in a YAML file, in the form of :meth:`from_dict`; an empty one has defaults.
+        """Return the config in a YAML file as for :meth:`from_dict`; an empty one has defaults.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The row of the report that a parameter gets."""
+"""Rows of the report, one per parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlopt.torch.tensors import dtype_name
 
 @attrs.frozen(eq=False)
 class Computed:
-    """What clustering a parameter gave, with notes for its row."""
+    """The result of clustering a parameter, with notes for its row."""
 
     palettized: Palettized
     distortion: Distortion
@@ -26,7 +26,7 @@ class Computed:
 
 
 def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
-    """The account of one parameter; ``computed``: None where it is kept."""
+    """Return the row of one parameter; ``computed``: None where it is kept."""
     parameter = decision.subject
     if computed is None:
         assert isinstance(decision.result, Keep)

@@ -1,6 +1,6 @@
-"""Which rule of a configuration decides for a module.
+"""Rule resolution: which rule of a configuration decides for a module.
 
-The first of these that there is decides:
+The first of these that exists decides:
 
 1. the key of `module_name_configs` that is exactly the name of the module,
 2. the first key of `module_name_configs`, as written, that is a regular expression for the name,
@@ -9,10 +9,10 @@ The first of these that there is decides:
 4. `global_config`.
 
 A rule may ask for nothing after all, because the weights of the module are too small for it; then
-the module is left alone, and no less specific rule is asked.
+the module is left alone, and less specific rules are not considered.
 
 A parameter that several modules share gets one decision, the one of ``mlopt.requests.rules``;
-the more careful of two equally specific rules is the one with more bits a weight.
+the more careful of two equally specific rules is the one with more bits per element.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ ConfigT_co = TypeVar("ConfigT_co", bound=ModuleOptimizationConfig, covariant=Tru
 
 
 class ModuleRules(Protocol[ConfigT_co]):
-    """What is asked of an ``OptimizationConfig`` here: its rules, and what one asks of a module."""
+    """Interface of an ``OptimizationConfig``: its rules, and what one asks for a module."""
 
     global_config: Any
     module_type_configs: dict[TypeKey, Any]
     module_name_configs: dict[str, Any]
 
     def config_for(self, rule: Any, module: nn.Module) -> ConfigT_co | Keep:
-        """What a rule asks for a module; Keep, if it asks for nothing after all."""
+        """Return what a rule asks for a module; Keep, if it asks for nothing after all."""
 
 
 def resolve(
     config: ModuleRules[ModuleConfigT], name: str, module: nn.Module
 ) -> Resolution[ModuleConfigT]:
-    """The decision of `config` for the module with a qualified name."""
+    """Return the decision of `config` for the module with a qualified name."""
     return resolve_shared(config, [(name, module)])
 
 
 def resolve_shared(
     config: ModuleRules[ModuleConfigT], owners: Sequence[NamedModule]
 ) -> Resolution[ModuleConfigT]:
-    """The one decision of `config` for a parameter.
+    """Return the one decision of `config` for a parameter.
 
     Parameters
     ----------
     config
         The configuration.
     owners
-        The modules, at least one, that have the parameter.
+        The modules, at least one, that own the parameter.
     """
     claims = [_claim(config, name, module) for name, module in owners]
     return resolve_claims(claims, preference=_preference)
@@ -88,7 +88,7 @@ def _claim(
 def rule_for(
     config: ModuleRules[Any], name: str, module: nn.Module
 ) -> tuple[RuleKind, str | None, Any]:
-    """The rule that decides for a module: its kind, its key, and what it says."""
+    """Return the rule that decides for a module: its kind, its key, and what it says."""
     by_name, by_type = config.module_name_configs, config.module_type_configs
     key = _matching_name_key(by_name, name)
     if key is not None:
@@ -100,7 +100,7 @@ def rule_for(
 
 
 def _matching_name_key(keys: Collection[str], name: str) -> str | None:
-    """The key for a module's name: the exact one first, else the first written expression."""
+    """Return the key for a module's name: the exact one, or else the first expression."""
     if name in keys:
         return name
     return next((key for key in keys if _is_expression_for(key, name)), None)
@@ -128,18 +128,18 @@ def _preference(config: ModuleOptimizationConfig) -> tuple[float, bool, int, boo
 def unmatched_rules(
     config: ModuleRules[Any], modules: Sequence[NamedModule], with_weights: Set[str]
 ) -> tuple[UnmatchedRule, ...]:
-    """The rules of `config` whose keys match no module that can be palettized, types before names.
+    """Return the rules of `config` that match no module with weights to palettize, types first.
 
-    A rule counts as matched also where a more specific one decides.
+    A rule counts as matched even where a more specific one decides.
 
     Parameters
     ----------
     config
         The configuration.
     modules
-        **All** modules of the model, to tell one that has no weights from one that does not exist.
+        **All** modules of the model, to tell one without weights from one that does not exist.
     with_weights
-        The names of those that have weights of their own that can be palettized.
+        The names of those with weights of their own that can be palettized.
     """
     weighted = [(name, module) for name, module in modules if name in with_weights]
     unmatched = []
@@ -192,7 +192,7 @@ def _reason_of_name(
     flaw = _flaw_of_expression(key)
     if flaw is not None:
         return (
-            f"the model has no module of this name, and it is no regular expression: {flaw} "
+            f"the model has no module of this name, and it is not a regular expression: {flaw} "
             "(any text is '.*')"
         )
     return "the model has no module of this name"

@@ -1,4 +1,4 @@
-"""Which of several configurations is for a module, by how many elements its weights have."""
+"""Choice among several configurations of a module, by the number of elements of its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlopt.torch.palettization.dkm_config import ModuleDKMPalettizerConfig
 def config_by_size(
     configs: Sequence[ModuleDKMPalettizerConfig], module: nn.Module
 ) -> ModuleDKMPalettizerConfig | Keep:
-    """The one with the largest `weight_threshold` that all weights of a module exceed.
+    """Return the config with the largest `weight_threshold` that all weights of a module exceed.
 
     Its `n_bits` is the one for that module, no longer None. A module without weights exceeds every
     threshold. Keep, with the thresholds, if none is exceeded.
@@ -24,9 +24,9 @@ def config_by_size(
     Parameters
     ----------
     configs
-        At least one, in any order, no two of one threshold.
+        At least one, in any order, with different thresholds.
     module
-        What is to be palettized. Its weights are those that have an adapter.
+        The module to palettize. Its weights are those that have an adapter.
     """
     name, size = _smallest_weight(module)
     exceeded = [config for config in configs if size > config.weight_threshold]
@@ -45,7 +45,7 @@ def _threshold(config: ModuleDKMPalettizerConfig) -> int:
 
 
 def _smallest_weight(module: nn.Module) -> tuple[str, float]:
-    """The name of the smallest weight and its number of elements; infinite if there is none."""
+    """Return the name of the smallest weight and its number of elements; infinite if none."""
     sizes = [(weight.numel(), name) for name, weight in weights_of(module)]
     size, name = min(sizes, default=(math.inf, ""))
     return name, size

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @attrs.frozen
 class Ranks:
-    """This process among those of the default group of ``torch.distributed``.
+    """The rank of this process in the default group of ``torch.distributed``.
 
     Every method is collective: all ranks must call it, in the same order.
     """

@@ -553,7 +553,7 @@ def test_set_rules():
     ("wrong", "message"),
     [
         ([], "a list must hold one config or more, got an empty one"),
-        ([FOUR, None], "got None in one; for modules to be left alone, give None in its place"),
+        ([FOUR, None], "got None in one; to leave modules alone, give None instead of a list"),
         ([FOUR, Module(8, 1000)], "must have different weight_threshold, got 1000, 1000"),
         ([{"n_bits": 5}], r"\[0\]: n_bits must be one of"),
         ([FOUR, [TWO]], r"\[1\] must be a ModuleDKMPalettizerConfig, a mapping"),

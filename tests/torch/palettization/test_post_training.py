@@ -436,7 +436,7 @@ def test_parameters_that_share_parts_of_their_memory_are_kept(inplace):
 
 @pytest.mark.parametrize("workers", [0, -1, None, "auto", True, 2.5])
 def test_numbers_of_workers_that_are_none_are_refused(workers):
-    with pytest.raises(ConfigError, match="num_kmeans_workers has to be an integer"):
+    with pytest.raises(ConfigError, match="num_kmeans_workers must be an integer"):
         PostTrainingPalettizer(nn.Linear(4, 4)).compress(num_kmeans_workers=workers)
 
 

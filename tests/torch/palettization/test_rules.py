@@ -322,5 +322,5 @@ def test_a_rule_in_the_wrong_place():
 
 def test_what_is_neither_name_nor_expression():
     (rule,) = unmatched(None, {"*.head": FOUR})
-    assert rule.reason.startswith("the model has no module of this name, and it is no regular")
+    assert rule.reason.startswith("the model has no module of this name, and it is not a regular")
     assert "nothing to repeat at position 0 (any text is '.*')" in rule.reason
