@@ -71,7 +71,7 @@ def test_tables_in_8_bits(lut_dtype):
 @pytest.mark.parametrize(
     ("weight", "tables", "message"),
     [
-        (np.zeros((4, 2), np.int8), np.zeros((1, 2, 1)), "floats of the layout's shape"),
+        (np.zeros((4, 2), np.int8), np.zeros((1, 2, 1)), "float array of the layout's shape"),
         (np.zeros((2, 4), np.float32), np.zeros((1, 2, 1)), r"shape \(4, 2\), got float32 \(2, 4"),
         (np.full((4, 2), np.nan, np.float32), np.zeros((1, 2, 1)), "finite"),
         (np.zeros((4, 2), np.float32), np.zeros((2, 2, 1)), r"\[1, m, 1\]"),

@@ -155,7 +155,7 @@ def test_targets_are_those_that_the_gates_need():
     model, _ = palettized(
         nn.LSTM(INPUTS, HIDDEN), n_bits=4, granularity="per_grouped_channel", group_size=HIDDEN
     )
-    with pytest.raises(TargetError, match=r"weight_hh_l0: 4-bit, 4 tables needs iOS18"):
+    with pytest.raises(TargetError, match=r"weight_hh_l0: 4-bit, groups of 24 needs iOS18"):
         quietly(convert, model, X, minimum_deployment_target="iOS16")
 
 
