@@ -5,11 +5,11 @@ zeros}``. Each blob begins at the next multiple of 64 with 64 bytes of metadata 
 dtype, u64 bytes, u64 data offset, u64 padding bits, zeros}``, followed by its data. A model refers
 to a blob by the offset of its metadata.
 
-Before iOS18's types, writers left what follows the data offset uninitialised. It means something
-for types narrower than a byte alone; it is written as zeros, and not looked at for other types.
+Before iOS18's types, writers left what follows the data offset uninitialised. It has a meaning only
+for types narrower than a byte; it is written as zeros, and ignored for other types.
 
 Each check says why it refuses: "no reader" where coremltools' own reader refuses as well, "harm"
-where taking it could hurt the machine. What is merely odd is read, and the lint tells of it.
+where taking it could hurt the machine. What is merely odd is read, and the lint reports it.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Blob:
     data
         Its bytes as uint8[n], a read-only view of the mapped file.
     offset
-        Of its metadata in the file, in bytes; what a model refers to.
+        Offset of its metadata in the file, in bytes; what a model refers to.
     data_offset
-        Of its data in the file, in bytes.
+        Offset of its data in the file, in bytes.
     padding_bits
         Unused bits at the end of the last byte; 0 unless elements are narrower than a byte.
     spare
-        Bytes behind the last whole element, which ``data`` does not have; nearly always 0.
+        Bytes after the last whole element, which ``data`` leaves out; nearly always 0.
     has_undefined_words
-        Whether its metadata holds anything where nothing is to be read.
+        Whether its metadata has nonzero bytes in fields without a meaning.
     """
 
     dtype: DType
@@ -89,7 +89,7 @@ class Blob:
     def array(self) -> np.ndarray:
         """Return the elements as a flat read-only view; packed bytes for a type below 8 bits.
 
-        A copy where the data is not aligned: not everything that computes with arrays takes those.
+        A copy if the data is not aligned: not every function accepts unaligned arrays.
         """
         assert self.dtype.numpy is not None
         if self.is_aligned:
@@ -106,7 +106,7 @@ class Blob:
         """Return the elements as those of ``dtype``, which it ``holds``; see ``array``."""
         if dtype is self.dtype:
             return self.array()
-        # Of bytes other than 0 and 1, a view would be no booleans that numpy can work with.
+        # A view of bytes other than 0 and 1 is not a boolean array that numpy can work with.
         elements: np.ndarray = self.array().astype(dtype.numpy)
         elements.flags.writeable = False
         return elements
@@ -115,7 +115,7 @@ class Blob:
 def stored_as(dtype: DType) -> DType:
     """Return the type of the blobs that hold elements of ``dtype``.
 
-    Weight files have no booleans and no numbers of 64 bits. coremltools keeps those in the model;
+    Weight files have no booleans and no 64-bit numbers. coremltools keeps those in the model;
     other writers store booleans as uint8, int64 as int32 and fp64 as fp32.
     """
     return BY_NAME[_STORED_AS.get(dtype.name, dtype.name)]
@@ -130,7 +130,7 @@ class BlobReader:
     Raises
     ------
     ModelFormatError
-        The file is absent or no regular file, too short for its header, or of another version.
+        The file is missing or not a regular file, too short for its header, or of another version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -155,12 +155,12 @@ class BlobReader:
                 "A model package needs every weight file that its program names."
             ) from error
         check_no_pointer(self.path, self._map[: LONGEST_POINTER + 1])
-        #: The number of blobs that its header claims. Nobody needs it to find one.
+        #: The number of blobs that its header claims. It is not needed to find one.
         self.count, version = _HEADER.unpack_from(self._map)
         if version != VERSION:  # no reader
             raise ModelFormatError(
                 f"{self.path}: blob storage version {version} at offset 4; only {VERSION} can "
-                "be read. The file is damaged, or no weight file."
+                "be read. The file is damaged, or is not a weight file."
             )
         self._bytes = np.frombuffer(self._map, np.uint8)
 
@@ -170,7 +170,7 @@ class BlobReader:
         Raises
         ------
         ModelFormatError
-            There is no sound blob at the offset.
+            There is no valid blob at the offset.
         """
         if offset + _METADATA.size > self.size:  # no reader
             raise self._damage(
@@ -181,10 +181,10 @@ class BlobReader:
         )
         if sentinel != SENTINEL:  # no reader
             raise self._damage(
-                offset, f"no blob begins there: found {sentinel:#010x}, expected {SENTINEL:#010x}"
+                offset, f"no blob begins there: got {sentinel:#010x}, expected {SENTINEL:#010x}"
             )
         dtype = BY_BLOB.get(number)
-        if dtype is None:  # no reader: it is asked for a type, which is never this one
+        if dtype is None:  # no reader: it is asked for a type, and never for this one
             raise self._damage(
                 offset, f"unknown element type {number}; known are {sorted(BY_BLOB)}"
             )
@@ -199,7 +199,7 @@ class BlobReader:
             if not _fits(nbytes, padding, dtype):  # no reader
                 raise self._damage(
                     offset,
-                    f"{nbytes} bytes less {padding} padding bits are no whole number of "
+                    f"{nbytes} bytes less {padding} padding bits are not a whole number of "
                     f"{dtype.name} elements",
                 )
         else:
@@ -231,7 +231,7 @@ class BlobWriter:
     Parameters
     ----------
     file
-        Opened for reading and writing in binary ("w+b"), and empty. It stays the caller's to close.
+        An empty binary file, open for reading and writing ("w+b"). The caller closes it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -278,7 +278,7 @@ class BlobWriter:
         Raises
         ------
         ValueError
-            A weight file cannot hold the type, or the bytes are no whole number of elements.
+            A weight file cannot hold the type, or the bytes are not a whole number of elements.
         """
         kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
         view = _bytes_of(data)
@@ -288,7 +288,7 @@ class BlobWriter:
             raise ValueError(f"padding of {padding_bits} bits is impossible for {kind.name}")
         if not _fits(len(view), padding_bits, kind):
             raise ValueError(
-                f"{len(view)} bytes less {padding_bits} padding bits are no whole number of "
+                f"{len(view)} bytes less {padding_bits} padding bits are not a whole number of "
                 f"{kind.name} elements"
             )
         fingerprint = (kind.blob, padding_bits, len(view), _sample_checksum(view))
@@ -337,14 +337,14 @@ class BlobWriter:
         for at in range(0, len(view), _CHUNK):
             part = view[at : at + _CHUNK]
             written = np.frombuffer(self._file.read(len(part)), np.uint8)
-            # numpy, because comparing memoryviews goes element by element.
+            # numpy, because memoryviews are compared element by element.
             if not np.array_equal(written, np.frombuffer(part, np.uint8)):
                 return False
         return True
 
 
 def _fits(nbytes: int, padding_bits: int, dtype: DType) -> bool:
-    """Return whether the bytes, but for the padding, are a whole number of elements."""
+    """Return whether the bytes, without the padding, are a whole number of elements."""
     return (
         padding_bits < 8
         and padding_bits <= nbytes * 8
@@ -353,7 +353,7 @@ def _fits(nbytes: int, padding_bits: int, dtype: DType) -> bool:
 
 
 def _bytes_of(data: Any) -> memoryview:
-    """Return the bytes of ``data``; copied only where an array is not C-contiguous."""
+    """Return the bytes of ``data``; copied only if an array is not C-contiguous."""
     if isinstance(data, np.ndarray):
         # Through uint8: memoryview does not know bfloat16, and refuses to cast empty arrays.
         return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data

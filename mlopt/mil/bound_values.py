@@ -1,10 +1,10 @@
-"""Weights that are bound to parameters as values, made constants with names.
+"""Bound weights: values bound to parameters directly become named constants.
 
 A parameter of an operation takes the name of a variable, or a value. coremltools writes the names
 of const operations; other writers bind the values themselves, held by the message or the weight
-file. Both mean the same. A program is given the first form when it is opened, so that whatever
-looks at constants sees them all, and what is written can be read by coremltools, which refuses
-values bound from the weight file.
+file. Both mean the same. A program is given the first form when it is opened, so that a look at the
+constants finds all of them, and so that coremltools can read what is written: it refuses values
+bound from the weight file.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class _Bound:
 
 
 def name_bound_values(program: Program) -> None:
-    """Let const operations hold the weights that other operations have bound as values.
+    """Move the weights that operations have bound as values into const operations.
 
     Such a constant stands before the operation, in its block. It is called
-    ``"<operation>_<parameter>_<index>"``, as coremltools calls what is given to an operation as an
-    array; with a number behind that where its function has the name already.
+    ``"<operation>_<parameter>_<index>"``, as coremltools names an array that is passed to an
+    operation, with a number appended if its function uses that name already.
 
-    A weight is a tensor in the weight file, or one of at least ``SMALLEST`` numbers. What is less,
-    strings and lists are options of the operation and stay there, and so do all values of constexpr
-    operations, of which a compressed weight is made, and of custom layers, whose code may ask
-    where they are.
+    A weight is a tensor in the weight file, or one of at least ``SMALLEST`` numbers. Smaller
+    tensors, strings and lists are options of the operation and stay there, and so do all values of
+    constexpr operations, which are parts of a compressed weight, and of custom layers, whose code
+    may depend on where they are.
     """
     if not any(_has_weights(function.block) for function in program.functions):
         return
@@ -66,7 +66,7 @@ def name_bound_values(program: Program) -> None:
 
 
 def _has_weights(block: Block) -> bool:
-    """Whether there is anything to be done, found out quickly: in most models there is not."""
+    """Return whether there is anything to do, by a quick test: in most models there is not."""
     for op in block.operations:
         if op.type == "const":
             continue
@@ -101,7 +101,7 @@ def _is_weight(value: Value) -> bool:
 
 
 def _const(bound: _Bound) -> Operation:
-    """The const operation, as yet without its value."""
+    """Return the const operation, without its value so far."""
     op = Operation(type="const")
     op.attributes["name"].CopyFrom(string_value(bound.name))
     op.outputs.add(name=bound.name).type.CopyFrom(bound.binding.value.type)

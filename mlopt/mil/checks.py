@@ -1,11 +1,11 @@
-"""What a model file promises of its values, checked against what is there, when it is opened.
+"""Checks of an opened package: versions, opsets, values, and the blobs that they refer to.
 
-Whatever passes may be read, copied and rewritten without a further look: a damaged value is found
-here, before it can end up in an output. Nothing is read but the model and the metadata of blobs.
+What passes can be read, copied and rewritten without further checks: a damaged value is found here,
+before it can end up in an output. Only the model and the metadata of blobs are read.
 
 Each check says why it refuses: "no reader" where coremltools' loader or Core ML refuses as well,
-"misread" where a value would be another one than was meant, "harm" where taking it could hurt the
-machine. What is merely odd is taken, and the lint tells of it.
+"misread" where a value would differ from what was meant, "harm" where taking it could hurt the
+machine. What is merely odd is accepted, and the lint reports it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _OPSETS = [target.opset for target in Target]
 #: Blobs after which the pages of the weight files are dropped: touching metadata maps whole runs of
 #: pages around it.
 _RELEASE_AFTER = 256
-#: How many times as large as a weight file the blobs in it may be together, where they overlap: an
-#: output holds each of them, and so does memory one after the other.
+#: The most that the blobs in a weight file may add up to, as a multiple of its size, if they
+#: overlap: an output holds each of them, and memory holds them one after the other.
 _MOST_TIMES = 8
 
 _Parts = dict[tuple[PurePosixPath, int], tuple[int, int]]
-"""Weight file and offset of the metadata -> first byte of a blob's data and the one behind it."""
+"""Weight file and offset of the metadata -> first byte of a blob's data and the one after it."""
 
 
 def check_package(package: Package) -> tuple[str, ...]:
@@ -62,12 +62,12 @@ def check_package(package: Package) -> tuple[str, ...]:
 def _check_version(program: Program, where: str) -> None:
     """Check the version of the models around a program, and raise it to what their opsets need.
 
-    Core ML reads a function by its opset and coremltools by the version, so that nothing is read
-    right where the version is the older one.
+    Core ML reads a function by its opset and coremltools by the version, so nothing is read
+    correctly if the version is older than the opset.
     """
     newest = max((opset_target(f.opset) for f in program.functions), default=Target.iOS15)
     for model in (program.model, *program.enclosing):
-        # No reader: version 0 is none, and what a newer one means is not known yet.
+        # No reader: version 0 does not exist, and what a newer one means is not known yet.
         if model.specificationVersion not in range(1, newest):
             Target.of_specification(model.specificationVersion, where)
     for model in (program.model, *program.enclosing):
@@ -82,8 +82,9 @@ def _check_opsets(program: Program, where: str) -> None:
                 f"{where}: function {name!r} has opset {function.opset!r} but bodies only for "
                 f"{bodies}; the model is damaged"
             )
-        # No reader: Core ML knows the opsets of its time ("Unknown opset"); coremltools goes by the
-        # version alone, and would read a newer one's operations as those that it knows.
+        # No reader: Core ML refuses opsets newer than itself ("Unknown opset"); coremltools looks
+        # at the version alone, and would read the operations of a newer opset as those that it
+        # knows.
         if function.opset not in _OPSETS:
             raise ModelFormatError(
                 f"{where}: function {name!r} has the unknown opset {function.opset!r}; known are "
@@ -92,9 +93,9 @@ def _check_opsets(program: Program, where: str) -> None:
 
 
 def _drop_unsound_bodies(package: Package, program: Program) -> None:
-    """Remove bodies for other opsets than their function's that hold what cannot be copied.
+    """Remove function bodies for unused opsets if they hold values that cannot be copied.
 
-    Nobody reads those bodies, so the model is sound without them.
+    A function is read by the body for its own opset; the model is complete without the others.
     """
     for name, function in functions_in_order(program.message):
         bodies = function.block_specializations
@@ -121,13 +122,13 @@ def _check_immediate(placed: Placed, where: str) -> None:
     try:
         check_immediate(placed.value)
     except ModelFormatError:
-        # Again, for the message: nearly always there is none, and naming the place takes time.
+        # Again, for the message: errors are rare, and naming the place takes time.
         check_immediate(placed.value, f"{where}: {_described(placed)}")
         raise
 
 
 def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
-    """Check that a blob is there and has the elements of the value's type; enter its place."""
+    """Check that a blob exists and has the elements of the value's type; record its extent."""
     reference = placed.value.blobFileValue
     blob = package.files.blob(reference.fileName, reference.offset)
     inner = package.files.path_of(reference.fileName)
@@ -142,7 +143,7 @@ def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
             f"{package.path / package.model_path}: {_described(placed)}: {error}"
         ) from None
     if not matches:  # no reader
-        wanted = "no tensor of known shape" if typed is None else f"{typed[0].name} of shape "
+        wanted = "not a tensor of known shape" if typed is None else f"{typed[0].name} of shape "
         raise ModelFormatError(
             f"{package.path / inner}: the blob at offset {blob.offset} holds {blob.size} "
             f"{blob.dtype.name} elements, but {_described(placed)} is {wanted}"
@@ -153,8 +154,8 @@ def _check_stored(package: Package, placed: Placed, blobs: _Parts) -> None:
 def _check_amount(package: Package, blobs: _Parts) -> None:
     """Check that a small weight file does not pass for a large one (harm).
 
-    Blobs may lie in one another: whoever cuts a weight into parts need not copy it. But n of them
-    that each take the whole file are n times the file wherever they are written or read.
+    Blobs may overlap: a weight can be cut into parts without being copied. But n blobs that each
+    span the whole file take n times its size wherever they are written or read.
     """
     sizes: dict[PurePosixPath, int] = {}
     for inner, (first, end) in {(inner, part) for (inner, _), part in blobs.items()}:
@@ -164,13 +165,13 @@ def _check_amount(package: Package, blobs: _Parts) -> None:
         if size > _MOST_TIMES * reader.size:
             raise ModelFormatError(
                 f"{reader.path}: blobs overlap: together they have {size} bytes, in a file of "
-                f"{reader.size}; at most {_MOST_TIMES} times as many can be handled. The file is "
+                f"{reader.size}; at most {_MOST_TIMES} times its size can be handled. The file is "
                 "damaged; fetch or convert the model again."
             )
 
 
 def _described(placed: Placed) -> str:
-    """Return where a value is, for a message."""
+    """Return where a value is, in words for a message."""
     inside = "the program" if placed.function is None else f"function {placed.function!r}"
     if placed.op is None:
         return f"a value of {inside}"

@@ -1,7 +1,7 @@
-"""What the operations for compressed weights can express, and from which target.
+"""Forms of the operations for compressed weights: what each can express, and since which target.
 
-Up to iOS17 (CoreML7) indices and masks are packed bytes beside a ``shape``: the old form. From
-iOS18 (CoreML8) on they have element types and shapes of their own.
+Up to iOS17 (CoreML7) indices and masks are packed bytes with a separate ``shape``: the old form.
+From iOS18 (CoreML8) on they have element types and shapes of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TYPED_SINCE = Target.iOS18
 
 OLD_INDEX_BITS = (1, 2, 4, 6, 8)
 INDEX_BITS = (1, 2, 3, 4, 6, 8)
-"""Bits that an index into a table can have, in the old form and since."""
+"""Bits that an index into a table can have, in the old form and in the new one."""
 
 OLD_TABLE_SIZES = tuple(1 << nbits for nbits in OLD_INDEX_BITS)
 """Entries that a table can have in the old form."""
@@ -28,7 +28,7 @@ _FIRST_TARGETS = {
     "constexpr_lut_to_sparse": Target.iOS18,
     "constexpr_sparse_blockwise_shift_scale": Target.iOS18,
 }
-# Those of which both forms have the same name; the old one is told by its shape.
+# Operations whose two forms have the same name; only the old one has a parameter ``shape``.
 _IN_BOTH_FORMS = ("constexpr_lut_to_dense", "constexpr_sparse_to_dense")
 
 

@@ -26,13 +26,13 @@ class DType:
     Attributes
     ----------
     name
-        The word used for it everywhere in mlopt: "fp16", "uint4", "string", ...
+        Its name everywhere in mlopt: "fp16", "uint4", "string", ...
     bits
         Width of a stored element in bits; 0 for strings, which have no fixed width.
     proto
         Its number in the proto's ``DataType``.
     blob
-        Its number in blob storage, or None where a weight file cannot hold it.
+        Its number in blob storage, or None if a weight file cannot hold it.
     numpy
         The dtype of the array that reads it, little-endian. For a type below 8 bits it is uint8 and
         holds packed bytes; for fp8, uint8 with one element each; None for strings.
@@ -54,12 +54,12 @@ class DType:
 
     @property
     def own_numpy(self) -> bool:
-        """Whether ``numpy`` is its own; bf16, fp8 and the packed types may only borrow one."""
+        """Whether no other type shares ``numpy``; bf16, fp8 and the packed types may borrow one."""
         return self.numpy is not None and not (self.packed or self.name.startswith(("bf", "fp8")))
 
     @property
     def numpy_name(self) -> str:
-        """The name as numpy has it: ``"float16"`` for fp16; of what it lacks, the own name."""
+        """The name in numpy: ``"float16"`` for fp16; the own name of a type that numpy lacks."""
         return _NUMPY_NAMES.get(self.name, self.name)
 
     def nbytes(self, size: int) -> int:

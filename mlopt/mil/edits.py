@@ -1,4 +1,4 @@
-"""Replacements of operations in a program: collected first, then made once for each block."""
+"""Replacements of operations in a program: collected first, then made once per block."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Edits:
     """Replacements of operations, made together by ``apply``.
 
     Blocks may hold thousands of operations, and finding one of them takes a pass over its block. So
-    edits are collected while a program is read, and each block is gone through once. Until then the
-    program is as it was. Operations that are not replaced stay the messages that they were:
-    references to them remain valid.
+    edits are collected while a program is read, and each block is traversed once. Until then the
+    program is unchanged. Operations that are not replaced keep their messages: references to them
+    remain valid.
     """
 
     def __init__(self) -> None:
@@ -45,10 +45,11 @@ class Edits:
         block, op
             ``op`` is an element of ``block.operations``.
         new_ops
-            What to replace it by; nothing removes it. The last of them takes over the message of
-            ``op``; it may be ``op`` itself, which then stays as it is behind the others.
+            What replaces it; an empty iterable removes it. The last of them takes over the message
+            of
+            ``op``; it may be ``op`` itself, which then stays as it is, after the others.
         unless_replaced
-            Give way to a replacement without this, whether that comes before or after.
+            Yield to a replacement without this flag, whether that comes before or after.
 
         Raises
         ------
@@ -74,7 +75,7 @@ class Edits:
         Raises
         ------
         ValueError
-            An operation is not in the block that was named for it; nothing has been changed then.
+            An operation is not in the block that was given for it; then nothing has been changed.
         """
         edits = []
         for block, replacements in self._blocks.values():
@@ -85,7 +86,7 @@ class Edits:
                 if id(op) in replacements
             ]
             if len(in_block) != len(replacements):
-                raise ValueError("an operation to replace is not in the block that was named")
+                raise ValueError("an operation to replace is not in its given block")
             edits.append((block, in_block))
         for block, in_block in edits:
             for index, replacement in reversed(in_block):

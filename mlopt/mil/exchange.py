@@ -1,8 +1,8 @@
-"""Two folders change their names in one step, where the operating system and file system can.
+"""Atomic exchange of two folders' names, where operating system and file system support it.
 
-This guards whoever loads the destination while it is replaced: with two renames there is a moment
-at which nothing has its name, and a kill at that moment leaves it so until the next run. Python has
-no function for it, so the system is called by ``ctypes``.
+This protects a process that loads the destination while it is replaced: with two renames there is a
+moment at which nothing has its name, and a kill at that moment leaves it so until the next run.
+Python has no function for it, so the system call is made through ``ctypes``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNO
 
 
 def exchange(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
-    """Let each of two existing files or folders on one file system have the other's name.
+    """Exchange the names of two existing files or folders on one file system.
 
-    Returns False, having done nothing, where that cannot be done in one step.
+    Returns False, having done nothing, if that cannot be done in one step.
 
     Raises
     ------

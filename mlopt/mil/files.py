@@ -1,7 +1,7 @@
-"""The files of a package that somebody else made: where they are, regular, and unchanged.
+"""Guarded access to the files of an untrusted package: inside it, regular, unchanged.
 
 A package may come from anywhere, and a name in it may lead anywhere. coremltools makes none of
-these checks; each guards from a harm that a package can do to whoever opens, copies or shares it:
+these checks; each one prevents some harm that a package can do when it is opened, copied or shared:
 
 - ``open_regular``: a pipe never answers, so the run hangs; opening a device may do something.
 - ``read_regular``: a manifest or model of a hundred gigabytes fills the memory, and so does a file
@@ -39,7 +39,7 @@ _MOST_FILES = 10_000
 
 @attrs.frozen
 class FileState:
-    """What tells whether a file is still the one that was read: its place, size and time."""
+    """Identity of a file that was read: its inode, size and modification time."""
 
     device: int
     inode: int
@@ -48,7 +48,7 @@ class FileState:
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
-        """Return the state that ``os.stat`` or ``os.fstat`` found."""
+        """Return the state in a result of ``os.stat`` or ``os.fstat``."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -81,7 +81,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> tuple[bytes, FileS
     Raises
     ------
     ModelFormatError
-        It is larger, or no regular file.
+        It is larger, or not a regular file.
     OSError
         It cannot be read.
     """
@@ -90,17 +90,17 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> tuple[bytes, FileS
         if state.size > limit:
             raise ModelFormatError(
                 f"{os.fspath(path)}: the file has {state.size} bytes; at most {limit} can be "
-                "read. It is damaged, or no part of a model."
+                "read. It is damaged, or not part of a model."
             )
-        # Not to the end: it may be growing.
+        # Not up to the end of the file: it may be growing.
         return file.read(state.size), state
 
 
 def resolved(root: Path, inner: PurePosixPath) -> tuple[Path, Path | None]:
-    """Return ``root / inner``, and where links lead that take it out of the package.
+    """Return ``root / inner``, and the target of links if they lead out of the package.
 
-    The latter is None for what lies in the package, and for what a download cache keeps: it has
-    files in a folder ``blobs`` and packages that link there below ``snapshots`` beside it.
+    The target is None for a file in the package, and for a file of a download cache, which has
+    files in a folder ``blobs`` and packages that link there in a folder ``snapshots`` next to it.
     """
     path = root / inner
     home = Path(os.path.realpath(root))
@@ -120,20 +120,19 @@ def tree(
     Parameters
     ----------
     parts
-        Files of which each is read as what it is: the model, the manifest, weight files. They may
-        be links that lead out of the package, or lie in folders that are; such a folder is not
-        followed, nor returned, nor is what it holds.
+        Files that are read by name: the model, the manifest, weight files. They may be links that
+        lead out of the package, or lie in folders that are; such a folder is neither followed nor
+        returned, and neither is what it holds.
 
     Raises
     ------
     ModelFormatError
-        Something else leads out (harm: a copy would show what somebody keeps elsewhere) or around
-        in a circle, it is neither file nor folder, there are too many, or the system cannot read
-        one.
+        Something else leads out of the package (harm: a copy would disclose files from elsewhere)
+        or in a circle, is neither file nor folder, or cannot be read; or there are too many.
     """
     folders: list[PurePosixPath] = []
     files: list[PurePosixPath] = []
-    # With the real folders above each: one that comes again below itself has no end.
+    # With the real folders above each: a folder below itself has no end.
     waiting: list[tuple[PurePosixPath, tuple[str, ...]]] = [(PurePosixPath(), ())]
     while waiting:
         inner, above = waiting.pop()
@@ -141,7 +140,7 @@ def tree(
         try:
             real = os.path.realpath(path)
             if real in above:
-                raise ModelFormatError(f"{path}: a link leads around in a circle, to {real}")
+                raise ModelFormatError(f"{path}: a link leads in a circle, to {real}")
             names = sorted(os.listdir(path))
         except OSError as error:
             raise ModelFormatError(f"{path}: the folder cannot be read: {error}") from error
@@ -164,18 +163,18 @@ def tree(
         if len(folders) + len(files) + len(waiting) > _MOST_FILES:
             raise ModelFormatError(
                 f"{root}: the package has more than {_MOST_FILES} files and folders, counting "
-                "what links lead to; it is damaged, or no model package"
+                "what links lead to; it is damaged, or not a model package"
             )
     return folders, files
 
 
 def _leads_out(root: Path, inner: PurePosixPath, parts: Collection[PurePosixPath]) -> bool:
-    """Return whether it is a folder outside of the package that some of the parts lie in.
+    """Return whether it is a folder outside the package that holds some of the parts.
 
     Raises
     ------
     ModelFormatError
-        It leads out, and is neither that nor one of the parts.
+        It leads out, and is neither such a folder nor one of the parts.
     """
     path, real = resolved(root, inner)
     if real is None or inner in parts:
@@ -190,12 +189,12 @@ def _leads_out(root: Path, inner: PurePosixPath, parts: Collection[PurePosixPath
 
 
 def check_name(name: str) -> None:
-    """Check that the file system can be asked for ``name``.
+    """Check that ``name`` can be passed to the file system.
 
     Raises
     ------
     ValueError
-        It holds a null character, or what cannot be encoded.
+        It holds a null character, or characters that cannot be encoded.
     """
     if "\0" in name:
         raise ValueError("a null character in a name")

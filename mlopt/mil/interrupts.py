@@ -1,8 +1,8 @@
-"""Interrupts that wait while files are in between.
+"""Interrupts deferred while files are in an intermediate state.
 
 An interrupt is an exception at any point of the main thread: between two renames, or after a folder
-is made and before anybody knows of it. What cleans up would then be cut short itself, and leave a
-moved package or gigabytes behind. The blocks that wait take milliseconds, apart from the removal of
+is made and before its name is stored. The cleanup would then be cut short itself, and leave a moved
+package or gigabytes behind. The blocks that wait take milliseconds, apart from the removal of
 folders.
 """
 
@@ -20,7 +20,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C and requests to terminate wait until the block has ended, and take effect then.
+    """Defer Ctrl-C and requests to terminate until the block has ended.
 
     This concerns signals that Python code handles, by an exception at any point of the main thread.
     In another thread nothing is changed: no exception arrives there.

@@ -1,7 +1,7 @@
 """The manifest of a package: which of its files is the model.
 
 A check refuses what coremltools' own reader of packages refuses ("no reader"), or what could hurt
-the machine ("harm"); coremltools refuses more, which the lint tells of.
+the machine ("harm"); coremltools refuses more, which the lint reports.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _LARGEST = 1 << 20
 
 @attrs.frozen(eq=False)
 class Manifest:
-    """A manifest that was read.
+    """The content of a manifest, and the state of its file.
 
     Attributes
     ----------
     content
         The object in it, whose ``itemInfoEntries`` is a dictionary.
     state
-        Of the file.
+        State of the file when it was read.
     repeated
-        Keys that an object in it has more than once, of which the last one counts; sorted.
+        Keys that occur more than once in an object, where the last one counts; sorted.
     link
-        Where a link leads that it is outside of the package; None without one.
+        Target of a link in its place that leads out of the package; None without one.
     """
 
     content: dict[str, Any]
@@ -44,7 +44,7 @@ class Manifest:
 
     @property
     def entries(self) -> dict[str, Any]:
-        """What the package says that it holds, by identifier."""
+        """The items that the package declares, by identifier."""
         entries: dict[str, Any] = self.content["itemInfoEntries"]
         return entries
 
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises
     ------
     ModelFormatError
-        It is missing, or no manifest.
+        It is missing, or not a manifest.
     """
     file = path / MANIFEST
     repeated: set[str] = set()
@@ -73,7 +73,9 @@ def read_manifest(path: Path) -> Manifest:
         check_no_pointer(file, raw)
         content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=taking_the_last)
     except FileNotFoundError:
-        raise ModelFormatError(f"{file}: the file is missing; {path} is no model package") from None
+        raise ModelFormatError(
+            f"{file}: the file is missing; {path} is not a model package"
+        ) from None
     except ModelFormatError:
         raise
     except (OSError, ValueError, RecursionError) as error:  # no reader
@@ -92,7 +94,7 @@ def root_model(path: Path, manifest: Manifest) -> PurePosixPath:
     Raises
     ------
     ModelFormatError
-        The manifest does not say, or leads out of the package.
+        The manifest names none, or leads out of the package.
     """
     file = path / MANIFEST
     try:
@@ -117,5 +119,5 @@ def root_model(path: Path, manifest: Manifest) -> PurePosixPath:
 
 
 def shown(name: str) -> str:
-    """Return a name from a file for a message: quoted, and not longer than a line."""
+    """Return a name from a file, quoted and cut to one line, for a message."""
     return repr(name if len(name) <= 100 else f"{name[:97]}...")

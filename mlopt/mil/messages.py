@@ -6,9 +6,9 @@ private package name. The native protobuf implementation registers message types
 protobuf name, so a later ``import coremltools`` receives the same classes, and messages move freely
 between both.
 
-Public names: ``Model_pb2``, ``MIL_pb2``, ``FeatureTypes_pb2`` and the classes that are used most,
-which serve as types in signatures, too. ``ProgramMessage`` and ``FunctionMessage`` have their names
-because ``mlopt.mil.program`` has views of them called ``Program`` and ``Function``.
+Public names: ``Model_pb2``, ``MIL_pb2``, ``FeatureTypes_pb2`` and the most used classes, which also
+serve as types in signatures. ``ProgramMessage`` and ``FunctionMessage`` are named so because
+``mlopt.mil.program`` has views of them called ``Program`` and ``Function``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PRIVATE_PACKAGE = "mlopt_coreml_proto"
 
 
 def _proto_folder() -> Path | None:
-    """Return the folder of coremltools' generated messages, or None where it is not to be found."""
+    """Return the folder of coremltools' generated messages, or None if it cannot be found."""
     spec = importlib.util.find_spec("coremltools")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -73,7 +73,7 @@ Model_pb2, MIL_pb2, FeatureTypes_pb2 = _import_messages()
 if TYPE_CHECKING:
 
     class Message(Any):  # type: ignore[misc]
-        """Any protobuf message; its fields have no types, as the generated classes have none."""
+        """Any protobuf message; its fields are untyped, as in the generated classes."""
 
     class Model(Message): ...  # noqa: D101
 

@@ -1,7 +1,6 @@
-"""What people give, or have on disk, in the place of a package or of a file of it.
+"""Things that are mistaken for a package, or for a file of one, and what to do about each.
 
-Each has one thing to be done about it, which the message says. Nobody reads any of them as a
-package (no reader).
+The message says what it is and what to give instead. No reader takes any of them as a package.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ _POINTERS = (
     b"version https://git-lfs.github.com/spec/",
     b"version https://hawser.github.com/spec/",
 )
-#: In bytes; what Git LFS says a pointer has at most.
+#: In bytes; the upper limit that Git LFS gives for a pointer.
 LONGEST_POINTER = 1024
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-#: In bytes: a model on its own is only looked into up to here, for the sake of the message.
+#: In bytes: the largest lone model file that is parsed, only to say in the message what it is.
 _MOST_LOOKED_INTO = 64 << 20
-#: Of the packages in a folder, as many are named.
+#: How many of the packages in a folder are named.
 _MOST_NAMED = 5
 
 
 def check_no_pointer(path: str | os.PathLike[str], content: bytes) -> None:
-    """Check that a file is not what Git LFS leaves in its place until it is fetched.
+    """Check that a file is not the pointer that Git LFS leaves until the file is fetched.
 
-    ``content``: its first bytes, ``LONGEST_POINTER`` or more of them where it has as many.
+    ``content``: its first bytes, at least ``LONGEST_POINTER`` of them or the whole file.
 
     Raises
     ------
@@ -60,7 +59,7 @@ def check_is_package(path: Path) -> None:
     Raises
     ------
     ModelFormatError
-        There is something else; the message says what to give in its place.
+        There is something else; the message says what to give instead.
     """
     try:
         mode = os.stat(path).st_mode
@@ -95,13 +94,13 @@ def _check_folder(path: Path) -> None:
         held = _packages_in(path)
         if held:
             raise ModelFormatError(
-                f"{path}: it is no model package, but holds "
+                f"{path}: it is not a model package, but holds "
                 f"{'one' if len(held) == 1 else 'some'}; give {' or '.join(held)}"
             )
 
 
 def _what_file(path: Path, mode: int) -> str:
-    """Return what a file is in the place of a package, and what to give instead."""
+    """Return what a file that was given as a package is, and what to give instead."""
     within = _package_around(path)
     if within is not None:
         return f"it is a file of a package; give the package: {within}"
@@ -114,7 +113,7 @@ def _what_file(path: Path, mode: int) -> str:
             return f"it is a file, which cannot be read ({error}); {_PACKAGE}. {_CONVERT}"
     check_no_pointer(path, start)
     if start.startswith(_ZIP):
-        return f"it is a zip archive, and {_PACKAGE}; unpack it, and give the one that is in it"
+        return f"it is a zip archive, and {_PACKAGE}; unpack it, and give the package that is in it"
     if path.suffix == ".mlmodel":
         return _what_model(path)
     return f"it is a file; {_PACKAGE}. {_CONVERT}"
@@ -124,7 +123,7 @@ _PACKAGE = "a model package is a folder named *.mlpackage"
 
 
 def _what_model(path: Path) -> str:
-    """Return what a model in one file is."""
+    """Return which kind of model a single file holds."""
     model = Model()
     try:
         model.ParseFromString(read_regular(path, _MOST_LOOKED_INTO)[0])

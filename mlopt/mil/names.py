@@ -6,11 +6,11 @@ from mlopt.mil.program import Function, Node
 
 
 class UniqueNames:
-    """Gives names that a function does not use yet; ``nodes`` are those of the whole program."""
+    """Generator of names that a function does not use yet; ``nodes`` are the whole program's."""
 
     def __init__(self, nodes: list[Node], function: Function) -> None:
         self._used = {item.name for item in function.message.inputs}
-        # The number to try next, so that many equal names do not take the square of their count.
+        # The number to try next, so that n equal names do not take n**2 steps.
         self._next: dict[str, int] = {}
         for node in nodes:
             if node.function == function.name:
@@ -22,7 +22,7 @@ class UniqueNames:
                     self._used.update(b.name for b in argument.arguments if b.name)
 
     def __call__(self, wanted: str) -> str:
-        """Return ``wanted``, or ``wanted`` with a number behind it."""
+        """Return ``wanted``, or ``wanted`` with a number appended."""
         name, number = wanted, self._next.get(wanted, 1)
         while name in self._used:
             name = f"{wanted}_{number}"

@@ -1,6 +1,6 @@
-"""Opening a package: it is looked up, checked, and brought into one form.
+"""Opening a package: locate it, check it, and normalize it.
 
-A check refuses what no reader takes ("no reader"), or what could hurt the machine ("harm").
+A check refuses what no reader accepts ("no reader"), or what could hurt the machine ("harm").
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _LARGEST_MODEL = (1 << 31) - 1
 def open_package(
     source: str | os.PathLike[str] | MLModel, *, without_programs: bool = False
 ) -> Package:
-    """Open a model package; every reference into its weight files is checked.
+    """Open a model package, and check every reference into its weight files.
 
-    Weights that operations have bound as values are constants in it: see ``name_bound_values``.
+    Weights that operations have bound as values become constants: see ``name_bound_values``.
 
     Parameters
     ----------
     source
         The path of an ``.mlpackage`` folder, or a coremltools ``MLModel`` that is an ML program or
-        a pipeline. Of an ``MLModel`` the message in memory is taken, which its user may have
-        edited, and the weights of the package behind it.
+        a pipeline. For an ``MLModel``, its message in memory is used, which may have been edited,
+        and the weights come from its package.
     without_programs
-        Whether a model is wanted, too, that holds no ML program.
+        Whether to accept a model that holds no ML program.
 
     Raises
     ------
     ModelFormatError
-        It is no model package, it is damaged, or it holds no ML program and has to.
+        It is not a model package, is damaged, or holds no ML program although one is required.
     TypeError
         ``source`` is neither a path nor a model.
     """
@@ -64,7 +64,7 @@ def open_package(
 
 
 def _opened(source: str | os.PathLike[str] | MLModel, *, without_programs: bool) -> Package:
-    """Return the package, of which nothing but the manifest and the model has been read."""
+    """Return the package after reading only the manifest and the model."""
     if isinstance(source, str | os.PathLike):
         path = Path(os.fspath(source)).expanduser()
         spec = None
@@ -102,7 +102,7 @@ def _opened(source: str | os.PathLike[str] | MLModel, *, without_programs: bool)
 
 
 def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Model, FileState, Path | None]:
-    """Return the ``Model`` message in a file of a package, the file's state, and a link out."""
+    """Return the ``Model`` message in a package's file, its state, and the target of a link out."""
     file = root / inner
     spec = Model()
     try:
@@ -112,7 +112,7 @@ def _read_spec(root: Path, inner: PurePosixPath) -> tuple[Model, FileState, Path
         spec.ParseFromString(content)
     except DecodeError as error:  # no reader
         raise ModelFormatError(
-            f"{file}: the file is no readable model ({error}); it is truncated or damaged"
+            f"{file}: the file is not a readable model ({error}); it is truncated or damaged"
         ) from error
     except (FileNotFoundError, NotADirectoryError):
         raise ModelFormatError(

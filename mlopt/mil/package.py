@@ -14,7 +14,7 @@ from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
 from mlopt.mil.weight_files import WeightFiles
 
-#: The remedy for a model that is no ML program.
+#: The remedy for a model that is not an ML program.
 CONVERT = "Convert it again with convert_to='mlprogram'."
 _PIPELINES = {
     "pipeline": lambda model: model.pipeline,
@@ -24,7 +24,7 @@ _PIPELINES = {
 
 
 class Package:
-    """An opened model package; ``mlopt.mil.opening.open_package`` gives a checked one.
+    """An opened model package; ``mlopt.mil.opening.open_package`` returns a checked one.
 
     Attributes
     ----------
@@ -37,9 +37,9 @@ class Package:
     files
         Its weight files.
     programs
-        The ML programs in it: one, or those of a pipeline in order; none where that is allowed.
+        The ML programs in it: one, or those of a pipeline in order; none if that is allowed.
     manifest
-        Its manifest; None for a package that was put together in memory.
+        Its manifest; None for a package that was built in memory.
     """
 
     def __init__(
@@ -70,30 +70,30 @@ class Package:
                 f"{self.path / model_path}: the model is of type {kind}; only ML programs can be "
                 f"handled. {CONVERT}"
             )
-        #: The names of the weight files that the source has, sorted, whatever becomes of the
-        #: references in ``spec``. Known once the package has been checked.
+        #: The names of the source's weight files, sorted, even after the references in ``spec``
+        #: have changed. Set once the package has been checked.
         self.source_weight_files: tuple[str, ...] = ()
-        #: (label of the program, function, opset) of bodies that nobody reads, and that were left
-        #: out because they hold what cannot be copied.
+        #: (label of the program, function, opset) of unused function bodies that were dropped
+        #: because they hold values that cannot be copied.
         self.dropped_bodies: list[tuple[str, str, str]] = []
         #: Set by a writer: the references in ``spec`` then belong to what was written.
         self.written = False
 
     @property
     def links(self) -> dict[PurePosixPath, Path]:
-        """The files read so far that are not in the package, and where links to them lead.
+        """Targets of links to files outside the package, of the files read so far.
 
-        They go by their path relative to the package.
+        The keys are paths relative to the package.
         """
         return {**self._links, **self.files.links}
 
     @property
     def weight_files(self) -> list[str]:
-        """The file names of weight files that the programs refer to, sorted."""
+        """The names of the weight files that the programs refer to, sorted."""
         return sorted({value.blobFileValue.fileName for value in self.file_values()})
 
     def file_values(self) -> Iterator[Value]:
-        """Yield every ``Value`` of every program that lies in a weight file, in program order."""
+        """Yield every ``Value`` of the programs that is in a weight file, in program order."""
         for program in self.programs:
             yield from file_values(program.message)
 
@@ -103,7 +103,7 @@ class Package:
         Raises
         ------
         ModelFormatError
-            One has been changed, replaced or removed since.
+            A file has been changed, replaced or removed since.
         """
         for path, state in {**self._states, **self.files.states}.items():
             try:
@@ -112,8 +112,8 @@ class Package:
                 unchanged = False
             if not unchanged:
                 raise ModelFormatError(
-                    f"{path}: the file was changed while the model was read, so that no sound "
-                    "output can be made of it. Run it again once nothing else writes there."
+                    f"{path}: the file was changed while the model was read, so no "
+                    "consistent output can be made. Run it again once nothing else writes there."
                 )
 
     def __repr__(self) -> str:

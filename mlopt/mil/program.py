@@ -1,6 +1,6 @@
 """A view of one ML program: functions, operations and constants, names resolved through blocks.
 
-The view reads the protobuf messages and never copies them: what it hands out is edited in place. It
+The view reads the protobuf messages and never copies them: what it returns is edited in place. It
 is a snapshot; after an edit ask for a new one.
 """
 
@@ -28,7 +28,7 @@ from mlopt.mil.values import read_immediate, tensor_type_of
 from mlopt.mil.walk import by_key, functions_in_order
 from mlopt.mil.weight_files import WeightFiles
 
-#: Offsets from here on are a writer's own references to what it has stored already.
+#: Offsets of at least this are a writer's own references to blobs that it has stored.
 MOVED = 1 << 63
 
 
@@ -68,14 +68,14 @@ class Function:
 
 @attrs.define(eq=False, repr=False)
 class Variable:
-    """A name with its uses: an output of an operation, or an input of a function or block.
+    """A named value with its uses: an output of an operation, or an input of a function or block.
 
     Attributes
     ----------
     node
         The operation that produces it; None for inputs.
     constant
-        What it holds, if a const operation produces it.
+        The constant, if a const operation produces it.
     consumers
         Its uses as an operation's input, nested blocks included, in program order.
     is_block_output
@@ -95,17 +95,17 @@ class Variable:
 
 @attrs.define(eq=False, repr=False)
 class Node:
-    """One operation in its place.
+    """One operation of a program, with what its parameters are bound to.
 
     Attributes
     ----------
     op, block, function
-        The ``Operation`` message, the ``Block`` message that it stands in, and the function's name.
+        The ``Operation`` message, the ``Block`` message that contains it, and the function's name.
     depth
         0 in a function's own block, 1 in a block of one of its operations, and so on.
     inputs
-        For each parameter what is bound to it: a variable; a constant for a value that is written
-        into the operation; or None for a name that is defined nowhere.
+        What is bound to each parameter: a variable; a constant for a value that is written into the
+        operation; or None for an undefined name.
     outputs
         The variables it defines.
     """
@@ -124,11 +124,11 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The operation's name; that of its first output, or "", where it has none."""
+        """The operation's name; if it has none, that of its first output, or ""."""
         return operation_name(self.op)
 
     def constant_input(self, parameter: str) -> Constant | None:
-        """Return the constant bound to ``parameter``; None where it is absent or computed."""
+        """Return the constant bound to ``parameter``; None if it is absent or computed."""
         bound = self.inputs.get(parameter, ())
         if len(bound) != 1 or bound[0] is None:
             return None
@@ -137,18 +137,18 @@ class Node:
     def scalar(self, parameter: str, default: Any = None) -> Any:
         """Return the constant scalar bound to ``parameter`` as a Python value.
 
-        ``default`` is returned where the parameter is absent.
+        ``default`` is returned if the parameter is absent.
 
         Raises
         ------
         ValueError
-            The parameter is computed by the program, or it is no scalar.
+            The parameter is computed by the program, or is not a scalar.
         """
         if parameter not in self.inputs:
             return default
         constant = self.constant_input(parameter)
         if constant is None or constant.size != 1:
-            raise ValueError(f"{self.op_type} {self.name!r}: {parameter} is no constant scalar")
+            raise ValueError(f"{self.op_type} {self.name!r}: {parameter} is not a constant scalar")
         return np.asarray(constant.value()).reshape(-1)[0:1].tolist()[0]
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ class Constant:
     Attributes
     ----------
     name
-        Of a const operation: the operation's. Otherwise "<operation>.<parameter>".
+        For a const operation, the operation's name; otherwise "<operation>.<parameter>".
     node
         The const operation, or the one that the value is written into.
     message
@@ -199,14 +199,14 @@ class Constant:
     variable
         The name it defines; None for an inline constant.
     inline
-        Whether it is written into an operation that is no const: an attribute, or a bound value. Of
-        a package that has been opened these are no weights, but options of the operation and parts
-        of compressed weights; see ``name_bound_values``.
+        Whether it is written into an operation other than a const: an attribute, or a bound value.
+        In an opened package these are not weights, but options of the operation and parts of
+        compressed weights; see ``name_bound_values``.
     dtype
         Its element type's name: "fp16", "uint4", "string", ...; "list", "tuple" or "dictionary" for
-        values that are no tensors.
+        values that are not tensors.
     shape
-        Its shape; () for scalars and for values that are no tensors.
+        Its shape; () for scalars and for values that are not tensors.
     files
         The weight files of its package.
     """
@@ -234,7 +234,7 @@ class Constant:
 
     @property
     def block(self) -> Block:
-        """The ``Block`` message that the operation stands in."""
+        """The ``Block`` message that contains the operation."""
         return self.node.block
 
     @property
@@ -251,12 +251,12 @@ class Constant:
 
     @property
     def numpy_dtype(self) -> np.dtype | None:
-        """The dtype of ``value()``; None for strings and for values that are no tensors."""
+        """The dtype of ``value()``; None for strings and for values that are not tensors."""
         return None if self._dtype is None else self._dtype.numpy
 
     @property
     def size(self) -> int:
-        """Number of elements; 0 for values that are no tensors."""
+        """Number of elements; 0 for values that are not tensors."""
         return 0 if self._dtype is None else math.prod(self.shape)
 
     @property
@@ -266,7 +266,7 @@ class Constant:
 
     @property
     def consumers(self) -> tuple[Consumer, ...]:
-        """Its uses, those in nested blocks included; for an inline constant the one operation."""
+        """Its uses, including those in nested blocks; for an inline constant its one operation."""
         if self.variable is None:
             return (Consumer(self.node, self.parameter, self.index),)
         return tuple(self.variable.consumers)
@@ -289,7 +289,7 @@ class Constant:
         return self.files.canonical_name(reference.fileName), reference.offset
 
     def value(self) -> Any:
-        """Return what it holds, read-only; a tensor in a weight file as a view of the mapped file.
+        """Return the value, read-only; a tensor in a weight file as a view of the mapped file.
 
         See ``read_immediate`` for values in the message itself. Types narrower than a byte come as
         packed bytes, uint8[nbytes]; bf16 as ml_dtypes.bfloat16 if that is installed, else as
@@ -344,7 +344,7 @@ class Program:
     label
         Its name in the pipeline, "" without one.
     declared_version
-        The specification version that the file has; where the opset of a function is newer, that of
+        The specification version in the file; if the opset of a function is newer, that of
         ``model`` has been raised to it.
     """
 
@@ -387,7 +387,7 @@ class Program:
         These are the values of const operations and, as inline constants, the values that other
         operations carry in bound inputs or (constexpr operations) in attributes.
 
-        ``nodes`` is the result of ``nodes()`` if the caller has it already.
+        ``nodes`` is the result of ``nodes()``, if the caller already has it.
         """
         constants: list[Constant] = []
         for node in self.nodes() if nodes is None else nodes:
@@ -406,7 +406,7 @@ class Program:
 
 @attrs.define(eq=False)
 class _Reading:
-    """One walk through a function: resolves names, and notes each use at its variable."""
+    """One walk through a function, which resolves names and records each use in its variable."""
 
     files: WeightFiles
     function: str
@@ -450,7 +450,7 @@ class _Reading:
     def _bound(
         self, node: Node, binding: Any, parameter: str, index: int, scope: ChainMap[str, Variable]
     ) -> Variable | Constant | None:
-        """Return what a binding refers to, having noted the use."""
+        """Return what a binding refers to, and record the use."""
         if binding.WhichOneof("binding") == "value":
             return self._constant(node, binding.value, parameter, index)
         variable = scope.get(binding.name)
@@ -464,7 +464,7 @@ class _Reading:
 
 
 def operation_name(op: Operation) -> str:
-    """Return the operation's name attribute; its first output's name, or "", where it has none."""
+    """Return the operation's name attribute; if it has none, its first output's name, or ""."""
     if "name" in op.attributes:
         strings = op.attributes["name"].immediateValue.tensor.strings.values
         if len(strings) == 1:

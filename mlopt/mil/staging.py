@@ -1,17 +1,17 @@
-"""The hidden folder that an output grows in, until it takes the destination's name.
+"""Staging folders: an output is written to a hidden folder, then renamed to its destination.
 
-Beside a destination ``X`` there may be ``.X.<token>.tmp``, which a run is writing or a killed one
-left, and, where a file system cannot exchange two names at once, ``.X.<token>.old``: the complete
-earlier package between two renames. What this guards from:
+Next to a destination ``X`` there may be ``.X.<token>.tmp``, which a run is writing or a killed one
+left, and, if the file system cannot exchange two names at once, ``.X.<token>.old``: the complete
+earlier package between two renames. What this prevents:
 
-- Half an output under the final name, after a full disk or a kill: nobody can tell it from a whole
-  one. Hence the folder beside it, and a rename at the end.
+- Half an output under the final name, after a full disk or a kill, which looks like a whole one.
+  Hence the folder next to it, and a rename at the end.
 - The loss of the earlier output, which may be the source itself: it stays until the new one is
   complete. Between the two renames it is ``.old``, and ``restore`` puts it back after a kill.
-- Disks that killed runs fill, with gigabytes each: the next run onto that destination removes what
+- Disks filled by killed runs, with gigabytes each: the next run to that destination removes what
   they left. A run holds a lock on its folder for as long as it lives, which the system drops with
-  the process, so that no run takes the folder of another for a leftover.
-- Two runs onto one destination: each is complete, and the last one stays.
+  the process, so no run takes the folder of another for a leftover.
+- Two runs to one destination: each output is complete, and the last one stays.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from mlopt.mil.exchange import exchange
 if sys.platform != "win32":
     import fcntl
 
-#: In bytes: longer names are shortened, since hidden ones have to fit into a file system too.
+#: In bytes: longer names are shortened, since hidden ones must fit into a file system too.
 _LONGEST_NAME = 120
 #: How often another run may get in between two steps before this one gives up.
 _ATTEMPTS = 100
 
 
 class Staging:
-    """One run's hidden folder beside ``destination``; every method may raise ``OSError``.
+    """One run's hidden folder next to ``destination``; every method may raise ``OSError``.
 
     Attributes
     ----------
     destination
         The folder that the output will be; its parent exists.
     folder
-        Where the output grows, from ``begin`` on.
+        Where the output is written, from ``begin`` on.
     """
 
     def __init__(self, destination: Path) -> None:
@@ -56,7 +56,7 @@ class Staging:
         self._lock: int | None = None
 
     def begin(self) -> None:
-        """Remove what killed runs left, and make the folder."""
+        """Remove what killed runs left, and create the folder."""
         for path in _leftovers(self.destination):
             _remove_leftover(path, self.destination)
         for _ in range(_ATTEMPTS):
@@ -69,7 +69,7 @@ class Staging:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self.destination))
 
     def commit(self) -> None:
-        """Give the folder the destination's name; what was there before goes with ``end``."""
+        """Rename the folder to the destination; ``end`` removes what was there before."""
         for _ in range(_ATTEMPTS):
             if not os.path.lexists(self.destination):
                 with _other_runs_tolerated():
@@ -81,14 +81,14 @@ class Staging:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self.destination))
 
     def end(self) -> None:
-        """Remove the folder, or the earlier output that is in its place. It can be called twice."""
+        """Remove the folder, which may now hold the earlier output. It can be called twice."""
         _remove_tree(self.folder)
         if self._lock is not None:
             lock, self._lock = self._lock, None
             os.close(lock)
 
     def _replace(self) -> bool:
-        """Replace the destination by two renames; returns whether no other run was faster."""
+        """Replace the destination with two renames; return whether no other run was faster."""
         token = secrets.token_hex(4)
         old = _hidden(self.destination, self._token, "old")
         os.rename(self.destination, old)
@@ -102,7 +102,7 @@ class Staging:
             if isinstance(error, OSError) and error.errno in _OTHER_RUN:
                 return False
             raise
-        # Under the name of what may be removed: half of it must not be taken for a package.
+        # Under a name that marks it for removal: half of it must not be taken for a package.
         _discard(old, self.folder)
         return True
 
@@ -112,9 +112,9 @@ class Staging:
 
 
 def restore(destination: Path) -> None:
-    """Put an earlier output back that a killed run had moved aside.
+    """Put back an earlier output that a killed run had moved aside.
 
-    Nothing happens where the destination is there, or the run lives that moved it.
+    Nothing happens if the destination exists, or if the run that moved it is still alive.
     """
     for path in _leftovers(destination):
         if path.suffix == ".old" and not _is_held(path.with_suffix(".tmp")):
@@ -130,7 +130,7 @@ _OTHER_RUN = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST})
 
 @contextlib.contextmanager
 def _other_runs_tolerated() -> Iterator[None]:
-    """Let what fails because a name appeared or went away meanwhile be tried again."""
+    """Suppress errors from a name that appeared or vanished meanwhile, so the caller can retry."""
     try:
         yield
     except OSError as error:
@@ -150,18 +150,18 @@ def _stem(destination: Path) -> str:
 
 
 def _leftovers(destination: Path) -> list[Path]:
-    """Return the hidden folders of all runs onto ``destination``, those that live included."""
+    """Return the hidden folders of all runs to ``destination``, including live ones."""
     pattern = re.compile(rf"\.{re.escape(_stem(destination))}\.[0-9a-f]{{8}}\.(tmp|old)")
     try:
         names = os.listdir(destination.parent)
-    except PermissionError:  # of a folder that may be written to, but not be listed
+    except PermissionError:  # a folder that can be written to, but not listed
         return []
     return sorted(destination.with_name(name) for name in names if pattern.fullmatch(name))
 
 
 def _remove_leftover(path: Path, destination: Path) -> None:
     if path.suffix == ".old":
-        # With the destination in its place, nobody will ask for it.
+        # The destination is in place, so it is no longer needed.
         if os.path.lexists(destination):
             _discard(path, _hidden(destination, secrets.token_hex(4), "tmp"))
         return
@@ -173,14 +173,14 @@ def _remove_leftover(path: Path, destination: Path) -> None:
 
 
 def _discard(path: Path, aside: Path) -> None:
-    """Remove a folder, under another name from the start; another run may do the same."""
+    """Rename a folder, then remove it; another run may do the same."""
     with contextlib.suppress(OSError):
         os.rename(path, aside)
         _remove_tree(aside)
 
 
 def _remove_tree(path: Path) -> None:
-    """Remove a folder as far as that is possible, write-protected ones in it included."""
+    """Remove a folder as far as possible, including write-protected folders in it."""
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
@@ -193,7 +193,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def _is_held(path: Path) -> bool:
-    """Return whether a run that lives has the folder, as far as that can be known."""
+    """Return whether a live run holds the folder, as far as that can be known."""
     try:
         lock = _locked(path)
     except FileNotFoundError:
@@ -207,17 +207,17 @@ def _is_held(path: Path) -> bool:
 
 
 def _locked(path: Path) -> int | None:
-    """Return a descriptor that holds the lock of a folder; None where there are no locks.
+    """Return a descriptor that holds the lock of a folder; None if locks are not supported.
 
     Raises
     ------
     BlockingIOError
         Another process holds it.
     FileNotFoundError
-        The folder is gone, or is none.
+        The folder is gone, or is not a folder.
     """
     if sys.platform == "win32":
-        return None  # leftovers stay: nothing tells them from the folder of a run that lives
+        return None  # leftovers stay: they cannot be told from a live run's folder
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Deployment targets: what a model's specification version and its functions' opset are called."""
+"""Deployment targets: names for specification versions and opsets."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Target(enum.IntEnum):
 
 
 def opset_target(opset: str) -> Target:
-    """Return the target whose opset that is.
+    """Return the target that has an opset.
 
     Raises
     ------

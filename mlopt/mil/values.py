@@ -1,7 +1,7 @@
-"""Numpy arrays to the proto's ``Value`` and back; written as coremltools writes them.
+"""Conversion between numpy arrays and the proto's ``Value``, stored as coremltools does.
 
 Each check of what is read says why it refuses: "no reader" where coremltools refuses as well,
-"misread" where a value would be another one than was meant.
+"misread" where a value would differ from what was meant.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mlopt.errors import ModelFormatError
 from mlopt.mil.dtypes import DType, dtype_named, dtype_of_array, dtype_of_proto
 from mlopt.mil.messages import Value, ValueType
 
-#: A value goes to the weight file from this many elements on.
+#: A value of at least this many elements goes to the weight file.
 _FILE_SIZE = 10
 #: The first specification version that has 16- and 32-bit integers in the weight file (iOS18).
 _WIDE_INTEGERS = 9
 _NEVER_IN_FILE = frozenset({"fp64", "int64", "uint64", "bool", "string"})
-#: numpy's own limit, the smaller one of its versions 1 and 2.
+#: numpy's own limit, the smaller of those of versions 1 and 2.
 _MOST_DIMENSIONS = 32
 _WIDE = frozenset({"int16", "uint16", "int32", "uint32"})
 
@@ -49,7 +49,7 @@ def scalar_type(dtype: str | DType) -> ValueType:
 def tensor_type_of(
     value_type: ValueType, where: str = "model"
 ) -> tuple[DType, tuple[int, ...]] | None:
-    """Return element type and shape of a ``ValueType``; None if it is no tensor of known shape.
+    """Return element type and shape of a ``ValueType``; None if it is not a tensor of known shape.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def immediate_value(
     Parameters
     ----------
     data
-        An array of the type, or anything numpy makes one of. For a type narrower than a byte: its
-        packed bytes. For strings: a string or a (nested) sequence of them.
+        An array of the type, or anything that numpy converts to one. For a type narrower than a
+        byte: its packed bytes. For strings: a string or a (nested) sequence of them.
     dtype
         Element type or its name; None takes that of the array (never a packed one).
     shape
@@ -199,7 +199,8 @@ def read_immediate(value: Value, where: str = "model") -> Any:
     checked = _checked_immediate(value, where)
     if checked is None:
         raise ModelFormatError(
-            f"{where}: an immediate value is no tensor of known shape, list, tuple or dictionary"
+            f"{where}: an immediate value must be a tensor of known shape, a list, "
+            "a tuple or a dictionary"
         )
     dtype, shape = checked
     field = immediate.tensor.WhichOneof("value")
@@ -220,12 +221,12 @@ def read_immediate(value: Value, where: str = "model") -> Any:
 
 
 def check_immediate(value: Value, where: str = "model") -> None:
-    """Check that an immediate value is what its type says; elements are counted, not read.
+    """Check that an immediate value matches its type; elements are counted, not read.
 
     Raises
     ------
     ModelFormatError
-        It has not. ``where`` names the model in the message.
+        The elements do not match its type. ``where`` names the model in the message.
     """
     _checked_immediate(value, where)
 
@@ -233,7 +234,7 @@ def check_immediate(value: Value, where: str = "model") -> None:
 def is_as_written(value: Value) -> bool:
     """Return whether the elements of an immediate value are stored where coremltools stores them.
 
-    True also for what is no tensor of known shape.
+    True also for anything but a tensor of known shape.
     """
     if value.immediateValue.WhichOneof("value") != "tensor":
         return True
@@ -251,11 +252,11 @@ def is_as_written(value: Value) -> bool:
 def _checked_immediate(value: Value, where: str) -> tuple[DType, tuple[int, ...]] | None:
     """Return type and shape of an immediate tensor whose elements have been counted.
 
-    None where it is no tensor of known shape.
+    None if it is not a tensor of known shape.
     """
     kind, of_type = value.immediateValue.WhichOneof("value"), value.type.WhichOneof("type")
     if kind is not None and of_type is not None and of_type != f"{kind}Type":  # no reader
-        raise ModelFormatError(f"{where}: a {kind} stands where the type is {of_type}")
+        raise ModelFormatError(f"{where}: a {kind} is stored where the type is {of_type}")
     if kind != "tensor":
         return None
     typed = tensor_type_of(value.type, where)
@@ -267,17 +268,17 @@ def _checked_immediate(value: Value, where: str) -> tuple[DType, tuple[int, ...]
     stored = 0
     if field is not None:
         stored = len(getattr(tensor, field).values)
-        if not _can_hold(field, dtype):  # no reader, but for text that is taken for a number
+        if not _can_hold(field, dtype):  # no reader, except for text that is taken for a number
             raise ModelFormatError(f"{where}: {field} cannot hold {dtype.name} elements")
     if field == "bytes" and not dtype.packed:
         assert dtype.numpy is not None
         if stored % dtype.numpy.itemsize:  # no reader
             raise ModelFormatError(
-                f"{where}: {stored} bytes are no whole number of {dtype.name} elements"
+                f"{where}: {stored} bytes are not a whole number of {dtype.name} elements"
             )
         stored //= dtype.numpy.itemsize
     if dtype.packed:
-        # Spare bytes at the end are passed over, as coremltools does.
+        # Spare bytes at the end are ignored, as in coremltools.
         stored = min(stored, dtype.nbytes(math.prod(shape)))
     try:
         _check_size(stored, dtype, shape)  # no reader
@@ -294,9 +295,9 @@ def _can_hold(field: str, dtype: DType) -> bool:
 
 
 def _converted(elements: Any, field: str, dtype: DType, where: str) -> np.ndarray:
-    """Return elements of a typed field as ``dtype``, refusing numbers that are none of it.
+    """Return elements of a typed field as ``dtype``, refusing numbers that it cannot hold.
 
-    A boolean is true for every number but 0, as it is for coremltools.
+    A boolean is true for every number but 0, as in coremltools.
     """
     # Through the field's own width: a damaged model may hold what its type cannot.
     stored: np.ndarray = np.array(elements, dtype=_FIELD_WIDTHS[field])
@@ -307,8 +308,8 @@ def _converted(elements: Any, field: str, dtype: DType, where: str) -> np.ndarra
             or dtype.name == "uint64"
             or np.array_equal(array.astype(stored.dtype), stored)
         )
-    if not kept:  # misread: coremltools wraps around what is too large, and cuts off fractions
-        raise ModelFormatError(f"{where}: {field} that {dtype.name} elements cannot hold")
+    if not kept:  # misread: coremltools wraps numbers that are too large, and truncates fractions
+        raise ModelFormatError(f"{where}: {field} hold numbers that {dtype.name} elements cannot")
     return array
 
 

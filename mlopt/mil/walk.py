@@ -1,7 +1,7 @@
-"""Walks over a program's messages, in an order that depends on nothing but their content.
+"""Walks over a program's messages, in an order that depends only on their content.
 
 Protobuf maps have no order of their own, so every walk sorts their keys: what is visited first is
-stored first, and the same model has to give the same file each time.
+stored first, and the same model must give the same file each time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def functions_in_order(program: ProgramMessage) -> list[tuple[str, FunctionMessa
 
 
 class Placed(NamedTuple):
-    """A ``Value`` and where it is: the function's name and the operation, None outside of one."""
+    """A ``Value`` and its place: the function's name and the operation, None outside one."""
 
     value: Value
     function: str | None = None
@@ -31,9 +31,9 @@ class Placed(NamedTuple):
 
 
 def file_values(program: ProgramMessage) -> Iterator[Value]:
-    """Yield every ``Value`` of a program that lies in a weight file, wherever it is nested.
+    """Yield every ``Value`` of a program that is stored in a weight file, at any depth.
 
-    Covered is what ``every_value`` covers, in the same order.
+    It covers what ``every_value`` covers, in the same order.
     """
     for placed in every_value(program):
         if placed.value.WhichOneof("value") == "blobFileValue":
@@ -41,9 +41,9 @@ def file_values(program: ProgramMessage) -> Iterator[Value]:
 
 
 def every_value(program: ProgramMessage) -> Iterator[Placed]:
-    """Yield every ``Value`` of a program and its place; what holds others comes before them.
+    """Yield every ``Value`` of a program and its place, containers before what they hold.
 
-    Covered are all specializations of all functions, nested blocks, attributes at every level,
+    It covers all specializations of all functions, nested blocks, attributes at every level,
     bound inputs, lists, tuples and dictionaries of values, and the attributes of tensor types.
     """
     for value in _in_map(program.attributes):

@@ -1,4 +1,4 @@
-"""The weight files of a package: their names in the model, and what lies in them."""
+"""The weight files of a package: their names in the model, and their blobs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class WeightFiles:
     states
         The states of the files read so far, by path.
     links
-        The files read so far that are not in the package, by their path relative to ``root``, and
-        where the links lead that are there in their place.
+        Targets of links to files outside the package, of the files read so far, by path relative to
+        ``root``.
     """
 
     def __init__(self, root: Path, model_path: PurePosixPath) -> None:
@@ -55,8 +55,8 @@ class WeightFiles:
             f"stay inside the package; allowed is {_MODEL_PATH!r} and a path below the model's "
             "folder that is not the model itself"
         )
-        # No reader: Core ML replaces @model_path, and nothing else; harm: a backslash is a folder's
-        # end on some systems.
+        # No reader: Core ML replaces @model_path, and nothing else; harm: a backslash separates
+        # folders on some systems.
         if not file_name.startswith(_MODEL_PATH) or "\\" in file_name or "\0" in file_name:
             raise refused
         inner = PurePosixPath(file_name.removeprefix(_MODEL_PATH))
@@ -68,7 +68,7 @@ class WeightFiles:
         return path
 
     def canonical_name(self, file_name: str) -> str:
-        """Return the one spelling of a weight file's name; a model may spell it in many ways."""
+        """Return the canonical spelling of a weight file's name; a model may use several."""
         if file_name not in self._canonical_names:
             inner = self.path_of(file_name).relative_to(self.model_path.parent)
             self._canonical_names[file_name] = f"{_MODEL_PATH}{inner}"

@@ -1,4 +1,4 @@
-"""Writing a package: streamed beside its destination, then renamed into place."""
+"""Writing a package: streamed to a folder next to its destination, then renamed into place."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from mlopt.mil.staging import Staging, restore
 from mlopt.mil.values import file_value, make_value
 
 _DEFAULT_FILE = "@model_path/weights/weight.bin"
-_CHUNK = 4 << 20  # bytes of a file that are copied together
+_CHUNK = 4 << 20  # bytes of a file that are copied at a time
 
 
 def check_destination(destination: str | os.PathLike[str]) -> Path:
-    """Return the folder that a package written to ``destination`` will have; nothing is written.
+    """Return the folder that a package written to ``destination`` will be; nothing is written.
 
-    A missing extension is appended. A link is followed, so that it goes on pointing at the package.
+    A missing extension is appended. A link is followed, so that it keeps pointing at the package.
     An earlier package that a killed run had moved aside is put back.
 
     Raises
     ------
     DestinationError
         The extension is not ``.mlpackage``, the parent folder is missing or cannot be written to,
-        or something that is no model package is in the way.
+        or something other than a model package is in the way.
     """
     path = Path(os.fspath(destination)).expanduser()
     if path.suffix == "":
         path = path.with_name(path.name + ".mlpackage")
     if path.suffix != ".mlpackage":
         raise DestinationError(
-            f"{path}: a package's name has to end in .mlpackage, not {path.suffix!r}"
+            f"{path}: a package's name must end in .mlpackage, not {path.suffix!r}"
         )
     try:
         return _checked(Path(os.path.realpath(path)))
@@ -59,7 +59,7 @@ def check_destination(destination: str | os.PathLike[str]) -> Path:
     except ValueError as error:
         if isinstance(error, DestinationError):
             raise
-        raise DestinationError(f"{path}: no file can have that name: {error}") from None
+        raise DestinationError(f"{path}: a file cannot have that name: {error}") from None
 
 
 def _checked(path: Path) -> Path:
@@ -67,10 +67,10 @@ def _checked(path: Path) -> Path:
     if not path.parent.is_dir():
         raise DestinationError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_symlink():
-        raise DestinationError(f"{path}: the link leads around in a circle; remove it")
+        raise DestinationError(f"{path}: the link leads in a circle; remove it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise DestinationError(
-            f"{path}: the folder {path.parent} may not be written to; allow it, or choose another "
+            f"{path}: the folder {path.parent} cannot be written to; allow it, or choose another "
             "folder"
         )
     with contextlib.suppress(FileNotFoundError):
@@ -78,25 +78,25 @@ def _checked(path: Path) -> Path:
     restore(path)
     if path.exists() and not (path / MANIFEST).is_file() and not _is_empty_folder(path):
         raise DestinationError(
-            f"{path}: something that is no model package is in the way; remove it, or choose "
+            f"{path}: something other than a model package is in the way; remove it, or choose "
             "another name"
         )
     return path
 
 
 class PackageWriter:
-    """Writes an edited package to a destination; used as a context manager.
+    """Writer of an edited package to a destination; used as a context manager.
 
     While it is open, the messages of ``package.spec`` are edited in place: new values come from
     ``add_value`` or ``add_blob``, values that stay may be moved with ``keep``, and ``finish`` moves
-    all others. A reference to a stored blob carries a mark in its offset until ``finish`` takes it
-    off, which tells it from references into the source. Leaving the context without ``finish``
+    all others. A reference to a stored blob carries a mark in its offset until ``finish`` removes
+    it, to distinguish it from references into the source. Leaving the context without ``finish``
     removes everything.
 
     The destination appears with ``finish``, complete, in one step; a package that was there before
-    goes afterwards. It may be the source itself. What a killed run left is removed by the next one
-    onto the same destination, see ``staging``. Several runs may write to one destination at once:
-    each is complete, and the last one stays.
+    is removed afterwards. It may be the source itself. What a killed run left is removed by the
+    next one to the same destination, see ``staging``. Several runs may write to one destination at
+    once: each is complete, and the last one stays.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class PackageWriter:
         See ``check_destination``; from every method: the output cannot be written, the disk is
         full. From ``finish`` on, an earlier output is as it was.
     ModelFormatError
-        The source holds what cannot be copied, or (``finish``) has been changed meanwhile.
+        The source holds something that cannot be copied, or (``finish``) has changed meanwhile.
     """
 
     def __init__(self, package: Package, destination: str | os.PathLike[str]) -> None:
@@ -130,9 +130,9 @@ class PackageWriter:
         names = package.source_weight_files
         parts = {package.model_path, PurePosixPath(MANIFEST), *map(package.files.path_of, names)}
         self._source_folders, self._source_files = tree(package.path, parts)
-        # By path: a model may spell the name of one file in two ways.
+        # By path: a model may spell a file's name in two ways.
         self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
-        # By weight file, and by where in it the data is: metadata may be there more than once.
+        # By weight file and place of the data: several metadata may refer to the same data.
         self._kept: dict[tuple[PurePosixPath, str, int, int, int], int] = {}
         #: The weight file that new values go to unless told otherwise.
         self.default_file = _DEFAULT_FILE if _DEFAULT_FILE in names or not names else names[0]
@@ -167,7 +167,7 @@ class PackageWriter:
         *,
         file_name: str | None = None,
     ) -> Value:
-        """Store a blob (equal ones once) and return the ``Value`` that refers to it.
+        """Store a blob (equal blobs once) and return the ``Value`` that refers to it.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class PackageWriter:
         )
 
     def keep(self, value: Value) -> None:
-        """Copy the blob of the source that ``value`` refers to, once, and refer to the copy.
+        """Copy the source's blob that ``value`` refers to, once, and refer to the copy.
 
         Nothing happens to a value that is in the message or has been stored already.
         """
@@ -242,7 +242,7 @@ class PackageWriter:
         Returns the folder of the finished package.
         """
         for name in self.package.source_weight_files:
-            self._blobs(name)  # also where nothing is left in it: the old one is not copied then
+            self._blobs(name)  # even if nothing is left in it: the old one is not copied then
         values = list(self.package.file_values())
         for value in values:
             self.keep(value)
@@ -273,7 +273,7 @@ class PackageWriter:
             return MOVED + blobs.add(dtype, data, padding_bits, release=release)
 
     def _blobs(self, file_name: str) -> BlobWriter:
-        """Return the writer of a weight file, which is created at its first use."""
+        """Return the writer of a weight file, created on first use."""
         inner = self.package.files.path_of(file_name)
         if inner not in self._files:
             with self._writing():
@@ -282,7 +282,7 @@ class PackageWriter:
         return self._files[inner][1]
 
     def _check_links(self) -> None:
-        """Check that no file of the source lies in the package that the output takes the place of.
+        """Check that no file of the source lies in the package that the output replaces.
 
         The link in the source would lead to another file afterwards.
         """
@@ -314,7 +314,7 @@ class PackageWriter:
             _sync_file(file)
 
     def _copy_others(self) -> None:
-        """Copy every file of the source that has no new form, byte for byte."""
+        """Copy every file of the source that has no new version, byte for byte."""
         with self._writing():
             for inner in self._source_folders:
                 (self._staging.folder / inner).mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ class PackageWriter:
                 file.close()
 
     def _write_manifest(self) -> None:
-        """Enter a weights folder into the copied manifest where the source had none."""
+        """Add an entry for a weights folder to the copied manifest if the source had none."""
         manifest = read_manifest(self.package.path)
         for inner in self._files:
             folder = PurePosixPath(*inner.parts[1:]).parent
@@ -364,7 +364,7 @@ class PackageWriter:
             self._write(PurePosixPath(MANIFEST), json.dumps(manifest.content, indent=4).encode())
 
     def _commit(self) -> None:
-        """Let the finished folder take the destination's name."""
+        """Rename the finished folder to the destination."""
         _sync_folders(self._staging.folder)
         self.package.check_unchanged()
         check_destination(self.destination)  # again: much time may have passed
@@ -373,7 +373,7 @@ class PackageWriter:
         _sync(self.destination.parent)
 
     def _clean_up(self) -> None:
-        """Remove what is not, or no longer, the output. It can be called twice."""
+        """Remove what is not, or is no longer, the output. It can be called twice."""
         with interrupts_wait():
             for file, _ in self._files.values():
                 with contextlib.suppress(OSError):  # what a full disk did not take
@@ -382,7 +382,7 @@ class PackageWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Explain what the system says while something is written."""
+        """Convert the system's errors while writing into ``DestinationError``."""
         try:
             yield
         except OSError as error:
@@ -390,7 +390,7 @@ class PackageWriter:
 
 
 def cannot_write(destination: Path, error: OSError) -> DestinationError:
-    """Return what to raise where the system refuses to write at or beside ``destination``."""
+    """Return the error to raise when the system refuses to write at or near ``destination``."""
     remedy = _REMEDIES.get(error.errno or 0, "choose another folder")
     return DestinationError(
         f"{destination}: the output cannot be written ({error.strerror or error}); {remedy}. "
@@ -406,7 +406,7 @@ _REMEDIES = {
     errno.EPERM: "allow writing there, or choose another folder",
     errno.EROFS: "make it writable, or choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EBUSY: "other runs keep replacing it; let them end first",
+    errno.EBUSY: "other runs keep replacing it; let them finish first",
 }
 
 
@@ -415,7 +415,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _sync_file(file: BinaryIO) -> None:
-    """Flush a file to the disk. Some file systems say only now that there is no room."""
+    """Flush a file to the disk. Some file systems report only now that there is no room."""
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -425,7 +425,7 @@ def _sync_file(file: BinaryIO) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a folder to the disk, where the system can."""
+    """Flush a folder to the disk, if the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -243,7 +243,7 @@ def test_values_in_a_file_that_are_no_tensors(tmp_path: Path) -> None:
         value.type.listType.type.CopyFrom(tensor_type("uint8", (64,)))
 
     edit(path, make_list)
-    refused(path, "is no tensor of known shape")
+    refused(path, "is not a tensor of known shape")
 
 
 @pytest.mark.parametrize("padding", [1, 8, 1 << 63])
@@ -330,8 +330,8 @@ MODELS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: rename_opset(m, "CoreML7", body=False),
         r"'main' has opset 'CoreML7' but bodies only for \['CoreML5'\]",
     ),
-    "deep blocks": (lambda m: nest(m, 200), "no readable model"),
-    "deep values": (lambda m: nest_values(m, 200), "no readable model"),
+    "deep blocks": (lambda m: nest(m, 200), "not a readable model"),
+    "deep values": (lambda m: nest_values(m, 200), "not a readable model"),
     "few elements": (
         lambda m: damage_immediate(m, lambda v: set_type(v, "fp32", (5,))),
         "const 'hurt' of function 'main': .* takes 5 elements, got 4",
@@ -350,7 +350,7 @@ MODELS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "list in a tensor": (
         lambda m: damage_immediate(m, lambda v: v.immediateValue.list.SetInParent()),
-        "a list stands where the type is tensorType",
+        "a list is stored where the type is tensorType",
     ),
     "wrong field": (
         lambda m: damage_immediate(m, lambda v: set_type(v, "string", (2, 2))),
@@ -444,11 +444,11 @@ def test_numbers_of_other_types() -> None:
 def test_integers_that_their_type_cannot_hold() -> None:
     value = immediate_value(np.float32([1, np.nan]))
     set_type(value, "int32", (2,))
-    with pytest.raises(ModelFormatError, match="here: floats that int32 elements cannot hold"):
+    with pytest.raises(ModelFormatError, match="here: floats hold numbers that int32 elements cannot"):
         read_immediate(value, "here")
     value = immediate_value(np.int32([1, 300]))
     set_type(value, "int8", (2,))
-    with pytest.raises(ModelFormatError, match="ints that int8 elements cannot hold"):
+    with pytest.raises(ModelFormatError, match="ints hold numbers that int8 elements cannot"):
         read_immediate(value)
     value = immediate_value(np.float64([1, 1e300]))
     set_type(value, "fp16", (2,))

@@ -72,6 +72,6 @@ def test_another_block_is_refused() -> None:
     edits.replace(block, op, [Operation(type="b")])
     edits.replace(other, op, [])
     edits.add_last_step(lambda: pytest.fail("taken"))
-    with pytest.raises(ValueError, match="not in the block"):
+    with pytest.raises(ValueError, match="not in its given block"):
         edits.apply()
     assert op.type == "a"

@@ -97,7 +97,7 @@ def test_compiled_models(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_packages(source: Path, tmp_path: Path) -> None:
-    assert f"it is no model package, but holds one; give {source}" in message(tmp_path)
+    assert f"it is not a model package, but holds one; give {source}" in message(tmp_path)
     for index in range(7):
         (tmp_path / f"a{index}.mlpackage").mkdir()
     said = message(tmp_path)

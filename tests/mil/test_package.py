@@ -371,7 +371,7 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
     check_destination(tmp_path / "folder.mlpackage")
     (tmp_path / "folder.mlpackage" / "precious").write_text("")
     for name in ("file", "folder"):
-        with pytest.raises(DestinationError, match="no model package is in the way"):
+        with pytest.raises(DestinationError, match="other than a model package is in the way"):
             check_destination(tmp_path / f"{name}.mlpackage")
     assert issubclass(DestinationError, MlOptError)
 
@@ -381,7 +381,7 @@ def break_manifest(path: Path, text: str) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no manifest": (lambda p: (p / "Manifest.json").unlink(), "is missing; .* is no model package"),
+    "no manifest": (lambda p: (p / "Manifest.json").unlink(), "is missing; .* is not a model package"),
     "bad manifest": (lambda p: break_manifest(p, "{"), "manifest cannot be read"),
     "binary manifest": (lambda p: (p / "Manifest.json").write_bytes(b"\xff\0"), "cannot be read"),
     "no root": (lambda p: break_manifest(p, '{"itemInfoEntries": {}}'), "names no root model"),
@@ -393,10 +393,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "leaves the package",
     ),
     "no model file": (lambda p: (p / MODEL).unlink(), "that the manifest names is missing"),
-    "garbage": (lambda p: (p / MODEL).write_bytes(b"\xff" * 50), "no readable model"),
+    "garbage": (lambda p: (p / MODEL).write_bytes(b"\xff" * 50), "not a readable model"),
     "truncated model": (
         lambda p: (p / MODEL).write_bytes((p / MODEL).read_bytes()[:-20]),
-        "no readable model",
+        "not a readable model",
     ),
     "empty model": (lambda p: (p / MODEL).write_bytes(b""), "holds no model"),
     "no weights": (

@@ -176,9 +176,9 @@ def test_scalar_refuses_what_is_computed(nested: Any) -> None:
     (program,) = open_package(nested).programs
     node = next(n for n in program.nodes() if n.name == "first")
     assert node.scalar("absent") is None
-    with pytest.raises(ValueError, match="x is no constant scalar"):
+    with pytest.raises(ValueError, match="x is not a constant scalar"):
         node.scalar("x")
-    with pytest.raises(ValueError, match="y is no constant scalar"):
+    with pytest.raises(ValueError, match="y is not a constant scalar"):
         node.scalar("y")
 
 

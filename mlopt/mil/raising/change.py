@@ -1,7 +1,7 @@
-"""The changes to one operation when its function is raised: noted first, carried out later.
+"""Changes to one operation when its function is raised: recorded first, made later.
 
 A rule of ``mlopt.mil.raising.rules`` looks at one operation and fills a ``Change``; it raises
-``Unraisable``, with the reason, where no rewrite keeps the meaning.
+``Unraisable``, with the reason, if no rewrite keeps the meaning.
 Nothing is edited before every rule has passed.
 """
 
@@ -36,21 +36,21 @@ class Change:
     node
         The operation.
     unique_name
-        Gives a name that the function does not use yet, made from a wanted one.
+        Returns a name that the function does not use yet, made from a wanted one.
     before
         New operations that go before it.
     after
-        New operations that go behind it. The last of them defines what it defined.
+        New operations that go after it. The last of them defines what it defined.
     bindings
-        Names to bind to its parameters, in place of what is bound there.
+        Names to bind to its parameters, instead of what is bound there.
     removed
         Parameters that it no longer has.
     output
-        The new name and type of its one output, where ``after`` defines the old name.
+        The new name and type of its one output, if ``after`` defines the old name.
     op_type
         Its new type; None: the old one.
     values
-        The values of a constexpr operation, which become inputs; attributes that are no parameters
+        The values of a constexpr operation, which become inputs; attributes that are not parameters
         stay. None for other operations.
     """
 
@@ -101,10 +101,10 @@ class Change:
     def finish_with(
         self, op_type: str, inputs: dict[str, str], *, x: str, result: ValueType, wanted_name: str
     ) -> None:
-        """Let a new operation make the output, from what the changed one gives as type ``result``.
+        """Add an operation that makes the output from the changed one's result of type ``result``.
 
-        ``x`` is the new operation's parameter for that, ``inputs`` are its others, and
-        ``wanted_name`` is for the value in between.
+        ``x`` is the new operation's parameter for that, ``inputs`` are its other inputs, and
+        ``wanted_name`` is the name wanted for the value in between.
         """
         inner = self.unique_name(wanted_name)
         old = self.node.op.outputs[0]
@@ -116,7 +116,7 @@ class Change:
         )
 
     def operations(self, storage: Storage) -> list[Operation]:
-        """Return the operations to replace the old one by, which stays as it is.
+        """Return the operations that replace the old one, which is not changed.
 
         ``storage`` stores values in the package that is being written.
         """
@@ -146,35 +146,35 @@ Rule = Callable[[Change], None]
 
 
 def constant_scalar(node: Node, parameter: str, default: Any, kind: type, why: str) -> Any:
-    """Return the constant scalar bound to a parameter; ``default`` where it is absent.
+    """Return the constant scalar bound to a parameter; ``default`` if it is absent.
 
     Raises
     ------
     Unraisable
-        It is computed, no scalar, or not of the Python type ``kind``. ``why`` says what depends on
-        it: "half_pixel_centers follows from it".
+        It is computed, not a scalar, or not of the Python type ``kind``. ``why`` says what depends
+        on it: "half_pixel_centers follows from it".
     """
     if parameter not in node.inputs:
         return default
     try:
         value = node.scalar(parameter)
     except ValueError:
-        raise Unraisable(f"its {parameter} is no constant scalar, and {why}") from None
-    # Not isinstance: a bool is an int, and no axis.
+        raise Unraisable(f"its {parameter} is not a constant scalar, and {why}") from None
+    # Not isinstance: a bool is an int, but not an axis.
     if type(value) is not kind:
-        raise Unraisable(f"its {parameter} is {value!r}, no {kind.__name__}, and {why}")
+        raise Unraisable(f"its {parameter} is {value!r}, not {kind.__name__}, and {why}")
     return value
 
 
 def dtype_of(value_type: ValueType | None) -> DType | None:
-    """Return the element type of a tensor; None: the type is no tensor's."""
+    """Return the element type of a tensor type; None for other types."""
     if value_type is None or value_type.WhichOneof("type") != "tensorType":
         return None
     return dtype_of_proto(value_type.tensorType.dataType)
 
 
 def type_of(node: Node, parameter: str) -> ValueType | None:
-    """Return the ``ValueType`` of what is bound to a parameter; None if that is not one value."""
+    """Return the ``ValueType`` of what is bound to a parameter; None unless that is one value."""
     bound = node.inputs.get(parameter, ())
     if len(bound) != 1 or bound[0] is None:
         return None
@@ -183,9 +183,9 @@ def type_of(node: Node, parameter: str) -> ValueType | None:
 
 
 def sizes_of(value_type: ValueType | None) -> tuple[int | None, ...] | None:
-    """Return the shape of a tensor, with None for sizes that are not fixed.
+    """Return the shape of a tensor type, with None for sizes that are not fixed.
 
-    None: the type is no tensor's, or its rank is not fixed.
+    None: it is not a tensor type, or its rank is not fixed.
     """
     if value_type is None or value_type.WhichOneof("type") != "tensorType":
         return None

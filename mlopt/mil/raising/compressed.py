@@ -1,8 +1,8 @@
-"""Compressed weights of CoreML6 and CoreML7 in the forms of CoreML8.
+"""Raising compressed weights of CoreML6 and CoreML7 to the forms of CoreML8.
 
-Until CoreML7 a constexpr operation has its values as attributes, packed bits as flat bytes beside a
-``shape``. From CoreML8 on values are inputs, and packed bits have an element type and a shape of
-their own. Neither a table nor an index changes: all of this is about types.
+Until CoreML7 a constexpr operation has its values as attributes, packed bits as flat bytes with a
+separate ``shape``. From CoreML8 on values are inputs, and packed bits have an element type and a
+shape of their own. Neither a table nor an index changes: all of this is about types.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def sparse_to_dense(change: Change) -> None:
 
 
 def affine_dequantize(change: Change) -> None:
-    """It becomes a ``constexpr_blockwise_shift_scale`` with one block a channel, or one in all.
+    """It becomes a ``constexpr_blockwise_shift_scale`` with one block per channel, or one in all.
 
     CoreML8 keeps an operation of the old name in coremltools' registry, but not redefined as the
     other constexpr operations were: coremltools would write it with attributes, as no other
@@ -95,8 +95,8 @@ def affine_dequantize(change: Change) -> None:
     fits = (points >= limits.min) & (points <= limits.max) & (points == np.round(points))
     if not fits.all():
         raise Unraisable(
-            f"its zero points would have to be {data.dtype} as its data, and {zero_point.dtype} "
-            "values that are no such integers stand there; decompress the weight first"
+            f"its zero points must be {data.dtype} like its data, but are {zero_point.dtype} "
+            "values outside that type; decompress the weight first"
         )
     per_channel = scale.shape or zero_point.shape
     size = data.shape[axis] if per_channel else 1
@@ -106,7 +106,7 @@ def affine_dequantize(change: Change) -> None:
     change.values = {"data": SameBytes(data)}
     if scale.size == math.prod(shape):
         change.values["scale"] = SameBytes(scale, None, shape)
-    else:  # one scale for many zero points
+    else:  # one scale for several zero points
         change.values["scale"] = np.full(shape, scale.value())
     if points.any():  # without an offset nothing is subtracted, which is how coremltools writes 0
         offset = points.astype(data.numpy_dtype)
@@ -120,7 +120,7 @@ def _constant(node: Node, parameter: str, *dtypes: str) -> Constant:
     constant = node.constant_input(parameter)
     if constant is None:
         raise ModelFormatError(
-            f"{_place(node)}: its {parameter} is missing or no constant; the file is damaged"
+            f"{_place(node)}: its {parameter} is missing or not a constant; the file is damaged"
         )
     if dtypes and constant.dtype not in dtypes:
         raise _damaged(
@@ -130,13 +130,13 @@ def _constant(node: Node, parameter: str, *dtypes: str) -> Constant:
 
 
 def _shape(node: Node, dtype: str) -> tuple[int, ...]:
-    """Return the weight's shape, which the output has to have as well, with elements ``dtype``."""
+    """Return the weight's shape, after checking that the output has it, with elements ``dtype``."""
     constant = _constant(node, "shape", "uint32", "int32")
     if len(constant.shape) != 1 or not constant.size:
         raise _damaged(constant, f"its shape is of shape {list(constant.shape)}, not a list")
     shape = tuple(int(size) for size in constant.value())
     if min(shape) < 1:
-        raise _damaged(constant, f"its shape is {list(shape)}, and sizes are positive")
+        raise _damaged(constant, f"its shape is {list(shape)}, but sizes must be positive")
     _check_output(node, dtype, shape)
     return shape
 
@@ -144,7 +144,7 @@ def _shape(node: Node, dtype: str) -> tuple[int, ...]:
 def _check_output(node: Node, dtype: str, shape: tuple[int, ...]) -> None:
     declared = tensor_type_of(node.outputs[0].type) if len(node.outputs) == 1 else None
     if declared is None or (declared[0].name, declared[1]) != (dtype, shape):
-        shown = "no tensor" if declared is None else f"{declared[0].name} {list(declared[1])}"
+        shown = "not a tensor" if declared is None else f"{declared[0].name} {list(declared[1])}"
         raise ModelFormatError(
             f"{_place(node)}: its output is declared as {shown}, but its values make {dtype} "
             f"{list(shape)}; the file is damaged"
@@ -152,7 +152,7 @@ def _check_output(node: Node, dtype: str, shape: tuple[int, ...]) -> None:
 
 
 def _check_bits(node: Node, packed: Constant, shape: tuple[int, ...], nbits: int) -> None:
-    """Check that the bytes are those of as many elements as the shape has."""
+    """Check that the number of bytes matches the shape."""
     wanted = -(-math.prod(shape) * nbits // 8)
     if packed.shape != (wanted,):
         raise _damaged(

@@ -1,4 +1,4 @@
-"""crop_resize across CoreML7, which takes boxes and image numbers apart instead of ``roi``."""
+"""Raising crop_resize to CoreML7, which takes boxes and image numbers instead of ``roi``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlopt.mil.raising.change import (
 )
 from mlopt.mil.values import immediate_value, tensor_type, tensor_type_of
 
-#: The one way to sample that is known to have kept its meaning, and what it is when absent.
+#: The parameter values that are known to have kept their meaning, and the defaults.
 _KEPT = {
     "sampling_mode": ("ALIGN_CORNERS", "DEFAULT"),
     "box_coordinate_mode": ("CORNERS_HEIGHT_FIRST", "CORNERS_HEIGHT_FIRST"),
@@ -27,10 +27,10 @@ _KEPT = {
 
 
 def pad_value(change: Change) -> None:
-    """Outside of the image lies zero, of the image's type."""
+    """Outside the image are zeros of the image's type."""
     dtype = dtype_of(type_of(change.node, "x"))
     if dtype is None or dtype.name not in FLOATS:
-        raise Unraisable(f"the type of x, which pad_value takes, is none of {FLOATS}")
+        raise Unraisable(f"the type of x, which pad_value takes, is not one of {FLOATS}")
     change.set_default("pad_value", immediate_value(np.zeros((), np.float32), dtype))
 
 
@@ -57,13 +57,13 @@ def boxes(change: Change) -> None:
     output = sizes_of(node.outputs[0].type)
     dtype = dtype_of(type_of(node, "roi"))
     if dtype is None or dtype.name not in FLOATS:
-        raise Unraisable(f"its roi is none of {FLOATS}")
+        raise Unraisable(f"its roi is not one of {FLOATS}")
     if image is None or len(image) != 4 or image[0] != 1:
         raise Unraisable("the newer opset takes boxes for roi, which is rewritten for one image")
     count = roi[0] if roi else None
     if count is None or roi not in [(count, 1, 4, 1, 1), (count, 1, 5, 1, 1)]:
         raise Unraisable(
-            "the newer opset takes boxes for roi, whose shape is no fixed [N, 1, 4 or 5, 1, 1]"
+            "the newer opset takes boxes for roi, whose shape is not a fixed [N, 1, 4 or 5, 1, 1]"
         )
     if output is None or len(output) != 5 or output[:2] != (count, 1) or None in output:
         raise Unraisable(f"its output is not of the shape [{count}, 1, channels, height, width]")
@@ -85,7 +85,7 @@ def boxes(change: Change) -> None:
 
 
 def _boxes(change: Change, dtype: DType, count: int, numbers: int) -> str:
-    """Add what gives the last 4 of the ``numbers`` of each row as [N, 4]; return its name."""
+    """Add an operation that gives the last 4 ``numbers`` per row as [N, 4]; return its name."""
     node = change.node
     constant = node.constant_input("roi")
     if constant is not None:

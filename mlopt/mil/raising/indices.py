@@ -1,4 +1,4 @@
-"""Negative indices, which no operation takes from CoreML7 on, made to count from the front."""
+"""Raising of negative indices, which no operation accepts since CoreML7: count from the front."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEXED = {
     "scatter_along_axis": "data",
     "scatter_nd": "data",
 }
-"""Operations with ``indices``: which of their inputs these look up."""
+"""Operation with ``indices`` -> the input that these index."""
 
 
 def along_axis(data: str) -> Rule:
@@ -52,7 +52,7 @@ def into_leading_axes(data: str) -> Rule:
 
 @attrs.frozen(eq=False)
 class _Extents:
-    """The sizes of the axes that are indexed: ``sizes[first : first + count]`` of ``data``.
+    """Sizes of the axes that are indexed: ``sizes[first : first + count]`` of ``data``.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class _Extents:
     sizes
         Its shape; None for sizes that are not fixed.
     count
-        Number of axes; None: one, and the indices of it stand alone, not in rows.
+        Number of axes; None: one, and its indices stand alone, not in rows.
     """
 
     data: str
@@ -71,7 +71,7 @@ class _Extents:
 
     @property
     def fixed(self) -> np.ndarray | None:
-        """The sizes as int32 that broadcasts against the indices; None if one is not fixed."""
+        """Return the sizes as int32 that broadcasts with the indices; None if one is not fixed."""
         sizes = self.sizes[self.first : self.first + (self.count or 1)]
         if None in sizes:
             return None
@@ -82,7 +82,7 @@ def _one_axis(node: Node, data: str) -> _Extents:
     sizes = _sizes(node, data)
     axis = _scalar(node, "axis")
     if not -len(sizes) <= axis < len(sizes):
-        raise Unraisable(f"its axis is {axis}, and {data} has the rank {len(sizes)}")
+        raise Unraisable(f"its axis is {axis}, but {data} has rank {len(sizes)}")
     return _Extents(_name(node, data), sizes, axis % len(sizes), None)
 
 
@@ -125,12 +125,12 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
     if _is_never_negative(variable):
         return
     dtype = dtype_of(variable.type)
-    _check_index_type("no tensor" if dtype is None else dtype.name)
+    _check_index_type("not a tensor" if dtype is None else dtype.name)
     if dtype in _UNSIGNED:
         return
     result = _retyped(variable.type, _INT32)
     index = variable.name
-    if dtype is not BY_NAME["int32"]:  # neither greater_equal nor add takes short integers
+    if dtype is not BY_NAME["int32"]:  # neither greater_equal nor add accepts short integers
         wanted = change.add_const(string_value("int32"), f"{node.name}_indices_dtype_0")
         index = change.add_op(
             "cast", {"x": index, "dtype": wanted}, result, f"{node.name}_indices_int32"
@@ -140,7 +140,7 @@ def _make_non_negative(change: Change, data: str, extents_of: Any) -> None:
 
 def _bind_constant(change: Change, indices: np.ndarray, extents: np.ndarray) -> None:
     raised = np.where(indices < 0, indices.astype(np.int32) + extents, indices)
-    # A short integer may reach an axis from its end, and not from its beginning.
+    # A short integer may reach an axis from its end, but not from its beginning.
     if raised.max() <= np.iinfo(indices.dtype).max:
         raised = raised.astype(indices.dtype)
     name = change.add_const(immediate_value(raised), f"{change.node.name}_indices_nonnegative")
@@ -193,7 +193,7 @@ _INDEX_TYPES = ("int8", "int16", "int32", "uint8", "uint16")
 
 def _check_index_type(name: str) -> None:
     if name not in _INDEX_TYPES:
-        raise Unraisable(f"its indices are {name}, and can only be {', '.join(_INDEX_TYPES)}")
+        raise Unraisable(f"its indices are {name}, but must be {', '.join(_INDEX_TYPES)}")
 
 
 def _retyped(value_type: ValueType, proto_dtype: int) -> ValueType:
@@ -204,9 +204,9 @@ def _retyped(value_type: ValueType, proto_dtype: int) -> ValueType:
     return result
 
 
-#: Operations that give positions or counts.
+#: Operations that return positions or counts.
 _POSITIONS = frozenset({"topk", "reduce_argmax", "reduce_argmin", "argsort", "non_zero", "shape"})
-#: Operations whose output has no other values than their input ``x``, but for rounding.
+#: Operations whose output has only values of their input ``x``, apart from rounding.
 _SAME_VALUES = frozenset(
     {"cast", "identity", "reshape", "expand_dims", "squeeze", "transpose", "tile", "slice_by_index"}
 )

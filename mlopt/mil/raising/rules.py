@@ -1,9 +1,9 @@
-"""What has to change in an operation when its function is raised by one opset.
+"""Rules for what must change in an operation when its function is raised by one opset.
 
 Most operations that a newer opset redefines only accept more types. Those whose signature or
 meaning changed each have a rule in ``RULES``; larger rules have files of their own. New parameters
-are written out although they are optional, because the Core ML compiler rejects an operation that
-lacks them.
+are written even though they are optional, because the Core ML compiler rejects an operation without
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mlopt.mil.values import immediate_value
 
 
 def _defaults(**values: Any) -> Rule:
-    """Return a rule that writes out new parameters with the values they stand for when absent."""
+    """Return a rule that writes new parameters with their default values."""
 
     def rule(change: Change) -> None:
         for parameter, value in values.items():
@@ -46,7 +46,7 @@ def _both(first: Rule, second: Rule) -> Rule:
 
 
 def _refuse(reason: str) -> Rule:
-    """Return a rule that gives up for ``reason``."""
+    """Return a rule that refuses to raise, for ``reason``."""
 
     def rule(change: Change) -> None:
         raise Unraisable(reason)
@@ -63,7 +63,7 @@ def _upsample_bilinear(change: Change) -> None:
 
 
 def _topk(change: Change) -> None:
-    """The type of the indices is named, and only where there are indices."""
+    """The type of the indices is named, but only if there are indices."""
     why = "it decides whether output_indices_dtype may be given"
     if constant_scalar(change.node, "return_indices", True, bool, why):
         change.set_default("output_indices_dtype", immediate_value("int32"))
@@ -71,7 +71,7 @@ def _topk(change: Change) -> None:
 
 def _clip(change: Change) -> None:
     """Equal or swapped bounds are rejected since CoreML7."""
-    why = "alpha has to be less than beta"
+    why = "alpha must be less than beta"
     low = constant_scalar(change.node, "alpha", None, float, why)
     high = constant_scalar(change.node, "beta", None, float, why)
     if low is not None and high is not None and not low < high:
@@ -84,9 +84,11 @@ def _gru(change: Change) -> None:
     weight = type_of(change.node, "weight_hh")
     sizes, dtype = sizes_of(weight), dtype_of(weight)
     if sizes is None or len(sizes) != 2 or sizes[0] is None:
-        raise Unraisable("input_bias takes the rows of weight_hh, which is no matrix of fixed size")
+        raise Unraisable(
+            "input_bias takes the rows of weight_hh, which is not a matrix of fixed size"
+        )
     if dtype is None or dtype.name not in FLOATS:
-        raise Unraisable(f"input_bias takes the type of weight_hh, which is none of {FLOATS}")
+        raise Unraisable(f"input_bias takes the type of weight_hh, which is not one of {FLOATS}")
     change.set_default("reset_after", immediate_value(np.bool_(False)))
     change.set_default("input_bias", immediate_value(np.zeros(sizes[0], np.float32), dtype))
 

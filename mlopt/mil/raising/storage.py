@@ -1,4 +1,4 @@
-"""Values of raised operations in the package that is being written."""
+"""Storage of values of raised operations in the package that is being written."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class SameBytes:
 
 
 class Storage:
-    """Gives the ``Value`` messages of a raised program.
+    """Source of the ``Value`` messages of a raised program.
 
-    A blob that only gets another shape stays where it is. One whose element type changes is stored
-    again under the new type, once for all constants that share it, and read one at a time.
+    A blob that only gets another shape stays where it is. A blob whose element type changes is
+    stored again with the new type, once for all constants that share it; one is read at a time.
 
     Parameters
     ----------
     writer
-        Writes the package of the program.
+        The writer of the program's package.
     specification_version
-        That of the raised program, which decides what goes to the weight file.
+        Version of the raised program, which decides what goes to the weight file.
     """
 
     def __init__(self, writer: PackageWriter, specification_version: int) -> None:

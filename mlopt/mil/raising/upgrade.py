@@ -28,14 +28,13 @@ class OpsetRaise:
     program
         The program; ``plan_opset_raise`` has changed nothing in it yet.
     target
-        The target that it will have.
+        The target to raise it to.
     functions
-        Those that are raised; the others have that opset, or a newer one, or are to stay.
+        The functions that are raised; the others have that opset or a newer one, or were not named.
     changes
-        The operations that change, in program order; those that only belong to a newer opset
-        afterwards have no entry.
+        The operations that change, in program order; those that need no edit have no entry.
     names
-        By function that is raised: gives names that neither it nor the plan uses yet.
+        For each raised function, a source of names that neither it nor the plan uses yet.
     """
 
     program: Program
@@ -53,8 +52,9 @@ class OpsetRaise:
     def add_to(self, edits: Edits, writer: PackageWriter) -> None:
         """Add the raise to ``edits``: operations, opsets of functions, specification versions.
 
-        Other replacements in ``edits``, added before or after, win over the raise: they have to be
-        of the target's opset, and take new names from ``names``. The program stays as it is until
+        Other replacements in ``edits``, added before or after, take precedence over the raise: they
+        must belong to the target's opset, and take new names from ``names``. The program stays as
+        it is until
         ``edits`` are applied, and its values can be read. Function bodies become new messages then:
         ask the program for its nodes and constants again.
 
@@ -68,7 +68,7 @@ class OpsetRaise:
         edits.add_last_step(self._enter_opset)
 
     def _enter_opset(self) -> None:
-        """Name the new opset and the version that has it."""
+        """Set the new opset and the version that has it."""
         for function in self.functions:
             bodies = function.message.block_specializations
             bodies[self.target.opset].CopyFrom(bodies[function.opset])
@@ -82,10 +82,10 @@ class OpsetRaise:
 def plan_opset_raise(
     program: Program, target: Target, functions: Collection[str] | None = None
 ) -> OpsetRaise:
-    """Find out what raising a program takes; nothing is changed.
+    """Plan how to raise a program; nothing is changed.
 
-    Functions at the target's opset or above it stay as they are, and, where ``functions`` is given,
-    those that it does not name.
+    Functions at the target's opset or above it stay as they are, and so do, if ``functions`` is
+    given, those that it does not name.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def plan_opset_raise(
     names = {function.name: UniqueNames(nodes, function) for function in below}
     changes, refusals = _changes(nodes, below, names, target)
     bodies = [
-        f"function {function.name!r} has a body for {target.opset} already"
+        f"function {function.name!r} already has a body for {target.opset}"
         for function in below
         if target.opset in function.message.block_specializations
     ]

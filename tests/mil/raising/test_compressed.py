@@ -358,7 +358,7 @@ def _dtype(node: Node, parameter: str, number: int) -> None:
 DAMAGE: dict[str, tuple[str, Callable[[Node], Any], str]] = {
     "other shape": ("lut", lambda n: _shape(n, 5, 8), r"values make fp16 \[5, 8\]"),
     "huge shape": ("lut", lambda n: _shape(n, 1 << 31, 1 << 31, 4), r"declared as"),
-    "empty shape": ("lut", lambda n: _shape(n, 0, 9), "sizes are positive"),
+    "empty shape": ("lut", lambda n: _shape(n, 0, 9), "sizes must be positive"),
     "no shape": ("lut", lambda n: _shape(n), "shape"),
     "shape gone": ("lut", lambda n: n.op.attributes.pop("shape"), "shape is missing"),
     "indices gone": ("lut", lambda n: n.op.attributes.pop("indices"), "indices is missing"),

@@ -381,7 +381,7 @@ def test_an_axis_that_does_not_exist(build: Callable[..., Any], mb: Any) -> None
             axis = node.constant_input("axis")
             assert axis is not None
             axis.message.immediateValue.tensor.ints.values[:] = [2]
-    with pytest.raises(TargetError, match=r"gather 'g' .*: from CoreML7 on its axis is 2, and x"):
+    with pytest.raises(TargetError, match=r"gather 'g' .*: from CoreML7 on its axis is 2, but x"):
         plan_opset_raise(program, Target.iOS17)
 
 

@@ -278,7 +278,7 @@ def test_unknown_opset(package_of: PackageOf) -> None:
 def test_body_that_exists_already(package_of: PackageOf) -> None:
     (program,) = open_package(package_of("recurrent")).programs
     program.message.functions["main"].block_specializations["CoreML6"].SetInParent()
-    with pytest.raises(TargetError, match="has a body for CoreML6 already"):
+    with pytest.raises(TargetError, match="already has a body for CoreML6"):
         plan_opset_raise(program, Target.iOS16)
 
 
