@@ -1,13 +1,11 @@
 """The rest of ``coremltools.optimize`` under the names of mlopt.
 
-``import mlopt as cto`` stands where ``import coremltools.optimize as cto`` stood, also for what
-mlopt has no version of: linear quantization, pruning, GPTQ, quantization of activations. Such a
-name is coremltools' own object, whether it is asked for as an attribute
-(``cto.coreml.prune_weights``) or imported (``from mlopt.torch.pruning import MagnitudePruner``),
-and coremltools is loaded then.
+``import mlopt as cto`` replaces ``import coremltools.optimize as cto``, even for what mlopt does
+not provide: linear quantization, pruning, GPTQ, quantization of activations. Such a name is
+coremltools' own object, whether it is asked for as an attribute (``cto.coreml.prune_weights``) or
+imported (``from mlopt.torch.pruning import MagnitudePruner``), and coremltools is loaded then.
 
-The names are written down here, so that listing them, or asking for one that there is not, loads
-nothing.
+The names are listed here, so that listing them, or requesting an unknown one, loads nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ _OBJECTS = {
         "prune_weights",
     ),
 }
-"""Module of mlopt to what coremltools' module of that name has besides."""
+"""Module of mlopt -> additional names of coremltools' module of that name."""
 
 _MODULES = {
     "mlopt.coreml": ("experimental",),
@@ -44,7 +42,7 @@ _MODULES = {
         "quantization",
     ),
 }
-"""Module of mlopt to modules below that are coremltools' own, with all that is in them."""
+"""Module of mlopt -> submodules that are coremltools' own, with all that is in them."""
 
 _MIXED = {
     "mlopt.torch.palettization": (
@@ -54,7 +52,7 @@ _MIXED = {
         "sensitive_k_means",
     ),
 }
-"""Module of mlopt to modules below that coremltools defines the names of the former in.
+"""Module of mlopt -> submodules in which coremltools defines the names of that module.
 
 There, a name that mlopt has is mlopt's, and the others are coremltools'.
 """
@@ -64,13 +62,13 @@ _OVERLAYS = frozenset(f"{parent}.{name}" for parent, names in _MIXED.items() for
 
 
 def names_besides(module_name: str) -> tuple[str, ...]:
-    """What can be asked of a module of mlopt and is not its own."""
+    """Return the names that a module of mlopt borrows."""
     kinds = (_OBJECTS, _MODULES, _MIXED)
     return tuple(name for kind in kinds for name in kind.get(module_name, ()))
 
 
 def attribute(module_name: str, name: str) -> Any:
-    """What a module of mlopt that lacks ``name`` answers with; AttributeError if nothing."""
+    """Return coremltools' object for a ``name`` that a module of mlopt lacks, or AttributeError."""
     if name in _OBJECTS.get(module_name, ()):
         return getattr(importlib.import_module(_theirs(module_name)), name)
     if name in (*_MODULES.get(module_name, ()), *_MIXED.get(module_name, ())):
@@ -83,28 +81,28 @@ def _theirs(module_name: str) -> str:
 
 
 class _Alias:
-    """Loads a module of coremltools as one of mlopt: the same object, under both names."""
+    """Loader of a module of coremltools as one of mlopt: the same object, under both names."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Nothing: the import system makes a module that does not stay."""
+        """Return None: the import system makes a module that is then replaced."""
 
     def exec_module(self, module: ModuleType) -> None:
-        # What stands here when loading ends is what is imported. To give it away in create_module
-        # would have the import system overwrite what it says of itself.
+        # The entry at the end of loading is what is imported. If create_module returned it, the
+        # import system would overwrite its own attributes.
         sys.modules[module.__name__] = importlib.import_module(self.name)
 
 
 class _Overlay:
-    """Makes a module with mlopt's names before coremltools' ones."""
+    """Loader of a module with mlopt's names before coremltools' ones."""
 
     def __init__(self, ours: str, theirs: str) -> None:
         self.ours, self.theirs = ours, theirs
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Nothing: the import system makes the module."""
+        """Return None: the import system makes the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         ours, theirs = importlib.import_module(self.ours), importlib.import_module(self.theirs)
@@ -114,18 +112,18 @@ class _Overlay:
 
 
 class _Finder:
-    """Finds the modules above for the import system."""
+    """Finder of the modules above for the import system."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """How to load a module that coremltools lends; None for any other."""
+        """Return how to load a module that coremltools lends; None for any other."""
         if not name.startswith("mlopt."):
             return None
         if name in _OVERLAYS:
             loader = _Overlay(name.rpartition(".")[0], _theirs(name))
             return ModuleSpec(name, loader, origin=_theirs(name))  # type: ignore[arg-type]
-        # Below an alias too: the path of the module there would have files loaded a second time.
+        # Also below an alias: the path of the module there would load files a second time.
         if ".".join(name.split(".")[:3]) not in _ALIASES:
             return None
         if importlib.util.find_spec(_theirs(name)) is None:
@@ -137,6 +135,6 @@ _FINDER = _Finder()
 
 
 def install() -> None:
-    """Let the import system find them, before it looks for files."""
+    """Install the finder before those that look for files."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

@@ -1,6 +1,6 @@
 """The errors that mlopt raises for input it cannot accept.
 
-Every message says what is wrong, what was got, what is allowed and what to do about it.
+Every message says what is wrong, what was given, what is allowed and what to do about it.
 """
 
 
@@ -24,7 +24,7 @@ class ModelFormatError(MlOptError, ValueError):
 
 
 class DestinationError(MlOptError, ValueError):
-    """A package cannot be written where it was asked for."""
+    """A package cannot be written to the requested destination."""
 
 
 class RunError(MlOptError, RuntimeError):

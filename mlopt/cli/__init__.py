@@ -1,4 +1,4 @@
-"""Commands: ``mlopt inspect``, ``palettize``, ``decompress``, ``raise``, ``lint`` and others.
+"""Command line: ``mlopt inspect``, ``palettize``, ``decompress``, ``raise``, ``lint`` and others.
 
 Commands build values, call the library and print what it returns. Starting up loads neither the
 library nor coremltools; a command loads what it needs.
@@ -32,7 +32,7 @@ app = typer.Typer(
     name="mlopt",
     no_args_is_help=True,
     add_completion=False,
-    # Plain help and errors: they go to logs and files as well, and long paths are not broken.
+    # Plain help and errors: they also go to logs and files, and long paths are not broken.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -61,17 +61,17 @@ def _mlopt(
         ),
     ] = False,
 ) -> None:
-    """Palettize Core ML models, with an account of every weight."""
+    """Palettize Core ML models, and account for every weight."""
 
 
 def main() -> None:
     """Run the command line of this process and exit with one of the documented codes."""
-    # A terminated run cleans up as an interrupted one does.
+    # A terminated run cleans up like an interrupted one.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _exit_by_signal)
     for stream in (sys.stdout, sys.stderr):
-        # Names of weights may hold anything; a terminal that cannot show it gets an escape.
+        # Names of weights may hold any character; a terminal that cannot show it gets an escape.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:

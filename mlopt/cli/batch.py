@@ -1,8 +1,7 @@
-"""Several packages in one call: where each result goes, and one account of all.
+"""Batches: several packages in one call, their destinations, and one account of all.
 
-Language models come in chunks, which want the same done to each. What would go wrong for any of
-them for its name alone is refused before work begins; what goes wrong with one later does not keep
-the others from being done, and is told.
+Language models come in chunks that are all processed in the same way. A name that cannot work is
+refused before work begins; a later failure of one model is reported, and the others are still done.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ OutputDir: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="The folder to write to, in place of --output, under the names that the models have; "
-        "it is made if need be.",
+        help="The folder to write to instead of --output, under the names of the models; "
+        "it is created if needed.",
     ),
 ]
 Overwrite: TypeAlias = Annotated[
@@ -49,12 +48,12 @@ Overwrite: TypeAlias = Annotated[
 def destinations(
     models: Sequence[Path], output: Path | None, output_dir: Path | None, *, overwrite: bool
 ) -> Iterator[list[Path]]:
-    """The package that is written for each model, all checked; a new folder stays if it is used.
+    """Yield the checked destination of each model; a new folder stays only if it is used.
 
     Raises
     ------
     typer.BadParameter
-        There is no destination, or one for several; or one exists and ``overwrite`` was not given.
+        There is no destination, or one for several models; or one exists without ``overwrite``.
     """
     if (output is None) == (output_dir is None):
         raise typer.BadParameter(
@@ -66,7 +65,7 @@ def destinations(
     if output is not None:
         if len(models) > 1:
             raise typer.BadParameter(
-                f"it is the one package to write, got {len(models)} models; give the folder for "
+                f"it names one package, got {len(models)} models; give a folder for "
                 "them with --output-dir",
                 param_hint="'--output' / '-o'",
             )
@@ -82,14 +81,14 @@ def destinations(
 
 
 def _names(models: Sequence[Path]) -> list[str]:
-    """The name of each model's package in a common folder; refused where two are the same."""
+    """Return the name of each model's package in a common folder; refuse equal names."""
     seen: dict[str, Path] = {}
     names = []
     for model in models:
-        # "." and a path that ends in ".." have a name as well
+        # "." and a path that ends in ".." have a name too
         name = model.name if model.name not in ("", "..") else model.resolve().name
         name = name if name.endswith(_SUFFIX) else f"{name}{_SUFFIX}"
-        # many file systems take names that differ in case for the same
+        # many file systems treat names that differ only in case as the same
         other = seen.setdefault(name.casefold(), model)
         if other is not model:
             raise typer.BadParameter(
@@ -103,15 +102,16 @@ def _names(models: Sequence[Path]) -> list[str]:
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Make a folder where there is none; what stays empty is removed afterwards."""
+    """Create a folder if there is none; remove it afterwards if it is still empty."""
     path = path.expanduser()
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise typer.BadParameter(
-            f"{path} cannot be made: {reason}; choose another folder", param_hint="'--output-dir'"
+            f"{path} cannot be created: {reason}; choose another folder",
+            param_hint="'--output-dir'",
         ) from None
     try:
         yield
@@ -128,12 +128,12 @@ def run_each(
     quiet: bool = False,
     json_file: Path | None = None,
 ) -> ExitCode:
-    """Do something with each model, print what there is to say, and return the one exit code.
+    """Process each model, print the results, and return one exit code.
 
-    Of one model, an error passes through, and the text and the JSON are its own. Of several, each
-    has its heading, an error is printed and the next one is begun; then there is a summary, and the
+    For one model, an error passes through, and the text and the JSON are its own. For several, each
+    has a heading, an error is printed and the next model follows; then comes a summary, and the
     JSON is ``{"models": [...], "exit_code": ...}``. The exit code is that of the first failure;
-    without one, that models were not clean, or that nothing was to be done for any.
+    without one, it says that models were not clean, or that nothing was to be done for any.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def run_each(
     quiet
         Print errors only.
     json_file
-        Where to write the values as JSON; for standard output, nothing else is printed there.
+        Where to write the values as JSON; if standard output, nothing else is printed there.
     """
     shows = not quiet and json_file != STANDARD_OUTPUT
     if len(models) == 1:
@@ -161,7 +161,7 @@ def run_each(
         except (typer.Exit, typer.BadParameter, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            show(f"{len(results)} of {len(models)} were done with before.", is_error=True)
+            show(f"{len(results)} of {len(models)} were finished before.", is_error=True)
             raise
         except Exception as error:
             message, code = explained(error)
@@ -198,7 +198,7 @@ def _row(model: Path, result: Done | tuple[str, ExitCode]) -> dict[str, Any]:
 
 
 def _summary(models: Sequence[Path], results: Sequence[Done | tuple[str, ExitCode]]) -> str:
-    """A line for each model, and one for all."""
+    """Return a line for each model, and one for all."""
     width = max(len(_shown(model)) for model in models)
     lines, before, after, failed = [], 0, 0, 0
     for model, result in zip(models, results, strict=True):

@@ -1,4 +1,4 @@
-"""``mlopt compare``: how far the answers of two models are apart."""
+"""``mlopt compare``: how far the outputs of two models are apart."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from mlopt.runtime.comparison.results import Comparison
 
 Backend: TypeAlias = Literal["runtime", "coreml"]
-"""What runs the models."""
+"""The backend that runs the models."""
 
 
 def compare_models(
     reference: Annotated[
         Path,
         typer.Argument(
-            help="The model as it was; with --float16 the only one.", metavar="REFERENCE"
+            help="The original model; with --float16 the only one.", metavar="REFERENCE"
         ),
     ],
     candidate: Annotated[
-        Path | None, typer.Argument(help="What compression made of it.", metavar="CANDIDATE")
+        Path | None, typer.Argument(help="The compressed model.", metavar="CANDIDATE")
     ] = None,
     float16: Annotated[
         bool,
@@ -41,17 +41,17 @@ def compare_models(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="Arrays by the names of the inputs: of one sample, or with one more axis in front "
-            "of several. An image is [channels, height, width], 0 to 255; a grey one may lack the "
+            help="Arrays by input name: one sample, or several along one more axis in "
+            "front. An image is [channels, height, width], 0 to 255; a grey one may lack the "
             "first axis.",
         ),
     ] = None,
     random: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Draw N samples (default 8), in place of --inputs."),
+        typer.Option(min=1, metavar="N", help="Draw N samples (default 8) instead of --inputs."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of random inputs and operations.")
+        int, typer.Option(min=0, metavar="N", help="Seed of random inputs and operations.")
     ] = 0,
     layers: Annotated[
         bool, typer.Option("--layers", help="Show where the error enters, weight by weight.")
@@ -70,11 +70,11 @@ def compare_models(
             "--json",
             metavar="FILE",
             callback=checked_file,
-            help="Write everything as JSON too; - prints it in place of the tables.",
+            help="Also write everything as JSON; - prints it instead of the tables.",
         ),
     ] = None,
     function: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which function, of models with several.")
+        str | None, typer.Option(metavar="NAME", help="The function of models with several.")
     ] = None,
     precision: Annotated[
         Precision | None,
@@ -86,8 +86,8 @@ def compare_models(
         float | None,
         typer.Option(
             metavar="DB",
-            help="Fail (exit code 6) where an output has a lower signal-to-noise ratio, or nothing "
-            "to compare: where the reference is zero, constant, saturated or not finite.",
+            help="Fail (exit code 6) if an output has a lower signal-to-noise ratio, or nothing "
+            "to compare: its reference is zero, constant, saturated or not finite.",
         ),
     ] = None,
     backend: Annotated[
@@ -98,10 +98,10 @@ def compare_models(
     """Run two models on the same inputs and measure how far their outputs are apart.
 
     For each output: the signal-to-noise ratio, the cosine, the largest difference, and that over
-    the largest magnitude; for scores of classes how often the top answers agree, and for labels how
-    often they are the same. Scores are the probabilities of a classifier, and outputs of one row
-    that come out of a softmax, a sigmoid or a last layer. What is NaN or infinite is counted; what
-    is zero, constant or saturated in the reference is told as that.
+    the largest magnitude; for scores of classes how often the top classes are the same, and for
+    labels how often they are the same. Scores are the probabilities of a classifier, and outputs of
+    one row from a softmax, a sigmoid or a last layer. NaN and infinite elements are counted; a
+    reference that is zero, constant or saturated is reported as such.
     """
     with errors_explained():
         if inputs is not None and random is not None:
@@ -178,7 +178,7 @@ def _check_float16_takes(
 
 
 def _check_ratio(comparison: Comparison | Float16Comparison, least: float | None) -> None:
-    """Fail where an output is below the ratio that is asked for."""
+    """Fail if an output is below the requested ratio."""
     if least is None:
         return
     below = comparison.below(least)
@@ -196,7 +196,7 @@ def _check_core_ml_takes(precision: Precision | None, *, needs_layers: bool) -> 
         )
     if precision is not None:
         raise typer.BadParameter(
-            "Core ML computes in the numbers that it chooses for a device; leave --precision out",
+            "Core ML chooses the precision for its device; leave --precision out",
             param_hint="'--backend'",
         )
 
@@ -249,7 +249,7 @@ def _by_core_ml(
 
     arrays = None if inputs is None else arrays_of(inputs)
     first, second = (CoreMLModel(path, function) for path in (reference, candidate))
-    # what is not computed with PyTorch is described by it all the same
+    # models that PyTorch does not run are still described by it
     with blamed("reference"):
         model = load(reference, function)
     return compare_outputs(

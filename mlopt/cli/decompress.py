@@ -1,4 +1,4 @@
-"""``mlopt decompress``: plain weights in the place of compressed ones."""
+"""``mlopt decompress``: replace compressed weights with plain ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def decompress_model(
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Put plain weights in the place of compressed ones, whoever compressed them."""
+    """Replace compressed weights with plain ones, whichever tool compressed them."""
     with (
         errors_explained(),
         destinations(models, output, output_dir, overwrite=overwrite) as outputs,
@@ -43,13 +43,13 @@ def decompress_model(
 
 
 def _summary(result: DecompressionResult) -> str:
-    """How many weights were decompressed, of which form, and the notes."""
+    """Return how many weights of each form were decompressed, and the notes."""
     return "\n".join([_counted(result), *(f"Note: {note}" for note in result.notes)])
 
 
 def _counted(result: DecompressionResult) -> str:
     if not result.weights:
-        return "No weight was compressed: the package was copied as it is."
+        return "No weight was compressed: the package was copied as it was."
     forms = Counter(weight.compression.form for weight in result.weights)
     listed = ", ".join(f"{count} {form}" for form, count in forms.most_common())
     return f"{counted(len(result.weights), 'weight')} decompressed: {listed}."

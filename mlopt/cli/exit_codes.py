@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and errors as one block of text."""
+"""Exit codes of commands, and errors as one block of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRACEBACK = "MLOPT_TRACEBACK"
 
 
 class ExitCode(IntEnum):
-    """What a script can tell from the exit status. The numbers are part of the interface."""
+    """Exit statuses of the commands. The numbers are part of the interface."""
 
     DONE = 0
     FAILED = 1
@@ -58,7 +58,7 @@ def errors_explained() -> Iterator[None]:
         error.message = printable_lines(error.message)
         raise
     except BrokenPipeError:
-        # Whoever reads the output has seen enough; typer ends the program quietly.
+        # The reader of the output has closed it; typer ends the program quietly.
         raise
     except KeyboardInterrupt:
         _fail("Interrupted.", ExitCode.INTERRUPTED)
@@ -67,7 +67,7 @@ def errors_explained() -> Iterator[None]:
 
 
 def explained(error: Exception) -> tuple[str, ExitCode]:
-    """What to print of an error, and the exit code that it means."""
+    """Return the text to print for an error, and its exit code."""
     if isinstance(error, TargetError):
         hint = "Parameters are options here: minimum_deployment_target is --target, such as iOS18."
         return f"Error: {error}\n{hint}", ExitCode.TARGET

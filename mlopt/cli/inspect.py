@@ -1,4 +1,4 @@
-"""``mlopt inspect``: what a model stores."""
+"""``mlopt inspect``: list the weights that a model stores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inspect_model(
             "--filter",
             metavar="GLOB",
             help="Only weights whose name, or the name or type of an operation that reads them, "
-            "matches. May be repeated: one of them has to match.",
+            "matches. Repeatable: at least one must match.",
         ),
     ] = None,
     min_size: Annotated[
@@ -47,16 +47,16 @@ def inspect_model(
             "--json",
             metavar="FILE",
             callback=checked_file,
-            help="Write the rows as JSON too; - prints it in place of the table.",
+            help="Also write the rows as JSON; - prints it instead of the table.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
 ) -> None:
     """List the weights of a model, or of several.
 
-    Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. Of a
+    Name, operations that read it, shape, dtype, bytes, distinct values, share of zeros. For a
     compressed weight also its form, bits, and how many elements share a table or a scale; its bytes
-    are those of everything that is stored of it. What has fewer than 10 elements is left out.
+    are those of all its stored parts. Constants of fewer than 10 elements are left out.
     """
     with errors_explained():
         if sort in ("distinct", "sparsity") and not stats:

@@ -1,4 +1,4 @@
-"""``mlopt lint``: what a target cannot express, devices run badly, or a file holds in vain."""
+"""``mlopt lint``: find what a target cannot express, devices run badly, or wastes space."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def lint_model(
             *TARGET_OPTIONS,
             metavar="TARGET",
             callback=target_name,
-            help="The oldest system that shall run it, such as iOS16 or macOS15. "
+            help="The oldest system that must run it, such as iOS16 or macOS15. "
             "Default: the model's own target.",
         ),
     ] = None,
     select: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RULE", help="Apply only the rules that this glob matches. May be repeated."
+            metavar="RULE", help="Apply only the rules that this glob matches. Repeatable."
         ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RULE[:NAME]",
-            help="Leave out the rules that this glob matches; with a name, a glob too, only for "
-            "weights and operations of that name. May be repeated.",
+            help="Leave out the rules that this glob matches; with a name (also a glob), only "
+            "for weights and operations of that name. Repeatable.",
         ),
     ] = None,
     output_format: Annotated[
@@ -86,7 +86,7 @@ def lint_model(
         ),
     ] = None,
 ) -> None:
-    """Look for what targets cannot express, devices run badly, or is larger than need be.
+    """Find what targets cannot express, devices run badly, or is larger than needed.
 
     Nothing is changed. Each finding says what was found, where, why it matters, how sure that is,
     and what to do.

@@ -1,4 +1,4 @@
-"""Inputs of a model as the command line gives them, and outputs as it writes them."""
+"""Model inputs from the command line, and outputs to files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mlopt.runtime.features.images import ImageFeature
 
 _ARRAYS = (".npy",)
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-# what numpy and Pillow raise for files that are damaged or something else
+# errors of numpy and Pillow for files that are damaged or of another kind
 _DAMAGED_ARRAYS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 _DAMAGED_IMAGES = (OSError, ValueError, EOFError, SyntaxError, zlib.error)
 
 
 def named_texts(given: Sequence[str]) -> dict[str, str]:
-    """The texts of arguments ``NAME=VALUE`` by their names."""
+    """Return the texts of arguments ``NAME=VALUE`` by name."""
     texts: dict[str, str] = {}
     for argument in given:
         name, separator, text = argument.partition("=")
@@ -39,9 +39,9 @@ def named_texts(given: Sequence[str]) -> dict[str, str]:
 
 
 def parsed_inputs(texts: Mapping[str, str], features: Mapping[str, Feature]) -> dict[str, Any]:
-    """Inputs by name of what ``mlopt run --input`` was given for them.
+    """Return inputs by name from the texts of ``mlopt run --input``.
 
-    Names that are no inputs keep their texts: the model refuses them.
+    Names that are not inputs keep their texts: the model refuses them.
     """
     return {
         name: _value(text, features[name]) if name in features else text
@@ -50,17 +50,19 @@ def parsed_inputs(texts: Mapping[str, str], features: Mapping[str, Feature]) -> 
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name."""
+    """Return the arrays of an .npz file by name."""
     # opened here: numpy leaves files open that are damaged
     with _opened(path) as file:
         archive = _loaded(file)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise typer.BadParameter(f"{path} is no .npz file of arrays", param_hint="'--inputs'")
+            raise typer.BadParameter(
+                f"{path} is not an .npz file of arrays", param_hint="'--inputs'"
+            )
         return {name: _member(archive, name, path) for name in archive.files}
 
 
 def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Outputs as arrays by name.
+    """Return outputs as arrays by name.
 
     Arrays, numbers and labels are under their names; images too, [height, width] or
     [height, width, 3]; dictionaries of probabilities as two: ``NAME.labels`` and ``NAME.values``.
@@ -71,7 +73,7 @@ def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
             arrays[f"{name}.labels"] = np.array(list(value.keys()))
             arrays[f"{name}.values"] = np.array(list(value.values()))
         else:
-            # the alpha of colours says nothing
+            # the alpha of colours has no information
             is_opaque = getattr(value, "mode", None) == "RGBA"
             arrays[name] = np.asarray(value.convert("RGB") if is_opaque else value)
     return arrays
@@ -105,7 +107,7 @@ def _value(text: str, feature: Feature) -> Any:
 
 
 def _number(text: str) -> int | float | None:
-    """What a text says as a number; None if it says none."""
+    """Return a text as a number; None if it is not one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -138,7 +140,7 @@ def _array(path: Path) -> Any:
         array = _loaded(file)
     if isinstance(array, np.lib.npyio.NpzFile):
         raise typer.BadParameter(
-            f"{path} holds several arrays; give a file of one, as numpy.save writes it"
+            f"{path} holds several arrays; give a file with one, as numpy.save writes it"
         )
     return array
 
@@ -164,9 +166,9 @@ def _loaded(file: IO[bytes]) -> Any:
 def _member(archive: Any, name: str, path: Path) -> np.ndarray:
     try:
         member = archive[name]
-        # numpy gives what is no array as bytes
+        # numpy returns other content as bytes
         if not isinstance(member, np.ndarray):
-            raise ValueError("it is no array")
+            raise ValueError("it is not an array")
     except _DAMAGED_ARRAYS as error:
         raise typer.BadParameter(
             f"{path}: {name!r} cannot be read as an array of numbers: {error}",
@@ -182,7 +184,7 @@ def _image(path: Path) -> Any:
         raise typer.BadParameter("images need Pillow; install mlopt[torch]") from None
     try:
         with Image.open(path) as image:
-            # the pixels are read here, where a damaged file can be named
+            # the pixels are read here, so that a damaged file can be named
             image.load()
             return image.copy()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""``mlopt palettize``: a model in, a palettized one and the account of every weight out."""
+"""``mlopt palettize``: palettize models, and account for every weight."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlopt.coreml.config import OptimizationConfig
     from mlopt.requests.report import Report
 
-# Narrower, reasons break after every word; a terminal's own wrapping reads better then.
+# In narrower tables, reasons break after every word; a terminal's own wrapping reads better.
 _NARROWEST = 100
 
 
@@ -64,19 +64,19 @@ def palettize_model(
         GranularityName | None,
         typer.Option(
             case_sensitive=False,
-            help="One table for a weight (per_tensor, the default), or one for each group of "
-            "channels.",
+            help="One table per weight (per_tensor, the default), or one per group of channels.",
         ),
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(metavar="N", help=f"Channels of a group. Default: {DEFAULT_GROUP_SIZE}."),
+        typer.Option(metavar="N", help=f"Channels per group. Default: {DEFAULT_GROUP_SIZE}."),
     ] = None,
     channel_axis: Annotated[
         int | None,
         typer.Option(
             metavar="AXIS",
-            help="The axis of groups and vectors. Default: by the operation that reads the weight.",
+            help="The axis of groups and vectors. Default: chosen by the operation that reads "
+            "the weight.",
         ),
     ] = None,
     cluster_dim: Annotated[
@@ -100,7 +100,7 @@ def palettize_model(
         OnIndivisible | None,
         typer.Option(
             case_sensitive=False,
-            help="Where the group size does not divide the channels: keep the weight (skip, the "
+            help="If the group size does not divide the channels: keep the weight (skip, the "
             "default), take the largest divisor, or one table.",
         ),
     ] = None,
@@ -140,16 +140,16 @@ def palettize_model(
             *TARGET_OPTIONS,
             metavar="TARGET",
             callback=target_name,
-            help="The newest target that the result may need, such as iOS18 or macOS15. Default: "
-            "the model's own, or iOS16 if that is older.",
+            help="The newest target that the result may require, such as iOS18 or macOS15. "
+            "Default: the model's own, or iOS16 if that is older.",
         ),
     ] = None,
     joint: Annotated[
         bool,
         typer.Option(
             "--joint",
-            help="Palettize the nonzero values of sparse weights and the integers of quantized "
-            "ones too; needs iOS18.",
+            help="Also palettize the nonzero values of sparse weights and the integers of "
+            "quantized ones; needs iOS18.",
         ),
     ] = False,
     strict: Annotated[
@@ -166,7 +166,7 @@ def palettize_model(
         typer.Option(
             min=1,
             metavar="N",
-            help="Threads. Default: one a processor. The result does not depend on it.",
+            help="Threads. Default: one per processor. The result does not depend on it.",
         ),
     ] = None,
     report_file: Annotated[
@@ -175,7 +175,7 @@ def palettize_model(
             "--report",
             metavar="FILE",
             callback=checked_file,
-            help="Write the report as JSON too; - prints it in place of the table.",
+            help="Also write the report as JSON; - prints it instead of the table.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,

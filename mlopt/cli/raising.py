@@ -1,4 +1,4 @@
-"""``mlopt raise``: a model for a newer deployment target."""
+"""``mlopt raise``: raise a model to a newer deployment target."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def raise_model(
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Raise the deployment target of a model, as if it had been converted for that.
+    """Raise a model's deployment target, as if it had been converted for the new one.
 
     Operations that the target redefines are rewritten with the same meaning, weights compressed in
-    the iOS16 forms are repacked to the same numbers, and nothing else changes. What cannot keep its
-    meaning is refused, all of it at once. A model is never lowered.
+    the iOS16 forms are repacked to the same numbers, and nothing else changes. Operations that
+    cannot keep their meaning are refused, all at once. A model is never lowered.
     """
     with (
         errors_explained(),

@@ -1,4 +1,4 @@
-"""``mlopt run``: what a model answers."""
+"""``mlopt run``: run a model on given inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlopt.text.names import printable
 
 _SHOWN = 5
 _ABOUT_ONE = 0.01
-"""How far the sum of probabilities may be from 1: those of many classes in float16 are rounded."""
+"""Tolerance of a sum of probabilities around 1: in float16 those of many classes are rounded."""
 
 
 def run_model(
@@ -47,13 +47,13 @@ def run_model(
         ),
     ] = None,
     function: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which function, of a model with several.")
+        str | None, typer.Option(metavar="NAME", help="The function of a model with several.")
     ] = None,
     stage: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|N",
-            help="One model of a pipeline alone, by its name or its position from 0.",
+            help="Run a single model of a pipeline, by its name or its position from 0.",
         ),
     ] = None,
     precision: Annotated[
@@ -61,7 +61,7 @@ def run_model(
         typer.Option(help="float32 throughout, or float16 where the model says so."),
     ] = "float32",
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of random inputs and operations.")
+        int, typer.Option(min=0, metavar="N", help="Seed of random inputs and operations.")
     ] = 0,
 ) -> None:
     """Run a model with PyTorch, on any machine.
@@ -109,8 +109,8 @@ def _described_inputs(features: Mapping[str, Any]) -> str:
 
 
 def _kind(feature: Any) -> str:
-    """What a feature holds, in a word or two."""
-    plain = {"doubleType": "number", "int64Type": "whole number", "stringType": "text"}
+    """Return the kind of a feature, in a word or two."""
+    plain = {"doubleType": "number", "int64Type": "integer", "stringType": "text"}
     if hasattr(feature, "kind"):
         return plain.get(feature.kind, str(feature.kind))
     return getattr(getattr(feature, "dtype", None), "__name__", "") or str(feature.space)
@@ -126,7 +126,7 @@ def _described(value: Any) -> str:
             text += f", {wide.min():.6g} .. {wide.max():.6g}, mean {wide.mean():.6g}"
         return text
     if isinstance(value, dict):
-        # NaN is in no order; it comes first, to be seen
+        # NaN has no order; it comes first, to be seen
         ordered = sorted(value.items(), key=lambda item: (item[1] == item[1], -item[1]))
         form = ".2%" if _are_probabilities(value.values()) else ".6g"
         return ", ".join(f"{label} {score:{form}}" for label, score in ordered[:_SHOWN])

@@ -1,4 +1,4 @@
-"""The options of ``mlopt palettize`` as the library's configuration."""
+"""Conversion of ``mlopt palettize`` options to the library's configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What was asked for by options; the fields but the last two are OpPalettizerConfig's.
+    """The options given; all fields but the last two are OpPalettizerConfig's.
 
     None, or an empty tuple: not given.
     """
@@ -40,7 +40,7 @@ class Settings:
         }
 
     def configuration(self, file: Path | None) -> OptimizationConfig:
-        """The configuration of a YAML file, or of the options where there is none.
+        """Return the configuration of a YAML file, or of the options if there is none.
 
         Raises
         ------
@@ -57,7 +57,7 @@ class Settings:
             if given:
                 options = ", ".join(_option(name) for name in given)
                 raise typer.BadParameter(
-                    f"the file is the whole configuration, got {options} beside it; write that "
+                    f"the file is the whole configuration, got {options} as well; write that "
                     "into the file, or leave it out",
                     param_hint="'--config'",
                 )
@@ -66,7 +66,7 @@ class Settings:
             if name in given and self.granularity != "per_grouped_channel":
                 # The library ignores it, as coremltools does; here it was typed on purpose.
                 raise typer.BadParameter(
-                    "it concerns groups of channels; give --granularity per_grouped_channel too",
+                    "it applies to groups of channels; also give --granularity per_grouped_channel",
                     param_hint=f"'{_option(name)}'",
                 )
         skipped = {name: dict.fromkeys(given.pop(name, ())) for name in ("skip", "skip_type")}

@@ -12,7 +12,7 @@ _FORM = 34  # characters of a form, at most
 
 
 def inventory_table(inventory: Inventory, width: int) -> str:
-    """The rows as plain text, ``width`` columns wide at most; long names are elided."""
+    """Return the rows as text, at most ``width`` columns wide; long names are elided."""
     rows = inventory.rows
     names = [printable(row.name) for row in rows]
     users = [printable(_users(row)) for row in rows]
@@ -53,7 +53,7 @@ def _users(row: StoredWeight) -> str:
 
 
 def _shared(width: int, left: int, right: int) -> tuple[int, int]:
-    """Divide ``width`` between two columns that want ``left`` and ``right``."""
+    """Divide ``width`` between two columns that need ``left`` and ``right``."""
     if left + right <= width:
         return left, right
     half = max(width // 2, _NARROWEST)

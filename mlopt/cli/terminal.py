@@ -1,4 +1,4 @@
-"""What the commands share in talking to a terminal, or to a file in its place."""
+"""Terminal and file output that the commands share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mlopt.text.words import sizes_compared
 _WIDTH_WITHOUT_TERMINAL = 120
 STANDARD_OUTPUT = Path("-")
 TARGET_OPTIONS = ("--target", "--minimum-deployment-target")
-"""What a deployment target is given with, in every command that has one."""
+"""The option of a deployment target, in every command that has one."""
 
 
 def output_width(narrowest: int) -> int:
-    """Columns for a table on standard output, at least ``narrowest``."""
+    """Return the columns for a table on standard output, at least ``narrowest``."""
     if not sys.stdout.isatty():
         return _WIDTH_WITHOUT_TERMINAL
     from rich.console import Console
@@ -31,7 +31,7 @@ def output_width(narrowest: int) -> int:
 
 
 def checked_file(path: Path | None) -> Path | None:
-    """A file to write later, checked now: an hour of work should not end at a missing folder."""
+    """Check a file to write later: an hour of work should not end at a missing folder."""
     if path is None or path == STANDARD_OUTPUT:
         return path
     if path.is_dir():
@@ -44,7 +44,7 @@ def checked_file(path: Path | None) -> Path | None:
 
 
 def target_name(name: str | None) -> str | None:
-    """A deployment target as it is called; an unknown one is refused as a wrong option."""
+    """Return the target of a name; an unknown one is refused as a wrong option."""
     if name is None:
         return None
     from mlopt.errors import TargetError
@@ -57,9 +57,10 @@ def target_name(name: str | None) -> str | None:
 
 
 def show(text: str, *, is_error: bool = False) -> None:
-    """Print text for a reader, to standard output or error: all that commands say goes here.
+    """Print text for a reader, to standard output or error: all output of commands goes here.
 
-    Names in it may come from a model: what would move the cursor or colour a terminal is escaped.
+    Names in it may come from a model: characters that would move the cursor or colour a terminal
+    are escaped.
     """
     typer.echo(printable_lines(text), err=is_error)
 
@@ -74,7 +75,7 @@ def write_text(text: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on standard error while the block works; nothing where that is no terminal.
+    """Show a bar on standard error while the block works, if that is a terminal.
 
     Yields the function to call with elements done, elements in all, and the name of a weight.
     """
@@ -95,7 +96,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
         task = bar.add_task(title, total=None, weight="")
 
         def show(done: int, total: int, name: str) -> None:
-            # The package is finished after the last weight, which may take a while as well.
+            # The package is finished after the last weight, which may also take a while.
             weight = escape(middle_elided(printable(name), 40)) if done < total else "finishing"
             bar.update(task, completed=done, total=total, weight=weight)
 
@@ -103,7 +104,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
 
 
 def checked_output(output: Path, *, overwrite: bool, option: str = "'--output' / '-o'") -> Path:
-    """The package that will be written; refused where it exists and ``overwrite`` was not given."""
+    """Return the package to be written; refuse an existing one without ``overwrite``."""
     from mlopt.mil.writer import check_destination
 
     destination = check_destination(output)
@@ -117,7 +118,7 @@ def checked_output(output: Path, *, overwrite: bool, option: str = "'--output' /
 
 @attrs.frozen(kw_only=True)
 class Done:
-    """What there is to say of a model that something was done with.
+    """The result of a command for one model.
 
     text: what is printed; values: the same for JSON; line: in the summary of several models;
     output: the package that was written; before, after: bytes of the packages, 0 without output.
@@ -133,7 +134,7 @@ class Done:
 
 
 def written(text: str, before: int, output: Path, **more: Any) -> Done:
-    """``text`` and what became of a package of so many bytes, with the one that was written."""
+    """Return ``text`` and the size of a package before and after it was written."""
     from mlopt.coreml.inspection import package_bytes
 
     after = package_bytes(output)
@@ -143,9 +144,11 @@ def written(text: str, before: int, output: Path, **more: Any) -> Done:
 
 
 def checked_named_file(path: Path | None) -> Path | None:
-    """A file to write later that is no text: it cannot go to standard output."""
+    """Check a binary file to write later: it cannot go to standard output."""
     if path == STANDARD_OUTPUT:
-        raise typer.BadParameter("this is no text for standard output; name a file in place of -")
+        raise typer.BadParameter(
+            "binary data cannot go to standard output; name a file instead of -"
+        )
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file")
     return checked_file(path)

@@ -1,4 +1,4 @@
-"""Names that come from models: they may hold anything, and be of any length."""
+"""Display of names that come from models: any characters, of any length."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHORTLIST = 10
-"""How many names, or problems, a message shows; it counts the others."""
+"""Number of names, or problems, that a message shows; it counts the others."""
 
 _DOTS = ".."
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with escapes for what would move the cursor or colour a terminal."""
+    """Return `text` on one line, escaping what would move the cursor or colour a terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
 def printable_lines(text: str) -> str:
-    """`text` with such escapes, its line ends kept."""
+    """Return `text` with such escapes, its line ends kept."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def shortlist(names: Sequence[Any]) -> str:
-    """Names for a message, the first ones and how many more: ``"'a', 'b' and 3 more"``."""
+    """Return names for a message, the first ones and how many more: ``"'a', 'b' and 3 more"``."""
     shown = ", ".join(map(repr, names[:SHORTLIST]))
     return shown if len(names) <= SHORTLIST else f"{shown} and {len(names) - SHORTLIST} more"
 
 
 def middle_elided(text: str, width: int) -> str:
-    """`text` in at most `width` (5 or more) characters, its middle replaced by dots if need be."""
+    """Return `text` in at most `width` (5 or more) characters, dots for its middle if needed."""
     if len(text) <= width:
         return text
     head = (width - len(_DOTS)) // 2
@@ -38,10 +38,10 @@ def middle_elided(text: str, width: int) -> str:
 
 
 def elided_apart(texts: Iterable[str], width: int) -> list[str]:
-    """Each of `texts` in at most `width` (12 or more) characters, different ones differently.
+    """Return `texts` in at most `width` (12 or more) characters each, still distinct.
 
-    What fits stays. Of others the middle is left out; where that makes some the same, what they
-    differ in is shown between two gaps; and what is the same even then is numbered.
+    What fits stays. Others lose their middle; if that makes some equal, the part that differs is
+    shown between two gaps; and what is equal even then is numbered.
     """
     given = list(texts)
     names = list(dict.fromkeys(given))
@@ -60,7 +60,7 @@ def elided_apart(texts: Iterable[str], width: int) -> list[str]:
 
 
 def _tell_apart(names: Sequence[str], width: int, shown: dict[str, str]) -> None:
-    """Change what is shown of those of `names` that are shown as the same."""
+    """Change the display of those `names` that are displayed alike."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(shown[name], []).append(name)
@@ -76,14 +76,14 @@ def _tell_apart(names: Sequence[str], width: int, shown: dict[str, str]) -> None
 
 
 def _common_prefix(names: Sequence[str]) -> int:
-    """How many characters all `names`, which are different, begin with."""
+    """Return the length of the common start of all `names`, which are different."""
     low, high = min(names), max(names)
     pairs = zip(low, high, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
 
 
 def _around(text: str, place: int, width: int) -> str:
-    """The head of a text, what stands around a place in it, and its tail."""
+    """Return the head of a text, the surroundings of a place in it, and its tail."""
     room = width - 2 * len(_DOTS)
     side = room // 4
     middle = room - 2 * side
@@ -98,7 +98,7 @@ def _around(text: str, place: int, width: int) -> str:
 
 
 def _numbered(text: str, width: int, number: int) -> str:
-    """The head and the tail of a text around a number."""
+    """Return the head and the tail of a text around a number."""
     middle = f"{_DOTS}{number}{_DOTS}"
     head = max(width - len(middle), 2) // 2
     tail = max(width - len(middle) - head, 1)

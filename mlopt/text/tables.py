@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 
 _UNLIMITED = 1_000_000
 # Plain ASCII: a rule of dashes below the titles, and nothing else.
@@ -26,11 +26,11 @@ class Column:
     Parameters
     ----------
     title
-        What stands above the rule.
+        The text above the rule.
     cells
         A text for each row, printable and on one line.
     is_number
-        Whether the cells stand at the right.
+        Whether the cells are right-aligned.
     wraps
         Whether long cells are broken into lines; others are as wide as their widest cell.
     """
@@ -42,19 +42,19 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Characters of the widest cell, the title included, and of the gap to the next column."""
+        """Characters of the widest cell, including the title, and of the gap to the next column."""
         return max(map(len, (self.title, *self.cells))) + GAP
 
 
 def width_left(width: int, columns: Iterable[Column], *, more: int = 1) -> int:
-    """The characters of a table `width` wide for the cells of `more` columns beside `columns`."""
+    """Return the characters left for the cells of `more` columns next to `columns`, of `width`."""
     return width - sum(column.width for column in columns) - (more - 1) * GAP
 
 
 def text_table(
     columns: Sequence[Column], *, width: int | None = None, has_titles: bool = True
 ) -> str:
-    """Columns as lines of text without blanks at their ends.
+    """Return columns as lines of text without trailing spaces.
 
     Parameters
     ----------

@@ -1,15 +1,15 @@
-"""Numbers for a reader: counts of things, byte sizes, shares."""
+"""Numbers as words: counts, byte sizes, shares."""
 
 from __future__ import annotations
 
 
 def counted(number: int, noun: str) -> str:
-    """A number and its noun, in the plural with an ``s``: ``"1 weight"``, ``"3 weights"``."""
+    """Return a number and its noun, plural with an ``s``: ``"1 weight"``, ``"3 weights"``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def human_bytes(count: int) -> str:
-    """`count` bytes in decimal units: ``"512 B"``, ``"1.5 kB"``, ``"23.4 MB"``."""
+    """Return `count` bytes in decimal units: ``"512 B"``, ``"1.5 kB"``, ``"23.4 MB"``."""
     if count < 1000:
         return f"{count} B"
     size = float(count)
@@ -21,7 +21,7 @@ def human_bytes(count: int) -> str:
 
 
 def size_change(before: int, after: int) -> str:
-    """How ``after`` bytes compare with ``before``: ``"3.64 times smaller"``."""
+    """Return how ``after`` bytes compare with ``before``: ``"3.64 times smaller"``."""
     factor = max(before, after) / min(before, after) if before and after else 1.0
     if factor < 1.005:
         return "as large as before"
@@ -29,10 +29,10 @@ def size_change(before: int, after: int) -> str:
 
 
 def sizes_compared(before: int, after: int) -> str:
-    """Two sizes and their ratio: ``"3.6 MB -> 1.0 MB, 3.64 times smaller"``."""
+    """Return two sizes and their ratio: ``"3.6 MB -> 1.0 MB, 3.64 times smaller"``."""
     return f"{human_bytes(before)} -> {human_bytes(after)}, {size_change(before, after)}"
 
 
 def percent(share: float) -> str:
-    """A share (0 to 1) in percent, with a decimal where it would otherwise read 0 or 100."""
+    """Return a share (0 to 1) in percent, with a decimal if it would otherwise read 0 or 100."""
     return f"{100 * share:.0f} %" if 0.01 <= share <= 0.99 else f"{100 * share:.1f} %"

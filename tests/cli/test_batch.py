@@ -157,7 +157,7 @@ def test_destinations_that_contradict(chunks, tmp_path):
         ("got 2 models; give the folder", (chunks[0], chunks[2], "-o", one)),
         ("give either --output or --output-dir", (chunks[0], "-o", one, "--output-dir", out)),
         ("name the package to write, or the folder", (chunks[0], chunks[2])),
-        ("it is no folder", (chunks[0], "--output-dir", chunks[0] / "Manifest.json")),
+        ("it is not a folder", (chunks[0], "--output-dir", chunks[0] / "Manifest.json")),
     ]
     for message, arguments in cases:
         result = invoke("decompress", *arguments)
@@ -199,7 +199,7 @@ def test_an_interrupt_ends_all_and_says_what_was_done(chunks, tmp_path, monkeypa
     arguments = ["decompress", *map(str, chunks), "--output-dir", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 130
-    assert result.stderr == "1 of 3 were done with before.\nInterrupted.\n"
+    assert result.stderr == "1 of 3 were finished before.\nInterrupted.\n"
     assert names(tmp_path / "out") == {"chunk1.mlpackage"}
 
 

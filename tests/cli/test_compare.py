@@ -77,9 +77,9 @@ def test_compare_on_a_file_of_samples(packages, tmp_path):
         (["--backend", "coreml", "--precision", "float32"], "leave --precision out"),
         (["--backend", "coreml"], "on a Mac only"),
         (["--seed", "-1"], "--seed"),
-        (["--picture", "-"], "no text for standard output; name a file"),
-        (["--picture", "p.foo"], "it has the ending '.foo'; use one of .eps, .jpeg"),
-        (["--picture", "p"], "it has no ending; use one of"),
+        (["--picture", "-"], "binary data cannot go to standard output; name"),
+        (["--picture", "p.foo"], "it has the extension '.foo'; use one of .eps, .jpeg"),
+        (["--picture", "p"], "it has no extension; use one of"),
     ],
 )
 def test_what_compare_refuses(packages, arguments, message, monkeypatch):

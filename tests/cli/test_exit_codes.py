@@ -39,7 +39,7 @@ def test_refusals_have_a_code_and_a_message(model, tmp_path, code, message, opti
     [
         (None, "name the package to write"),
         ("no/such/out", "does not exist; create it first"),
-        ("out.zip", "has to end in .mlpackage"),
+        ("out.zip", "must end in .mlpackage"),
         ("digits", "exists already"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_file_and_options_contradict_each_other(model, tmp_path):
     options = ("--nbits", 4, "--per-channel-scale", "--skip", "head*")
     result = invoke("palettize", model, "--dry-run", *config_file, *options)
     assert result.exit_code == 2
-    assert "got --nbits, --per-channel-scale, --skip beside it" in result.stderr
+    assert "got --nbits, --per-channel-scale, --skip as well" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["inspect", "palettize", "decompress"])

@@ -140,9 +140,9 @@ def test_run_lists_inputs_and_draws_them(packages):
         (["-i", "picture=3"], 2, "no input 'picture'; its input 'image' is missing"),
         (["-i", "image=1", "-i", "image=2"], 2, "given twice"),
         (["--random", "--function", "other"], 2, "no function 'other'"),
-        (["--random", "-o", "-"], 2, "no text for standard output; name a file"),
+        (["--random", "-o", "-"], 2, "binary data cannot go to standard output; name a file"),
         (["--random", "--seed", "-1"], 2, "--seed"),
-        (["--random", "--seed", str(2**64)], 2, "seed has to be a whole number from 0"),
+        (["--random", "--seed", str(2**64)], 2, "seed must be an integer from 0"),
     ],
 )
 def test_what_run_refuses(packages, arguments, code, message):

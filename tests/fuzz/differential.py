@@ -46,7 +46,7 @@ LISTED: tuple[tuple[str, str], ...] = (
     (r"blobs overlap: together they have", "harm: a small file that is written as a large one"),
     (r"has \d+ bytes; at most 1048576", "harm: a manifest of a megabyte and more"),
     (
-        r"(floats|doubles|ints|longInts) that u?int\d+ elements cannot hold",
+        r"(floats|doubles|ints|longInts) hold numbers that u?int\d+ elements cannot",
         "misread: coremltools cuts off fractions, and wraps around what is too large",
     ),
     (
@@ -58,7 +58,7 @@ LISTED: tuple[tuple[str, str], ...] = (
         "misread: of 3- and 6-bit elements, coremltools takes missing bits of the last for zeros",
     ),
     (
-        r"a \w+ stands where the type is",
+        r"a \w+ is stored where the type is",
         "misread: coremltools takes a list that is bound to a parameter for one, whatever type is "
         "declared",
     ),

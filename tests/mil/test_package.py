@@ -381,7 +381,7 @@ def break_manifest(path: Path, text: str) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no manifest": (lambda p: (p / "Manifest.json").unlink(), "is missing; .* is not a model package"),
+    "no manifest": (lambda p: (p / "Manifest.json").unlink(), "missing; .* is not a model package"),
     "bad manifest": (lambda p: break_manifest(p, "{"), "manifest cannot be read"),
     "binary manifest": (lambda p: (p / "Manifest.json").write_bytes(b"\xff\0"), "cannot be read"),
     "no root": (lambda p: break_manifest(p, '{"itemInfoEntries": {}}'), "names no root model"),
