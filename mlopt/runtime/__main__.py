@@ -1,4 +1,4 @@
-"""``python -m mlopt.runtime``: the operations that can be run, opset by opset."""
+"""``python -m mlopt.runtime``: print the table of operations that can be run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation may ask about the place where it is called."""
+"""The context of a call: what an operation can ask about the place where it is called."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mlopt.runtime.element_types import ElementTypes
 
 @attrs.frozen(eq=False)
 class OutputType:
-    """What a program declares of an output.
+    """The declared type of an output.
 
-    dtype: the element type's name, "" for what is no tensor; shape: None for an unknown length, or
-    altogether for an unknown rank.
+    dtype: the element type's name, "" for anything but a tensor; shape: None for an unknown rank;
+    it holds None for unknown lengths.
     """
 
     dtype: str
@@ -24,7 +24,7 @@ class OutputType:
 
     @property
     def known_shape(self) -> tuple[int, ...] | None:
-        """The shape where the rank and all lengths are known, else None."""
+        """The shape if the rank and all lengths are known, else None."""
         if self.shape is None or None in self.shape:
             return None
         return tuple(length for length in self.shape if length is not None)
@@ -32,12 +32,12 @@ class OutputType:
 
 @attrs.frozen(eq=False)
 class Call:
-    """How an operation is called.
+    """The context of an operation's call.
 
-    opset: of the function; outputs: what the program declares of each; blocks: its nested blocks as
-    functions from the values of their inputs to a tuple of results; element_types: in which dtypes
-    element types are computed; generator: random numbers on a device, for a seed of the program's
-    own (None: the next ones of the run's).
+    opset: of the function; outputs: the declared type of each; blocks: its nested blocks as
+    functions from the values of their inputs to a tuple of results; element_types: the dtypes that
+    element types are computed in; generator: random numbers on a device, for a seed given by the
+    program (None: the next numbers of the run).
     """
 
     opset: str
@@ -48,5 +48,5 @@ class Call:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In what the first output is computed."""
+        """The dtype that the first output is computed in."""
         return self.element_types.dtype(self.outputs[0].dtype)

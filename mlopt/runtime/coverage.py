@@ -1,4 +1,4 @@
-"""Which operations of Core ML can be run, as a table for the documentation."""
+"""Table of the operations of Core ML that can be run, for the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_IN_PROGRAMS = {
 
 
 def core_operations() -> dict[str, tuple[str, ...]]:
-    """The core operations of the installed coremltools: the opsets that define each anew."""
+    """Return the core operations of the installed coremltools: the opsets that redefine each."""
     from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
     operations = {}
@@ -24,7 +24,7 @@ def core_operations() -> dict[str, tuple[str, ...]]:
         definitions = {int(target): definition for target, definition in by_target.items()}
         opsets, last = [], None
         for target in Target:
-            # what is defined before the first ML programs holds for them
+            # definitions from before the first ML programs hold for them
             definition = definitions.get(target.specification_version, last)
             if definition is not None and definition is not last:
                 opsets.append(target.opset)
@@ -34,7 +34,7 @@ def core_operations() -> dict[str, tuple[str, ...]]:
 
 
 def missing_operations() -> list[str]:
-    """The core operations that cannot be run in some opset that has them."""
+    """Return the core operations that cannot be run in some opset that has them."""
     return [
         op_type
         for op_type, opsets in core_operations().items()
@@ -43,7 +43,7 @@ def missing_operations() -> list[str]:
 
 
 def coverage_table() -> str:
-    """A Markdown text: how many operations can be run, and a row for each."""
+    """Return Markdown: how many operations can be run, and a row for each."""
     known = core_operations()
     missing = missing_operations()
     ours = registered_operations()

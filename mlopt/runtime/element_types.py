@@ -1,4 +1,4 @@
-"""In which dtype of torch each element type of a program is computed."""
+"""The torch dtype that each element type of a program is computed in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlopt.choices import Precision
 from mlopt.errors import ConfigError
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""Floats that are computed with in float32 where the machine has no arithmetic of them."""
+"""Float types that are computed in float32 if the machine has no arithmetic for them."""
 
 _FLOATS = {
     **NARROW,
@@ -42,16 +42,16 @@ class ElementTypes:
     def __init__(self, precision: Precision) -> None:
         if precision not in get_args(Precision):
             raise ConfigError(
-                f"precision has to be one of {', '.join(get_args(Precision))}, got {precision!r}"
+                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
             )
         widened = dict.fromkeys(_WIDENED, torch.float32) if precision == "float32" else {}
         self._dtypes = {**_FLOATS, **_OTHERS, **widened}
         self.precision = precision
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of an element type, by its name such as ``"fp16"``."""
+        """Return the dtype of an element type, by its name such as ``"fp16"``."""
         return self._dtypes[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is one: not for strings."""
+        """Return whether an element type has a dtype; strings do not."""
         return name in self._dtypes

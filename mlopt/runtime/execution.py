@@ -1,4 +1,4 @@
-"""Running the steps of a function: values in a frame, dropped when nobody reads them any more."""
+"""Execution of a function's steps: values in a frame, dropped after their last use."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from mlopt.runtime.weights.row_selection import Rows
 from mlopt.runtime.weights.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
-"""Called after each step with its arguments by parameter, and with its results."""
+"""A function called after each step with its arguments by parameter, and its results."""
 
 
 @attrs.define(eq=False)
 class Execution:
-    """One run of a function; see :class:`mlopt.runtime.program.Program` for what users do.
+    """One run of a function; users call :class:`mlopt.runtime.program.Program`.
 
     types, device: of the computation; seed: of random operations; taps: the slots whose values are
     wanted; substitutes: tensors to use instead of constants and computed weights; observer: see
     ``Observer``; kept: weights computed before, as they are and widened, None to compute them at
-    each use; _shared: the
-    results of weights that have several, for the step that is running, None between steps;
-    _shapes_differ: whether shapes are others than declared already, with good reason, and so may be
-    all that follow.
+    each use; _shared: the results of weights that have several, for the step that is running, None
+    between steps; _shapes_differ: whether shapes already differ from the declared ones, for a good
+    reason, so that all later ones may differ too.
     """
 
     plan: FunctionPlan
@@ -57,16 +56,16 @@ class Execution:
     _generator: torch.Generator | None = None
 
     def run(self, inputs: dict[str, Any]) -> tuple[Any, ...]:
-        """The outputs of the function in their order.
+        """Run all steps, and return the outputs of the function in order.
 
-        inputs: tensors and states by name. They are taken out of it, so that nothing holds them
+        inputs: tensors and states by name. They are removed from it, so that nothing holds them
         longer than the program needs them.
         """
         self.begin(inputs)
         return self._run(self.plan.body)
 
     def value(self, source: Source, *, widens: bool = False) -> Any:
-        """What a source has now; ``widens``: a weight of narrower floats in float32."""
+        """Return the value of a source; ``widens``: a weight of narrower floats in float32."""
         if isinstance(source, int):
             return self._frame[source]
         if source in self.substitutes:
@@ -90,7 +89,7 @@ class Execution:
         return self._shared[step][source.index]
 
     def _argument(self, step: Step, parameter: InputSpec, source: Source) -> Any:
-        """As :meth:`value`, but not further from what is stored than the operation needs it."""
+        """As :meth:`value`, but converted only as far as the operation needs."""
         if isinstance(source, int) or source in self.substitutes:
             return self.value(source)
         if isinstance(source, Held) and parameter.takes_packed:
@@ -106,9 +105,9 @@ class Execution:
         return self.value(source, widens=step.widens)
 
     def _tensor(self, parameter: InputSpec, sources: tuple[Source, ...]) -> Tensor | None:
-        """An argument that is a tensor of the frame as it is; None for all others.
+        """Return an argument that is a tensor of the frame as it is; None for all others.
 
-        Most are: of small networks, what is done around operations takes as long as these.
+        Most are, and in small networks the work around operations takes as long as these.
         """
         if parameter.takes_several or not parameter.takes_tensor or len(sources) != 1:
             return None
@@ -121,14 +120,14 @@ class Execution:
         return self.kept is None and torch.is_inference_mode_enabled()
 
     def _rows(self, source: Lazy) -> Rows | None:
-        """A compressed weight by its rows, where its operation can compute them."""
+        """Return a compressed weight by its rows, if its operation can compute them."""
         shape = source.step.outputs[source.index].known_shape
         if source.step.operation.rows is None or not shape:
             return None
         return Rows(shape, partial(self.value, source), partial(self._selected, source, shape))
 
     def _compact(self, source: Source) -> Any:
-        """What rows can be taken of without computing, or unpacking, the others."""
+        """Return data whose rows can be taken without computing, or unpacking, the others."""
         if isinstance(source, int) or source in self.substitutes:
             return self.value(source)
         if isinstance(source, Held):
@@ -136,7 +135,7 @@ class Execution:
         return self._rows(source) or self.value(source)
 
     def _selected(self, source: Lazy, shape: tuple[int, ...], index: Tensor) -> Tensor:
-        """Rows at indices of a compressed weight of that shape."""
+        """Return rows of a compressed weight of that shape, by indices."""
         step, rows, dtype = (
             source.step,
             source.step.operation.rows,
@@ -157,22 +156,22 @@ class Execution:
             selected: Tensor = self._called(step, some)
             if selected.shape == (len(index), *shape[1:]):
                 return selected if dtype is None else selected.to(dtype)
-        whole: Tensor = self.value(source)  # or what is wrong with it
+        whole: Tensor = self.value(source)  # or the error of computing it
         return whole.index_select(0, index)
 
     def begin(self, inputs: dict[str, Any]) -> None:
-        """Stand before the first step, with inputs as for :meth:`run`."""
+        """Prepare for the first step, with inputs as for :meth:`run`."""
         self._frame = [None] * self.plan.size
         for name, slot in self.plan.inputs.items():
             self._frame[slot] = inputs.pop(name)
             self._tap(slot, self._frame[slot])
 
     def finish(self) -> tuple[Any, ...]:
-        """Take all steps after :meth:`begin`; the outputs of the function in their order."""
+        """Take all steps after :meth:`begin`, and return the outputs of the function in order."""
         return self._run(self.plan.body)
 
     def advance(self, step: Step) -> tuple[Any, ...]:
-        """Take one step, and return its results; for those who take all of a body in order."""
+        """Take one step, and return its results; callers take all steps of a body in order."""
         self._shared = {}
         results = self._results(step)
         for slot, value in zip(step.results, results, strict=True):
@@ -217,7 +216,7 @@ class Execution:
         return results
 
     def _observed(self, step: Step, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments, of weights copies: they may be the mapped file, or kept for other runs."""
+        """Return arguments, weights copied: they may be the mapped file, or kept for other runs."""
         weights = {
             parameter.name
             for parameter, sources in step.arguments
@@ -227,7 +226,7 @@ class Execution:
         return {n: copied(value) if n in weights else value for n, value in whole.items()}
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The results of a step for arguments by parameter."""
+        """Return the results of a step for arguments by parameter."""
         returned = self._called(step, dict(arguments))
         results = returned if isinstance(returned, tuple) else (returned,)
         if len(results) != len(step.outputs):
@@ -278,7 +277,7 @@ class Execution:
         return self._generator
 
     def _as_declared(self, step: Step, number: int, result: Any) -> Any:
-        """A result in its dtype, if it has the declared shape."""
+        """Return a result in its dtype, after checking it against the declared shape."""
         declared, dtype = step.outputs[number], step.dtypes[number]
         if isinstance(result, Tensor) and result.dtype == dtype and result.shape == declared.shape:
             return result  # as most are
@@ -300,7 +299,7 @@ class Execution:
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
     if len(shape) != len(declared):
-        # coremltools declares scalars that are tensors of one element, and the reverse
+        # coremltools declares scalars that are tensors of one element, and vice versa
         return shape in ((), (1,)) and declared in ((), (1,))
     return all(a == b or b is None for a, b in zip(shape, declared, strict=True))
 
@@ -310,7 +309,7 @@ def _shown(shape: Iterable[int | None]) -> str:
 
 
 def copied(value: Any) -> Any:
-    """Tensors, also those of a tuple, copied; anything else as it is."""
+    """Return tensors, including those in a tuple, copied; anything else as it is."""
     if isinstance(value, tuple):
         return tuple(map(copied, value))
     return value.clone() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Making a model runnable."""
+"""Loading of models to run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(
     device: str | torch.device = "cpu",
     keep_weights: bool = False,
 ) -> Program | Pipeline:
-    """Make a model runnable, on any machine.
+    """Load a model to run it, on any machine.
 
     Parameters
     ----------
@@ -37,20 +37,21 @@ def load(
         or a pipeline of them.
     function
         Which function of a model that has several; None: the one that an ``MLModel`` was made for,
-        else the default one.
+        otherwise the default one.
     stage
         One model of a pipeline alone, by its position from 0 or by its name (``"outer/inner"`` in a
-        pipeline of a pipeline), so that its programs can be run where others of its models cannot.
+        pipeline of a pipeline), so that its programs can be run even if others of its models
+        cannot.
     precision
         ``"float32"``: everything that is declared in a narrower float is computed in float32.
         ``"as_declared"``: the result of each operation is rounded to float16 where the program says
         so, and is infinite beyond its range. On the CPU operations compute in float32 within.
     device
-        Where tensors are computed, of torch.
+        The torch device that computes.
     keep_weights
-        Keep weights as they are computed with, decompressed and widened. False: each use makes them
-        from the file and drops them, so that memory follows what is live. The weight file is mapped
-        into memory: the package may be deleted or replaced meanwhile, but not be cut in place.
+        Keep weights decompressed and widened, as they are used. False: each use makes them from the
+        file and drops them, so that memory holds only what is live. The weight file is mapped into
+        memory: the package may be deleted or replaced meanwhile, but not truncated in place.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def load(
         The model is damaged, or has operations, or models of a pipeline, that cannot be run: all
         are named.
     ConfigError
-        An argument is none of those allowed, or the model has no such function or stage.
+        An argument is not one of those allowed, or the model has no such function or stage.
     """
     types, place = ElementTypes(precision), _device(device)
     package = open_package(model_or_path, without_programs=True)
@@ -76,7 +77,7 @@ def load(
     def program_of(message: MILProgram) -> Program:
         return Program(message, function, types, place, keep_weights=keep_weights)
 
-    with torch.inference_mode(False):  # else constants could have no part in gradients
+    with torch.inference_mode(False):  # otherwise constants could not take part in gradients
         made = _made(wanted, program_of, where)
     if isinstance(made, Suppression):
         return Pipeline(made.inputs, made.outputs, [made])
@@ -86,7 +87,7 @@ def load(
 def _made(
     stage: Stage, program_of: Callable[[MILProgram], Program], where: str
 ) -> Program | Suppression | Pipeline:
-    """What runs a model."""
+    """Return the object that runs a model."""
     if stage.program is not None:
         return program_of(stage.program)
     if not stage.is_pipeline:
@@ -104,6 +105,6 @@ def _device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(
-            f"device has to be one that torch has here, such as 'cpu', got {device!r}: {error}"
+            f"device must be available to torch here, such as 'cpu', got {device!r}: {error}"
         ) from None
     return place

@@ -1,4 +1,4 @@
-"""What users give as numbers, as arrays."""
+"""Conversion of users' numbers to arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlopt.errors import InputError
 
 
 def array_of_numbers(value: Any, what: str) -> np.ndarray:
-    """An array of booleans, integers or floats; ``what`` it is stands in messages.
+    """Return an array of booleans, integers or floats; ``what`` names it in messages.
 
     Raises
     ------
@@ -23,5 +23,5 @@ def array_of_numbers(value: Any, what: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} cannot be an array: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{what} has to be an array of numbers, got dtype {array.dtype}")
+        raise InputError(f"{what} must be an array of numbers, got dtype {array.dtype}")
     return array

@@ -1,4 +1,4 @@
-"""Models one after the other."""
+"""Pipelines: models run one after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlopt.runtime.suppression import Suppression
 
 
 class Pipeline:
-    """Models one after the other: each gets what those before it put out.
+    """A pipeline: each model gets the outputs of those before it.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Pipeline:
     stages
         Its models in their order: programs, non-maximum suppressions, and pipelines in it.
     optional
-        The names of inputs for which one of the models has a value of its own.
+        The names of inputs that have a default in one of the models.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Pipeline:
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """The ML programs in their order, those of pipelines in it too."""
+        """The ML programs in order, including those of nested pipelines."""
         return tuple(program for stage in self.stages for program in _programs(stage))
 
     @property
     def state_types(self) -> dict[str, OutputType]:
-        """What its programs declare of their states, by name."""
+        """The declared types of its programs' states, by name."""
         return {
             n: kind for program in self.programs for n, kind in program.plan.state_types.items()
         }
@@ -91,7 +91,7 @@ class Pipeline:
             values = {name: value for name, value in values.items() if name in later}
         lacking = [name for name in self.outputs if name not in values]
         if lacking:
-            raise ModelFormatError(f"no model of the pipeline puts out {', '.join(lacking)}")
+            raise ModelFormatError(f"no model of the pipeline outputs {', '.join(lacking)}")
         return {name: values[name] for name in self.outputs}
 
 
@@ -112,7 +112,7 @@ def _answer(
     state: State | None,
     seed: int | None,
 ) -> dict[str, Any]:
-    """What a stage puts out, of the states of all stages with its own."""
+    """Return the outputs of a stage, run with its own states out of those of all stages."""
     if isinstance(stage, Suppression):
         return stage.predict(data)
     own = stage.plan.state_types if isinstance(stage, Program) else stage.state_types

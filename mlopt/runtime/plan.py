@@ -1,7 +1,7 @@
-"""A function of a program as the steps that run it, every name resolved and checked before.
+"""Execution plan of a function: its steps, with every name resolved and checked beforehand.
 
 A value has a slot in a frame, a list. A step knows where its arguments are, where its results go,
-and which slots nobody reads after it.
+and which slots are not read after it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ class Lazy:
 
 
 Source = int | Held | Lazy
-"""Where a value comes from: a slot in the frame, a constant, a computed weight."""
+"""The source of a value: a slot in the frame, a constant, a computed weight."""
 
 
 @attrs.define(eq=False)
 class Step:
-    """One operation.
+    """One operation of a function.
 
-    fixed: arguments that are known before; arguments: those that are not, by parameter; results: a
-    slot for each output, None for what nobody reads; blocks: the nested ones; released: the slots
-    that are free after it; widens: whether narrower floats are computed in float32, and rounded.
+    fixed: arguments that are known beforehand; arguments: the sources of the others, by parameter;
+    results: a slot for each output, None for one that is not read; blocks: the nested ones;
+    released: the slots that are free after it; widens: whether narrower floats are computed in
+    float32, and rounded.
     """
 
     node: Node
@@ -101,7 +102,7 @@ class FunctionPlan:
 def plan_function(
     program: MILProgram, function: Function, types: ElementTypes, device: torch.device
 ) -> FunctionPlan:
-    """Resolve a function.
+    """Plan the execution of a function.
 
     Raises
     ------
@@ -194,7 +195,7 @@ class _Planning:
         return self.size - 1
 
     def _body(self, block: Any, scope: dict[str, Source], inputs: tuple[int, ...]) -> Body:
-        """``scope`` is the block's own: what it defines is added."""
+        """Return the steps of a block; ``scope`` is its own, and what it defines is added."""
         steps = []
         for op in block.operations:
             step = self._step(self.by_message[id(op)], scope)
@@ -204,7 +205,7 @@ class _Planning:
         for name in block.outputs:
             source = scope.get(name)
             if source is None:
-                self.problems.append(f"the block's output {name!r} is defined nowhere")
+                self.problems.append(f"the block's output {name!r} is not defined")
                 continue
             outputs.append(source)
         return Body(inputs, steps, tuple(outputs))
@@ -307,8 +308,8 @@ class _Planning:
             source = scope.get(name)
             if source is None:
                 self.problems.append(
-                    f"{_title(node)}: its input {parameter!r} is {name!r}, which is defined nowhere"
-                    " before it"
+                    f"{_title(node)}: its input {parameter!r} is {name!r}, which is not "
+                    "defined before it"
                 )
                 return None
             sources.append(source)
@@ -316,7 +317,7 @@ class _Planning:
 
 
 def widens(operation: Operation, types: ElementTypes, device: torch.device) -> bool:
-    """Whether an operation gets float32 for narrower floats, and its results are rounded.
+    """Return whether an operation gets float32 for narrower floats, and results are rounded.
 
     The CPU has no arithmetic of float16: torch's products and sums of it there are up to 40 times
     slower, and some round in between. What weights decompress to is defined to the bit.
@@ -327,7 +328,7 @@ def widens(operation: Operation, types: ElementTypes, device: torch.device) -> b
 
 
 def output_type(value_type: Any, where: str) -> OutputType:
-    """What a ``ValueType`` says of a value."""
+    """Return the declared type in a ``ValueType``."""
     if value_type.WhichOneof("type") != "tensorType":
         return OutputType("", None)
     tensor = value_type.tensorType
@@ -342,7 +343,7 @@ def output_type(value_type: Any, where: str) -> OutputType:
 
 
 def _scratch_size(body: Body) -> int:
-    """What the step takes whose weights are the largest."""
+    """Return the scratch bytes of the step with the largest weights."""
     most = 0
     for step in body.steps:
         most = max([most, *map(_scratch_size, step.blocks)])
@@ -354,7 +355,7 @@ def _scratch_size(body: Body) -> int:
 
 
 def _release(body: Body, own: set[int]) -> None:
-    """Note after which step each of a body's own slots is read no more."""
+    """Record after which step each of a body's own slots is free."""
     kept = {source for source in body.outputs if isinstance(source, int)}
     for step in body.steps:
         own |= set(step.results)
@@ -373,7 +374,7 @@ def _release(body: Body, own: set[int]) -> None:
 
 
 def _read(step: Step) -> Iterator[int]:
-    """Places that a step reads, in its blocks too."""
+    """Return the slots that a step reads, including its blocks."""
     for _, sources in step.arguments:
         yield from _slots(sources)
     for nested in step.blocks:

@@ -26,11 +26,11 @@ from mlopt.runtime.state import State, StateTensor, check_state, make_state
 
 @attrs.frozen(eq=False)
 class Run:
-    """What a run gave.
+    """The result of a run.
 
     outputs: as ``predict`` gives them; taps: copies of the tensors of the tapped names, None for a
-    value of a block that did not run; of a block that ran several times the last ones, of a state
-    what it holds after the run.
+    value of a block that did not run; the last one for a block that ran several times; the final
+    value of a state.
     """
 
     outputs: dict[str, Any]
@@ -38,7 +38,7 @@ class Run:
 
 
 class Program:
-    """One function of an ML program, ready to be run. Made by :func:`load`.
+    """One function of an ML program, ready to run. Made by :func:`load`.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Program:
         return tuple(self.plan.sources)
 
     def make_state(self) -> State:
-        """A new state, all zeros; empty for a model without states."""
+        """Return a new state, all zeros; empty for a model without states."""
         return make_state(self.plan.state_types, self._types, self._device)
 
     @overload
@@ -109,12 +109,12 @@ class Program:
         Parameters
         ----------
         data
-            Inputs by name: arrays (anything numpy makes one of, or tensors), ``PIL`` images,
+            Inputs by name: arrays (anything numpy converts to one, or tensors), ``PIL`` images,
             numbers. Or a list of such dictionaries.
         state
-            What ``make_state`` gave, for a model with states; it is changed.
+            A result of ``make_state``, for a model with states; it is changed.
         seed
-            Of random operations that have none of their own; None: another one each time.
+            Seed of random operations that have none of their own; None: a new one each time.
 
         Returns
         -------
@@ -141,15 +141,15 @@ class Program:
         observer: Observer | None = None,
         seed: int | None = None,
     ) -> Run:
-        """Run the model, and look into it.
+        """Run the model, and inspect intermediate values.
 
         Parameters
         ----------
         data, state, seed
             As for :meth:`predict`, one dictionary.
         taps
-            Names of intermediate values, as the program has them, that are wanted as tensors;
-            constants and compressed weights too. They are copies.
+            Names in the program of intermediate values, constants or compressed weights to return
+            as tensors. They are copies.
         observer
             Called after each operation with the execution, its step (``step.node``: the operation),
             its arguments by parameter, such as the input and the weight of a convolution, and its
@@ -161,7 +161,7 @@ class Program:
             execution.observer = observer
             results = execution.run(values)
             tapped = {name: _tapped(execution, source) for name, source in sources.items()}
-        # copied outside of inference mode, in which tensors are made that are good for less
+        # copied outside inference mode, whose tensors cannot be used in gradients
         return Run(
             self._described(results), {name: copied(value) for name, value in tapped.items()}
         )
@@ -175,14 +175,14 @@ class Program:
         *,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
-        """The gradients of a loss with respect to weights and intermediate values.
+        """Return the gradients of a loss with respect to weights and intermediate values.
 
         Parameters
         ----------
         data, state, seed
             As for :meth:`predict`, one dictionary.
         loss
-            A scalar tensor of the outputs, which it gets as tensors by name.
+            A function of the outputs, tensors by name, that returns a scalar tensor.
         wanted
             Names as for ``taps``: of values, of constants, of compressed weights (the gradient is
             with respect to what is decompressed).
@@ -195,7 +195,8 @@ class Program:
         Raises
         ------
         ConfigError
-            A value is no tensor of floats or was not computed, or the loss is no scalar tensor.
+            A value is not a tensor of floats or was not computed, or the loss is not a scalar
+            tensor.
         """
         sources = self._named_sources(wanted)
         leaves: dict[str, Tensor] = {}
@@ -237,13 +238,13 @@ class Program:
         }
 
     def execution(self, seed: int | None = None) -> Execution:
-        """What runs steps of the plan, for those who do it themselves."""
+        """Return the execution of the plan, for callers that run the steps themselves."""
         return Execution(self.plan, self._types, self._device, seed=seed, kept=self._kept)
 
     def begin(
         self, data: Mapping[str, Any], state: State | None = None, *, seed: int | None = None
     ) -> Execution:
-        """A run that stands before its first step, for those who take the steps themselves.
+        """Return a run before its first step, for callers that take the steps themselves.
 
         data, state, seed: as for :meth:`predict`, one dictionary. In ``torch.inference_mode()``.
         """
@@ -268,7 +269,7 @@ class Program:
         return execution, values
 
     def _converted(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs as tensors in the dtype that the program computes with."""
+        """Return inputs as tensors in the dtype that the program computes with."""
         check_is_mapping(data)
         check_names(data, self.inputs, "input")
         values = {}
@@ -292,7 +293,7 @@ class Program:
             if name not in self.plan.sources:
                 raise ConfigError(
                     f"the program has no value {name!r}; value_names lists the "
-                    f"{len(self.plan.sources)} that there are"
+                    f"{len(self.plan.sources)} that exist"
                 )
             sources[name] = self.plan.sources[name]
         return sources
@@ -306,7 +307,7 @@ class Program:
                 f"{self.plan.name!r} does not have; it is damaged"
             )
         for name, kind in self.plan.input_types.items():
-            # a program that is a part of another message may describe nothing
+            # a program in another model's message may describe nothing
             if name not in self.inputs:
                 shape = kind.known_shape or ()
                 self.inputs[name] = ArrayFeature(name, _numpy_dtype(kind.dtype), shape)
@@ -339,7 +340,7 @@ def _check_loss(value: Any) -> None:
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
         raise ConfigError(
-            f"loss has to return a tensor of one element, got {type(value).__name__}{shape}"
+            f"loss must return a tensor of one element, got {type(value).__name__}{shape}"
         )
 
 
@@ -347,14 +348,14 @@ def _check_computed(names: Iterable[str], leaves: Mapping[str, Tensor]) -> None:
     lacking = [name for name in names if name not in leaves]
     if lacking:
         raise ConfigError(
-            f"{', '.join(map(repr, lacking))}: no gradient of what was not computed; it is in a "
-            "block that did not run for these inputs"
+            f"{', '.join(map(repr, lacking))}: no gradient of a value that was not computed; it "
+            "is in a block that did not run for these inputs"
         )
 
 
 def _check_differentiable(value: Any, name: str) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise ConfigError(f"{name!r} is no tensor of floats, and has no gradient")
+        raise ConfigError(f"{name!r} is not a tensor of floats, and has no gradient")
 
 
 def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
@@ -367,7 +368,7 @@ def _kept_gradient(value: Any, name: str, leaves: dict[str, Tensor]) -> Tensor:
 
 
 def _numpy_dtype(name: str) -> Any:
-    """In which dtype an input is taken that the model does not describe, by its element type.
+    """Return the dtype of an input that the model does not describe, by its element type.
 
     Integers keep all their digits; float32 stands for what numpy does not have (bf16, fp8).
     """

@@ -45,12 +45,12 @@ _OPSETS = [target.opset for target in Target]
 FIRST_OPSET = _OPSETS[0]
 
 Coercion = Callable[[tuple[Any, ...]], Any]
-"""Makes an argument of the values that are bound to an input."""
+"""Function from the values that are bound to an input to an argument."""
 
 
 @attrs.frozen(eq=False)
 class InputSpec:
-    """One input of an operation: its name, how its value is taken, whether it may be left out.
+    """One input of an operation: its name, conversion of its value, whether it is optional.
 
     takes_tensor: rather than Python numbers; takes_packed: constants in their stream; takes_rows:
     compressed weights as they are.
@@ -67,7 +67,7 @@ class InputSpec:
 
 @attrs.frozen(eq=False)
 class Operation:
-    """An operation as it is defined from an opset on.
+    """The definition of an operation from an opset on.
 
     call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
     are elements of the inputs as they are, so that constants need not be widened for it; rows: how
@@ -109,7 +109,7 @@ def operation(
     The flags: see :class:`Operation`.
     """
     if since not in _OPSETS:
-        raise ValueError(f"since has to be one of {_OPSETS}, got {since!r}")
+        raise ValueError(f"since must be one of {_OPSETS}, got {since!r}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         by_opset = _REGISTRY.setdefault(op_type, {})
@@ -134,7 +134,7 @@ def operation(
 
 
 def find_operation(op_type: str, opset: str) -> Operation | None:
-    """The definition of an operation in an opset; None where it cannot be run there."""
+    """Return the definition of an operation in an opset; None if it cannot be run there."""
     newest = None
     for since in _OPSETS[: _OPSETS.index(opset) + 1]:
         newest = _REGISTRY.get(op_type, {}).get(since, newest)
@@ -142,7 +142,7 @@ def find_operation(op_type: str, opset: str) -> Operation | None:
 
 
 def registered_operations() -> dict[str, tuple[Operation, ...]]:
-    """All operations by type, oldest definition first."""
+    """Return all operations by type, oldest definition first."""
     return {
         op_type: tuple(by_opset[since] for since in _OPSETS if since in by_opset)
         for op_type, by_opset in sorted(_REGISTRY.items())
@@ -152,7 +152,7 @@ def registered_operations() -> dict[str, tuple[Operation, ...]]:
 def _parameters(
     op_type: str, function: Callable[..., Any]
 ) -> tuple[dict[str, InputSpec], str | None]:
-    """The inputs of an operation, and which parameter takes a ``Call``, of its function."""
+    """Return the inputs of an operation from its function, and which parameter takes a ``Call``."""
     hints = typing.get_type_hints(function)
     parameters, call_parameter = {}, None
     for name, parameter in inspect.signature(function).parameters.items():

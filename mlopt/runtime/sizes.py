@@ -1,4 +1,4 @@
-"""How large a tensor may be: a part of the memory of the machine."""
+"""Size limit of a tensor: a part of the machine's memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from functools import lru_cache
 
 _BYTES = 4
-"""That an element takes at least, in nearly all tensors."""
+"""The least bytes of an element, in nearly all tensors."""
 _PARTS = 4
-"""Of memory, one of which a tensor may take: what is computed of it needs room as well."""
+"""Parts of memory, one of which a tensor may take: results computed from it need room too."""
 
 
 def check_elements(count: int) -> None:
-    """Refuse a tensor of so many elements, with a ValueError, that memory could not hold it."""
+    """Raise ValueError for a tensor of more elements than memory can hold."""
     most = _memory() // _PARTS // _BYTES
     if count > most:
         raise ValueError(

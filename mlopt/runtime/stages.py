@@ -1,4 +1,4 @@
-"""The models of a pipeline, and which of them can be run."""
+"""Stages: the models of a pipeline, and which of them can be run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stage:
 
 
 def stage_of(model: Any, programs: Iterator[MILProgram], name: str = "") -> Stage:
-    """A model and those in it; ``programs``: the ML programs of all of them, in order."""
+    """Return a model and those in it; ``programs``: the ML programs of all, in order."""
     kind = model.WhichOneof("Type")
     if kind not in _PIPELINES:
         return Stage(name, model, next(programs) if kind == "mlProgram" else None, ())
@@ -59,16 +59,17 @@ def stage_of(model: Any, programs: Iterator[MILProgram], name: str = "") -> Stag
 
 
 def chosen(root: Stage, wanted: int | str, where: str) -> Stage:
-    """One model of a pipeline, by its position or its name; a text may also be the position.
+    """Return one model of a pipeline, by position or name; a string may also be the position.
 
     Raises
     ------
     ConfigError
-        There is none, or several have the name.
+        There is none, or several share the name.
     """
     if not root.is_pipeline:
         raise ConfigError(
-            f"stage is for pipelines; {where} is no pipeline, but of type {root.kind}; leave it out"
+            f"stage is for pipelines; {where} is not a pipeline, but of type {root.kind}; "
+            "leave it out"
         )
     named = [stage for stage in root.all() if stage.name == wanted]
     if len(named) > 1:
@@ -85,12 +86,12 @@ def chosen(root: Stage, wanted: int | str, where: str) -> Stage:
 
 
 def check_can_run(stage: Stage, where: str) -> None:
-    """Refuse a model of another kind than those that can be run, or a pipeline that has one.
+    """Refuse a model of a kind that cannot be run, or a pipeline that has one.
 
     Raises
     ------
     ModelFormatError
-        With all that cannot be run, and how those that can are run alone.
+        With all stages that cannot be run, and how to run the others alone.
     """
     whole = (stage, *stage.all())
     models = [part for part in whole if not part.is_pipeline]

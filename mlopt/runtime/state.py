@@ -26,13 +26,13 @@ class StateTensor:
 
 
 class State:
-    """What ``Program.make_state`` gives; predictions change it."""
+    """The result of ``Program.make_state``; predictions change it."""
 
     def __init__(self, tensors: Mapping[str, StateTensor]) -> None:
         self.tensors = dict(tensors)
 
     def read_state(self, name: str) -> np.ndarray:
-        """A copy of one of its tensors; narrower floats in float32, as coremltools gives them."""
+        """Return a copy of one of its tensors; narrower floats in float32, as in coremltools."""
         value = self._tensor(name).value.detach().cpu()
         narrow = value.dtype in (torch.float16, torch.bfloat16)
         array: np.ndarray = (value.float() if narrow else value).numpy().copy()
@@ -66,7 +66,7 @@ class State:
 def make_state(
     declared: Mapping[str, OutputType], types: ElementTypes, device: torch.device
 ) -> State:
-    """A new state of zeros."""
+    """Return a new state of zeros."""
     tensors = {}
     for name, kind in declared.items():
         # the plan has refused states of unknown shape
@@ -79,9 +79,9 @@ def make_state(
 def check_state(
     state: Any, declared: Mapping[str, OutputType], types: ElementTypes | None = None
 ) -> None:
-    """Refuse what is not the state of a model with these states.
+    """Refuse anything but the state of a model with these states.
 
-    types: how the model computes; None where its programs look for themselves.
+    types: how the model computes; None if its programs check that themselves.
     """
     if state is None:
         if declared:
@@ -115,9 +115,9 @@ def check_state(
 
 
 def state_problem(kind: OutputType, types: ElementTypes) -> str:
-    """What is wrong with the declaration of a state; "" for nothing."""
+    """Return what is wrong with the declaration of a state; "" for nothing."""
     if not types.has(kind.dtype) or kind.known_shape is None:
-        return "a state has to be a tensor of known shape"
+        return "a state must be a tensor of known shape"
     try:
         check_elements(math.prod(kind.known_shape))
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Core ML's own ``nonMaximumSuppression`` model: the last part of many detectors.
 
-Exporters of detectors put it behind the network in a pipeline. What it computes is said in the
+Exporters of detectors put it behind the network in a pipeline. What it computes is described in the
 comments of ``NonMaximumSuppression.proto`` of coremltools (``mlmodel/format``), and what Core ML
 refuses in ``NonMaximumSuppressionValidator.cpp`` (``mlmodel/src/Validation``).
 """
@@ -26,7 +26,7 @@ from mlopt.runtime.sizes import check_elements
 
 @attrs.frozen
 class _Names:
-    """How the message calls its inputs and outputs; a threshold that is no input: ""."""
+    """Names of inputs and outputs in the message; "" for a threshold that is not an input."""
 
     scores: str
     boxes: str
@@ -63,7 +63,7 @@ class Suppression:
     inputs, outputs
         The features by name.
     class_labels
-        The names or numbers of the classes, in the order of the scores; None where there are none.
+        The names or numbers of the classes, in the order of the scores; None if there are none.
     """
 
     def __init__(self, model: Any, where: str) -> None:
@@ -102,12 +102,12 @@ class Suppression:
         return self._names.kept_boxes
 
     def predict(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The rows that are kept, best first: arrays by name, in the dtypes that are described.
+        """Return the rows that are kept, best first: arrays by name, in the described dtypes.
 
         Raises
         ------
         InputError
-            Inputs are missing, unknown or of other shapes, or a threshold is out of its range.
+            Inputs are missing, unknown or of wrong shapes, or a threshold is out of range.
         """
         check_names(data, self.inputs, "input")
         names = self._names
@@ -115,7 +115,7 @@ class Suppression:
         boxes = self._matrix(names.boxes, data)
         if len(scores) != len(boxes) or boxes.shape[1] != 4 or not scores.shape[1]:
             raise InputError(
-                f"inputs {names.scores!r} and {names.boxes!r} have to be scores [n, classes] and "
+                f"inputs {names.scores!r} and {names.boxes!r} must be scores [n, classes] and "
                 f"boxes [n, 4], got shapes {list(scores.shape)} and {list(boxes.shape)}"
             )
         iou_threshold = self._threshold(names.iou_threshold, self._iou_threshold, data, most=1.0)
@@ -131,7 +131,7 @@ class Suppression:
     def _rows(
         self, scores: Tensor, boxes: Tensor, iou_threshold: float, score_threshold: float
     ) -> Tensor:
-        """The numbers of the boxes that are kept, int64[kept]."""
+        """Return the numbers of the boxes that are kept, int64[kept]."""
         best, classes = scores.max(dim=1)
         order = torch.argsort(best, descending=True, stable=True)
         order = order[~(best[order] < score_threshold)]
@@ -140,11 +140,11 @@ class Suppression:
         return order[not_suppressed(boxes[order], ordered_classes, iou_threshold, most)]
 
     def _matrix(self, name: str, data: Mapping[str, Any]) -> Tensor:
-        """An input as float64, in which no product of float32 or float16 is out of range."""
+        """Return an input as float64, where products of float32 or float16 stay in range."""
         tensor: Tensor = self.inputs[name].tensor(data[name]).double()
         if tensor.dim() != 2:
             raise InputError(
-                f"input {name!r} has to be a matrix with a row for each box, got shape "
+                f"input {name!r} must be a matrix with a row for each box, got shape "
                 f"{list(tensor.shape)}"
             )
         return tensor
@@ -155,7 +155,7 @@ class Suppression:
         value = float(self.inputs[name].tensor(data[name]))
         if not 0 <= value <= most:
             allowed = "at least 0" if most == math.inf else f"from 0 to {most:g}"
-            raise InputError(f"input {name!r} has to be a number {allowed}, got {value:g}")
+            raise InputError(f"input {name!r} must be a number {allowed}, got {value:g}")
         return value
 
     def _described(self, feature: Feature, kept: Tensor) -> np.ndarray:
@@ -180,12 +180,12 @@ class Suppression:
         used = {*self.optional, names.scores, names.boxes, names.kept_scores, names.kept_boxes}
         for name in (*self.inputs, *self.outputs):
             if name not in used:
-                problems.append(f"it describes {name!r}, which is none of its inputs and outputs")
+                problems.append(f"it describes {name!r}, which is not an input or output of it")
         if not 0 <= self._iou_threshold <= 1:
-            problems.append(f"iouThreshold has to be from 0 to 1, got {self._iou_threshold:g}")
+            problems.append(f"iouThreshold must be from 0 to 1, got {self._iou_threshold:g}")
         if not self._score_threshold >= 0:
             problems.append(
-                f"confidenceThreshold has to be at least 0, got {self._score_threshold:g}"
+                f"confidenceThreshold must be at least 0, got {self._score_threshold:g}"
             )
         if problems:
             raise ModelFormatError(
@@ -202,7 +202,7 @@ def _class_labels(message: Any) -> tuple[str, ...] | tuple[int, ...] | None:
 def _with_thresholds(
     described: Mapping[str, Feature], thresholds: tuple[str, ...]
 ) -> dict[str, Feature]:
-    """Features, among them thresholds, which may be left out."""
+    """Return the features, including the optional thresholds."""
     features = dict(described)
     for name in thresholds:
         features[name] = PlainFeature(name, "doubleType", is_optional=True)
@@ -210,7 +210,7 @@ def _with_thresholds(
 
 
 def _row_limits(outputs: Any, where: str) -> tuple[int, int | None]:
-    """The least and the largest number of rows of the outputs; None for no largest one."""
+    """Return the least and the largest number of rows of the outputs; None for no limit."""
     least, most = 0, None
     for feature in outputs:
         if feature.ranges:

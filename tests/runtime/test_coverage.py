@@ -31,7 +31,7 @@ def test_definitions_hold_until_newer_ones():
 def test_wrong_registrations_are_refused():
     with pytest.raises(ValueError, match="registered twice"):
         operation("reshape")(lambda: None)
-    with pytest.raises(ValueError, match="since has to be one of"):
+    with pytest.raises(ValueError, match="since must be one of"):
         operation("reshape", since="CoreML1")
 
 

@@ -186,7 +186,7 @@ def test_integers(target):
     assert following.dtype == np.int32
     np.testing.assert_array_equal(following, tokens + 1)
     np.testing.assert_allclose(rows, module.embedding.weight.detach()[tokens], rtol=1e-6)
-    with pytest.raises(InputError, match="whole numbers"):
+    with pytest.raises(InputError, match="must hold integers"):
         program.predict({"tokens": tokens + 0.5})
 
 
@@ -223,7 +223,7 @@ def test_integers_that_do_not_fit_are_refused(tokens, problem):
         [ct.TensorType("tokens", (1, 4), dtype=np.int32)],
         example=[torch.zeros(1, 4, dtype=torch.int32)],
     )
-    with pytest.raises(InputError, match=rf"'tokens' has to hold whole numbers .*{problem}"):
+    with pytest.raises(InputError, match=rf"'tokens' must hold integers .*{problem}"):
         load(model).predict({"tokens": tokens})
 
 

@@ -203,7 +203,7 @@ def test_a_block_output_that_is_not_defined():
     def change(block, spec):
         block.outputs[0] = "other"
 
-    with pytest.raises(ModelFormatError, match=r"output 'other' is defined nowhere"):
+    with pytest.raises(ModelFormatError, match=r"output 'other' is not defined"):
         load(edited(change))
 
 
@@ -241,7 +241,7 @@ def test_an_operation_that_fails_is_named_with_what_it_got():
 
 def test_precision_and_what_is_no_model():
     _, model = two_layers()
-    with pytest.raises(ConfigError, match="precision has to be one of"):
+    with pytest.raises(ConfigError, match="precision must be one of"):
         load(model, precision="float64")
     with pytest.raises(ModelFormatError, match="does not exist"):
         load("nowhere.mlpackage")
@@ -373,14 +373,14 @@ def test_values_of_a_block_that_did_not_run():
     np.testing.assert_allclose(taps["taken"], np.sin(data["x"]), rtol=1e-6)
     found = program.gradients(data, lambda outputs: next(iter(outputs.values())).sum(), ["taken"])
     assert torch.equal(found["taken"], torch.ones(2, 4))
-    with pytest.raises(ConfigError, match="'other': no gradient of what was not computed"):
+    with pytest.raises(ConfigError, match="'other': no gradient of a value that was not computed"):
         program.gradients(data, lambda outputs: next(iter(outputs.values())).sum(), ["other"])
 
 
 @pytest.mark.parametrize("loss", [lambda outputs: 1.0, lambda outputs: None, lambda o: o["y"]])
 def test_a_loss_that_is_no_scalar(loss):
     _, model = two_layers()
-    with pytest.raises(ConfigError, match="loss has to return a tensor of one element"):
+    with pytest.raises(ConfigError, match="loss must return a tensor of one element"):
         load(model).gradients({"x": X}, loss, ["x"])
 
 
@@ -393,7 +393,7 @@ def test_inputs_that_are_no_dictionary(data):
 
 def test_a_device_that_is_not_there():
     _, model = two_layers()
-    with pytest.raises(ConfigError, match="device has to be one that torch has here"):
+    with pytest.raises(ConfigError, match="device must be available to torch here"):
         load(model, device="nowhere")
 
 

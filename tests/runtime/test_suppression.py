@@ -143,10 +143,10 @@ def test_class_labels(labels, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"iouThreshold": 1.5}, "'iouThreshold' has to be a number from 0 to 1, got 1.5"),
-        ({"confidenceThreshold": -1}, "has to be a number at least 0, got -1"),
+        ({"iouThreshold": 1.5}, "'iouThreshold' must be a number from 0 to 1, got 1.5"),
+        ({"confidenceThreshold": -1}, "must be a number at least 0, got -1"),
         ({"iouThreshold": float("nan")}, "got nan"),
-        ({"scores": np.zeros((1, 6, 2))}, "has to be a matrix"),
+        ({"scores": np.zeros((1, 6, 2))}, "must be a matrix"),
         ({"scores": np.zeros((5, 2))}, r"got shapes \[5, 2\] and \[6, 4\]"),
         ({"scores": np.zeros((6, 0))}, r"got shapes \[6, 0\]"),
         ({"boxes": np.zeros((6, 5))}, r"boxes \[n, 4\]"),
@@ -379,7 +379,7 @@ def test_stages_that_there_are_not(mixed, stage):
 
 
 def test_only_pipelines_have_stages(tmp_path):
-    with pytest.raises(ConfigError, match="is no pipeline"):
+    with pytest.raises(ConfigError, match="is not a pipeline"):
         load(network(COUNT, CLASSES, MATRIX), stage=0)
     path = detector(
         tmp_path / "t.mlpackage", network(COUNT, CLASSES, MATRIX), suppression(3), names=("a", "a")

@@ -1,1 +1,1 @@
-"""How far the answers of two models are apart, and which weights are to blame."""
+"""Comparison of two models: how far their outputs are apart, and which weights cause it."""

@@ -1,4 +1,4 @@
-"""What models answer, as it is compared: tensors of images, and which outputs are of classes."""
+"""Outputs as they are compared: images as tensors, and which outputs are of classes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mlopt.runtime.plan import Step
 from mlopt.runtime.program import Program
 
 _SCORING = {"softmax", "sigmoid", "linear", "matmul", "conv"}
-"""Operations that scores of classes come out of."""
+"""Operations whose results can be scores of classes."""
 
 _PASSING = {"cast", "identity", "reshape", "squeeze", "expand_dims", "transpose", "log"}
-"""What may come after them: the order of the scores stays."""
+"""Operations that may follow them, since they keep the order of the scores."""
 
 
 def answer(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
-    """Outputs by name, as ``predict`` gives them, of a new state.
+    """Return outputs by name, as ``predict`` does, from a new state.
 
-    Images of a program are the tensors before they are rounded to pixels, in which NaN and what is
-    beyond 255 still show. Those of a pipeline are images.
+    Images of a program are the tensors before they are rounded to pixels, which still show NaN and
+    values beyond 255. Those of a pipeline are images.
     """
     with pixels_of_anything():
         if isinstance(model, Program):
@@ -39,7 +39,7 @@ def answer(model: Program | Pipeline, data: Mapping[str, Any], seed: int) -> Map
 
 
 def label_names(model: Program | Pipeline) -> frozenset[str]:
-    """The outputs that are labels of classes, texts or integers."""
+    """Return the outputs that are labels of classes, strings or integers."""
     return frozenset(
         step.node.outputs[0].name
         for program in programs_of(model)
@@ -49,9 +49,9 @@ def label_names(model: Program | Pipeline) -> frozenset[str]:
 
 
 def score_names(model: Program | Pipeline) -> frozenset[str]:
-    """The outputs that can be scores of classes: of a softmax, a sigmoid, or a last layer's sums.
+    """Return outputs that can be scores of classes: of a softmax, sigmoid, or last layer's sums.
 
-    Vectors that end in a normalization or a pooling, as embeddings do, are none.
+    Vectors that end in a normalization or a pooling, as embeddings do, are not.
     """
     names: set[str] = set()
     for program in programs_of(model):
@@ -63,7 +63,7 @@ def score_names(model: Program | Pipeline) -> frozenset[str]:
 
 @contextlib.contextmanager
 def blamed(model: str) -> Iterator[None]:
-    """Say in errors of the block which of the models they are about."""
+    """Name in errors of the block the model that they are about."""
     try:
         yield
     except MlOptError as error:
@@ -71,23 +71,23 @@ def blamed(model: str) -> Iterator[None]:
 
 
 def pixels_of_anything() -> Any:
-    """Where images are made of NaN without a warning: they are not what is compared."""
+    """Suppress the warning when images are made of NaN: those images are not compared."""
     return np.errstate(invalid="ignore")
 
 
 def colours(image: Any) -> np.ndarray:
-    """The pixels of a ``PIL.Image`` as float64 [height, width, ...], without alpha."""
+    """Return the pixels of a ``PIL.Image`` as float64 [height, width, ...], without alpha."""
     pixels = np.asarray(image, np.float64)
     return pixels[..., :-1] if image.mode in ("RGBA", "LA") else pixels
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is a ``PIL.Image``."""
+    """Return whether a value is a ``PIL.Image``."""
     return hasattr(value, "mode") and hasattr(value, "getbands")
 
 
 def is_one_row(value: Any) -> bool:
-    """Whether an output is one row of several floats."""
+    """Return whether an output is one row of several floats."""
     if isinstance(value, Tensor):
         return False  # an image
     array = np.asarray(value)
@@ -96,12 +96,12 @@ def is_one_row(value: Any) -> bool:
 
 
 def programs_of(model: Program | Pipeline) -> tuple[Program, ...]:
-    """The programs of a model in their order."""
+    """Return the programs of a model in order."""
     return model.programs if isinstance(model, Pipeline) else (model,)
 
 
 def makers_of(program: Program) -> dict[int, Step]:
-    """The step that each slot of a program's own block comes from."""
+    """Return the step that writes each slot of a program's own block."""
     return {slot: step for step in program.plan.body.steps for slot in step.results}
 
 

@@ -1,4 +1,4 @@
-"""Two models on the same inputs."""
+"""Comparison of two models on the same inputs."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ def compare(
 ) -> Comparison:
     """Run two models on the same inputs, and measure how far their outputs are apart.
 
-    Images are measured as they are before they become pixels (those of a pipeline: as pixels,
-    without alpha). The best classes are compared of the probabilities of a classifier, and of
-    outputs of one row of floats that come out of a softmax, a sigmoid or a layer's sums. Boxes of a
-    detector, of which there may be more in one model, are compared in pairs.
+    Images are measured before they become pixels (those of a pipeline: as pixels, without alpha).
+    The best classes are compared for the probabilities of a classifier, and for outputs of one row
+    of floats that come out of a softmax, a sigmoid or a layer's sums. Boxes of a detector, whose
+    number may differ between the models, are compared in pairs.
 
     Parameters
     ----------
     reference, candidate
-        Paths or ``MLModel``, or what ``load`` gave: a model as it was, and what compression has
-        made of it. Inputs and outputs have the same names and shapes.
+        Paths, ``MLModel`` or results of ``load``: the original model, and the compressed one.
+        Inputs and outputs must have the same names and shapes.
     samples
-        Dictionaries of inputs, as for ``predict``, or one of them. None: ``random`` ones, drawn
-        with ``seed``.
+        Dictionaries of inputs, as for ``predict``, or a single one. None: ``random`` samples are
+        drawn with ``seed``.
     layers
-        Whether to look for where the error enters, weight by weight: ML programs only.
+        Whether to measure where the error enters, weight by weight: ML programs only.
     function, precision, device
-        As for :func:`mlopt.runtime.load`, of models that are not loaded yet.
+        As for :func:`mlopt.runtime.load`, for models that are not loaded yet.
 
     Raises
     ------
     ConfigError
-        The models have different outputs or classes, or ``layers`` is asked of a pipeline.
+        The models have different outputs or classes, or ``layers`` is requested for a pipeline.
     InputError
-        Samples are no dictionaries of the models' inputs, there are none, or ``random`` or ``seed``
-        are not what they can be.
+        Samples are not dictionaries of the models' inputs, there are none, or ``random`` or
+        ``seed`` is out of range.
 
-    Errors of one of the models say which.
+    Errors of one of the models name it.
     """
     seed = checked_seed(seed)
     checked = None if samples is None else checked_samples(samples)
@@ -84,7 +84,7 @@ def compare(
     if not layers:
         return comparison
     if not (isinstance(first, Program) and isinstance(second, Program)):
-        raise ConfigError("layers can be compared of ML programs, got a pipeline")
+        raise ConfigError("layers can be compared for ML programs only, got a pipeline")
     rows, unmatched = compare_layers(first, second, given, seed)
     return attrs.evolve(comparison, layers=rows, unmatched=unmatched)
 

@@ -1,4 +1,4 @@
-"""What a tensor holds, where that is too little to compare anything with it."""
+"""Content of a tensor: whether it is informative enough to compare anything with it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from torch import Tensor
 
 State = Literal["informative", "empty", "not finite", "zero", "saturated", "constant"]
 """empty: no elements; not finite: NaN or infinite everywhere; zero: 0 everywhere; saturated: each
-element is at an end of what it can be; constant: the same number everywhere."""
+element is at an end of its range; constant: the same number everywhere."""
 
 Ends = tuple[float, float]
-"""The least and the greatest value that something can have."""
+"""The least and the greatest possible value."""
 
 FLOAT16_ENDS: Ends = (-65504.0, 65504.0)
 
 
 @attrs.define
 class Content:
-    """What a tensor holds, of all samples that were added.
+    """Content of a tensor, over all samples that were added.
 
-    ends: beyond which no element can be: those of a sigmoid, of a clip, of pixels; else those of
-    float16, at which numbers are stuck that are too large for it.
-    elements, finite: how many there are; least, greatest: of the finite ones; at_ends: how many of
-    the finite ones are at one of the ends.
+    ends: the range of elements: of a sigmoid, of a clip, of pixels; else of float16, where numbers
+    that are too large for it end up. elements, finite: how many there are; least, greatest: of the
+    finite ones; at_ends: how many of the finite ones are at one of the ends.
     """
 
     ends: Ends = FLOAT16_ENDS
@@ -50,7 +49,7 @@ class Content:
 
     @property
     def state(self) -> State:
-        """What there is to say about all elements together."""
+        """The state of all elements together."""
         if not self.elements:
             return "empty"
         if not self.finite:
@@ -59,7 +58,7 @@ class Content:
             return "zero"
         if self.at_ends == self.finite:
             return "saturated"
-        # a single number is the same everywhere without saying less for it
+        # a single number is the same everywhere, yet it is informative
         is_constant = self.least == self.greatest and self.finite > 1
         return "constant" if is_constant else "informative"
 
@@ -71,7 +70,7 @@ class Content:
         if self.state == "saturated":
             ends = {f"{value:g}" for value in (self.least, self.greatest)}
             which = " or ".join(sorted(ends, key=float))
-            return f"saturated: {which} everywhere, where what it can be ends"
+            return f"saturated: {which} everywhere, the end of its range"
         return {
             "empty": "without elements",
             "not finite": "NaN or infinite everywhere",

@@ -1,4 +1,4 @@
-"""Core ML's own predictions, on a Mac, in the place of ours."""
+"""Core ML's own predictions, on a Mac, instead of ours."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class CoreMLModel:
     inputs
         The features that the model describes, by name.
     labels
-        The output that is the label of a class; empty where there is none.
+        The output that is the label of a class; empty if there is none.
 
     Raises
     ------
     ConfigError
-        This is no Mac: only there is a Core ML that predicts.
+        This is not a Mac: Core ML predicts only there.
     RunError
         Core ML cannot load the model.
     """
@@ -43,7 +43,7 @@ class CoreMLModel:
         except Exception as error:
             raise RunError(f"Core ML cannot load {path}: {error}") from error
         description = self._model.get_spec().description
-        # a model of several functions describes each of them, and not itself
+        # a model of several functions describes each of them, but not itself
         name = function or description.defaultFunctionName
         described = next((f for f in description.functions if f.name == name), description)
         self.inputs = features_of(described.input, str(path))
@@ -51,7 +51,7 @@ class CoreMLModel:
         self._has_state = len(described.state) > 0
 
     def predict(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Outputs by name, of a new state where the model has one.
+        """Return outputs by name, with a new state if the model has one.
 
         Images may be arrays, as for :meth:`mlopt.runtime.Program.predict`.
 

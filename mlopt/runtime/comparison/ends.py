@@ -1,4 +1,4 @@
-"""Between which numbers the outputs of a model are, by the operations that they come out of."""
+"""Ranges of a model's outputs, by the operations that produce them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _PASSING = (
     *("cast", "identity", "reshape", "squeeze", "expand_dims", "transpose"),
     *("slice_by_index", "slice_by_size"),
 )
-"""What may come after them: the elements stay."""
+"""Operations that may follow them, since they keep the elements."""
 
 
 def ends_of_outputs(model: Program | Pipeline) -> dict[str, Ends]:
-    """For outputs that cannot leave an interval, the two ends of it, by name."""
+    """Return the two ends of the interval of each output that cannot leave one, by name."""
     by_name: dict[str, Ends] = {}
     for program in programs_of(model):
         makers = makers_of(program)
@@ -59,5 +59,5 @@ def _ends(source: Any, makers: dict[int, Step]) -> Ends | None:
 def _ends_of_clip(step: Step) -> Ends | None:
     low, high = step.fixed.get("alpha"), step.fixed.get("beta")
     if low is None or high is None or not (math.isfinite(low) and low < high):
-        return None  # at 0, where a clip without an upper end begins, much is that tells something
+        return None  # many informative outputs are 0, where a clip without an upper end begins
     return (low, high) if math.isfinite(high) else None

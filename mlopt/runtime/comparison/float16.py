@@ -1,4 +1,4 @@
-"""Where a program loses what float16 cannot hold: in float32 and as declared, side by side."""
+"""Losses in float16: a program in float32 and as declared, side by side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare_float16(
 
     The program runs in float32 and as it declares its values, step by step side by side, so that
     memory holds what is live in both. Each result in float32 is rounded to its declared type: what
-    is lost then enters at this operation. Of operations where something is lost the effect alone is
+    is lost then enters at this operation. For operations that lose something, the effect is also
     measured: the outputs when all is float32 but this one result.
 
     Parameters
@@ -49,7 +49,7 @@ def compare_float16(
     function, device
         As for :func:`mlopt.runtime.load`.
     effects
-        Of how many operations, at most, the effect is measured; each takes one run.
+        The most operations whose effect is measured; each takes one run.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def _loaded(
     narrow = load(model, function, precision="as_declared", device=device)
     if not (isinstance(wide, Program) and isinstance(narrow, Program)):
         raise ConfigError(
-            "float16 is compared in an ML program, and the model is a pipeline; give one of the "
+            "float16 is compared in an ML program, but the model is a pipeline; give one of the "
             "models that it is made of"
         )
     return wide, narrow

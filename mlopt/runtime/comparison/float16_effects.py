@@ -1,4 +1,4 @@
-"""What single results do to the outputs of a program when they alone are rounded."""
+"""Effects on a program's outputs of rounding a single result."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def measure_effects(
     seed: int,
     limit: int,
 ) -> int:
-    """Note in the rows of the worst suspects how the outputs change; returns how many are left out.
+    """Record effects on outputs in the rows of the worst suspects; return how many are left out.
 
-    Each is measured on the sample in which it lost most, with ``program`` in float32 but for the
+    Each is measured on the sample where it lost most, with ``program`` in float32 but for the
     one result.
     """
     lossy = sorted((watched for watched in suspects if watched.row.is_lossy), key=_expected)
@@ -38,7 +38,7 @@ def measure_effects(
 
 
 def _expected(watched: Watched) -> tuple[bool, float]:
-    """For sorting, what is likely to do most harm first."""
+    """Return a sort key: what is likely to do most harm first."""
     snr_db = watched.row.entering.snr_db
     return watched.row.overflowed == 0, -math.inf if math.isnan(snr_db) else snr_db
 
@@ -64,14 +64,14 @@ def _numbers(value: Any) -> Tensor | None:
 
 
 def _measure(watched: Watched, wanted: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
-    """Note the output that changes most."""
+    """Record the output that changes most."""
     for name, reference in wanted.items():
         distance = Distance()
         if changed[name].shape != reference.shape:
             watched.row.effect_db, watched.row.effect_output = math.nan, name
             return
         distance.add(reference, changed[name])
-        # two that are both without a finite number, or zero, are the same
+        # two that both have no finite number, or are zero, are equal
         is_same = distance.mismatched == 0 and distance.status != "different"
         effect = math.inf if is_same else distance.snr_db
         before = watched.row.effect_db

@@ -1,4 +1,4 @@
-"""The result of comparing a model in float32 with the same as declared."""
+"""The result of comparing a model in float32 with the same model as declared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlopt.text.json_text import json_text
 
 @attrs.frozen
 class Float16Comparison:
-    """What :func:`compare_float16` found.
+    """The result of :func:`compare_float16`.
 
     outputs: those in float32 (the reference) against those as declared (the candidate); rows: the
     operations at which something is wrong, the worst first; operations: how many have results that
-    are declared float16; unmeasured: how many rows have no effect measured since there were too
+    are declared float16; unmeasured: how many rows have no measured effect since there were too
     many.
     """
 
@@ -34,7 +34,7 @@ class Float16Comparison:
 
     @property
     def harmful(self) -> tuple[Float16Row, ...]:
-        """The rows of which it was not measured that they do no harm."""
+        """The rows that were not measured to be harmless."""
         return tuple(row for row in self.rows if not row.is_harmless)
 
     def below(self, snr_db: float) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class Float16Comparison:
         return self.outputs.below(snr_db)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite as text."""
+        """Return plain values; numbers that are not finite as text."""
         compared = self.outputs.as_dict()
         return {
             "samples": self.samples,

@@ -1,4 +1,4 @@
-"""Rows of a comparison of float32 with float16: what was measured of one operation."""
+"""Rows of a comparison of float32 with float16: the measurements of one operation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ exponentials within the operation do not, where a device computes these in float
 IMPRECISE_DB = 50.0
 """Below it rounding counts as lossy: that to float16 has a ratio of about 74 dB."""
 CANCELLED_DB = 10.0
-"""By how much a ratio falls at an operation that counts as one that cancels."""
+"""How far a ratio must fall at an operation that counts as cancelling."""
 HARMLESS_DB = 60.0
-"""From it on, an operation's effect on the outputs counts as harmless."""
+"""From this ratio on, an operation's effect on the outputs counts as harmless."""
 
 
 @attrs.define
 class Float16Row:
-    """One operation whose result is declared float16 (or bfloat16), of all samples.
+    """One operation whose result is declared float16 (or bfloat16), over all samples.
 
     name, op_type, output, dtype: of the operation, its output, and the type that is declared.
     elements: of the output, in all samples; least, greatest: the smallest magnitude that is not
@@ -67,7 +67,7 @@ class Float16Row:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What is wrong with it; empty where nothing is."""
+        """What is wrong with it; empty if nothing is."""
         is_rough = self.entering.status == "different" and self.entering.snr_db < IMPRECISE_DB
         is_lossy = self.overflowed > 0 or self.vanished > 0 or is_rough
         is_wrong = self.so_far.status == "different" and self.so_far.snr_db < IMPRECISE_DB
@@ -88,7 +88,7 @@ class Float16Row:
 
     @property
     def is_harmless(self) -> bool:
-        """Whether the outputs hardly change by it, or little is lost in the first place."""
+        """Whether it hardly changes the outputs, or little is lost in the first place."""
         if self.effect_db is None:
             return self.kinds == ("vanishes",) and self.entering.snr_db >= HARMLESS_DB
         return self.effect_db >= HARMLESS_DB and set(self.kinds) <= {
@@ -99,7 +99,7 @@ class Float16Row:
 
     @property
     def badness(self) -> tuple[float, ...]:
-        """For sorting, the worst first."""
+        """Return a sort key: the worst first."""
         if self.is_harmless:
             return (3.0, math.inf if self.effect_db is None else self.effect_db)
         if self.effect_db is None or self.effect_db >= HARMLESS_DB:
@@ -112,7 +112,7 @@ class Float16Row:
         return (0.0, 0.0) if math.isnan(self.effect_db) else (1.0, self.effect_db)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite as text."""
+        """Return plain values; numbers that are not finite as text."""
         fields = attrs.asdict(self, recurse=False)
         del fields["entering"], fields["so_far"]
         return {

@@ -24,9 +24,9 @@ _INSIDE = (
 def float16_text(
     outputs: str, rows: Sequence[Float16Row], *, operations: int, unmeasured: int
 ) -> str:
-    """The text of the outputs, a table of the operations that lose something, and notes.
+    """Return the text of the outputs, a table of the operations that lose something, and notes.
 
-    rows: the worst first; operations, unmeasured: as of ``Float16Comparison``.
+    rows: the worst first; operations, unmeasured: as in ``Float16Comparison``.
     """
     parts = ["float32 (the reference) against what the program declares (the candidate).", outputs]
     harmful = [row for row in rows if not row.is_harmless]

@@ -1,4 +1,4 @@
-"""A program in float32 and as declared, step by step side by side."""
+"""A program run in float32 and as declared, step by step side by side."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mlopt.runtime.plan import Body, Step
 from mlopt.runtime.program import Program
 
 _ROUNDED_DB = 70.0
-"""About the ratio of numbers that were rounded to float16 once: arguments that are better than that
-lose nothing where the result has it."""
+"""About the ratio of numbers rounded to float16 once: if a result has it, arguments with a better
+one have lost nothing."""
 _NEAR = 0.98
-"""Up to which share of the largest number an element counts as one that fits."""
+"""The share of the largest number up to which an element counts as fitting."""
 _SPREADING = 2.0
-"""How many times the share of zeros has to grow where more of them enter."""
+"""The factor by which the share of zeros must grow to count as new ones."""
 
 
 @attrs.define
 class Value:
-    """What is known of a value in the sample that is running.
+    """Knowledge about a value in the sample that is running.
 
     overflows: whether elements are infinite for its type, and finite in float32; vanished: the
     share of elements that are zero for its type only; is_broken: whether elements are not finite as
-    declared, and finite in float32; snr_db: of the value as declared.
+    declared, but finite in float32; snr_db: of the value as declared.
     """
 
     overflows: bool = False
@@ -46,7 +46,7 @@ class Value:
 
 @attrs.define(eq=False)
 class Watched:
-    """An output that is declared narrow, with its row and the sample in which it lost most."""
+    """An output of a declared narrow type, with its row and the sample where it lost most."""
 
     row: Float16Row
     slot: int
@@ -57,7 +57,7 @@ class Watched:
 
 @attrs.define(eq=False)
 class Watch:
-    """Both programs, and each output that is declared narrow, by its slot.
+    """Both programs, and each output of a declared narrow type, by its slot.
 
     partners: the step of the narrow program for each in the wide program's own block.
     """
@@ -69,12 +69,12 @@ class Watch:
     values: dict[int, Value] = attrs.Factory(dict)
 
     def __attrs_post_init__(self) -> None:
-        # both were made of one program, so that steps are the same in the same order
+        # both were made from one program, so they have the same steps in the same order
         pairs = zip(self.wide.plan.body.steps, self.narrow.plan.body.steps, strict=True)
         self.partners = {id(first): second for first, second in pairs}
 
     def run(self, sample: Mapping[str, Any], number: int, seed: int) -> None:
-        """Run both on a sample, and add what is measured."""
+        """Run both on a sample, and add the measurements."""
         self.values = {}
         with pixels_of_anything(), torch.inference_mode():
             shadow = self.narrow.begin(sample, self.narrow.make_state(), seed=seed)
@@ -120,7 +120,7 @@ class Watch:
         if so_far is not None:
             watched.row.so_far.add(result, declared)
             _add_lost(watched.row, before, after)
-        # what moves elements, or runs blocks, adds nothing of its own
+        # operations that move elements, or run blocks, add no error of their own
         if not step.operation.moves_only and not step.blocks:
             lost = _add_entering(watched.row, result, declared, rounded, before)
             if lost > watched.most_lost:
@@ -130,7 +130,7 @@ class Watch:
             watched.row.inside = max(filter(None, (inside, watched.row.inside)), default=None)
 
     def _before(self, step: Step) -> list[Value]:
-        """What is known of the arguments of a step that are no weights."""
+        """Return the knowledge about those arguments of a step that are not weights."""
         return [
             self.values[source]
             for _, sources in step.arguments
@@ -149,7 +149,7 @@ class Watch:
 
 
 def declares_narrow(body: Body) -> bool:
-    """Whether any result in a body, or in the blocks in it, is declared in a narrow type."""
+    """Return whether any result in a body, nested blocks included, has a declared narrow type."""
     return any(
         any(output.dtype in NARROW for output in step.outputs)
         or any(declares_narrow(block) for block in step.blocks)
@@ -159,7 +159,7 @@ def declares_narrow(body: Body) -> bool:
 
 def _add_range(row: Float16Row, rounded: Rounded, elements: int) -> None:
     row.elements += elements
-    # of NaN and a number the number
+    # the number, if one of the two is NaN
     row.least = min(rounded.least, row.least) if row.least == row.least else rounded.least
     row.greatest = max(rounded.greatest, row.greatest)
     if row.greatest != row.greatest:
@@ -167,7 +167,7 @@ def _add_range(row: Float16Row, rounded: Rounded, elements: int) -> None:
 
 
 def _add_lost(row: Float16Row, before: list[Value], after: Value) -> None:
-    """How much lower the ratio is than in the worst argument, where all is finite."""
+    """Return how much lower the ratio is than in the worst argument, if all are finite."""
     if not before or after.is_broken or any(value.is_broken for value in before):
         return
     worst = min(_ROUNDED_DB, *(value.snr_db for value in before))
@@ -177,7 +177,7 @@ def _add_lost(row: Float16Row, before: list[Value], after: Value) -> None:
 def _add_entering(
     row: Float16Row, result: Tensor, declared: Any, rounded: Rounded, before: list[Value]
 ) -> float:
-    """Count what enters here; returns how much that is, for comparing samples."""
+    """Count what enters here; return how much that is, for comparing samples."""
     if any(value.overflows for value in before):
         row.carried += rounded.overflowed
         return 0.0

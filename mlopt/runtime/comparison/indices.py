@@ -1,4 +1,4 @@
-"""Which inputs of a model look rows of tables up, as tokens do, and how long the tables are."""
+"""Index inputs of a model: those that look up rows of tables, as tokens do, and table lengths."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _STILL_INDICES = {
 }
 """Inputs of operations whose results are indices into a table wherever these inputs are.
 
-Nothing greater than their elements comes out; zeros of a padding may, and what is clipped.
-(The lint's intervals are of results that hold elements of their inputs and nothing else.)
+Results are not greater than their elements; zeros of a padding and clipped values may occur.
+(The lint's intervals cover results that hold elements of their inputs and nothing else.)
 """
 
 
 def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
-    """For inputs that are indices, the length of what they index: the least of several."""
+    """Return, for inputs that are indices, the length of what they index: the least of several."""
     lengths: dict[str, int] = {}
     names = {name: frozenset([name]) for name in model.inputs}
     for program in model.programs if isinstance(model, Pipeline) else (model,):
@@ -62,7 +62,7 @@ def lengths_of_tables(model: Program | Pipeline) -> dict[str, int]:
 
 
 def _steps(body: Body) -> Iterator[Step]:
-    """The steps of a body and of those in it, each after what it needs."""
+    """Yield the steps of a body and of nested ones, each after those it needs."""
     for step in body.steps:
         for block in step.blocks:
             yield from _steps(block)
@@ -72,7 +72,7 @@ def _steps(body: Body) -> Iterator[Step]:
 def _origins(
     step: Step, parameters: tuple[str, ...], by_slot: Mapping[int, frozenset[str]]
 ) -> frozenset[str]:
-    """The model's inputs that some of a step's arguments hold elements of."""
+    """Return the model's inputs whose elements some of a step's arguments hold."""
     origins: frozenset[str] = frozenset()
     for parameter, sources in step.arguments:
         if parameter.name in parameters:
@@ -81,7 +81,7 @@ def _origins(
 
 
 def _limit(step: Step, shapes: Mapping[int, tuple[int | None, ...] | None]) -> int | None:
-    """Below what the indices of a step have to be; None if it has none, or that is not known."""
+    """Return the bound that a step's indices must be below; None without indices, or if unknown."""
     op_type = step.node.op_type
     if op_type == "one_hot":
         return step.fixed.get("one_hot_vector_size")

@@ -1,4 +1,4 @@
-"""What operations compute on the way to their result, where that is larger than the result."""
+"""Intermediate numbers of operations that are larger than the result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 _Inside = Callable[[Tensor, Mapping[str, Any], Tensor], Tensor]
-"""The largest number inside, of the argument ``x``, all arguments, and the result."""
+"""Function of the argument ``x``, all arguments and the result to the largest number inside."""
 
 
 def largest_inside(
     op_type: str, arguments: Mapping[str, Any], result: Tensor, limit: float
 ) -> float | None:
-    """The largest number on the way to a result, where it is beyond a limit; else None.
+    """Return the largest number on the way to a result if it is beyond a limit, else None.
 
     Of norms the sum of squares; of normalizations the square of a distance from the mean, which
     every way to compute them has; of softplus and of logarithms of sums the exponential, which the

@@ -1,4 +1,4 @@
-"""At which weights the error of a model enters."""
+"""Layer comparison: the weights where the error of a model enters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def compare_layers(
 
 @attrs.define(eq=False)
 class _Layer:
-    """What is known of an operation of the reference, and of the candidate's, so far."""
+    """Measurements so far of an operation of the reference and its counterpart."""
 
     step: Step
     other: Step
@@ -68,7 +68,7 @@ class _Layer:
     def add(
         self, arguments: Mapping[str, Any], ours: Tensor, theirs: Tensor, shadow: Execution
     ) -> None:
-        """Add a sample; ``arguments`` and ``ours`` of the reference, ``theirs`` of the candidate.
+        """Add a sample; ``arguments`` and ``ours`` are the reference's, ``theirs`` the candidate's.
 
         ``shadow`` runs operations of the candidate.
         """
@@ -100,7 +100,7 @@ class _Layer:
         )
 
     def _weights_of_candidate(self, shadow: Execution) -> dict[str, Any]:
-        """What takes the place of the reference's arguments: nothing that depends on inputs."""
+        """Return the arguments that replace the reference's: none depends on inputs."""
         return {
             parameter.name: parameter.coerce(tuple(shadow.value(s) for s in sources))
             for parameter, sources in self.other.arguments
@@ -113,7 +113,7 @@ def _lengths(value: Any) -> list[int]:
 
 
 def _weights(step: Step) -> tuple[str, ...]:
-    """The names of the constants of a step that are matrices or more."""
+    """Return the names of the constants of a step with rank 2 or more."""
     return tuple(
         name
         for _, sources in step.arguments

@@ -1,4 +1,4 @@
-"""How far two tensors are apart, added up over samples."""
+"""Distance measures of two tensors, accumulated over samples."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mlopt.runtime.comparison.content import FLOAT16_ENDS, Content, Ends
 Status = Literal[
     "different", "equal", "zero", "constant", "saturated", "not finite", "empty", "unmeasured"
 ]
-"""different, equal: of a reference that tells something; zero, constant, saturated: the candidate
-is equal, and so would be any other that holds nothing either; not finite: NaN or infinite in all
+"""different, equal: of an informative reference; zero, constant, saturated: the candidate is equal,
+and so would be any other that is not informative either; not finite: NaN or infinite in all
 elements, or not in the same ones; empty: no elements; unmeasured: no samples."""
 
 _FIRST = 5
-"""How many of the best classes are compared as a set."""
+"""Number of best classes that are compared as a set."""
 
 
 @attrs.define
 class Distance:
-    """The distance of a candidate from a reference, of all samples that were added.
+    """The distance of a candidate from a reference, over all samples that were added.
 
-    elements: of all samples; left_out: those that are NaN or infinite in one or in both, which no
-    sum holds; mismatched: those of them that are not the same in both; reference, candidate: what
-    each holds.
+    elements: of all samples; left_out: those that are NaN or infinite in one or in both, which are
+    not in the sums; mismatched: those of them that differ between both; reference, candidate: the
+    content of each.
 
-    Sums are of float64. Everything is NaN where nothing was measured: no sample was added, there is
-    no element or none is left, or some are mismatched. Of two that are zero everywhere the ratio
-    and the cosine are NaN as well, since both are 0 / 0.
+    Sums are in float64. Everything is NaN if nothing was measured: no sample was added, there is no
+    element or none is left, or some are mismatched. If both are zero everywhere, the ratio and the
+    cosine are NaN too, since both are 0 / 0.
     """
 
     samples: int = 0
@@ -50,7 +50,7 @@ class Distance:
 
     @classmethod
     def within(cls, ends: Ends | None) -> Distance:
-        """One of tensors that have these ends; see :class:`Content`."""
+        """Return a distance of tensors with these ends; see :class:`Content`."""
         ends = FLOAT16_ENDS if ends is None else ends
         return cls(reference=Content(ends), candidate=Content(ends))
 
@@ -80,7 +80,7 @@ class Distance:
 
     @property
     def status(self) -> Status:
-        """What the numbers amount to; ``"equal"`` only where that says something."""
+        """The verdict of the numbers; ``"equal"`` only if the reference is informative."""
         if not self.samples:
             return "unmeasured"
         if not self.elements:
@@ -113,7 +113,7 @@ class Distance:
 
     @property
     def max_absolute(self) -> float:
-        """The largest difference of two elements."""
+        """The largest absolute difference of two elements."""
         return math.nan if self._is_unknown else self._largest_difference
 
     @property
@@ -136,10 +136,10 @@ class Distance:
 
 @attrs.define
 class Agreement:
-    """How often two classifiers say the same.
+    """How often two classifiers agree.
 
-    samples: all that were added; top1: those with the same best class; not_a_number: those with
-    NaN among the scores, which agree in nothing; ranked: those of more than five classes, of which
+    samples: all that were added; top1: those with the same best class; not_a_number: those with NaN
+    among the scores, which count as disagreeing; ranked: those of more than five classes, of which
     the best five are compared; top5: the shares of these five that are in both, added up.
     """
 
@@ -151,7 +151,7 @@ class Agreement:
 
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         """Add a sample: scores of the classes, [C] both; of equal ones the first counts."""
-        # the first five of no more than five classes are always the same
+        # the best five of at most five classes are always the same
         is_ranked = len(reference) > _FIRST
         self.samples += 1
         self.ranked += is_ranked

@@ -1,4 +1,4 @@
-"""How far the outputs of two models are apart."""
+"""Measurement of how far the outputs of two models are apart."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def compare_outputs(
     ends: Mapping[str, Ends] | None = None,
     roles: tuple[str, str] = ("reference", "candidate"),
 ) -> Comparison:
-    """Measure how far the outputs of two functions of inputs are apart.
+    """Measure how far the outputs of two functions of the inputs are apart.
 
-    paired: makes of the outputs of both, of which rows may differ in number, those to measure;
-    labels: names of outputs that are labels of classes (texts always are); scores: of those whose
-    best classes are compared where they have one row (dictionaries of probabilities always are);
-    ends: what the elements of some outputs cannot be beyond; roles: what errors call the functions.
+    paired: turns the outputs of both, whose numbers of rows may differ, into those to measure;
+    labels: names of outputs that are labels of classes (strings always are); scores: names of
+    outputs whose best classes are compared if they have one row (dictionaries of probabilities
+    always are); ends: the range of the elements of some outputs; roles: names of the functions in
+    errors.
     """
     if not samples:
         raise InputError("there are no samples to compare the models on")
@@ -62,7 +63,7 @@ def compare_outputs(
 
 @attrs.define(eq=False)
 class _Sums:
-    """What is known of the outputs so far."""
+    """Measurements of the outputs so far."""
 
     labels: frozenset[str]
     scores: frozenset[str]
@@ -75,7 +76,7 @@ class _Sums:
     equal_labels: Counter[str] = attrs.Factory(Counter)
 
     def add(self, reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> None:
-        # the best of scores among which is NaN means nothing
+        # the best of scores that include NaN means nothing
         is_known = not any(map(_holds_nan, (*reference.values(), *candidate.values())))
         for name, value in reference.items():
             if name in self.labels or isinstance(value, str):
@@ -130,13 +131,13 @@ def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _digest(values: Tensor) -> bytes:
-    """What tells the outputs of samples apart without keeping them."""
+    """Return a digest that tells outputs of samples apart without keeping them."""
     content = (values.double() + 0.0).contiguous().numpy()  # -0.0 and 0.0 are the same
     return hashlib.blake2b(content.data, digest_size=16).digest()
 
 
 def _comparable(name: str, reference: Any, candidate: Any) -> tuple[Tensor, Tensor]:
-    """Two outputs as tensors; probabilities of classes in the order of the reference."""
+    """Return two outputs as tensors; probabilities of classes in the order of the reference."""
     if isinstance(reference, Mapping) and isinstance(candidate, Mapping):
         _check_classes(name, reference, candidate)
         return _row([reference[key] for key in reference]), _row(
@@ -170,7 +171,7 @@ def _tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(colours(value) if is_image(value) else value, np.float64))
     except (TypeError, ValueError):
         raise ConfigError(
-            f"output {name!r} is {type(value).__name__}, which holds no numbers to compare"
+            f"output {name!r} is {type(value).__name__}, which has no numbers to compare"
         ) from None
 
 

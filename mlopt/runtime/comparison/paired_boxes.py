@@ -1,4 +1,4 @@
-"""Boxes of detectors in pairs: how many there are depends on the input, and on small errors."""
+"""Pairing of detectors' boxes, whose number depends on the input and on small errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mlopt.runtime.program import Program
 from mlopt.runtime.suppression import Suppression
 
 _LEAST_OVERLAP = 0.5
-"""Which part of their union two boxes have to share to be the same, as in the PASCAL VOC and COCO
-challenges (AP50)."""
+"""The share of their union that two boxes must have in common to be the same, as in the PASCAL VOC
+and COCO challenges (AP50)."""
 
 
 @attrs.define(eq=False)
@@ -38,10 +38,10 @@ class Detections:
     def paired(
         self, wanted: Mapping[str, Any], candidate: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The outputs of both models, of detections only the rows that both have, in one order.
+        """Return the outputs of both models; of detections only the common rows, in one order.
 
         Each box of the reference, best first, gets the candidate's box of the same best class that
-        overlaps it most, if that is by half of the union at least and no other box's.
+        overlaps it most, if that is at least half of the union and not taken by another box.
         """
         wanted, candidate = dict(wanted), dict(candidate)
         for names, counts in self._counts.items():
@@ -57,7 +57,7 @@ class Detections:
         return wanted, candidate
 
     def rows(self) -> tuple[DetectionRow, ...]:
-        """How many boxes there are, for each pair of outputs."""
+        """Return the numbers of boxes for each pair of outputs."""
         return tuple(
             DetectionRow(
                 names,
@@ -71,7 +71,7 @@ class Detections:
 
 
 def detections_of(model: Program | Pipeline) -> Detections:
-    """Of the outputs of a model that a non-maximum suppression puts out."""
+    """Return those of a model's outputs that a non-maximum suppression returns."""
     pairs = {
         (stage.kept_scores, stage.kept_boxes): None
         for stage in _suppressions(model)
@@ -89,7 +89,7 @@ def _suppressions(model: Any) -> Iterator[Suppression]:
 
 
 def _boxes_of(outputs: Mapping[str, Any], names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and boxes without the zeros that fill them up to a number of rows."""
+    """Return scores and boxes without the padding of zero rows."""
     scores, boxes = (np.asarray(outputs[name], np.float64) for name in names)
     is_one = (scores != 0).any(axis=1) | (boxes != 0).any(axis=1)
     return scores[is_one], boxes[is_one]
@@ -98,7 +98,7 @@ def _boxes_of(outputs: Mapping[str, Any], names: tuple[str, str]) -> tuple[np.nd
 def _pairs(
     scores: np.ndarray, boxes: np.ndarray, other_scores: np.ndarray, other_boxes: np.ndarray
 ) -> list[tuple[int, int, float]]:
-    """(row, row of the others, overlap) of the boxes that are the same."""
+    """Return (row, row of the others, overlap) of the boxes that are the same."""
     if not len(scores) or not len(other_scores):
         return []
     classes, other_classes = scores.argmax(axis=1), other_scores.argmax(axis=1)
@@ -116,7 +116,7 @@ def _pairs(
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The intersection of a box with each of the others over their union, 0 where that is none."""
+    """Return intersection over union of a box with each of the others, 0 if that is empty."""
     low, high = others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2
     sides = np.minimum(high, box[:2] + box[2:] / 2) - np.maximum(low, box[:2] - box[2:] / 2)
     shared = np.clip(sides, 0, None).prod(axis=1)

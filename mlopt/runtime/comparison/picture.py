@@ -1,4 +1,4 @@
-"""A picture of where the error of a compressed model enters."""
+"""Picture of where the error of a compressed model enters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from mlopt.runtime.comparison.results import Comparison
 
 FORMATS = (".eps", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".webp")
-"""Endings of files that pictures can be written to."""
+"""File extensions that pictures can be written to."""
 
 
 def check_picture(path: Path) -> None:
-    """Refuse what no picture can be drawn to, before the work is done.
+    """Refuse a path that a picture cannot be drawn to, before the work is done.
 
     Raises
     ------
     ConfigError
-        The file's ending is none of ``FORMATS``, or matplotlib is not installed.
+        The file's extension is not one of ``FORMATS``, or matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
-        ending = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        ending = f"the extension {path.suffix!r}" if path.suffix else "no extension"
         raise ConfigError(
             f"a picture cannot be drawn to {path}: it has {ending}; use one of {', '.join(FORMATS)}"
         )
@@ -84,7 +84,7 @@ def layers_figure(comparison: Comparison) -> Figure:
 
 
 def _is_broken(distance: Distance) -> bool:
-    # of two that are zero the ratio is NaN, and nothing is wrong with them
+    # if both are zero the ratio is NaN, but nothing is wrong
     return distance.status in ("not finite", "unmeasured") or distance.snr_db == -math.inf
 
 

@@ -1,4 +1,4 @@
-"""Inputs to compare models on, drawn at random as the model describes them."""
+"""Random inputs to compare models on, drawn as the model describes them."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from mlopt.runtime.pipeline import Pipeline
 from mlopt.runtime.program import Program
 
 _OTHER_INTEGERS = 2
-"""Below which integers are drawn that index nothing: flags and masks."""
+"""Upper end (excluded) of integers that index nothing: flags and masks."""
 
 _SEEDS = 1 << 64
-"""How many seeds torch knows."""
+"""Number of seeds that torch accepts."""
 
 
 def random_samples(model: Program | Pipeline, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Draw inputs at their default shapes, the same for the same seed.
 
-    Floats are normal, images uniform. What looks rows of a table up is a whole number below its
-    length, other integers are 0 or 1. Numbers and texts that may be left out are.
+    Floats are normal, images uniform. An input that looks up rows of a table is a whole number
+    below its length, other integers are 0 or 1. Optional numbers and strings are left out.
     """
     try:
         count = operator.index(count)
     except TypeError:
         raise InputError(
-            f"the number of samples to draw has to be a whole number, got {count!r}"
+            f"the number of samples to draw must be an integer, got {count!r}"
         ) from None
     if count < 1:
-        raise InputError(f"at least one sample has to be drawn, got {count}")
+        raise InputError(f"at least one sample must be drawn, got {count}")
     random = np.random.default_rng(checked_seed(seed))
     limits = lengths_of_tables(model)
     return [
         {
             name: _drawn(feature, random, limits)
             for name, feature in model.inputs.items()
-            # a number that may be left out, as a threshold, means something
+            # an optional number, such as a threshold, has a meaning of its own
             if not (isinstance(feature, PlainFeature) and feature.is_optional)
         }
         for _ in range(count)
@@ -51,13 +51,13 @@ def random_samples(model: Program | Pipeline, count: int, seed: int = 0) -> list
 
 
 def checked_seed(seed: int) -> int:
-    """A seed that both numpy and torch take; InputError for another."""
+    """Return a seed that both numpy and torch accept; InputError for another."""
     try:
         number = operator.index(seed)
     except TypeError:
         number = -1
     if not 0 <= number < _SEEDS:
-        raise InputError(f"seed has to be a whole number from 0 to 2**64 - 1, got {seed!r}")
+        raise InputError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
     return number
 
 
@@ -74,7 +74,7 @@ def _drawn(feature: Any, random: np.random.Generator, limits: Mapping[str, int])
 
 
 def _whole_numbers(dtype: Any) -> int:
-    """The end of the numbers from 0 on that a dtype holds all."""
+    """Return the end of the integers from 0 on that a dtype holds exactly."""
     if np.dtype(dtype).kind == "f":
         return int(1 << (np.finfo(dtype).nmant + 1)) + 1
     return int(np.iinfo(dtype).max) + 1

@@ -14,7 +14,7 @@ from mlopt.text.json_text import finite_or_text, json_text
 
 @attrs.frozen
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     unmatched: outputs of weighted operations of the reference that the candidate does not have.
     """
@@ -28,11 +28,11 @@ class Comparison:
 
     @property
     def uninformative(self) -> tuple[str, ...]:
-        """Outputs whose comparison says nothing: the reference is zero, constant, saturated, ..."""
+        """Outputs with a reference that is not informative: zero, constant, saturated, ..."""
         return tuple(row.name for row in self.outputs if not row.is_informative)
 
     def below(self, snr_db: float) -> tuple[str, ...]:
-        """Outputs whose ratio is less than that, or unknown since there is nothing to compare."""
+        """Return outputs whose ratio is below the limit, or unknown for lack of a comparison."""
         return tuple(
             row.name
             for row in self.outputs
@@ -40,7 +40,7 @@ class Comparison:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; numbers that are not finite as text."""
+        """Return plain values; numbers that are not finite as text."""
         return {
             "samples": self.samples,
             "outputs": [
@@ -73,9 +73,9 @@ class Comparison:
         return json_text(self.as_dict(), ensure_ascii=True)
 
     def to_text(self, *, hint: bool = True) -> str:
-        """Tables of the outputs and, if they were compared, of the layers, the worst first.
+        """Return tables of the outputs and, if they were compared, of the layers, the worst first.
 
-        hint: whether to say what to do where an output has nothing to compare.
+        hint: whether to say what to do if an output has nothing to compare.
         """
         return comparison_text(
             self.outputs,

@@ -1,4 +1,4 @@
-"""What a tensor loses when it is rounded to a narrower type of floats."""
+"""Rounding losses of a tensor in a narrower float type."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @attrs.frozen(eq=False)
 class Rounded:
-    """A tensor of float32 as it is in a narrower type.
+    """A float32 tensor rounded to a narrower type.
 
-    values: rounded, in float32; overflow: where finite elements are infinite; vanished: how many
-    that are not zero are; subnormal: how many others are below the smallest normal number; least,
-    greatest: the smallest magnitude that is not zero and the largest, of finite elements, NaN where
-    there is none.
+    values: rounded, in float32; overflow: where finite elements become infinite; vanished: how many
+    nonzero elements become zero; subnormal: how many others are below the smallest normal number;
+    least, greatest: the smallest magnitude that is not zero and the largest, of finite elements,
+    NaN if there is none.
     """
 
     values: Tensor
@@ -28,7 +28,7 @@ class Rounded:
 
     @classmethod
     def of(cls, values: Tensor, dtype: torch.dtype) -> Rounded:
-        """Round a tensor of float32 to a dtype of floats."""
+        """Round a float32 tensor to a float dtype."""
         rounded = values.to(dtype).float()
         is_finite, magnitude = values.isfinite(), values.abs()
         counted = magnitude[is_finite & (magnitude > 0)]
@@ -48,5 +48,5 @@ class Rounded:
 
     @property
     def overflowed(self) -> int:
-        """How many finite elements are infinite."""
+        """How many finite elements become infinite."""
         return int(self.overflow.sum())

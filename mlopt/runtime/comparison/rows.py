@@ -1,4 +1,4 @@
-"""Rows of a comparison: what was measured of an output, a label, boxes, or a layer."""
+"""Rows of a comparison: the measurements of an output, a label, boxes, or a layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mlopt.runtime.comparison.measures import Agreement, Distance, Status
 
 @attrs.frozen
 class OutputRow:
-    """One output: its distance, and for scores of classes how often the answers agree.
+    """One output: its distance, and for scores of classes how often the best ones agree.
 
-    depends_on_samples: whether the reference's output is another one for another sample; None where
-    that cannot be told of one sample, or of samples that are all the same.
+    depends_on_samples: whether the reference's output differs between samples; None if that is
+    unknown: there is one sample, or all are the same.
     """
 
     name: str
@@ -22,18 +22,18 @@ class OutputRow:
 
     @property
     def status(self) -> Status:
-        """What the numbers amount to: see :class:`Distance`."""
+        """The verdict of the numbers: see :class:`Distance`."""
         return self.distance.status
 
     @property
     def is_informative(self) -> bool:
-        """Whether the numbers say something: the reference is not zero, constant, saturated, ..."""
+        """Whether the reference is informative: not zero, constant, saturated, ..."""
         return self.status in ("different", "equal")
 
 
 @attrs.frozen
 class LabelRow:
-    """A label of a class, which is no number to measure: of ``samples``, how many are ``equal``.
+    """A label of a class, which is not a number: of ``samples``, how many are ``equal``.
 
     Labels of scores that hold NaN are not.
     """
@@ -45,12 +45,11 @@ class LabelRow:
 
 @attrs.frozen
 class DetectionRow:
-    """Two outputs that are boxes of a detector, of all samples.
+    """Two outputs that are boxes of a detector, over all samples.
 
     names: of the outputs of scores and of boxes; reference, candidate: how many boxes there are;
-    paired: how many are in both, of the same class and sharing half of their union at least, of
-    which alone the outputs are measured; overlap: the mean share of these, None where there are
-    none.
+    paired: how many are in both, of the same class and sharing at least half of their union, and
+    only these are measured; overlap: their mean share, None if there are none.
     """
 
     names: tuple[str, str]
@@ -66,7 +65,7 @@ class LayerRow:
 
     entering: the error of its outputs by its own weight, with the reference's activations in front;
     so_far: that of its outputs in the candidate, all errors before it included; mismatch: why one
-    of them or both could not be measured, such as other shapes, None where they could.
+    or both could not be measured, such as different shapes, None if they could.
     """
 
     name: str

@@ -9,8 +9,8 @@ from mlopt.errors import InputError
 
 
 def checked_samples(samples: Any) -> list[Mapping[str, Any]]:
-    """Samples as a list: a dictionary is one."""
-    wanted = "samples have to be a list of dictionaries of inputs by name, as for predict"
+    """Return samples as a list: a dictionary is one sample."""
+    wanted = "samples must be a list of dictionaries of inputs by name, as for predict"
     if isinstance(samples, Mapping):
         return [samples]
     try:

@@ -1,4 +1,4 @@
-"""Samples of arrays that hold several."""
+"""Samples cut from arrays that hold several."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mlopt.runtime.program import Program
 def split_samples(
     model: Program | Pipeline, arrays: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Make samples of arrays that hold all of them.
+    """Cut samples from arrays that hold all of them.
 
-    An array has the shape of the input, for one sample; or one more axis in front; or, where the
-    input's first axis has length 1, several there. That of an image is [channels, height, width],
-    and the axis of a grey one's channel may be left out.
+    An array has the shape of the input, for one sample; or one more axis in front; or, if the
+    input's first axis has length 1, several along that. An image is [channels, height, width], and
+    a grey one may lack the first axis.
     """
     unknown = [name for name in arrays if name not in model.inputs]
     if unknown:

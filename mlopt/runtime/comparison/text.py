@@ -14,8 +14,8 @@ from mlopt.text.words import counted
 _WIDEST = 48
 _MARK = " *"
 _HINT = (
-    "Where an output says nothing of the two models, compare on other samples. If float16 has lost "
-    "what was there, `mlopt compare --float16 MODEL` shows the operation."
+    "If an output tells nothing about the two models, compare on other samples. If float16 has "
+    "lost what was there, `mlopt compare --float16 MODEL` shows the operation."
 )
 _FOOTNOTE = "* without the elements that are NaN or infinite in both models"
 
@@ -30,9 +30,9 @@ def comparison_text(
     samples: int,
     hint: bool,
 ) -> str:
-    """Tables of the outputs and, if there are some, of the layers, the worst first, and notes.
+    """Return tables of the outputs and, if there are any, of the layers, worst first, and notes.
 
-    unmatched: operations that the candidate does not have; hint: whether to say what to do where an
+    unmatched: operations that the candidate does not have; hint: whether to say what to do if an
     output has nothing to compare.
     """
     parts = []
@@ -53,7 +53,7 @@ def comparison_text(
 
 
 def decibels(distance: Distance) -> str:
-    """A ratio for a reader: ``"23.4 dB"``, or in its place ``"equal"``, ``"zero in both"``, ..."""
+    """Return a ratio as text: ``"23.4 dB"``, or instead ``"equal"``, ``"zero in both"``, ..."""
     status = distance.status
     if status == "different":
         return f"{distance.snr_db:.1f} dB"
@@ -102,7 +102,7 @@ def _layer_table(layers: Sequence[LayerRow]) -> str:
 def _notes(
     outputs: Sequence[OutputRow], labels: Sequence[LabelRow], detections: Sequence[DetectionRow]
 ) -> Iterator[str]:
-    """What the numbers of the outputs do not say."""
+    """Yield what the numbers of the outputs do not show."""
     for boxes in detections:
         yield (
             f"{' and '.join(map(printable, boxes.names))}: {boxes.paired} of {boxes.reference} "
@@ -114,7 +114,7 @@ def _notes(
         distance, agreement = row.distance, row.agreement
         if distance.left_out:
             where = (
-                f", {distance.mismatched} of them not the same in both models"
+                f", {distance.mismatched} of them different between the models"
                 if distance.mismatched
                 else " in both models"
             )
@@ -131,12 +131,12 @@ def _notes(
 
 
 def _states(outputs: Sequence[OutputRow]) -> Iterator[str]:
-    """What outputs have too little of to be compared."""
+    """Yield why outputs tell too little to be compared."""
     names = shortened(row.name for row in outputs)
     for name, row in zip(names, outputs, strict=True):
         reference, candidate = row.distance.reference, row.distance.candidate
         if row.status in ("zero", "constant", "saturated"):
-            yield f"{name}: both are {reference}, which says nothing of the two models."
+            yield f"{name}: both are {reference}, which tells nothing about the two models."
         elif reference.state in ("zero", "constant", "saturated"):
             yield f"{name}: the reference is {reference}."
         elif reference.state == "informative" and candidate.state not in ("informative", "empty"):
@@ -146,7 +146,7 @@ def _states(outputs: Sequence[OutputRow]) -> Iterator[str]:
 
 
 def _badness(row: LayerRow) -> tuple[int, float]:
-    """For sorting, the worst first: what could not be measured, then the least ratio."""
+    """Return a sort key, the worst first: what could not be measured, then the least ratio."""
     if row.entering.status == "different":
         return 1, row.entering.snr_db
     is_unknown = row.entering.status in ("unmeasured", "not finite")
@@ -170,5 +170,5 @@ def _numbers(distance: Distance) -> list[str]:
 
 
 def shortened(names: Iterable[str]) -> list[str]:
-    """Names as they are shown beside each other."""
+    """Return names as they are shown next to each other."""
     return elided_apart(map(printable, names), _WIDEST)

@@ -1,1 +1,1 @@
-"""The inputs and outputs that a model describes, and their values as tensors and back."""
+"""Features: the inputs and outputs that a model describes, and conversion of their values."""

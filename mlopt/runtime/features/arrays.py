@@ -1,4 +1,4 @@
-"""Inputs and outputs that are multi-arrays."""
+"""Features that are multi-arrays."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _ARRAYS = {
 class ArrayFeature:
     """A multi-array.
 
-    shape: the default one, () where none is said; allowed: enumerated shapes, empty for no
-    enumeration; ranges: lengths of each axis, empty for none; default: what every element has where
-    the input is left out, None for no default.
+    shape: the default one, () if none is given; allowed: enumerated shapes, empty for no
+    enumeration; ranges: lengths of each axis, empty for none; default: the value of every element
+    if the input is left out, None for no default.
     """
 
     name: str
@@ -41,7 +41,7 @@ class ArrayFeature:
     is_optional: bool = False
 
     def tensor(self, value: Any) -> Tensor:
-        """An input as a tensor of the declared dtype; InputError where it does not fit."""
+        """Return an input as a tensor of the declared dtype; InputError if it does not fit."""
         array = array_of_numbers(value, f"input {self.name!r}")
         if self.shape == () and not self.allowed and not self.ranges:
             return self._converted(array)  # any shape
@@ -53,7 +53,7 @@ class ArrayFeature:
         return self._converted(array)
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of a shape can be the input."""
+        """Return whether an array of a shape can be the input."""
         if self.allowed:
             return shape in self.allowed
         if self.ranges:
@@ -62,7 +62,7 @@ class ArrayFeature:
         return shape == self.shape
 
     def described_shapes(self) -> str:
-        """The shapes that it takes, for a message."""
+        """Return the shapes that it takes, for a message."""
         if self.allowed:
             return "one of " + ", ".join(str(list(shape)) for shape in self.allowed)
         if self.ranges:
@@ -70,17 +70,17 @@ class ArrayFeature:
         return str(list(self.shape))
 
     def default_tensor(self) -> Tensor:
-        """What stands for an input that is left out: an array of the default."""
+        """Return the value for an input that is left out: an array of the default."""
         filled = np.full(self.shape, 0.0 if self.default is None else self.default, self.dtype)
         return torch.from_numpy(filled)
 
     def array(self, value: Any) -> np.ndarray:
-        """An output as ``MLModel.predict`` gives it: an array of the declared dtype.
+        """Return an output as ``MLModel.predict`` does: an array of the declared dtype.
 
-        Values of float16 come in float32: coremltools' binding widens them
+        Values of float16 become float32: coremltools' binding widens them
         (``convertArrayValueToPython`` in ``coremlpython/CoreMLPythonUtils.mm``).
         """
-        # what float16 cannot hold is infinite in Core ML too; NaN is no integer, whichever comes
+        # what float16 cannot hold is infinite in Core ML too; NaN becomes an arbitrary integer
         with np.errstate(over="ignore", invalid="ignore"):
             array: np.ndarray = value.detach().cpu().numpy().astype(self.dtype)
         if array.dtype == np.float16:
@@ -96,7 +96,7 @@ class ArrayFeature:
         return torch.from_numpy(np.asarray(converted, order="C"))
 
     def _check_whole(self, array: np.ndarray) -> None:
-        """Refuse numbers that the declared integers do not have."""
+        """Refuse numbers that the declared integer type cannot hold."""
         dtype = np.dtype(self.dtype)
         limits = np.iinfo(dtype)
         problem = ""
@@ -108,13 +108,13 @@ class ArrayFeature:
             problem = f"from {array.min()} to {array.max()}"
         if problem:
             raise InputError(
-                f"input {self.name!r} has to hold whole numbers ({dtype}, {limits.min} to "
+                f"input {self.name!r} must hold integers ({dtype}, {limits.min} to "
                 f"{limits.max}), got {array.dtype} {problem}"
             )
 
 
 def array_feature(name: str, message: Any, is_optional: bool, where: str) -> ArrayFeature:
-    """The feature that an ``ArrayFeatureType`` message describes."""
+    """Return the feature that an ``ArrayFeatureType`` message describes."""
     if message.dataType not in _ARRAYS:
         raise ModelFormatError(
             f"{where}: feature {name!r} has the unknown data type {message.dataType}"

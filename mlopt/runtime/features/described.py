@@ -1,8 +1,8 @@
-"""The inputs and outputs that a model describes, and their values as tensors and back.
+"""Features that a model describes, and conversion of their values to tensors and back.
 
-What ``MLModel.predict`` takes and gives on a Mac (coremltools 9, ``models/model.py``): arrays for
-multi-arrays, ``PIL.Image`` for images, numbers and strings for the rest, and dictionaries of
-probabilities.
+Values are those that ``MLModel.predict`` takes and returns on a Mac (coremltools 9,
+``models/model.py``): arrays for multi-arrays, ``PIL.Image`` for images, numbers and strings for the
+rest, and dictionaries of probabilities.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mlopt.runtime.features.images import ImageFeature, image_feature
 
 @attrs.frozen
 class PlainFeature:
-    """A number, a string, a dictionary or a sequence: whatever is no array and no image."""
+    """A number, a string, a dictionary or a sequence: any feature but an array or an image."""
 
     name: str
     kind: str
     is_optional: bool = False
 
     def tensor(self, value: Any) -> Any:
-        """A number as a tensor; a string as it is."""
+        """Return a number as a tensor; a string as it is."""
         if self.kind == "stringType":
             return str(value)
         kinds = {"int64Type": torch.int32, "doubleType": torch.float64}
@@ -36,10 +36,10 @@ class PlainFeature:
         try:
             return torch.tensor(value, dtype=dtype)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"input {self.name!r} has to be a number: {error}") from error
+            raise InputError(f"input {self.name!r} must be a number: {error}") from error
 
     def default_tensor(self) -> Any:
-        """What stands for an input that is left out."""
+        """Return the value for an input that is left out."""
         return self.tensor("" if self.kind == "stringType" else 0)
 
 
@@ -47,12 +47,12 @@ Feature = ArrayFeature | ImageFeature | PlainFeature
 
 
 def features_of(descriptions: Any, where: str) -> dict[str, Feature]:
-    """The features of ``FeatureDescription`` messages, by name in their order."""
+    """Return the features of ``FeatureDescription`` messages, by name in order."""
     return {feature.name: feature for feature in _features(descriptions, where)}
 
 
 def output_value(feature: Feature | None, value: Any) -> Any:
-    """An output of a program as ``MLModel.predict`` gives it."""
+    """Return an output of a program as ``MLModel.predict`` does."""
     if isinstance(feature, ImageFeature) and isinstance(value, Tensor):
         return feature.image(value)
     if isinstance(feature, ArrayFeature) and isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Inputs and outputs that are images."""
+"""Features that are images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ImageFeature:
         return 3 if self.space in ("RGB", "BGR") else 1
 
     def tensor(self, value: Any) -> Tensor:
-        """An image as float32[1, channels, height, width] from 0 to 255.
+        """Return an image as float32[1, channels, height, width] from 0 to 255.
 
         value: a ``PIL.Image``; or an array of numbers from 0 to 255 in the layout of the tensor,
         with or without its first axis.
@@ -58,7 +58,7 @@ class ImageFeature:
         return torch.from_numpy(np.ascontiguousarray(pixels))
 
     def takes(self, width: int, height: int) -> bool:
-        """Whether an image of a size can be the input."""
+        """Return whether an image of a size can be the input."""
         if self.allowed:
             return (width, height) in self.allowed
         if self.ranges:
@@ -66,7 +66,7 @@ class ImageFeature:
         return (width, height) == (self.width, self.height)
 
     def described_sizes(self) -> str:
-        """The sizes that it takes, for a message."""
+        """Return the sizes that it takes, for a message."""
         if self.allowed:
             return "one of " + ", ".join(f"{w} x {h}" for w, h in self.allowed)
         if self.ranges:
@@ -74,13 +74,13 @@ class ImageFeature:
         return f"{self.width} x {self.height}"
 
     def default_tensor(self) -> Tensor:
-        """A black image, for an input that is left out."""
+        """Return a black image, for an input that is left out."""
         return torch.zeros(1, self.channels, self.height, self.width)
 
     def image(self, value: Tensor) -> Any:
-        """An output, [1, channels, height, width] from 0 to 255, as a ``PIL.Image``.
+        """Return an output, [1, channels, height, width] from 0 to 255, as a ``PIL.Image``.
 
-        In the mode that coremltools gives: ``"RGBA"``, opaque, for colours; ``"L"`` or ``"F"``.
+        It has the mode that coremltools gives: ``"RGBA"``, opaque, for colours; ``"L"`` or ``"F"``.
         """
         shape = (1, self.channels, *value.shape[2:])
         if value.dim() != 4 or tuple(value.shape) != shape:
@@ -94,7 +94,7 @@ class ImageFeature:
         return image
 
     def picture(self, planes: np.ndarray) -> Any:
-        """A ``PIL.Image`` in the mode ``"RGB"``, ``"L"`` or ``"F"``.
+        """Return a ``PIL.Image`` in the mode ``"RGB"``, ``"L"`` or ``"F"``.
 
         planes: float32[channels, height, width] from 0 to 255, in the order of the space.
         """
@@ -113,7 +113,7 @@ class ImageFeature:
         is_wide = image.mode == "F" or image.mode.startswith("I")
         if is_wide and self.space != "grayscale_float16":
             raise InputError(
-                f"input {self.name!r} is an image ({self.space}) of 8 bits a channel, got a "
+                f"input {self.name!r} is an image ({self.space}) of 8 bits per channel, got a "
                 f"PIL.Image of mode {image.mode!r}; scale it to 0 to 255 and convert it"
             )
         if self.space in ("RGB", "BGR"):
@@ -144,7 +144,7 @@ class ImageFeature:
 
 
 def image_feature(name: str, message: Any, is_optional: bool, where: str) -> ImageFeature:
-    """The feature that an ``ImageFeatureType`` message describes."""
+    """Return the feature that an ``ImageFeatureType`` message describes."""
     if message.colorSpace not in _SPACES:
         raise ModelFormatError(
             f"{where}: feature {name!r} has the unknown colour space {message.colorSpace}"

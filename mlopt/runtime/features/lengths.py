@@ -1,4 +1,4 @@
-"""Lengths of axes that a description allows."""
+"""Allowed lengths of axes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlopt.runtime.sizes import check_elements
 
 @attrs.frozen
 class Lengths:
-    """The lengths that an axis may have: from ``least`` to ``most``, None for no end."""
+    """The lengths that an axis may have: from ``least`` to ``most``, None for no limit."""
 
     least: int
     most: int | None
@@ -28,16 +28,16 @@ class Lengths:
 
 
 def lengths_of(limits: Any) -> Lengths:
-    """The lengths of a ``SizeRange`` message."""
+    """Return the lengths of a ``SizeRange`` message."""
     most = int(limits.upperBound)
     return Lengths(int(limits.lowerBound), None if most < 0 else most)
 
 
 def check_lengths(shape: tuple[int, ...], name: str, where: str) -> None:
-    """Refuse a description of a shape that no tensor can have."""
+    """Refuse the description of an impossible shape."""
     try:
         if min(shape, default=0) < 0:
-            raise ValueError("lengths are not negative")
+            raise ValueError("lengths cannot be negative")
         check_elements(math.prod(shape))
     except ValueError as error:
         raise ModelFormatError(

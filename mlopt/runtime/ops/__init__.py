@@ -1,4 +1,4 @@
-"""Every operation that can be run, one family a module; importing them registers them."""
+"""Every operation that can be run, one family per module; importing them registers them."""
 
 from mlopt.runtime.ops import (
     activations,

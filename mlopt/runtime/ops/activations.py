@@ -40,7 +40,7 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
         return F.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
-    raise ValueError(f"mode has to be one of {', '.join(_GELU_MODES)}, got {mode!r}")
+    raise ValueError(f"mode must be one of {', '.join(_GELU_MODES)}, got {mode!r}")
 
 
 @operation("leaky_relu", in_half=True)
@@ -121,7 +121,7 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
     rank = x.dim()
     if not -rank <= axis < rank:
         raise ValueError(
-            f"axis has to be from {-rank} to {rank - 1} for a tensor of rank {rank}, got {axis}"
+            f"axis must be from {-rank} to {rank - 1} for a tensor of rank {rank}, got {axis}"
         )
     return torch.softmax(x, axis)
 
@@ -142,7 +142,7 @@ def _per_channel(parameter: Tensor, x: Tensor, name: str) -> Tensor:
     """[C] in a shape that broadcasts along the second axis of ``x``."""
     if x.dim() < 2 or parameter.shape != x.shape[1:2]:
         raise ValueError(
-            f"{name} has to have one element for each channel of x, the second axis; got shape "
+            f"{name} must have one element for each channel of x, the second axis; got shape "
             f"{list(parameter.shape)} for x of shape {list(x.shape)}"
         )
     return parameter.reshape(-1, *[1] * (x.dim() - 2))

@@ -22,7 +22,7 @@ def classify(probabilities: Tensor, classes: Any) -> tuple[_Label, dict[_Label, 
     labels = _labels(classes)
     if not labels or len(labels) != probabilities.numel():
         raise ValueError(
-            f"classes has to hold a label for each probability, got {len(labels)} for "
+            f"classes must hold a label for each probability, got {len(labels)} for "
             f"probabilities of shape {list(probabilities.shape)}"
         )
     values = probabilities.reshape(-1)

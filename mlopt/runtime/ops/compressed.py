@@ -1,7 +1,7 @@
 """Compressed weights (MIL, ``defs/*/constexpr_ops.py``, ``compression.py``).
 
-What comes out is exactly what coremltools decompresses: in the declared type, also where the
-program is computed in a wider one.
+What comes out is exactly what coremltools decompresses: in the declared type, even if the program
+is computed in a wider one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STORED = ElementTypes("as_declared")
 
 
 def _rows_of_stream(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
-    """Of one table and a stream of indices."""
+    """Rows of one table and a stream of indices."""
     bits, shape = _bits(arguments["lut"]), arguments["shape"]
     elements = _check_stream(arguments["indices"], bits, shape, "indices")
     if not elements or shape[0] != count:
@@ -35,7 +35,7 @@ def _rows_of_stream(arguments: Arguments, index: Tensor, count: int) -> Argument
 
 
 def _rows_of_indices(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
-    """Of tables for blocks, whose entries do not lie on the first axis."""
+    """Rows of tables for blocks, whose entries do not lie on the first axis."""
     indices, lut = arguments["indices"], arguments["lut"]
     rank = len(indices.shape)
     if indices.shape[0] != count or lut.dim() != rank + 2:
@@ -47,7 +47,7 @@ def _rows_of_indices(arguments: Arguments, index: Tensor, count: int) -> Argumen
 
 
 def _rows_of_steps(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
-    """Of quantized data with one scale, or a vector of them on an axis."""
+    """Rows of quantized data with one scale, or a vector of them on an axis."""
     data, axis = arguments["quantized_data"], arguments["axis"]
     if data.shape[0] != count:
         return None
@@ -61,7 +61,7 @@ def _rows_of_steps(arguments: Arguments, index: Tensor, count: int) -> Arguments
 
 
 def _rows_of_blocks(arguments: Arguments, index: Tensor, count: int) -> Arguments | None:
-    """Of data with a scale, and perhaps an offset, for each block."""
+    """Rows of data with a scale, and perhaps an offset, per block."""
     data, scale, offset = arguments["data"], arguments["scale"], arguments.get("offset")
     if data.shape[0] != count or scale.dim() != len(data.shape):
         return None
@@ -72,7 +72,7 @@ def _rows_of_blocks(arguments: Arguments, index: Tensor, count: int) -> Argument
 
 
 def _replaced(arguments: Arguments, parts: Arguments) -> Arguments | None:
-    """Arguments with parts of some; None where one of the parts is."""
+    """Return arguments with some replaced by parts; None if one of the parts is None."""
     return None if any(part is None for part in parts.values()) else arguments | parts
 
 
@@ -88,7 +88,7 @@ def constexpr_cast(source_val: Tensor, output_dtype: str, call: Call) -> Tensor:
 def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int, call: Call
 ) -> Tensor:
-    """``(quantized_data - zero_point) * scale``, of which a vector belongs to an axis."""
+    """``(quantized_data - zero_point) * scale``; a vector of either belongs to an axis."""
     weights = dequantized(quantized_data, scale.float(), zero_point, axis)
     return weights.to(_declared(call))
 
@@ -130,20 +130,20 @@ def constexpr_lut_to_dense_of_tables(
 def constexpr_blockwise_shift_scale(
     data: Tensor, scale: Tensor, call: Call, offset: Tensor | None = None
 ) -> Tensor:
-    """``(data - offset) * scale``, of which each number belongs to a block of the data."""
+    """``(data - offset) * scale``, with one scale and offset per block of the data."""
     return _shifted_and_scaled(data, scale, offset, _declared(call))
 
 
 @operation("constexpr_sparse_to_dense", since="CoreML6")
 def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor, shape: Ints) -> Tensor:
-    """Values where a mask has ones, and zeros: the mask is a stream of bits."""
+    """Values where a mask has ones, zeros elsewhere: the mask is a stream of bits."""
     _check_stream(mask, 1, shape, "mask")
     return _spread(nonzero_data, unpacked(mask, 1, shape, is_signed=False))
 
 
 @operation("constexpr_sparse_to_dense", since="CoreML8")
 def constexpr_sparse_to_dense_of_shape(nonzero_data: Tensor, mask: Tensor) -> Tensor:
-    """Values where a mask has ones, and zeros."""
+    """Values where a mask has ones, zeros elsewhere."""
     return _spread(nonzero_data, mask)
 
 
@@ -183,22 +183,22 @@ def _declared(call: Call, number: int = 0) -> torch.dtype:
 
 
 def _bits(lut: Tensor) -> int:
-    """Of an index of a table that is a vector."""
+    """Return the bits of an index into a table that is a vector."""
     bits = int(math.log2(max(1, len(lut)))) if lut.dim() == 1 else 0
     if bits not in OLD_INDEX_BITS or len(lut) != 1 << bits:
         raise ValueError(
-            f"lut has to be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
+            f"lut must be a vector of 2, 4, 16, 64 or 256 entries, got shape {list(lut.shape)}"
         )
     return bits
 
 
 def _check_stream(data: Tensor, bits: int, shape: Ints, name: str) -> int:
-    """The elements of a shape, if a stream has the bytes for them."""
+    """Return the elements of a shape, after checking that a stream has the bytes for them."""
     count = math.prod(shape)
     check_elements(count)
     if data.dim() != 1 or data.shape[0] != -(-count * bits // 8):
         raise ValueError(
-            f"{name} has to be a vector of {-(-count * bits // 8)} bytes for {count} elements of "
+            f"{name} must be a vector of {-(-count * bits // 8)} bytes for {count} elements of "
             f"{bits} bits, got shape {list(data.shape)}"
         )
     return count
@@ -217,7 +217,7 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _tables_of_runs(indices: Packed, lut: Tensor) -> Tensor | None:
-    """[runs, entries] where each table serves a run of indices, and entries are numbers."""
+    """Return tables [runs, entries] if each serves a run of indices, and entries are numbers."""
     shape = indices.shape
     if indices.is_signed or lut.dim() != len(shape) + 2 or lut.shape[-2:] != (1 << indices.bits, 1):
         return None
@@ -229,7 +229,7 @@ def _tables_of_runs(indices: Packed, lut: Tensor) -> Tensor | None:
 
 
 def _places_in_tables(indices: Tensor, lut: Tensor) -> Tensor:
-    """The row of each index where all tables stand below each other: int32, in blocks."""
+    """Return the row of each index when all tables are stacked: int32, in blocks."""
     rank, entries = indices.dim(), lut.shape[-2] if lut.dim() > 1 else 0
     if lut.dim() != rank + 2:
         raise ValueError(
@@ -239,7 +239,7 @@ def _places_in_tables(indices: Tensor, lut: Tensor) -> Tensor:
     count = math.prod(tables)
     # a byte cannot be more than the last of 256 entries
     if entries < 256 and indices.numel() and int(indices.max()) >= entries:
-        raise ValueError(f"a table has {entries} entries, and there is index {int(indices.max())}")
+        raise ValueError(f"a table has {entries} entries, but there is index {int(indices.max())}")
     if count == 1:
         return indices.int()
     first = torch.arange(count, dtype=torch.int32, device=indices.device).reshape(tables) * entries
@@ -263,7 +263,7 @@ def _shifted_and_scaled(
 
 
 def _blocks(data: Tensor, each: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Data with two axes for each, blocks and places in a block; and one number for each block."""
+    """Return data with two axes for each (blocks, places in a block), and a number per block."""
     if each.dim() != data.dim() or any(
         n % blocks if blocks else n for n, blocks in zip(data.shape, each.shape, strict=True)
     ):
@@ -280,5 +280,5 @@ def _blocks(data: Tensor, each: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 def _vector_axis(axis: int | None, rank: int) -> int:
     if axis is None or not -rank <= axis < rank:
-        raise ValueError(f"vector_axis has to be one of the {rank} axes, got {axis}")
+        raise ValueError(f"vector_axis must be one of the {rank} axes, got {axis}")
     return axis % rank

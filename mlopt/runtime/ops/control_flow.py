@@ -13,7 +13,7 @@ from mlopt.runtime.registry import operation
 
 @operation("cond", in_half=True)
 def cond(pred: bool, call: Call) -> tuple[Any, ...]:
-    """What the first block gives if ``pred`` is true, otherwise what the second one gives."""
+    """The results of the first block if ``pred`` is true, otherwise of the second."""
     if len(call.blocks) != 2:
         raise ValueError(f"it needs two blocks, got {len(call.blocks)}")
     return call.blocks[0 if pred else 1](())
@@ -21,7 +21,7 @@ def cond(pred: bool, call: Call) -> tuple[Any, ...]:
 
 @operation("while_loop", in_half=True)
 def while_loop(loop_vars: Any, call: Call) -> tuple[Any, ...]:
-    """The last values of ``loop_vars``: the second block gives the next ones while the first holds.
+    """The last values of ``loop_vars``: the second block gives the next while the first is true.
 
     Both blocks get the values of the loop.
     """
@@ -43,5 +43,5 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _holds(results: tuple[Any, ...]) -> bool:
     (result,) = results
     if not isinstance(result, Tensor) or result.numel() != 1:
-        raise ValueError("the condition of a loop has to be a scalar")
+        raise ValueError("the condition of a loop must be a scalar")
     return bool(result.item())

@@ -18,7 +18,7 @@ from mlopt.runtime.registry import Ints, operation
 from mlopt.runtime.sizes import check_elements
 
 Amounts = list[tuple[int, int]]
-"""How many elements are added before and after each spatial axis; negative: taken away."""
+"""Numbers of elements added before and after each spatial axis; negative: removed."""
 
 _PAD_TYPES = ("valid", "same", "same_lower", "custom")
 _TRANSPOSED_PAD_TYPES = ("valid", "same", "custom")
@@ -97,7 +97,7 @@ def conv_transpose(
     check_elements(math.prod(outer) * math.prod(full))
     if pad_type not in _TRANSPOSED_PAD_TYPES:
         allowed = ", ".join(_TRANSPOSED_PAD_TYPES)
-        raise ValueError(f"pad_type has to be one of {allowed}, got {pad_type!r}")
+        raise ValueError(f"pad_type must be one of {allowed}, got {pad_type!r}")
     wanted = None
     if output_shape is not None:
         wanted = _inner_shape(output_shape, outer, rank)
@@ -109,27 +109,27 @@ def conv_transpose(
 
 
 def spatial_rank(x: Tensor) -> int:
-    """The number of spatial axes of [N, C, *D]: 1, 2 or 3, or a ValueError."""
+    """Return the number of spatial axes of [N, C, *D]: 1, 2 or 3, or a ValueError."""
     if not 3 <= x.dim() <= 5:
         raise ValueError(f"x needs 1 to 3 axes after batch and channels, got {list(x.shape)}")
     return x.dim() - 2
 
 
 def per_axis(name: str, values: Ints | None, rank: int) -> Ints:
-    """One positive number for each spatial axis; ones if left out."""
+    """Return one positive number per spatial axis; ones if left out."""
     if values is None:
         return (1,) * rank
     if len(values) != rank or min(values) < 1:
-        raise ValueError(f"{name} has to be {rank} positive numbers, got {list(values)}")
+        raise ValueError(f"{name} must be {rank} positive numbers, got {list(values)}")
     return values
 
 
 def padding_amounts(
     pad_type: str, pad: Ints | None, lengths: Sequence[int], kernels: Ints, strides: Ints
 ) -> Amounts:
-    """How much ``pad_type`` pads each spatial axis; ``kernels``: lengths with dilation."""
+    """Return how much ``pad_type`` pads each spatial axis; ``kernels``: lengths with dilation."""
     if pad_type not in _PAD_TYPES:
-        raise ValueError(f"pad_type has to be one of {', '.join(_PAD_TYPES)}, got {pad_type!r}")
+        raise ValueError(f"pad_type must be one of {', '.join(_PAD_TYPES)}, got {pad_type!r}")
     if pad_type == "valid":
         return [(0, 0)] * len(lengths)
     if pad_type == "custom":
@@ -143,10 +143,10 @@ def padding_amounts(
 
 
 def padded(x: Tensor, amounts: Amounts, value: float) -> Tensor:
-    """A copy with ``value`` around the spatial axes; negative amounts take elements away."""
+    """Return a copy with ``value`` around the spatial axes; negative amounts remove elements."""
     lengths = [d + sum(both) for d, both in zip(x.shape[2:], amounts, strict=True)]
     if min(lengths) < 0:
-        raise ValueError(f"pads {amounts} take away more than there is of {list(x.shape)}")
+        raise ValueError(f"pads {amounts} remove more than there is of {list(x.shape)}")
     check_elements(x.shape[0] * x.shape[1] * math.prod(lengths))
     flat = [amount for both in reversed(amounts) for amount in both]
     return functional.pad(x, flat, value=value)
@@ -162,7 +162,7 @@ def _custom(pad: Ints | None, rank: int) -> Amounts:
     if pad is None:
         return [(0, 0)] * rank
     if len(pad) != 2 * rank:
-        raise ValueError(f"pad has to be {2 * rank} numbers, two for each axis, got {list(pad)}")
+        raise ValueError(f"pad must be {2 * rank} numbers, two for each axis, got {list(pad)}")
     return list(zip(pad[::2], pad[1::2], strict=True))
 
 
@@ -179,14 +179,14 @@ def _check_result(
 def _inner_shape(output_shape: Ints, outer: tuple[int, int], rank: int) -> list[int]:
     if len(output_shape) != rank + 2 or output_shape[:2] != outer:
         raise ValueError(
-            f"output_shape has to be {outer[0]}, {outer[1]} and {rank} lengths, got "
+            f"output_shape must be {outer[0]}, {outer[1]} and {rank} lengths, got "
             f"{list(output_shape)}"
         )
     return list(output_shape[2:])
 
 
 def _crops(own: Amounts | None, full: list[int], wanted: list[int] | None) -> Amounts:
-    """What is cropped at each end; own: custom amounts; wanted: lengths, if not those of own."""
+    """Return the amounts cropped per end; own: custom amounts; wanted: lengths unless own's."""
     crops = [(0, 0)] * len(full) if own is None else own
     if wanted is not None:
         totals = [length - want for length, want in zip(full, wanted, strict=True)]
@@ -210,7 +210,7 @@ def _transposed(
     groups: int,
     crops: Amounts,
 ) -> Tensor:
-    """The full result, less what is cropped at each end; negative crops add zeros."""
+    """Return the full result, cropped at each end; negative crops add zeros."""
     padding, longer, rest = [], [], []
     for (begin, end), stride, dilation in zip(crops, strides, dilations, strict=True):
         # torch crops both ends alike, and less at the end by fewer than a stride or a dilation

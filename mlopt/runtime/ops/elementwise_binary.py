@@ -110,13 +110,13 @@ def not_equal(x: Tensor, y: Tensor) -> Tensor:
 
 @operation("pow")
 def power(x: Tensor, y: Tensor) -> Tensor:
-    """``x ** y``; of integers with the fraction cut off where ``y < 0``."""
+    """``x ** y``; for integers the fraction is cut off where ``y < 0``."""
     return torch.pow(x, y)
 
 
 @operation("real_div", in_half=True)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
-    """``x / y``; of integers with the fraction cut off.
+    """``x / y``; for integers the fraction is cut off.
 
     The result of integers is declared an integer: the fraction is cut off, as coremltools expects
     of ML programs. Integers divided by 0 give 0.

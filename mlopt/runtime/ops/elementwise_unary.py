@@ -125,7 +125,7 @@ def logical_not(x: Tensor) -> Tensor:
 
 @operation("round", in_half=True)
 def round_(x: Tensor) -> Tensor:
-    """The nearest integer; halves go to the even one."""
+    """The nearest integer; halves round to even."""
     return torch.round(x)
 
 
@@ -137,7 +137,7 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 
 @operation("sign", in_half=True)
 def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1; NaN of NaN."""
+    """-1, 0 or 1; NaN for NaN."""
     return torch.where(x.isnan(), x, torch.sign(x))
 
 

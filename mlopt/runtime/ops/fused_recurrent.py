@@ -34,9 +34,9 @@ class Layer:
 
 
 def can_be_fused(x: Tensor, states: Sequence[Tensor], layers: Sequence[Layer], gates: int) -> bool:
-    """Whether the kernels take the tensors, and round no less often than step after step.
+    """Return whether the kernels take the tensors, and round at least as often as steps do.
 
-    The kernels themselves check no shapes: they read and write where a tensor has no elements.
+    The kernels do not check shapes: they would read and write outside a tensor.
     """
     if x.dim() != 3 or layers[0].weight_hh.dim() != 2:
         return False

@@ -1,8 +1,8 @@
 """Elements read from and written to indices (MIL, ``defs/*/scatter_gather.py``).
 
-Negative indices count from the end. From iOS17 on Core ML leaves open what they do, and makes them
-an error with ``validate_indices``; here they count from the end as before, unless it is set.
-Indices that are still out of range are always an error here, as no value could be right.
+Negative indices count from the end. From iOS17 on Core ML does not define what they do, and refuses
+them with ``validate_indices``; here they count from the end as before, unless it is set. Indices
+that are still out of range are always an error here, as no value could be right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlopt.runtime.registry import operation
 from mlopt.runtime.weights.row_selection import Rows, Table
 
 _LARGEST_SHARE = 0.5
-"""Of the rows of a compressed weight: for more of them it is computed whole."""
+"""The most rows of a compressed weight that are computed alone, not the whole weight."""
 _REDUCTIONS = {"mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
 
 
@@ -40,7 +40,7 @@ def gather(
     axis = positive_axis(axis, x.dim())
     batch = _batch_shape(x.shape, indices.shape, batch_dims, min(x.dim() - 1, indices.dim()))
     if axis < batch_dims:
-        raise ValueError(f"axis has to be at least batch_dims, {batch_dims}; got {axis}")
+        raise ValueError(f"axis must be at least batch_dims, {batch_dims}; got {axis}")
     length, before, after = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
     positions = _positions(indices, length, is_checked=validate_indices)
     if isinstance(x, Rows):
@@ -61,7 +61,7 @@ def gather(
 def gather_along_axis(
     x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    """Elements at indices of one axis, and at the same place of all others."""
+    """Elements at indices of one axis, and at the same place on all others."""
     axis = positive_axis(axis, x.dim())
     _check_alongside(x, indices, axis, "x")
     return torch.gather(x, axis, _positions(indices, x.shape[axis], is_checked=validate_indices))
@@ -160,19 +160,19 @@ def scatter_nd(
 
 
 def _positions(indices: Tensor, length: int, *, is_checked: bool) -> Tensor:
-    """Indices from 0 on, as torch takes them."""
+    """Return indices from 0 on, as torch takes them."""
     positions = indices.long()
     least = 0 if is_checked else -length
     if bool(((positions < least) | (positions >= length)).any()):
         raise ValueError(
-            f"indices have to be from {least} to {length - 1}, got some from "
+            f"indices must be from {least} to {length - 1}, got some from "
             f"{int(positions.min())} to {int(positions.max())}"
         )
     return torch.where(positions < 0, positions + length, positions)
 
 
 def _flat_positions(indices: Tensor, lengths: Sequence[int], *, is_checked: bool) -> Tensor:
-    """Positions in the axes of these lengths made one; the last axis of ``indices`` goes."""
+    """Return positions in the axes of these lengths made one; the last axis of ``indices`` goes."""
     depth = indices.shape[-1]
     if depth > len(lengths):
         raise ValueError(
@@ -189,11 +189,11 @@ def _batch_shape(
     x: Sequence[int], indices: Sequence[int], batch_dims: int, most: int
 ) -> Sequence[int]:
     if not 0 <= batch_dims <= most:
-        raise ValueError(f"batch_dims has to be from 0 to {most}, got {batch_dims}")
+        raise ValueError(f"batch_dims must be from 0 to {most}, got {batch_dims}")
     batch = x[:batch_dims]
     if indices[:batch_dims] != batch:
         raise ValueError(
-            f"x and indices have to have their first {batch_dims} axes in common, got shapes "
+            f"x and indices must have their first {batch_dims} axes in common, got shapes "
             f"{list(x)} and {list(indices)}"
         )
     return batch
@@ -203,13 +203,13 @@ def _check_alongside(x: Tensor, indices: Tensor, axis: int, name: str) -> None:
     lengths, own = list(x.shape), list(indices.shape)
     if [*own[:axis], *own[axis + 1 :]] != [*lengths[:axis], *lengths[axis + 1 :]]:
         raise ValueError(
-            f"indices have to be of the shape of {name}, {lengths}, but for axis {axis}; got {own}"
+            f"indices must be of the shape of {name}, {lengths}, but for axis {axis}; got {own}"
         )
 
 
 def _check_updates(updates: Tensor, shape: Sequence[int]) -> None:
     if list(updates.shape) != list(shape):
-        raise ValueError(f"updates have to be of shape {list(shape)}, got {list(updates.shape)}")
+        raise ValueError(f"updates must be of shape {list(shape)}, got {list(updates.shape)}")
 
 
 def _combined(rows: Tensor, index: Tensor, updates: Tensor, mode: str) -> Tensor:
@@ -219,9 +219,7 @@ def _combined(rows: Tensor, index: Tensor, updates: Tensor, mode: str) -> Tensor
     if mode in ("add", "sub"):
         return rows.index_add(0, index, updates, alpha=1 if mode == "add" else -1)
     if mode not in _REDUCTIONS:
-        raise ValueError(
-            f"mode has to be add, sub, {', '.join(_REDUCTIONS)} or update, got {mode!r}"
-        )
+        raise ValueError(f"mode must be add, sub, {', '.join(_REDUCTIONS)} or update, got {mode!r}")
     wide = index.reshape(-1, *[1] * (rows.dim() - 1)).expand(updates.shape)
     if mode != "div":
         return rows.scatter_reduce(0, wide, updates, _REDUCTIONS[mode])
@@ -234,7 +232,7 @@ def _combined(rows: Tensor, index: Tensor, updates: Tensor, mode: str) -> Tensor
 
 
 def _replaced(rows: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-    """Rows replaced by the last update that has their index, on every device."""
+    """Replace rows by the last update that has their index, on every device."""
     order = torch.arange(len(index), device=index.device)
     last = torch.full((len(rows),), -1, device=index.device)
     last = last.scatter_reduce(0, index, order, "amax")

@@ -106,7 +106,7 @@ def resize(
     """
     if not 0 <= resized_dims <= min(len(shape), x.dim()):
         raise ValueError(
-            f"resized_dims has to be from 0 to the length of shape ({len(shape)}) and the rank of "
+            f"resized_dims must be from 0 to the length of shape ({len(shape)}) and the rank of "
             f"x ({x.dim()}), got {resized_dims}"
         )
     axes = range(x.dim() - resized_dims, x.dim())
@@ -125,15 +125,14 @@ def resize(
 
 @operation("crop", in_half=True)
 def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
-    """An image without so many rows at its top and bottom, and columns at its left and right."""
+    """An image without some rows at its top and bottom, and columns at its left and right."""
     for name, amounts, length in (
         ("crop_height", crop_height, x.shape[-2]),
         ("crop_width", crop_width, x.shape[-1]),
     ):
         if len(amounts) != 2 or min(amounts) < 0 or sum(amounts) > length:
             raise ValueError(
-                f"{name} has to be two numbers >= 0 of at most {length} together, got "
-                f"{list(amounts)}"
+                f"{name} must be two numbers >= 0 of at most {length} together, got {list(amounts)}"
             )
     height = x.shape[-2] - sum(crop_height)
     width = x.shape[-1] - sum(crop_width)
@@ -159,7 +158,7 @@ def crop_resize(
     width]. See :func:`crop_resize_of_boxes` for the points.
     """
     if roi.dim() != 5 or roi.shape[2] not in (4, 5) or roi.numel() != roi.shape[0] * roi.shape[2]:
-        raise ValueError(f"roi has to have shape [n, 1, 4 or 5, 1, 1], got {list(roi.shape)}")
+        raise ValueError(f"roi must have shape [n, 1, 4 or 5, 1, 1], got {list(roi.shape)}")
     rows = roi.reshape(roi.shape[0], roi.shape[2])
     count, images = len(rows), x.shape[0] if rows.shape[1] == 4 else 1
     if rows.shape[1] == 5:
@@ -200,13 +199,13 @@ def crop_resize_of_boxes(
     A box from pixel ``a`` to pixel ``b`` is sampled as an axis of ``b - a + 1`` pixels is resized,
     backwards where ``b < a``; with a centre and a size, ``a`` and ``b`` lie half the size from it.
     Coordinates are multiplied by ``spatial_scale``, and normalized ones by the image's lengths less
-    1. What a point outside of the image has is ``pad_value``.
+    1. A point outside the image has the value ``pad_value``.
     """
     _check_one_of("box_coordinate_mode", box_coordinate_mode, _BOX_MODES)
     _check_one_of("sampling_mode", sampling_mode, _SAMPLING_MODES)
     if x.dim() != 4 or boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(
-            f"x has to have rank 4 and boxes shape [n, 4], got {list(x.shape)} and "
+            f"x must have rank 4 and boxes shape [n, 4], got {list(x.shape)} and "
             f"{list(boxes.shape)}"
         )
     count = boxes.shape[0]
@@ -216,7 +215,7 @@ def crop_resize_of_boxes(
     numbers = box_indices.long()
     if numbers.shape != (count,) or bool(((numbers < 0) | (numbers >= x.shape[0])).any()):
         raise ValueError(
-            f"box_indices has to give each of the {count} boxes an image from 0 to "
+            f"box_indices must give each of the {count} boxes an image from 0 to "
             f"{x.shape[0] - 1}, got {numbers.tolist()}"
         )
     height, width = x.shape[-2:]
@@ -257,7 +256,7 @@ def affine(
         _check_one_of(name, value.lower(), allowed)
     if x.dim() != 4 or transform_matrix.shape not in ((1, 6), (x.shape[0], 6)):
         raise ValueError(
-            f"x has to have rank 4 and transform_matrix 6 numbers for all images or for each, got "
+            f"x must have rank 4 and transform_matrix 6 numbers for all images or for each, got "
             f"shapes {list(x.shape)} and {list(transform_matrix.shape)}"
         )
     check_elements(x.shape[0] * x.shape[1] * output_height * output_width)
@@ -301,7 +300,7 @@ def resample(
     _check_one_of("coordinates_mode", scale, _COORDINATES_MODES)
     if x.dim() != 4 or coordinates.dim() != 4 or coordinates.shape[3] != 2:
         raise ValueError(
-            f"x has to have rank 4 and coordinates shape [n, height, width, 2], got "
+            f"x must have rank 4 and coordinates shape [n, height, width, 2], got "
             f"{list(x.shape)} and {list(coordinates.shape)}"
         )
     if x.shape[0] != coordinates.shape[0]:
@@ -320,14 +319,14 @@ def resample(
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """In what values between pixels are computed; coordinates in half precision are too coarse."""
+    """Return the dtype of interpolation; coordinates in half precision are too coarse."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float64
 
 
 def _scaled_sizes(x: Tensor, height: float, width: float, call: Call) -> tuple[int, int]:
     """Lengths times factors, rounded down.
 
-    The declared ones go first: a factor such as 1/3 in float32 lets no length be computed surely.
+    The declared ones take precedence: with a factor such as 1/3 in float32 lengths are not certain.
     """
     declared = call.outputs[0].shape or (None, None)
     sizes = [
@@ -340,7 +339,7 @@ def _scaled_sizes(x: Tensor, height: float, width: float, call: Call) -> tuple[i
 
 
 def _resized(x: Tensor, sizes: Sequence[int], chosen: Callable[[int, int], Tensor]) -> Tensor:
-    """The last axes in other lengths: of each the elements that ``chosen(before, after)`` names."""
+    """Return the last axes in other lengths: the elements that ``chosen(before, after)`` names."""
     _check_sizes(x, sizes)
     for axis, size in zip(range(x.dim() - len(sizes), x.dim()), sizes, strict=True):
         if size != x.shape[axis]:
@@ -353,7 +352,7 @@ def _under_middle(before: int, after: int) -> Tensor:
 
 
 def _resized_linearly(x: Tensor, sizes: Sequence[int], sampling_mode: str) -> Tensor:
-    """The last axes in other lengths, interpolated."""
+    """Return the last axes in other lengths, interpolated."""
     _check_one_of("sampling_mode", sampling_mode, _SAMPLING_MODES)
     _check_sizes(x, sizes)
     result = x.to(_wide(x))
@@ -369,13 +368,13 @@ def _resized_linearly(x: Tensor, sizes: Sequence[int], sampling_mode: str) -> Te
 
 
 def _points(before: int, after: int, sampling_mode: str) -> Tensor:
-    """Where an axis is sampled to change its length: float64[after]."""
+    """Return the points where an axis is sampled to change its length: float64[after]."""
     last = torch.tensor([before - 1], dtype=torch.float64)
     return _offsets(last, after, sampling_mode)[0]
 
 
 def _points_between(start: Tensor, end: Tensor, count: int, sampling_mode: str) -> Tensor:
-    """Where boxes are sampled on an axis: [boxes, count]."""
+    """Return the points where boxes are sampled on an axis: [boxes, count]."""
     offsets = _offsets(torch.abs(end - start), count, sampling_mode)
     points = start[:, None] + torch.sign(end - start)[:, None] * offsets
     # rounding must not carry the last point out of the box, and so out of the image
@@ -385,9 +384,9 @@ def _points_between(start: Tensor, end: Tensor, count: int, sampling_mode: str) 
 
 
 def _offsets(last: Tensor, count: int, sampling_mode: str) -> Tensor:
-    """How far ``count`` points lie from the first pixel of axes: [axes, count].
+    """Return distances of ``count`` points from the first pixel of axes: [axes, count].
 
-    last: how far the last pixel of each axis lies from its first.
+    last: the distance of each axis' last pixel from its first.
     """
     last = last[:, None]
     steps = torch.arange(count, dtype=last.dtype, device=last.device)
@@ -405,7 +404,7 @@ def _offsets(last: Tensor, count: int, sampling_mode: str) -> Tensor:
 
 
 def _corners(boxes: Tensor, mode: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Where boxes begin and end, on the axis of height and on that of width."""
+    """Return where boxes begin and end, on the axis of height and on that of width."""
     first, second = boxes[:, :2], boxes[:, 2:]
     if mode.startswith("CENTER_SIZE"):
         first, second = first - second / 2, first + second / 2
@@ -432,7 +431,7 @@ def _pixels(places: Tensor, length: int, mode: str, align_corners: bool) -> Tens
 
 
 def _within(places: Tensor, length: int, padding_mode: str) -> Tensor:
-    """The places in the image that have what lies at places outside of it."""
+    """Return the places in the image whose values places outside it take."""
     if padding_mode == "constant":
         # what lies further out is the same, and infinity would have no fraction
         return torch.clamp(places, -2, length + 1)
@@ -493,4 +492,4 @@ def _check_sizes(x: Tensor, sizes: Sequence[int]) -> None:
 
 def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} has to be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

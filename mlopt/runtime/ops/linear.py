@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @operation("matmul", declared_loosely=True, keeps_nothing=True)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """The products of the matrices in the last two axes, the axes before them broadcast.
+    """Products of the matrices in the last two axes, the axes before them broadcast.
 
     An operand of rank 1 is a row on the left, a column on the right, and its axis is dropped from
     the result; transposing it does nothing.
@@ -43,15 +43,13 @@ def einsum(values: Tensors, equation: str) -> Tensor:
         raise ValueError(f"einsum takes two tensors, got {len(values)}")
     x, y = in_one_dtype(*values)
     if not x.dim() == y.dim() == _rank_of(equation):
-        raise ValueError(
-            f"the ranks {x.dim()} and {y.dim()} do not fit to the equation {equation!r}"
-        )
+        raise ValueError(f"the ranks {x.dim()} and {y.dim()} do not fit the equation {equation!r}")
     product = _product(x.transpose(-3, -2), y.transpose(-3, -2))
     return product.transpose(-3, -2)
 
 
 def in_one_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Tensors in the narrowest dtype that holds them all, themselves where they have it.
+    """Return tensors in the narrowest dtype that holds them all, as they are if they have it.
 
     None stays None. Since iOS17 weights may have other element types than what they work on.
     """
@@ -65,7 +63,7 @@ def in_one_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    """Whether torch multiplies matrices of this dtype on this device: integers on the CPU only."""
+    """Return whether torch multiplies matrices of a dtype on a device: integers on the CPU only."""
     return x.is_floating_point() or x.device.type == "cpu"
 
 
@@ -80,7 +78,7 @@ def _transposed(x: Tensor) -> Tensor:
 
 
 def _rank_of(equation: str) -> int:
-    """The rank of the tensors that an equation takes, a ValueError if it is none of the two."""
+    """Return the rank of the tensors that an equation takes; ValueError for another equation."""
     numbers: dict[str, int] = {}
     for letter in equation.replace("->", ",").replace(",", ""):
         numbers.setdefault(letter, len(numbers))
@@ -88,7 +86,7 @@ def _rank_of(equation: str) -> int:
     ranks = {"0123,0324->0124": 4, "012,213->013": 3}
     if plain not in ranks:
         raise ValueError(
-            "equation has to be 'nchw,nwhu->nchu' or 'chw,whu->chu' with any letters, got "
+            "equation must be 'nchw,nwhu->nchu' or 'chw,whu->chu' with any letters, got "
             f"{equation!r}"
         )
     return ranks[plain]

@@ -23,9 +23,9 @@ from mlopt.runtime.sizes import check_elements
 class TensorList:
     """Tensors of one shape and dtype.
 
-    elements: those that have been written, by index; shape: of each, None for lengths that only
-    show when a program runs; device: where zeros are made; is_dynamic: whether writing beyond its
-    end makes it longer.
+    elements: those that have been written, by index; shape: of each, None for lengths that are
+    known only when a program runs; device: where zeros are made; is_dynamic: whether writing past
+    the end makes it longer.
     """
 
     length: int
@@ -36,12 +36,12 @@ class TensorList:
     is_dynamic: bool
 
     def element(self, index: int) -> Tensor:
-        """What is at an index."""
+        """Return the element at an index."""
         self._check(index)
         return self.elements[index] if index in self.elements else self.zeros(())
 
     def zeros(self, sizes: tuple[int, ...]) -> Tensor:
-        """Zeros of the shape of so many elements."""
+        """Return zeros for elements along axes of these sizes in front."""
         lengths = self.shape
         if None in lengths:
             if not self.elements:
@@ -52,7 +52,7 @@ class TensorList:
         return torch.zeros(whole, dtype=self.dtype, device=self.device)
 
     def written(self, values: Mapping[int, Tensor]) -> TensorList:
-        """A list with some elements replaced by others."""
+        """Return a list with some elements replaced."""
         for index, value in values.items():
             if index < 0 or not self.is_dynamic:
                 self._check(index)
@@ -83,10 +83,10 @@ def make_list(
     A name in ``elem_shape`` is a length that is not known before.
     """
     if not call.element_types.has(dtype):
-        raise ValueError(f"dtype has to be bool, fp16, fp32 or int32, got {dtype!r}")
+        raise ValueError(f"dtype must be bool, fp16, fp32 or int32, got {dtype!r}")
     length = 1 if init_length is None else int(init_length.item())
     if length < 0:
-        raise ValueError(f"init_length has to be at least 0, got {length}")
+        raise ValueError(f"init_length must be at least 0, got {length}")
     device = torch.device("cpu") if init_length is None else init_length.device
     shape = tuple(
         None if isinstance(size, str) else int(size)

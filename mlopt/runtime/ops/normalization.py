@@ -92,7 +92,7 @@ def local_response_norm(
     """
     _check_rank(x)
     if size < 1:
-        raise ValueError(f"size has to be positive, got {size}")
+        raise ValueError(f"size must be positive, got {size}")
     # squares leave the range of float16
     return functional.local_response_norm(x.float(), size, alpha, beta, k)
 
@@ -106,5 +106,5 @@ def _sorted_axes(axes: Ints | None, rank: int) -> list[int]:
     if axes is None:
         return list(range(rank))
     if not axes or not all(-rank <= axis < rank for axis in axes):
-        raise ValueError(f"axes have to be some from {-rank} to {rank - 1}, got {list(axes)}")
+        raise ValueError(f"axes must be some from {-rank} to {rank - 1}, got {list(axes)}")
     return sorted({axis % rank for axis in axes})

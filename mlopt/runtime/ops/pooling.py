@@ -99,7 +99,7 @@ def max_pool(
 
 @attrs.frozen
 class _Axis:
-    """Where the windows along one spatial axis are; ``count``: how many."""
+    """The places of windows along one spatial axis; ``count``: how many."""
 
     length: int
     kernel: int
@@ -115,12 +115,12 @@ class _Axis:
 
     @property
     def is_native(self) -> bool:
-        """Whether torch's functions pad so, and find as many windows."""
+        """Whether torch's functions pad like this, and have the same number of windows."""
         is_allowed = self.before == self.after and 0 <= self.before <= self.kernel // 2
         return is_allowed and (self.count - 1) * self.stride < self.length + self.before
 
     def counts(self, *, exclude_padding: bool) -> Tensor:
-        """By what the sum of each window is divided: int64[count], at least 1."""
+        """Return the divisor of each window's sum: int64[count], at least 1."""
         low = self.before if exclude_padding else 0
         high = self.before + self.length + (0 if exclude_padding else self.after)
         starts = torch.arange(self.count) * self.stride
@@ -160,13 +160,13 @@ def _axes(
 def _pooled_natively(
     function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], *, ceil_mode: bool
 ) -> Tensor:
-    """With torch's own padding."""
+    """Pool with torch's own padding."""
     before = [axis.before for axis in axes]
     return function(x, *_windows(axes), before, ceil_mode=ceil_mode)
 
 
 def _pooled(function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], value: float) -> Tensor:
-    """With ``value`` around ``x``, so that the windows end where it ends."""
+    """Pool with ``value`` around ``x``, so that the windows end where it ends."""
     covered = padded(x, [(axis.before, axis.covering) for axis in axes], value)
     return function(covered, *_windows(axes))
 

@@ -22,9 +22,9 @@ def quantize(
     zero_point: Tensor | None = None,
     axis: int | None = None,
 ) -> Tensor:
-    """``clip(round(input / scale) + zero_point)`` as int8 or uint8; halves go to the even one."""
+    """``clip(round(input / scale) + zero_point)`` as int8 or uint8; halves round to even."""
     if output_dtype not in _DTYPES:
-        raise ValueError(f"output_dtype has to be int8 or uint8, got {output_dtype!r}")
+        raise ValueError(f"output_dtype must be int8 or uint8, got {output_dtype!r}")
     limits = torch.iinfo(_DTYPES[output_dtype])
     steps = torch.round(input / along(scale, axis, input)).float()
     if zero_point is not None:
@@ -49,7 +49,7 @@ def dequantized(data: Tensor, scale: Tensor, zero_point: Tensor | None, axis: in
 
 
 def along(factors: Tensor, axis: int | None, data: Tensor) -> Tensor:
-    """Factors in a shape that broadcasts with the data: one number, or one for each place."""
+    """Return factors in a shape that broadcasts with the data: one number, or one per place."""
     if factors.dim() > 1:
         raise ValueError(
             f"scale and zero_point have at most one axis, got shape {list(factors.shape)}"
@@ -58,7 +58,7 @@ def along(factors: Tensor, axis: int | None, data: Tensor) -> Tensor:
         return factors.reshape(())
     if axis is None or not -data.dim() <= axis < data.dim():
         raise ValueError(
-            f"axis has to be one of the {data.dim()} axes of the data, since there are "
+            f"axis must be one of the {data.dim()} axes of the data, since there are "
             f"{factors.numel()} scales or zero points; got {axis}"
         )
     if factors.numel() != data.shape[axis]:

@@ -147,8 +147,8 @@ def lstm(
     ``peephole`` has the factors of the cell in the first three gates: of the last step's cell in
     input and forget, of the new one in output. ``clip`` bounds the cell itself, as in coremltools'
     tests of what devices compute. ``"bidirectional"`` has the layer of the ``_back`` inputs too,
-    which goes through ``x`` from its end; its states are the second halves, and its outputs stand
-    beside those of the same steps of ``x``.
+    which goes through ``x`` from its end; its states are the second halves, and its outputs are
+    next to those of the same steps of ``x``.
     """
     initial_h, initial_c = (_copied_if_unchanged(state, x) for state in (initial_h, initial_c))
     gates = _activation(recurrent_activation)
@@ -158,7 +158,7 @@ def lstm(
     layers = [ahead]
     if direction == "bidirectional":
         if weight_ih_back is None or weight_hh_back is None:
-            raise ValueError("weight_ih_back and weight_hh_back are needed if it is bidirectional")
+            raise ValueError("a bidirectional layer needs weight_ih_back and weight_hh_back")
         back = _LstmLayer(weight_ih_back, weight_hh_back, bias_back, peephole=peephole_back)
         layers.append(back)
     for layer in layers:
@@ -187,7 +187,7 @@ def lstm(
 
 @attrs.frozen(eq=False)
 class _LstmLayer(Layer):
-    """The weights of one direction of an LSTM, and what its gates see of the cell."""
+    """The weights of one direction of an LSTM, and the peephole weights of its gates."""
 
     peephole: Tensor | None = attrs.field(kw_only=True)
 
@@ -203,7 +203,7 @@ class _Functions:
 
     @property
     def are_usual(self) -> bool:
-        """Whether they are those that PyTorch's own layer has."""
+        """Whether they are those of PyTorch's own layer."""
         tanh = self.cell is torch.tanh and self.output is torch.tanh
         return tanh and self.gate is torch.sigmoid and self.clip is None
 
@@ -216,7 +216,7 @@ def _run_lstm(
     functions: _Functions,
     direction: str,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The outputs in the order in which they are computed, the last hidden state and cell."""
+    """Return outputs in the order of computation, the last hidden state and the last cell."""
     none = (None, None, None)
     peephole = none if layer.peephole is None else layer.peephole.chunk(3)
     outputs = []
@@ -238,13 +238,13 @@ def _seen(gate: Tensor, cell: Tensor, factors: Tensor | None) -> Tensor:
 
 
 def _copied_if_unchanged(state: Tensor, x: Tensor) -> Tensor:
-    """An initial state, copied where it is a result as well, as there are no steps."""
+    """Return an initial state, copied if it is also a result since there are no steps."""
     return state if len(x) else state.clone()
 
 
 def _check_direction(direction: str, allowed: tuple[str, ...]) -> None:
     if direction not in allowed:
-        raise ValueError(f"direction has to be one of {', '.join(allowed)}, got {direction!r}")
+        raise ValueError(f"direction must be one of {', '.join(allowed)}, got {direction!r}")
 
 
 def _taken(sequence: Tensor, direction: str) -> Tensor:
@@ -264,15 +264,15 @@ def _output(outputs: list[Tensor], last: Tensor, output_sequence: bool) -> Tenso
 
 def _activation(name: str) -> Activation:
     if name.lower() not in _ACTIVATIONS:
-        raise ValueError(f"an activation has to be one of {', '.join(_ACTIVATIONS)}, got {name!r}")
+        raise ValueError(f"an activation must be one of {', '.join(_ACTIVATIONS)}, got {name!r}")
     return _ACTIVATIONS[name.lower()]
 
 
 def _check_weights(weight_ih: Tensor, weight_hh: Tensor, gates: int) -> int:
-    """The hidden size, if both weights have the rows of that many gates."""
+    """Return the hidden size, after checking that both weights have the rows of all gates."""
     if weight_ih.dim() != 2 or weight_hh.dim() != 2:
         raise ValueError(
-            f"weights have to be matrices, got shapes {list(weight_ih.shape)} and "
+            f"weights must be matrices, got shapes {list(weight_ih.shape)} and "
             f"{list(weight_hh.shape)}"
         )
     size = weight_hh.shape[1]

@@ -1,8 +1,8 @@
 """Reductions over axes (MIL, ``defs/*/reduction.py``).
 
 ``axes`` may be negative; all axes are reduced where they are left out, none where they are empty.
-Reduced axes have length 1 in the result with ``keep_dims``, and are absent without. What is not
-whole is cut off where the tensor holds integers.
+Reduced axes have length 1 in the result with ``keep_dims``, and are absent without. For integers,
+fractions of results are cut off.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 from mlopt.runtime.registry import Ints, operation
 
 _Reduction = Callable[[Tensor, Ints, bool], Tensor]
-"""Of a tensor over at least one axis, which are not negative; the flag keeps them."""
+"""Reduction of a tensor over one or more nonnegative axes; the flag keeps them."""
 
 
 @operation("reduce_argmax", in_half=True)
 def reduce_argmax(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
-    """The index of the maximum along an axis; the first one of equal ones."""
+    """The index of the maximum along an axis; the first of equal ones."""
     _check_index_dtype(output_dtype)
     (dim,) = _dims(x, (axis,))
     return torch.argmax(x, dim, keep_dims)
@@ -32,7 +32,7 @@ def reduce_argmax(
 def reduce_argmin(
     x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> Tensor:
-    """The index of the minimum along an axis; the first one of equal ones."""
+    """The index of the minimum along an axis; the first of equal ones."""
     _check_index_dtype(output_dtype)
     (dim,) = _dims(x, (axis,))
     return torch.argmin(x, dim, keep_dims)
@@ -113,12 +113,12 @@ def _dims(x: Tensor, axes: Ints | None) -> Ints:
         return tuple(range(rank))
     if not all(-rank <= axis < rank for axis in axes):
         raise ValueError(
-            f"an axis has to be from {-rank} to {rank - 1} for a tensor of rank {rank}, got "
+            f"an axis must be from {-rank} to {rank - 1} for a tensor of rank {rank}, got "
             f"{list(axes)}"
         )
     dims = tuple(axis % rank for axis in axes)
     if len(set(dims)) < len(dims):
-        raise ValueError(f"axes have to differ, got {list(axes)} for a tensor of rank {rank}")
+        raise ValueError(f"axes must differ, got {list(axes)} for a tensor of rank {rank}")
     return dims
 
 
@@ -141,4 +141,4 @@ def _wide(x: Tensor) -> Tensor:
 
 def _check_index_dtype(name: str) -> None:
     if name.lower() not in ("int32", "uint16"):
-        raise ValueError(f"output_dtype has to be int32 or uint16, got {name!r}")
+        raise ValueError(f"output_dtype must be int32 or uint16, got {name!r}")

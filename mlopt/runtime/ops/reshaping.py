@@ -12,9 +12,9 @@ from mlopt.runtime.registry import Bools, Ints, Tensors, operation
 
 
 def positive_axis(axis: int, rank: int) -> int:
-    """An axis counted from the front; ValueError where a tensor of that rank has none such."""
+    """Return an axis counted from the front; ValueError if a tensor of that rank lacks it."""
     if not -rank <= axis < rank:
-        raise ValueError(f"axis has to be from {-rank} to {rank - 1} for rank {rank}, got {axis}")
+        raise ValueError(f"axis must be from {-rank} to {rank - 1} for rank {rank}, got {axis}")
     return axis % rank
 
 
@@ -112,9 +112,7 @@ def batch_to_space(x: Tensor, block_shape: Ints, crops: Tensor) -> Tensor:
     blocks = x.reshape(tall, wide, n, channels, height, width).permute(2, 3, 4, 0, 5, 1)
     height, width = height * tall, width * wide
     if top + bottom > height or left + right > width:
-        raise ValueError(
-            f"crops have to leave something of {height} x {width}, got {crops.tolist()}"
-        )
+        raise ValueError(f"crops must leave something of {height} x {width}, got {crops.tolist()}")
     whole = blocks.reshape(n, channels, height, width)
     return whole[:, :, top : height - bottom, left : width - right]
 
@@ -148,7 +146,7 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
     """
     if 0 in shape and len(shape) != x.dim():
         raise ValueError(
-            f"shape {list(shape)} has zeros, and has to be of the rank of x, whose shape is "
+            f"shape {list(shape)} has zeros, and must be of the rank of x, whose shape is "
             f"{list(x.shape)}"
         )
     return _reshaped(x, [n or x.shape[axis] for axis, n in enumerate(shape)])
@@ -178,7 +176,7 @@ def reshape_like(
     counts = {len(ref_tensors), len(begins), len(ends), len(end_masks)}
     if len(counts) > 1:
         raise ValueError(
-            "ref_tensors, begins, ends and end_masks have to be equally many, got "
+            "ref_tensors, begins, ends and end_masks must have equal lengths, got "
             f"{len(ref_tensors)}, {len(begins)}, {len(ends)} and {len(end_masks)}"
         )
     lengths: list[int] = []
@@ -192,7 +190,7 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
     """The axes in another order: axis i of the result is axis ``perm[i]`` of ``x``."""
     order = [positive_axis(axis, x.dim()) for axis in perm]
     if sorted(order) != list(range(x.dim())):
-        raise ValueError(f"perm has to name each of {x.dim()} axes once, got {list(perm)}")
+        raise ValueError(f"perm must name each of {x.dim()} axes once, got {list(perm)}")
     return x.permute(order)
 
 
@@ -214,16 +212,16 @@ def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """The first ``lengths[i]`` elements along one axis in reverse order, i along another axis.
 
-    The axes have to differ, so that one of them at least has to be given.
+    The axes must differ, so at least one of them must be given.
     """
     along, across = positive_axis(seq_axis, x.dim()), positive_axis(batch_axis, x.dim())
     if along == across:
-        raise ValueError(f"seq_axis and batch_axis have to differ, both are {along}")
+        raise ValueError(f"seq_axis and batch_axis must differ, both are {along}")
     count, batches = x.shape[along], x.shape[across]
     ends = lengths.reshape(-1, 1).long()
     if len(ends) != batches or bool(((ends < 0) | (ends > count)).any()):
         raise ValueError(
-            f"lengths has to hold {batches} numbers from 0 to {count}, got {lengths.tolist()}"
+            f"lengths must hold {batches} numbers from 0 to {count}, got {lengths.tolist()}"
         )
     steps = torch.arange(count, device=x.device)
     order = torch.where(steps < ends, ends - 1 - steps, steps)
@@ -243,7 +241,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     axis = positive_axis(axis, x.dim())
     if not 0 < size <= x.shape[axis] or stride < 1:
         raise ValueError(
-            f"size has to be from 1 to {x.shape[axis]}, the length of the axis, and stride at least"
+            f"size must be from 1 to {x.shape[axis]}, the length of the axis, and stride at least"
             f" 1; got {size} and {stride}"
         )
     return x.unfold(axis, size, stride).movedim(-1, axis + 1)
@@ -251,7 +249,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
 
 def _image_shape(x: Tensor) -> tuple[int, int, int, int]:
     if x.dim() != 4:
-        raise ValueError(f"x has to be of shape [n, C, H, W], got {list(x.shape)}")
+        raise ValueError(f"x must be of shape [n, C, H, W], got {list(x.shape)}")
     n, channels, height, width = x.shape
     return n, channels, height, width
 
@@ -259,20 +257,20 @@ def _image_shape(x: Tensor) -> tuple[int, int, int, int]:
 def _check_block(size: int, name: str, divisor: int, *lengths: int) -> None:
     if size < 1 or any(length % divisor for length in lengths):
         raise ValueError(
-            f"{name} has to be positive, and {divisor} has to divide "
+            f"{name} must be positive, and {divisor} must divide "
             f"{' and '.join(map(str, lengths))}; got {size}"
         )
 
 
 def _block_shape(block_shape: Ints) -> tuple[int, int]:
     if len(block_shape) != 2:
-        raise ValueError(f"block_shape has to hold two numbers, got {list(block_shape)}")
+        raise ValueError(f"block_shape must hold two numbers, got {list(block_shape)}")
     return block_shape[0], block_shape[1]
 
 
 def _pairs(pairs: Tensor, name: str) -> list[list[int]]:
     if tuple(pairs.shape) != (2, 2) or bool((pairs < 0).any()):
-        raise ValueError(f"{name} has to be 2 x 2 numbers from 0 on, got {pairs.tolist()}")
+        raise ValueError(f"{name} must be 2 x 2 numbers from 0 on, got {pairs.tolist()}")
     numbers: list[list[int]] = pairs.tolist()
     return numbers
 

@@ -65,7 +65,7 @@ def slice_update(
     ranges = _ranges(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     wanted = _shape(ranges, squeeze_mask)
     if list(update.shape) != wanted:
-        raise ValueError(f"update has to be of shape {wanted}, got {list(update.shape)}")
+        raise ValueError(f"update must be of shape {wanted}, got {list(update.shape)}")
     updated = x.clone(memory_format=torch.contiguous_format)
     part = update.reshape([len(part) for part in ranges])
     updated[_slices(ranges)] = _turned(part, ranges)
@@ -97,7 +97,7 @@ def _ranges(
         squeeze_mask=is_index,
     )
     if 0 in strides:
-        raise ValueError(f"stride has to hold no zeros, got {list(strides)}")
+        raise ValueError(f"stride must hold no zeros, got {list(strides)}")
     ranges = []
     for axis, length in enumerate(x.shape):
         first = None if is_first[axis] else begin[axis]
@@ -112,7 +112,7 @@ def _ranges(
 def _index(index: int, length: int, axis: int) -> range:
     if not -length <= index < length:
         raise ValueError(
-            f"axis {axis} has {length} elements: the index that squeeze_mask asks for has to be "
+            f"axis {axis} has {length} elements: the index that squeeze_mask asks for must be "
             f"from {-length} to {length - 1}, got {index}"
         )
     return range(index % length, index % length + 1)
@@ -122,7 +122,7 @@ def _check_lengths(x: Tensor, **given: Sequence[int]) -> None:
     for name, values in given.items():
         if len(values) != x.dim():
             raise ValueError(
-                f"{name} has to hold a value for each of {x.dim()} axes, got {list(values)}"
+                f"{name} must hold a value for each of {x.dim()} axes, got {list(values)}"
             )
 
 

@@ -17,7 +17,7 @@ from mlopt.runtime.state import StateTensor
 
 @operation("read_state", since="CoreML8", in_half=True)
 def read_state(input: Any) -> Tensor:
-    """What a state holds now."""
+    """The current value of a state."""
     value = _state(input).value
     if value.is_inference() and not torch.is_inference_mode_enabled():
         # written by a prediction, it could have no part in a gradient
@@ -27,7 +27,7 @@ def read_state(input: Any) -> Tensor:
 
 @operation("write_state", since="CoreML8", in_half=True)
 def write_state(input: Any, data: Tensor) -> tuple[()]:
-    """``data`` becomes what a state holds; there is no output."""
+    """Store ``data`` in a state; there is no output."""
     state = _state(input)
     if data.shape != state.value.shape:
         raise ValueError(

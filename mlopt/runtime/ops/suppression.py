@@ -26,11 +26,10 @@ def non_maximum_suppression(
     best counts. A box is dropped if its intersection with a better one is more than
     ``iou_threshold`` of their union; with ``per_class_suppression`` only where both have the same
     best class. Boxes of equal scores keep their order. Boxes below ``score_threshold`` are left
-    out, but where all are, the best one is taken: so do the tests of coremltools that run on
-    devices.
+    out, but if all are, the best one is taken, as in the tests of coremltools that run on devices.
 
-    Returns boxes, scores, numbers of boxes, and how many there are of each image, best first and
-    padded to ``max_boxes`` with zeros, and -1 for numbers.
+    Returns boxes, scores, numbers of boxes, and their count per image, best first and padded to
+    ``max_boxes`` with zeros (-1 for numbers).
     """
     chosen = _selected(
         boxes, scores, iou_threshold, score_threshold, max_boxes, per_class_suppression
@@ -54,8 +53,8 @@ def non_maximum_suppression_of_columns(
     ``iou_threshold`` of their union; with ``per_class_suppression`` only where both have the same
     best class. Boxes of equal scores keep their order.
 
-    Returns boxes, scores and numbers of boxes, best first and padded to ``max_boxes`` with zeros,
-    and -1 for numbers.
+    Returns boxes, scores and numbers of boxes, best first and padded to ``max_boxes`` with zeros
+    (-1 for numbers).
     """
     rows, of_rows = boxes.transpose(1, 2), scores.transpose(1, 2)
     chosen = _selected(rows, of_rows, iou_threshold, -math.inf, max_boxes, per_class_suppression)
@@ -77,7 +76,7 @@ def _selected(
             f"{list(boxes.shape)} and {list(scores.shape)}"
         )
     if max_boxes < 0:
-        raise ValueError(f"max_boxes has to be at least 0, got {max_boxes}")
+        raise ValueError(f"max_boxes must be at least 0, got {max_boxes}")
     check_elements(boxes.shape[0] * max_boxes * max(4, scores.shape[2]))
     chosen = torch.full((boxes.shape[0], max_boxes), -1, dtype=torch.int64, device=boxes.device)
     for number, (of_image, rated) in enumerate(zip(boxes.float(), scores.float(), strict=True)):
@@ -92,7 +91,7 @@ def _selected(
 
 
 def not_suppressed(boxes: Tensor, classes: Tensor | None, threshold: float, most: int) -> Tensor:
-    """The boxes that overlap no better one of them too much.
+    """Return the boxes that do not overlap a better one too much.
 
     boxes: [n, 4], middle (x, y), width and height, best first; classes: [n], of which boxes only
     suppress their own, None for no difference; threshold: what part of the union the intersection

@@ -17,12 +17,12 @@ from mlopt.runtime.sizes import check_elements
 
 @operation("band_part", in_half=True)
 def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """Matrices with zeros outside of a band around the diagonal.
+    """Matrices with zeros outside a band around the diagonal.
 
     lower, upper: how many diagonals are kept below it and above it; negative: all.
     """
     if x.dim() < 2:
-        raise ValueError(f"x has to be of rank 2 at least, got {list(x.shape)}")
+        raise ValueError(f"x must be of rank 2 at least, got {list(x.shape)}")
     rows = torch.arange(x.shape[-2], device=x.device).reshape(-1, 1)
     below = rows - torch.arange(x.shape[-1], device=x.device)
     is_kept = torch.ones_like(below, dtype=torch.bool)
@@ -43,14 +43,14 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     ranks = {part.dim() for part in parts}
     if len(ranks) != 1:
         raise ValueError(
-            f"values have to be of one rank, got shapes {[list(part.shape) for part in parts]}"
+            f"values must be of one rank, got shapes {[list(part.shape) for part in parts]}"
         )
     axis = positive_axis(axis, ranks.pop())
     if not interleave:
         return torch.cat(parts, axis)
     if len({part.shape for part in parts}) > 1:
         raise ValueError(
-            "values have to be of one shape to be interleaved, got "
+            "values must be of one shape to be interleaved, got "
             f"{[list(part.shape) for part in parts]}"
         )
     return torch.stack(parts, axis + 1).flatten(axis, axis + 1)
@@ -78,7 +78,7 @@ def fill(shape: Tensor, call: Call, value: float = 0.0) -> Tensor:
     """A tensor of a shape, all ``value``."""
     lengths: list[int] = shape.reshape(-1).tolist()
     if any(length < 0 for length in lengths):
-        raise ValueError(f"shape has to hold lengths from 0 on, got {lengths}")
+        raise ValueError(f"shape must hold lengths from 0 on, got {lengths}")
     return _filled(lengths, value, call, shape.device)
 
 
@@ -90,7 +90,7 @@ def fill_like(ref_tensor: Tensor, call: Call, value: float = 0.0) -> Tensor:
 
 @operation("identity", in_half=True)
 def identity(x: Any) -> Any:
-    """``x``: a tensor, a list, or whatever it is."""
+    """``x`` itself: a tensor, a list, or any other value."""
     return x
 
 
@@ -111,12 +111,12 @@ def one_hot(
 ) -> Tensor:
     """``on_value`` where the place along a new axis is that of the index, ``off_value`` elsewhere.
 
-    Indices that are negative, or not less than the length of the axis, are nowhere, as in
+    Indices that are negative, or not less than the length of the axis, match no place, as in
     TensorFlow; the definition does not say.
     """
     axis = positive_axis(axis, indices.dim() + 1)
     if one_hot_vector_size < 0:
-        raise ValueError(f"one_hot_vector_size has to be at least 0, got {one_hot_vector_size}")
+        raise ValueError(f"one_hot_vector_size must be at least 0, got {one_hot_vector_size}")
     check_elements(indices.numel() * one_hot_vector_size)
     places = torch.arange(one_hot_vector_size, device=indices.device)
     places = places.reshape(-1, *[1] * (indices.dim() - axis))
@@ -141,7 +141,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
         pairs = [n for axis in reversed(axes) for n in axes[axis]]
         return torch.nn.functional.pad(x, pairs, value=constant_val)
     if mode not in ("reflect", "replicate"):
-        raise ValueError(f"mode has to be constant, reflect or replicate, got {mode!r}")
+        raise ValueError(f"mode must be constant, reflect or replicate, got {mode!r}")
     for axis, (before, after) in axes.items():
         if before or after:
             x = x.index_select(axis, _padding_indices(x, axis, before, after, mode))
@@ -152,7 +152,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
 def range_1d(end: Tensor, start: Tensor, step: Tensor, call: Call) -> Tensor:
     """``start``, ``start + step``, ... up to ``end``, which is left out."""
     if not bool(step != 0):
-        raise ValueError(f"step has to be a number other than 0, got {step.item()}")
+        raise ValueError(f"step must be a number other than 0, got {step.item()}")
     count = max(0, _range_length(end, start, step, call))
     check_elements(count)
     places = torch.arange(count, device=start.device)
@@ -179,16 +179,16 @@ def split(
     length = x.shape[axis]
     if split_sizes is None:
         if num_splits is None:
-            raise ValueError("num_splits or split_sizes has to be given")
+            raise ValueError("num_splits or split_sizes must be given")
         if num_splits < 1 or length % num_splits:
-            raise ValueError(f"num_splits has to divide {length}, got {num_splits}")
+            raise ValueError(f"num_splits must divide {length}, got {num_splits}")
         split_sizes = (length // num_splits,) * num_splits
     elif num_splits not in (None, len(split_sizes)):
         raise ValueError(
-            f"num_splits has to be the number of split_sizes, {len(split_sizes)}; got {num_splits}"
+            f"num_splits must be the number of split_sizes, {len(split_sizes)}; got {num_splits}"
         )
     if sum(split_sizes) != length or any(size < 0 for size in split_sizes):
-        raise ValueError(f"split_sizes has to sum up to {length}, got {list(split_sizes)}")
+        raise ValueError(f"split_sizes must sum up to {length}, got {list(split_sizes)}")
     starts = accumulate(split_sizes, initial=0)
     return tuple(x.narrow(axis, *part) for part in zip(starts, split_sizes, strict=False))
 
@@ -198,7 +198,7 @@ def stack(values: Tensors, axis: int) -> Tensor:
     """Tensors of one shape along a new axis."""
     if len({value.shape for value in values}) != 1:
         raise ValueError(
-            f"values have to be of one shape, got {[list(value.shape) for value in values]}"
+            f"values must be of one shape, got {[list(value.shape) for value in values]}"
         )
     return torch.stack(values, positive_axis(axis, values[0].dim() + 1))
 
@@ -208,7 +208,7 @@ def tile(x: Tensor, reps: Ints) -> Tensor:
     """``x`` repeated ``reps[i]`` times along axis i."""
     if len(reps) != x.dim() or any(count < 1 for count in reps):
         raise ValueError(
-            f"reps has to hold a number from 1 on for each of {x.dim()} axes, got {list(reps)}"
+            f"reps must hold a number from 1 on for each of {x.dim()} axes, got {list(reps)}"
         )
     check_elements(x.numel() * math.prod(reps))
     return x.repeat(reps)
@@ -235,16 +235,16 @@ def topk(
 ) -> Tensor | Tensors:
     """The ``k`` greatest elements along an axis (least if ``ascending``) and their indices, sorted.
 
-    k: -1 for all. Equal elements stay in their order. They are sorted whatever ``sort`` is: False
+    k: -1 for all. Equal elements stay in their order. They are sorted for any ``sort``: False
     promises no order.
     """
     axis = positive_axis(axis, x.dim())
     length = x.shape[axis]
     if not (0 <= k <= length or k == -1):
-        raise ValueError(f"k has to be from 0 to {length}, or -1 for all, got {k}")
+        raise ValueError(f"k must be from 0 to {length}, or -1 for all, got {k}")
     if output_indices_dtype not in ("int32", "uint16"):
         raise ValueError(
-            f"output_indices_dtype has to be int32 or uint16, got {output_indices_dtype!r}"
+            f"output_indices_dtype must be int32 or uint16, got {output_indices_dtype!r}"
         )
     count = length if k == -1 else k
     values, indices = (part.narrow(axis, 0, count) for part in _sorted(x, axis, ascending))
@@ -257,11 +257,11 @@ def _filled(lengths: list[int], value: float, call: Call, device: torch.device) 
 
 
 def _padded_axes(x: Tensor, pad: Ints) -> dict[int, tuple[int, int]]:
-    """How many elements are added before and after, by axis."""
+    """Return the numbers of elements added before and after, by axis."""
     count = len(pad) // 2
     if len(pad) % 2 or count > x.dim() or any(n < 0 for n in pad):
         raise ValueError(
-            f"pad has to hold two numbers from 0 on for each of at most {x.dim()} axes, got "
+            f"pad must hold two numbers from 0 on for each of at most {x.dim()} axes, got "
             f"{list(pad)}"
         )
     first = x.dim() - count
@@ -269,7 +269,7 @@ def _padded_axes(x: Tensor, pad: Ints) -> dict[int, tuple[int, int]]:
 
 
 def _padding_indices(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
-    """Which elements along an axis the padded tensor has."""
+    """Return the indices along an axis of the padded tensor's elements."""
     last = x.shape[axis] - 1
     if last < 0 or (mode == "reflect" and max(before, after) > last):
         raise ValueError(

@@ -16,7 +16,7 @@ from mlopt.runtime.weights.packed import Packed
 from mlopt.runtime.weights.scratch import Scratch, aligned
 
 _SMALL = 4096
-"""Constants of at most so many elements are kept as they are computed with."""
+"""Constants of at most this many elements are kept converted."""
 
 _NO_TENSOR_YET = {"bf16": torch.bfloat16} | {
     "fp8e4m3fn": torch.float8_e4m3fn,
@@ -27,8 +27,8 @@ _NO_TENSOR_YET = {"bf16": torch.bfloat16} | {
 class Held:
     """A constant: the value itself, or how to get it each time.
 
-    Large tensors stay where they are, in the mapped file, in their stored form; each use makes the
-    form that is computed with, and whoever uses it drops it.
+    Large tensors stay where they are, in the mapped file, in their stored form; each use converts
+    them, and drops the result afterwards.
     """
 
     def __init__(self, constant: Constant, types: ElementTypes, device: torch.device) -> None:
@@ -53,12 +53,12 @@ class Held:
             self._value, self._bits = self.value(), 0
 
     def value(self) -> Any:
-        """A tensor in the dtype and on the device that is computed with, a string, or a list."""
+        """Return a tensor as computed with (its dtype and device), a string, or a list."""
         value = self.stored_value()
         return value.to(self._dtype) if isinstance(value, Tensor) else value
 
     def scratch_size(self, *, widens: bool) -> int:
-        """The bytes that :meth:`converted` takes of a scratch."""
+        """Return the bytes that :meth:`converted` takes from a scratch."""
         value = self._value
         if not isinstance(value, Tensor) or self._bits or self._device.type != "cpu":
             return 0
@@ -66,7 +66,7 @@ class Held:
         return 0 if value.dtype == dtype else aligned(value.numel() * dtype.itemsize)
 
     def converted(self, scratch: Scratch, *, widens: bool) -> Any:
-        """As :meth:`value`, but what has to be converted is so in memory that is used again.
+        """As :meth:`value`, but converted into memory that is reused.
 
         widens: into float32 where the program is computed in a narrower float.
         """
@@ -78,7 +78,7 @@ class Held:
         return torch.float32 if widens and self._dtype in NARROW.values() else self._dtype
 
     def stored_value(self) -> Any:
-        """The same in the dtype that it is stored in, if torch has that."""
+        """Return the value in its stored dtype, if torch has that."""
         value = self._value
         if not isinstance(value, Tensor):
             return value

@@ -1,4 +1,4 @@
-"""Looking up entries of tables at packed indices: all those of a byte, or of 12 bits, at once.
+"""Table lookup at packed indices: all indices of a byte, or of 12 bits, at once.
 
 A table of k-bit indices becomes one of 8-bit units (12-bit ones for 3 and 6 bits), each of whose
 rows holds the entries of all indices in the unit. One gather then moves several weights, and the
@@ -15,16 +15,16 @@ from torch import Tensor
 from mlopt.runtime.weights.packed import Packed, unpacked, words_of_24_bits
 
 _WIDE = {4: torch.int32, 8: torch.float64, 16: torch.complex128}
-"""By the bytes of a row: a type of which one element is the row, for a gather in one dimension."""
+"""Bytes of a row -> a type of that size, so that rows are gathered as single elements."""
 
 
 def looked_up(indices: Packed, tables: Tensor) -> Tensor:
-    """The entries of one table, or of several that each serve an equal run of the indices.
+    """Return the entries of one table, or of several that each serve an equal run of indices.
 
     Parameters
     ----------
     indices
-        At most as large as tables have entries: each has 2 ** bits.
+        Their width ``bits`` matches the tables, which have 2 ** bits entries.
     tables
         [runs, 2 ** bits], of any dtype.
 
@@ -58,7 +58,7 @@ def _digits(bits: int, device: torch.device) -> Tensor:
 
 
 def _places(indices: Packed, runs: int, unit: int) -> Tensor:
-    """int32[units]: the row of each unit where the large tables stand below each other."""
+    """Return int32[units]: the row of each unit when the large tables are stacked."""
     if unit == 8:
         units = indices.data.int()
     else:

@@ -1,4 +1,4 @@
-"""Elements narrower than a byte, as they are stored: a stream of bits, the low ones first."""
+"""Packed elements, narrower than a byte: a stream of bits, the low ones first."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """How many elements there are."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     def unpacked(self) -> Tensor:
-        """The elements as int8 or uint8 of the shape."""
+        """Return the elements as int8 or uint8 of the shape."""
         return unpacked(self.data, self.bits, self.shape, is_signed=self.is_signed)
 
     def __repr__(self) -> str:
@@ -40,7 +40,7 @@ Indices = Tensor | Packed
 
 
 def unpacked(data: Tensor, bits: int, shape: tuple[int, ...], *, is_signed: bool) -> Tensor:
-    """Elements narrower than a byte from their stream, least significant bits first.
+    """Return elements narrower than a byte from their stream, least significant bits first.
 
     data: uint8[ceil(elements * bits / 8)]; int8 or uint8 of ``shape`` come back.
     """

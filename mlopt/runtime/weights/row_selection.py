@@ -1,4 +1,4 @@
-"""Compressed weights of which single rows can be computed: an embedding needs few of its table."""
+"""Row selection: single rows of a compressed weight, as an embedding needs few of its table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RowsOf:
 
 @attrs.frozen(eq=False, repr=False)
 class Rows:
-    """A weight that is computed when asked for, whole or in part.
+    """A weight that is computed on demand, whole or in part.
 
     shape: of all of it; whole: computes it; select: computes its rows at int64[n], which are in
     range, as [n, ...].
@@ -49,11 +49,11 @@ class Rows:
 
 
 Table = Tensor | Rows
-"""What rows are looked up in."""
+"""A table in which rows are looked up."""
 
 
 def rows_of(value: Any, index: Tensor) -> Any:
-    """Rows of a tensor, packed or compressed; None where they start within a byte."""
+    """Return rows of a tensor, packed or compressed; None if they start within a byte."""
     if isinstance(value, Rows):
         return value.select(index)
     if not isinstance(value, Packed):
@@ -66,9 +66,9 @@ def rows_of(value: Any, index: Tensor) -> Any:
 
 
 def blocks_of(each: Tensor, count: int, index: Tensor) -> Tensor | None:
-    """Of numbers or tables for blocks of ``count`` rows those of some rows, one for each.
+    """Return for some rows the numbers or tables of their blocks of ``count`` rows, one each.
 
-    As they are where one block has all rows; None where blocks do not divide them.
+    They are returned as they are if one block has all rows; None if blocks do not divide them.
     """
     blocks = each.shape[0]
     if blocks == 1:

@@ -1,4 +1,4 @@
-"""Memory in which weights are widened, one step's after another's.
+"""Scratch memory in which weights are widened, step after step.
 
 A fresh tensor for each weight costs as much in page faults as the conversion does; these are taken
 once in a run, for the largest weights that a step has.
@@ -35,10 +35,10 @@ class Scratch:
         return converted.copy_(value)
 
     def release(self) -> None:
-        """Say that nobody uses what was given out any more."""
+        """Declare all tensors that were given out unused."""
         self._taken = 0
 
 
 def aligned(size: int) -> int:
-    """Bytes up to where the next tensor may begin."""
+    """Return bytes rounded up to where the next tensor may begin."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -39,7 +39,7 @@ def test_the_picture(tmp_path):
         assert path.read_bytes().startswith(start)
     with pytest.raises(ConfigError, match="layers=True"):
         draw_layers(compare(model, small, random=1), path)
-    with pytest.raises(ConfigError, match=r"has the ending '.foo'; use one of .*\.png, \.svg"):
+    with pytest.raises(ConfigError, match=r"has the extension '.foo'; use one of .*\.png, \.svg"):
         draw_layers(found, tmp_path / "layers.foo")
 
 

@@ -123,10 +123,10 @@ def test_random_tokens_of_every_target(target, nbits):
     ("count", "seed", "message"),
     [
         (0, 0, "at least one sample"),
-        (2.5, 0, "whole number, got 2.5"),
-        (1, -1, "seed has to be a whole number from 0 .* got -1"),
-        (1, 0.5, "seed has to be"),
-        (1, 2**64, "seed has to be"),
+        (2.5, 0, "an integer, got 2.5"),
+        (1, -1, "seed must be an integer from 0 .* got -1"),
+        (1, 0.5, "seed must be"),
+        (1, 2**64, "seed must be"),
     ],
 )
 def test_what_cannot_be_drawn(count, seed, message):

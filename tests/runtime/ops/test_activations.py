@@ -266,13 +266,13 @@ def test_half_precision_with_channels_of_single_precision():
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"mode has to be one of EXACT, .* got 'exact'"):
+    with pytest.raises(ValueError, match=r"mode must be one of EXACT, .* got 'exact'"):
         gelu(torch.zeros(2), "exact")
-    with pytest.raises(ValueError, match=r"axis has to be from -2 to 1 .* got 2"):
+    with pytest.raises(ValueError, match=r"axis must be from -2 to 1 .* got 2"):
         softmax(torch.zeros(2, 3), 2)
-    with pytest.raises(ValueError, match=r"alpha has to .* got shape \[2\]"):
+    with pytest.raises(ValueError, match=r"alpha must .* got shape \[2\]"):
         prelu(torch.zeros(1, 3, 4), torch.zeros(2))
-    with pytest.raises(ValueError, match=r"beta has to .* got shape \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"beta must .* got shape \[1, 3\]"):
         softplus_parametric(torch.zeros(1, 3, 4), torch.zeros(3), torch.zeros(1, 3))
 
 

@@ -400,10 +400,10 @@ def tables_operation(**changed):
     [
         ({"lut": value(np.zeros((2, 4, 1), np.float16), "fp16")}, "lut needs 4 axes"),
         ({"lut": value(np.zeros((3, 1, 4, 1), np.float16), "fp16")}, "do not divide"),
-        ({"lut": value(np.zeros((2, 1, 4, 2), np.float16), "fp16")}, "vector_axis has to be"),
+        ({"lut": value(np.zeros((2, 1, 4, 2), np.float16), "fp16")}, "vector_axis must be"),
         (
             {"indices": value(np.full((4, 2), 9, np.uint8), "uint8")},
-            "a table has 4 entries, and there is index 9",
+            "a table has 4 entries, but there is index 9",
         ),
     ],
 )
@@ -527,7 +527,7 @@ def test_tables_that_are_not_there_and_indices_beyond_them():
     indices = Packed(torch.full((8,), 0xFF, dtype=torch.uint8), 4, (4, 4))
     for lut, message in (
         (torch.zeros(0, 1, 16, 1), "blocks, which do not divide"),
-        (torch.zeros(1, 1, 8, 1), "a table has 8 entries, and there is index 15"),
+        (torch.zeros(1, 1, 8, 1), "a table has 8 entries, but there is index 15"),
     ):
         with pytest.raises(ValueError, match=message):
             compressed.constexpr_lut_to_dense_of_tables(indices, lut)

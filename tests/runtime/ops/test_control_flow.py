@@ -315,7 +315,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="it needs two blocks, got 0"):
         control_flow.while_loop((), call_of())
     wide = call_of(lambda values: (torch.ones(2, dtype=torch.bool),), lambda values: values)
-    with pytest.raises(ValueError, match="the condition of a loop has to be a scalar"):
+    with pytest.raises(ValueError, match="the condition of a loop must be a scalar"):
         control_flow.while_loop((torch.ones(1),), wide)
 
 

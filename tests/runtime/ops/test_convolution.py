@@ -378,9 +378,9 @@ X, WEIGHT = torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 3, 3)
     ("function", "arguments", "message"),
     [
         (conv, {"pad_type": "reflect"}, "'reflect'"),
-        (conv, {"strides": (1,)}, "strides has to be 2 positive numbers"),
-        (conv, {"dilations": (1, 0)}, "dilations has to be 2 positive numbers"),
-        (conv, {"pad_type": "custom", "pad": (1, 1)}, "pad has to be 4 numbers"),
+        (conv, {"strides": (1,)}, "strides must be 2 positive numbers"),
+        (conv, {"dilations": (1, 0)}, "dilations must be 2 positive numbers"),
+        (conv, {"pad_type": "custom", "pad": (1, 1)}, "pad must be 4 numbers"),
         (conv, {"pad_type": "custom", "pad": (-9, 0, 0, 0)}, "do not fit"),
         (conv, {"dilations": (4, 1)}, r"\(9, 3\) do not fit into lengths \[8, 8\]"),
         (conv, {"weight": torch.zeros(2, 2, 3)}, "weight needs 4 axes"),

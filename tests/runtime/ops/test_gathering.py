@@ -358,7 +358,7 @@ def test_validated_indices_are_not_negative(name):
     make, indices = INDEXED[name]
     inputs = {"x": random(2, 3), "indices": np.array(indices, np.int32)}
     build = lambda x, indices: make((x, indices), validate_indices=True)  # noqa: E731
-    with pytest.raises(RunError, match=rf"{name} .*indices have to be from 0 to [12], got some"):
+    with pytest.raises(RunError, match=rf"{name} .*indices must be from 0 to [12], got some"):
         run(build, inputs, target="iOS17")
 
 
@@ -380,9 +380,7 @@ def test_negative_indices_count_from_the_end_unless_they_are_validated(name):
 def test_indices_out_of_range_are_named(name, index):
     make, indices = INDEXED[name]
     inputs = {"x": random(2, 3), "indices": np.where(np.int32(indices) < 0, np.int32(index), 0)}
-    with pytest.raises(
-        RunError, match=rf"{name} .*indices have to be from -[23] to [12], got some"
-    ):
+    with pytest.raises(RunError, match=rf"{name} .*indices must be from -[23] to [12], got some"):
         run(lambda x, indices: make((x, indices)), inputs)
 
 
@@ -414,7 +412,7 @@ ONE = torch.zeros(2, dtype=torch.int32)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gathering.gather(X, ONE, axis=3), "axis has to be from -3 to 2 .*, got 3"),
+        (lambda: gathering.gather(X, ONE, axis=3), "axis must be from -3 to 2 .*, got 3"),
         (lambda: gathering.gather(X, ONE, axis=0, batch_dims=1), "at least batch_dims, 1; got 0"),
         (lambda: gathering.gather(X, ONE, axis=2, batch_dims=2), "batch_dims .* 0 to 1, got 2"),
         (lambda: gathering.gather(X, ONE[:1], axis=1, batch_dims=1), "first 1 axes in common"),
@@ -428,7 +426,7 @@ ONE = torch.zeros(2, dtype=torch.int32)
         (lambda: gathering.scatter(X, ONE, X, mode="mean"), "min or update, got 'mean'"),
         (
             lambda: gathering.scatter_along_axis(X, torch.zeros(1, 3, 4).int(), X),
-            r"updates have to be of shape \[1, 3, 4\], got \[2, 3, 4\]",
+            r"updates must be of shape \[1, 3, 4\], got \[2, 3, 4\]",
         ),
         (
             lambda: gathering.scatter_along_axis(X, torch.zeros(1, 1, 4).int(), X[:1, :1]),
@@ -436,7 +434,7 @@ ONE = torch.zeros(2, dtype=torch.int32)
         ),
         (
             lambda: gathering.scatter_nd(X, torch.zeros(5, 2).int(), X),
-            r"updates have to be of shape \[5, 4\], got \[2, 3, 4\]",
+            r"updates must be of shape \[5, 4\], got \[2, 3, 4\]",
         ),
     ],
 )

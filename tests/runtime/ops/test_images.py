@@ -805,25 +805,25 @@ def test_half_precision():
 
 def test_bad_arguments():
     x, boxes = torch.from_numpy(IMAGE), torch.zeros(1, 4)
-    with pytest.raises(ValueError, match=r"sampling_mode has to be one of .*, got 'ANY'"):
+    with pytest.raises(ValueError, match=r"sampling_mode must be one of .*, got 'ANY'"):
         images.resize_bilinear(x, 2, 2, "ANY")
-    with pytest.raises(ValueError, match=r"interpolation_mode has to be one of .*, got 'CUBIC'"):
+    with pytest.raises(ValueError, match=r"interpolation_mode must be one of .*, got 'CUBIC'"):
         images.resize(x, (2, 2), 2, "CUBIC")
-    with pytest.raises(ValueError, match="resized_dims has to be from 0"):
+    with pytest.raises(ValueError, match="resized_dims must be from 0"):
         images.resize(x, (2, 2), 3)
     with pytest.raises(ValueError, match="cannot have the lengths"):
         images.resize_nearest_neighbor(x, 0, 2)
     with pytest.raises(ValueError, match="more than this machine"):
         images.resize_nearest_neighbor(x, 1 << 20, 1 << 20)
-    with pytest.raises(ValueError, match="crop_height has to be two numbers"):
+    with pytest.raises(ValueError, match="crop_height must be two numbers"):
         images.crop(x, (2, 2), (0, 0))
-    with pytest.raises(ValueError, match="roi has to have shape"):
+    with pytest.raises(ValueError, match="roi must have shape"):
         images.crop_resize(x, torch.zeros(1, 1, 3, 1, 1))
     with pytest.raises(ValueError, match="an image from 0 to 1, got"):
         images.crop_resize_of_boxes(x, boxes, torch.tensor([2]))
-    with pytest.raises(ValueError, match="box_coordinate_mode has to be one of"):
+    with pytest.raises(ValueError, match="box_coordinate_mode must be one of"):
         images.crop_resize_of_boxes(x, boxes, box_coordinate_mode="CORNERS")
-    with pytest.raises(ValueError, match=r"padding_mode has to be one of .*, got 'wrap'"):
+    with pytest.raises(ValueError, match=r"padding_mode must be one of .*, got 'wrap'"):
         images.resample(x, torch.zeros(2, 1, 1, 2), "nearest", "wrap", 0.0, "unnormalized", True)
     with pytest.raises(ValueError, match="coordinates for 1"):
         images.resample(x, torch.zeros(1, 1, 1, 2), "nearest", "border", 0.0, "unnormalized", True)

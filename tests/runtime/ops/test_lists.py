@@ -198,7 +198,7 @@ def test_bad_arguments():
         lists.list_scatter(made(), (0, 1), torch.ones(3, 3))
     with pytest.raises(ValueError, match="nothing has been written to the list"):
         lists.list_read(made(shape=("rows", 3)), 0)
-    with pytest.raises(ValueError, match="init_length has to be at least 0, got -1"):
+    with pytest.raises(ValueError, match="init_length must be at least 0, got -1"):
         made(-1)
     with pytest.raises(TypeError, match="a list of tensors is needed, got Tensor"):
         lists.list_length(torch.ones(3))

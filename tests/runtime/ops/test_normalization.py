@@ -264,7 +264,7 @@ def test_narrower_parameters_of_a_wider_input(function):
         (lambda x: instance_norm(x[0]), "rank of 3"),
         (lambda x: l2_norm(x[0]), "rank of 3"),
         (lambda x: local_response_norm(x[0], 2), "rank of 3"),
-        (lambda x: local_response_norm(x, 0), "size has to be positive"),
+        (lambda x: local_response_norm(x, 0), "size must be positive"),
         (lambda x: layer_norm(x, axes=(3,)), r"from -3 to 2, got \[3\]"),
         (lambda x: layer_norm(x, axes=(-4, 0)), r"from -3 to 2, got \[-4, 0\]"),
         (lambda x: layer_norm(x, axes=()), r"from -3 to 2, got \[\]"),

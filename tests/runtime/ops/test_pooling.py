@@ -230,9 +230,9 @@ def test_symmetric_padding_copies_nothing(monkeypatch):
     ("given", "message"),
     [
         ({"pad_type": "reflect"}, "'reflect'"),
-        ({"kernel_sizes": (2, 2)}, "kernel_sizes has to be 1 positive numbers"),
-        ({"strides": (0,)}, "strides has to be 1 positive numbers"),
-        ({"pad_type": "custom", "pad": (1,)}, "pad has to be 2 numbers"),
+        ({"kernel_sizes": (2, 2)}, "kernel_sizes must be 1 positive numbers"),
+        ({"strides": (0,)}, "strides must be 1 positive numbers"),
+        ({"pad_type": "custom", "pad": (1,)}, "pad must be 2 numbers"),
         ({"kernel_sizes": (6,)}, "does not fit"),
         ({"x": torch.zeros(2, 5)}, "1 to 3 axes"),
         ({"pad_type": "custom", "pad": (2**50, 0)}, "more than this machine"),

@@ -162,11 +162,11 @@ def test_quantized_and_back_is_near():
 
 def test_bad_arguments():
     x, scales = torch.ones(2, 3), torch.ones(3)
-    with pytest.raises(ValueError, match="output_dtype has to be int8 or uint8, got 'int4'"):
+    with pytest.raises(ValueError, match="output_dtype must be int8 or uint8, got 'int4'"):
         quantization.quantize(x, torch.tensor(1.0), "int4")
-    with pytest.raises(ValueError, match="axis has to be one of the 2 axes"):
+    with pytest.raises(ValueError, match="axis must be one of the 2 axes"):
         quantization.dequantize(x, scales)
-    with pytest.raises(ValueError, match="axis has to be one of the 2 axes"):
+    with pytest.raises(ValueError, match="axis must be one of the 2 axes"):
         quantization.dequantize(x, scales, axis=2)
     with pytest.raises(ValueError, match="3 scales or zero points for 2 places on axis 0"):
         quantization.dequantize(x, scales, axis=0)

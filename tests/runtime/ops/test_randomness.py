@@ -179,7 +179,7 @@ def test_a_shape_of_another_value():
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [([2, 0], r"shape has to hold positive lengths, got \[2, 0\]"), ([2**30] * 2, "memory")],
+    [([2, 0], r"shape must hold positive lengths, got \[2, 0\]"), ([2**30] * 2, "memory")],
 )
 def test_shapes_that_cannot_be(shape, message):
     def build(shape):
@@ -219,15 +219,15 @@ def test_half_precision():
 def test_arguments_that_do_not_fit():
     declared = (OutputType("fp32", None),)
     call = Call("CoreML5", declared, (), ElementTypes("float32"), lambda _: torch.Generator())
-    with pytest.raises(ValueError, match=r"prob has to be from 0 to 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"prob must be from 0 to 1, got 1\.5"):
         random_bernoulli((2,), call, prob=1.5)
     with pytest.raises(ValueError, match=r"stddev must not be negative, got -1"):
         random_normal((2,), call, stddev=-1.0)
     with pytest.raises(ValueError, match=r"got low 1\.0 and high 0\.0"):
         random_uniform((2,), call, low=1.0, high=0.0)
-    with pytest.raises(ValueError, match="mode has to be logits or probs, got 'odds'"):
+    with pytest.raises(ValueError, match="mode must be logits or probs, got 'odds'"):
         random_categorical(torch.ones(3), call, mode="odds")
-    with pytest.raises(ValueError, match="size has to be at least 1, got 0"):
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         random_categorical(torch.ones(3), call, size=0)
     with pytest.raises(ValueError, match="an axis of probabilities, got a scalar"):
         random_categorical(torch.tensor(1.0), call)
@@ -236,5 +236,5 @@ def test_arguments_that_do_not_fit():
 @pytest.mark.parametrize("row", [[0.0, 0.0], [-1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_what_is_no_distribution(row):
     x = np.array([[1.0, 1.0], row], np.float32)
-    with pytest.raises(RunError, match=r"random_categorical .* has to give probabilities"):
+    with pytest.raises(RunError, match=r"random_categorical .* must give probabilities"):
         run(lambda x: mb.random_categorical(x=x, mode="probs"), {"x": x})

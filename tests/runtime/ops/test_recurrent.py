@@ -401,15 +401,15 @@ def tensors(gates):
 
 def test_bad_arguments():
     x, h = torch.from_numpy(X), torch.from_numpy(H)
-    with pytest.raises(ValueError, match="direction has to be one of forward, reverse, got 'both'"):
+    with pytest.raises(ValueError, match="direction must be one of forward, reverse, got 'both'"):
         rnn(x, h, *tensors(1), direction="both")
-    with pytest.raises(ValueError, match=r"an activation has to be one of .*, got 'gelu'"):
+    with pytest.raises(ValueError, match=r"an activation must be one of .*, got 'gelu'"):
         gru(x, h, *tensors(3), activation="gelu")
     with pytest.raises(ValueError, match=r"need 3 \* 5 rows, got 20 and 20"):
         gru(x, h, *tensors(4))
-    with pytest.raises(ValueError, match="weight_ih_back and weight_hh_back are needed"):
+    with pytest.raises(ValueError, match="a bidirectional layer needs weight_ih_back and"):
         lstm(x, h, h, *tensors(4), direction="bidirectional")
-    with pytest.raises(ValueError, match="weights have to be matrices"):
+    with pytest.raises(ValueError, match="weights must be matrices"):
         rnn(x, h, h[0], h)
 
 

@@ -243,12 +243,12 @@ def test_half_precision_rounds_only_the_result():
 
 def test_arguments_that_do_not_fit():
     x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"an axis has to be from -2 to 1 .* got \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"an axis must be from -2 to 1 .* got \[0, 2\]"):
         reduce_sum(x, (0, 2))
-    with pytest.raises(ValueError, match=r"axes have to differ, got \[1, -1\]"):
+    with pytest.raises(ValueError, match=r"axes must differ, got \[1, -1\]"):
         reduce_max(x, (1, -1))
     for function in (reduce_argmax, reduce_argmin):
-        with pytest.raises(ValueError, match=r"an axis has to be from -2 to 1 .* got \[-3\]"):
+        with pytest.raises(ValueError, match=r"an axis must be from -2 to 1 .* got \[-3\]"):
             function(x, -3)
-        with pytest.raises(ValueError, match="output_dtype has to be int32 or uint16, got 'int8'"):
+        with pytest.raises(ValueError, match="output_dtype must be int32 or uint16, got 'int8'"):
             function(x, 0, output_dtype="int8")

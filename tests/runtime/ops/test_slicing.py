@@ -251,7 +251,7 @@ X = torch.zeros(2, 3)
         (lambda: slicing.slice_by_index(X, (0, 0), (1, 1), (1, 0)), r"no zeros, got \[1, 0\]"),
         (
             lambda: slicing.slice_by_index(X, (0, 0), (1, 1), begin_mask=(T,)),
-            "begin_mask has to hold a value for each of 2 axes",
+            "begin_mask must hold a value for each of 2 axes",
         ),
         (
             lambda: slicing.slice_by_index(X, (0, 3), (1, 1), squeeze_mask=(F, T)),
@@ -262,7 +262,7 @@ X = torch.zeros(2, 3)
         (lambda: slicing.slice_by_size(X, (0, 1), (1, -2)), "axis 1 has 3 .* -2 .* from 1 on"),
         (
             lambda: slicing.slice_update(X, X, (0, 0), (1, 3)),
-            r"update has to be of shape \[1, 3\], got \[2, 3\]",
+            r"update must be of shape \[1, 3\], got \[2, 3\]",
         ),
     ],
 )

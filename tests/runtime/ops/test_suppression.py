@@ -169,7 +169,7 @@ def test_bad_arguments():
         suppression.non_maximum_suppression(boxes[..., :3], scores, 0.5, 0.0, 2)
     with pytest.raises(ValueError, match="scores as many rows as there are boxes"):
         suppression.non_maximum_suppression(boxes, scores[:, :2], 0.5, 0.0, 2)
-    with pytest.raises(ValueError, match="max_boxes has to be at least 0, got -1"):
+    with pytest.raises(ValueError, match="max_boxes must be at least 0, got -1"):
         suppression.non_maximum_suppression(boxes, scores, 0.5, 0.0, -1)
     with pytest.raises(ValueError, match="more than this machine"):
         suppression.non_maximum_suppression(boxes, scores, 0.5, 0.0, 1 << 40)
