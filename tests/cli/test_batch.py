@@ -154,7 +154,7 @@ def test_an_output_that_exists_keeps_all_from_being_done(chunks, tmp_path):
 def test_destinations_that_contradict(chunks, tmp_path):
     out, one = tmp_path / "out", tmp_path / "one.mlpackage"
     cases = [
-        ("got 2 models; give the folder", (chunks[0], chunks[2], "-o", one)),
+        ("got 2 models; give a folder", (chunks[0], chunks[2], "-o", one)),
         ("give either --output or --output-dir", (chunks[0], "-o", one, "--output-dir", out)),
         ("name the package to write, or the folder", (chunks[0], chunks[2])),
         ("it is not a folder", (chunks[0], "--output-dir", chunks[0] / "Manifest.json")),

@@ -15,7 +15,7 @@ REFUSALS = [
     (2, "nbits is required", ()),
     (2, "'--nbits'", ("--nbits", "four")),
     (2, "'--mode'", ("--nbits", 4, "--mode", "custom")),
-    (2, "'--group-size': it concerns groups", ("--nbits", 4, "--group-size", 8)),
+    (2, "'--group-size': it applies to groups", ("--nbits", 4, "--group-size", 8)),
     (2, "unknown deployment target 'iOS19'", ("--minimum-deployment-target", "iOS19")),
     (2, "did you mean 'head_weight_to_fp16'", ("--nbits", 4, "--skip", "haed_weight", "--strict")),
     (2, "'unique' stores the distinct values exactly", ("--mode", "unique", "--lut-dtype", "int8")),

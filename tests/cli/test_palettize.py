@@ -117,7 +117,7 @@ def test_help_has_the_choices_and_defaults_of_the_library():
     assert f"({default.mode}, the default)" in helped
     assert f"({default.granularity}, the default)" in helped
     assert f"({default.on_indivisible}, the default)" in helped
-    assert f"Channels of a group. Default: {default.group_size}." in helped
+    assert f"Channels per group. Default: {default.group_size}." in helped
     assert f"stands for. Default: {default.cluster_dim}." in helped
     assert f"more than N elements. Default: {default.weight_threshold}." in helped
 

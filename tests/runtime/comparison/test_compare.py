@@ -230,7 +230,7 @@ def test_images_of_nan_are_no_zeros():
     first, second = image_output(build), image_output(mb.relu)
     found = compare(first, second, {"x": -np.ones((1, 3, 2, 2), np.float32)})
     assert math.isnan(found.outputs[0].distance.snr_db)
-    assert "12 of 12 elements are NaN or infinite, 12 of them not the same" in str(found)
+    assert "12 of 12 elements are NaN or infinite, 12 of them different" in str(found)
 
 
 def test_images_of_pipelines_are_compared_without_alpha():
@@ -297,7 +297,7 @@ def test_nothing_is_never_called_equal():
         assert ("equal" in str(case)) is is_told
         assert ("1.000000" in str(case)) is is_told
         assert ("compare --float16 MODEL" in str(case)) is not is_told
-    assert "y: both are 2.5 everywhere, which says nothing" in str(cases["constant"])
+    assert "y: both are 2.5 everywhere, which tells nothing" in str(cases["constant"])
     assert "saturated: -3 or 4 everywhere" in str(cases["clipped"])
 
 
