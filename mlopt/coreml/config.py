@@ -1,11 +1,11 @@
-"""Which weights of a model are compressed, and how: a configuration of rules.
+"""Configuration of a compression run: rules that say which weights are compressed, and how.
 
 The names, the order of the parameters and the documented behaviour are coremltools'. Three things
-are stricter: every value is checked when it is given, a configuration is never changed behind its
-owner's back, and a key that means nothing is refused instead of being carried along.
+are stricter: every value is checked when it is set, a configuration is never changed behind its
+owner's back, and an unknown key is refused instead of being carried along.
 
 Rules may also be configs of coremltools, see ``mlopt.coreml.foreign_configs``; and a configuration
-made here serves coremltools' compressors as well.
+made here works with coremltools' compressors as well.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def _global(config: Any) -> OpConfig | None:
 
 @attrs.define
 class OptimizationConfig:
-    """Which weights are compressed, and how: by name, else by operation type, else globally.
+    """Rules for compressing weights: by name, else by operation type, else globally.
 
-    It is for :func:`palettize` and its kind, and for coremltools' ``linear_quantize_weights``,
-    ``prune_weights`` and ``linear_quantize_activations``: each refuses rules of another kind than
-    its own. An OpPalettizerConfig of coremltools is taken over as one of mlopt.
+    It is for :func:`palettize` and related functions, and for coremltools'
+    ``linear_quantize_weights``, ``prune_weights`` and ``linear_quantize_activations``: each refuses
+    rules of a kind other than its own. coremltools' OpPalettizerConfig is converted to mlopt's.
 
     Parameters
     ----------
     global_config
-        For every weight that no other rule covers. None: leave those alone.
+        The rule for every weight that no other rule covers. None: leave those alone.
     op_type_configs
         Operation type (``"conv"``, ``"linear"``, ...) to config, or to None to leave the weights of
         such operations alone.
@@ -72,11 +72,11 @@ class OptimizationConfig:
     Raises
     ------
     ConfigError
-        A value is no config and not None, or a key is not a name.
+        A value is neither a config nor None, or a key is not a name.
     """
 
-    # What coremltools' compressors ask a configuration for besides: as in one that is not made for
-    # its deprecated functions.
+    # Further attributes that coremltools' compressors read, with the values of a configuration that
+    # is not made for its deprecated functions.
     _is_deprecated: ClassVar[bool] = False
     _op_selector: ClassVar[None] = None
 
@@ -102,7 +102,7 @@ class OptimizationConfig:
         self.op_name_configs[key] = config
 
     def _get_op_config(self, op: Any) -> OpConfig | None:
-        """For coremltools' compressors: the config for an operation of its own that is no const."""
+        """For coremltools' compressors: the config for one of its operations, not a const."""
         return rule_for(self, (op.name, op.op_type))
 
     def _get_const_op_config(self, op: Any) -> OpConfig | None:
@@ -123,17 +123,17 @@ class OptimizationConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> OptimizationConfig:
-        """The configuration that nested plain values describe; they are only read.
+        """The configuration that nested plain values describe; they are not modified.
 
-        Keys, all optional: ``"config_type"`` (which config a rule is of, ``"OpPalettizerConfig"``
-        where it is not told), ``"global_config"`` (the parameters of that config, or None),
+        Keys, all optional: ``"config_type"`` (the class of the rules, ``"OpPalettizerConfig"`` by
+        default), ``"global_config"`` (the parameters of that class, or None),
         ``"op_type_configs"`` and ``"op_name_configs"`` (name to such parameters, or to None to
-        leave alone). Parameters may have a ``"config_type"`` of their own among them.
+        leave alone). The parameters of a rule may include a ``"config_type"`` of their own.
 
         Raises
         ------
         ConfigError
-            A key is unknown or a value not allowed; the message names the rule.
+            A key is unknown or a value is not allowed; the message names the rule.
         """
         if not isinstance(config_dict, Mapping):
             raise ConfigError(
@@ -144,7 +144,7 @@ class OptimizationConfig:
         misplaced = [f.name for f in attrs.fields(OpPalettizerConfig) if f.name in config_dict]
         if misplaced:
             raise ConfigError(
-                f"{misplaced[0]!r} is a parameter of a rule, got it beside the rules; "
+                f"{misplaced[0]!r} is a parameter of a rule, got it next to the rules; "
                 "put it under 'global_config'"
             )
         kinds = ("op_type_configs", "op_name_configs")
@@ -154,7 +154,7 @@ class OptimizationConfig:
             given = config_dict.get(kind)
             if given is not None and not isinstance(given, Mapping):
                 raise ConfigError(f"{kind} must be a mapping from names, got {shown(given)}")
-            # Keys are checked with the values in hand, where the configuration is constructed.
+            # Keys are checked together with the values, when the configuration is constructed.
             rules[kind] = {
                 key: read_rule(values, f"{kind}[{key!r}]", config_type)
                 for key, values in (given or {}).items()
@@ -174,7 +174,7 @@ class OptimizationConfig:
         Raises
         ------
         ConfigError
-            It is not YAML, repeats a key, or is not a configuration; the message names the file.
+            The file is not YAML, repeats a key, or is not a configuration; the message names it.
         OSError
             The file cannot be read.
         """
@@ -200,7 +200,7 @@ class OptimizationConfig:
         return result
 
     def to_yaml(self, yml: str | os.PathLike[str] | None = None) -> str:
-        """The configuration as YAML text, also written to the path `yml` where one is given.
+        """The configuration as YAML text; also written to the path `yml` if one is given.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class OptimizationConfig:
 
 
 def _for_coremltools(config: OpConfig | None, name: str) -> OpConfig | None:
-    """A rule as coremltools' compressors read it; refused where they could not read all of it."""
+    """A rule as coremltools' compressors read it; refused if they cannot read all of it."""
     if not isinstance(config, OpPalettizerConfig):
         return config
     from coremltools.optimize.coreml import OpPalettizerConfig as Theirs
@@ -231,7 +231,7 @@ def _for_coremltools(config: OpConfig | None, name: str) -> OpConfig | None:
 
 
 def for_palettization(config: Any) -> OptimizationConfig:
-    """A configuration as palettization takes it: every rule an OpPalettizerConfig, or None.
+    """Check a configuration for palettization: every rule an OpPalettizerConfig, or None.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def for_palettization(config: Any) -> OptimizationConfig:
     Raises
     ------
     ConfigError
-        It is none, or has rules that are not for palettes; all of these are listed.
+        It is not a configuration, or has rules that are not for palettes; all are listed.
     """
     if not (isinstance(config, OptimizationConfig) or foreign.is_configuration(config)):
         remedy = ""
@@ -256,7 +256,7 @@ def for_palettization(config: Any) -> OptimizationConfig:
             "config has an op_selector, which only coremltools' deprecated compression_utils know; "
             "name what is meant in op_type_configs and op_name_configs"
         )
-    # Once more also where it is mlopt's: its mappings may have been changed directly.
+    # Checked again even if it is mlopt's: its mappings may have been changed directly.
     checked = OptimizationConfig(
         config.global_config, config.op_type_configs, config.op_name_configs
     )
@@ -271,7 +271,7 @@ def for_palettization(config: Any) -> OptimizationConfig:
     ]
     if others:
         raise ConfigError(
-            f"{'; '.join(others)}. To palettize, every rule has to be an OpPalettizerConfig, or "
-            "None to leave weights alone: give the others a configuration of their own"
+            f"{'; '.join(others)}. To palettize, every rule must be an OpPalettizerConfig, or "
+            "None to leave weights alone: put the others into a configuration of their own"
         )
     return checked

@@ -11,7 +11,7 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.forms import palette_nbytes, tables_nbytes
 from mlopt.requests.keep import Keep
 from mlopt.requests.report import WeightRow
-from mlopt.requests.rows import StoredPalette, StoredWeight, row_of
+from mlopt.requests.rows import StoredPalette, WeightFacts, row_of
 
 
 def kept_row(decision: WeightDecision, keep: Keep) -> WeightRow:
@@ -56,8 +56,8 @@ def _notes_on_tables(weight: Weight, spec: PaletteSpec, palette: StoredPalette) 
     return (f"a table in {weight.dtype} would be smaller: {plain} bytes, not {here}",)
 
 
-def _stored(weight: Weight) -> StoredWeight:
-    return StoredWeight(
+def _stored(weight: Weight) -> WeightFacts:
+    return WeightFacts(
         names=weight.names,
         shape=weight.shape,
         dtype=weight.dtype,

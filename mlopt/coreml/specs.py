@@ -1,4 +1,4 @@
-"""The palette that is wanted for a weight: a request, fitted to its shape, readers and target."""
+"""The palette for a weight: a request, fitted to its shape, readers and target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlopt.requests.layout import ChosenLayout, choose_layout
 class ChosenSpec:
     """The palette that a weight gets.
 
-    config: what was asked for, as far as it concerns the weight; notes: what is different from it.
+    config: the request, as far as it concerns the weight; notes: differences from the request.
     """
 
     spec: PaletteSpec
@@ -38,7 +38,7 @@ def choose_spec(
     Parameters
     ----------
     targets
-        Tells the index widths that the functions of the weight can express.
+        Determines the index widths that the functions of the weight can express.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def form_of(weight: Weight, spec: PaletteSpec) -> PaletteForm:
 def _without_scales(
     weight: Weight, config: OpPalettizerConfig
 ) -> tuple[OpPalettizerConfig, tuple[str, ...]]:
-    """The request for a weight, without the scales that a quantized one has already."""
+    """The request for a weight, without scales if it is quantized and has its own."""
     if not strategy_of(weight).has_scales or not (
         config.enable_per_channel_scale or config.lut_dtype is not None
     ):
@@ -94,7 +94,7 @@ def _without_scales(
 
 
 def _channel_axis(weight: Weight, config: OpPalettizerConfig) -> int | Keep | None:
-    """The axis of groups and vectors, 0 or more; None where neither is asked for."""
+    """The axis of groups and vectors, 0 or more; None if neither is requested."""
     if not config.is_grouped and config.cluster_dim == 1:
         return None
     if not config.is_grouped or config.channel_axis is None:
@@ -102,7 +102,7 @@ def _channel_axis(weight: Weight, config: OpPalettizerConfig) -> int | Keep | No
     rank = len(weight.shape)
     if not -rank <= config.channel_axis < rank:
         raise ConfigError(
-            f"channel_axis has to be in [{-rank}, {rank}) for the shape {list(weight.shape)}, got "
+            f"channel_axis must be in [{-rank}, {rank}) for the shape {list(weight.shape)}, got "
             f"{config.channel_axis}; choose another, or None"
         )
     return config.channel_axis % rank
@@ -113,7 +113,7 @@ def _scale_axis(weight: Weight, config: OpPalettizerConfig) -> int | Keep | None
 
 
 def _output_axis(weight: Weight) -> int | Keep:
-    """The output channel axis that all operations see which read a weight."""
+    """The output channel axis on which all operations that read a weight agree."""
     axes = output_axes(weight.consumers, len(weight.shape))
     if len(axes) == 1:
         return axes.pop()
@@ -140,7 +140,7 @@ def _layout(weight: Weight, config: OpPalettizerConfig, axis: int | None) -> Cho
 def _reason_of_values(weight: Weight, spec: PaletteSpec) -> Keep | None:
     """Why no palette can hold the values, as far as that is known without clustering.
 
-    Known now, so that a target is not raised for a weight that is kept in the end.
+    Checked early, so that no target is raised for a weight that is kept in the end.
     """
     strategy = strategy_of(weight)
     try:

@@ -1,6 +1,6 @@
-"""Values of a configuration: every check returns the form in which a value is kept, or refuses it.
+"""Checks of configuration values: each returns the value in the form in which it is kept.
 
-Each raises ConfigError, naming the parameter, what was got and what is allowed.
+Each raises ConfigError, naming the parameter, what it got and what is allowed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def listed(allowed: Iterable[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` for a message, with its type where that is likely to be what is wrong."""
+    """`value` for a message, with its type where that is probably what is wrong."""
     if value is None or isinstance(value, str):
         return repr(value)
     return f"{value!r} ({type(value).__name__})"
@@ -36,13 +36,13 @@ def near_matches(key: object, allowed: Iterable[str]) -> tuple[str, ...]:
 
 
 def did_you_mean(near: Iterable[str]) -> str:
-    """The end of a message that offers `near`; empty where there are none."""
+    """The end of a message that suggests `near`; empty if there are none."""
     names = " or ".join(repr(name) for name in near)
     return f"; did you mean {names}?" if names else ""
 
 
 def integer(value: Any, name: str, minimum: int | None = None) -> int:
-    """`value` as an int; takes numpy's integers and refuses booleans, floats and text."""
+    """`value` as an int; accepts numpy's integers, refuses booleans, floats and text."""
     allowed = "an integer" if minimum is None else f"an integer of at least {minimum}"
     try:
         if isinstance(value, bool):
@@ -65,7 +65,7 @@ def word(value: Any, name: str, allowed: tuple[WordT, ...]) -> WordT:
 
 
 def flag(value: Any, name: str) -> bool:
-    """`value` as a bool; takes numpy's and nothing else."""
+    """`value` as a bool; accepts numpy's, and nothing else."""
     # The truth of anything else is a trap: bool("false") is True.
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
@@ -73,7 +73,7 @@ def flag(value: Any, name: str) -> bool:
 
 
 def index_bits(value: Any, name: str) -> int:
-    """`value` as a number of bits that the indices of a palette can have."""
+    """`value` as the number of bits of an index."""
     nbits = integer(value, name)
     if nbits not in NBITS:
         raise ConfigError(f"{name} must be {listed(NBITS)}, got {nbits}")

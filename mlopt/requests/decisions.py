@@ -27,7 +27,7 @@ class Decision(Generic[SubjectT, RequestT]):
     rule
         The rule that decided, as in :class:`mlopt.requests.rules.Resolution`.
     notes
-        What a reader should know besides, a sentence each.
+        What else a reader should know, one sentence each.
     config
         What was asked for; None: nothing.
     is_elementwise

@@ -20,20 +20,20 @@ BEFORE_IOS18 = f"one scalar table of floats for a weight at {OLD_BITS}, without 
 
 @attrs.frozen(kw_only=True)
 class PaletteForm:
-    """A form that a palette has, or shall have.
+    """The form of a palette, existing or requested.
 
     Parameters
     ----------
     nbits
-        Bits of an index; None: as many as the values need.
+        Bits of an index; None: chosen by the values.
     group_size
         Channels that share a table; None: one table for the weight.
     cluster_dim
-        Weights that an entry stands for; above 1, entries are vectors.
+        Elements that an entry stands for; above 1, entries are vectors.
     has_scale
         Whether each channel has a scale of its own.
     lut_dtype
-        Of tables in 8 bits; None: in the dtype of the weight.
+        Dtype of 8-bit tables; None: tables in the dtype of the weight.
     is_joint
         Whether the weight is sparse or quantized as well.
     """
@@ -47,7 +47,7 @@ class PaletteForm:
 
     @classmethod
     def of_spec(cls, spec: PaletteSpec, *, is_joint: bool = False) -> PaletteForm:
-        """The form that is wanted."""
+        """The form that a spec asks for."""
         return cls(
             nbits=spec.nbits,
             group_size=spec.group_size,
@@ -59,7 +59,7 @@ class PaletteForm:
 
     @classmethod
     def of_palettized(cls, palettized: Palettized) -> PaletteForm:
-        """The form that a palette has."""
+        """The form of an existing palette."""
         lengths = zip(palettized.shape, palettized.table_shape, strict=True)
         sizes = [length // tables for length, tables in lengths if tables > 1]
         quantized = palettized.quantized
@@ -92,7 +92,7 @@ class PaletteForm:
     def words(self, mode: str = "") -> str:
         """The form for a reader: ``"4-bit kmeans, groups of 32, vectors of 2"``.
 
-        ``mode``: how the tables are made. What is None, 1 or False goes without saying.
+        ``mode``: how the tables are made. Values that are None, 1 or False are left out.
         """
         bits = "" if self.nbits is None else f"{self.nbits}-bit"
         parts = [
@@ -109,9 +109,9 @@ class PaletteForm:
 
 
 def palette_nbytes(spec: PaletteSpec, shape: tuple[int, ...], *, nbits: int, itemsize: int) -> int:
-    """Bytes that a palette of ``nbits`` takes: packed indices, tables, scale.
+    """Bytes of a palette of ``nbits``: packed indices, tables, scale.
 
-    ``shape``, ``itemsize``: of the weight; the scale, and tables that are not in 8 bits, have its
+    ``shape``, ``itemsize``: of the weight; the scale, and tables other than 8-bit ones, have its
     dtype.
     """
     indices = packed_nbytes(math.prod(shape) // spec.cluster_dim, nbits=nbits)
@@ -123,7 +123,7 @@ def palette_nbytes(spec: PaletteSpec, shape: tuple[int, ...], *, nbits: int, ite
 def tables_nbytes(
     spec: PaletteSpec, shape: tuple[int, ...], *, nbits: int, itemsize: int, lut_dtype: str | None
 ) -> int:
-    """Bytes of the tables, with their own scale and offset where ``lut_dtype`` has 8 bits."""
+    """Bytes of the tables, including their own scale and offset if they are 8-bit."""
     numbers = Layout.of(spec, shape).groups * (1 << nbits) * spec.cluster_dim
     if lut_dtype is None:
         return numbers * itemsize

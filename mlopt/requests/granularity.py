@@ -14,8 +14,8 @@ GranularityName = Literal["per_tensor", "per_grouped_channel"]
 class Granularity(str, Enum):
     """How much of a weight shares one lookup table.
 
-    A string in any case and a like-named member of another enum (coremltools' and the torch side's)
-    are accepted by :meth:`parse`; a member equals its lower-case name.
+    :meth:`parse` accepts a string in any case and a member of another enum with the same name
+    (coremltools' and the PyTorch side's); a member equals its lower-case name.
     """
 
     PER_TENSOR = "per_tensor"
@@ -26,12 +26,12 @@ class Granularity(str, Enum):
 
     @classmethod
     def parse(cls, value: object) -> Granularity:
-        """The member that `value` means; ConfigError where there is none."""
+        """The member that `value` names; raises ConfigError if there is none."""
         name = value.name if isinstance(value, Enum) else value
         for member in cls:
             if isinstance(name, str) and name.lower() == member.value:
                 return member
         remedy = ""
         if isinstance(name, str) and name.lower() == "per_channel":
-            remedy = "; for one table a channel use per_grouped_channel with group_size=1"
+            remedy = "; for one table per channel use per_grouped_channel with group_size=1"
         raise ConfigError(f"granularity must be {listed(cls)}, got {shown(value)}{remedy}")

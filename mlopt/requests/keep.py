@@ -1,4 +1,4 @@
-"""Why a weight stays as it is, and why a part of a request does not hold for it."""
+"""Reasons to keep a weight as it is, or not to follow part of a request."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import attrs
 
 @attrs.frozen
 class Keep:
-    """The weight stays bit for bit.
+    """The decision to keep a weight, bit for bit.
 
     Parameters
     ----------
     reason
-        Why, in full.
+        The reason in full.
     category
-        The reason without what is particular to the weight; `reason` itself where not given.
+        The reason without what is particular to the weight; `reason` itself if not given.
     """
 
     reason: str
@@ -25,12 +25,12 @@ NOT_FINITE = Keep("it holds an infinity or a NaN", "infinity or NaN")
 
 
 def low_rank(rank: int) -> Keep:
-    """Why a weight of so few axes stays: less than two."""
+    """The reason to keep a weight of fewer than two axes."""
     return Keep(f"rank {rank}; Core ML wants rank 2 or more", "rank 0 or 1")
 
 
 def float_table_note(lut_dtype: str, dtype: str) -> str:
-    """Why a weight of ``dtype`` has a table in that although 8 bits were asked for."""
+    """The note on a table that stays in the weight's ``dtype`` although 8 bits were requested."""
     return (
         f"the table stays in {dtype}: the weights are so small that the scale of one in "
         f"{lut_dtype} would be subnormal"

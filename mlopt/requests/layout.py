@@ -1,4 +1,4 @@
-"""Choice of the groups and vectors of a weight: those asked for, where its shape allows them."""
+"""Choice of the groups and vectors of a weight: those requested, if its shape allows them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ChosenLayout:
     Parameters
     ----------
     channel_axis
-        The axis of groups and vectors, 0 or more; None where there are neither.
+        The axis of groups and vectors, 0 or more; None without either.
     group_size
         Channels that share a table; None: one table for the weight.
     notes
-        What is different from what was asked for, a sentence each.
+        Differences from the request, one sentence each.
     """
 
     channel_axis: int | None = None
@@ -40,7 +40,7 @@ def choose_layout(
     channels_together: int,
     on_indivisible: OnIndivisible = "skip",
 ) -> ChosenLayout | Keep:
-    """The layout of one weight, or why its shape does not allow the one that was asked for.
+    """The layout of one weight, or why its shape does not allow the requested one.
 
     Parameters
     ----------
@@ -49,15 +49,15 @@ def choose_layout(
     axis
         The axis whose channels form groups and vectors, 0 or more.
     group_size
-        Channels that shall share a table; None: all.
+        Requested channels per table; None: all.
     cluster_dim
-        Consecutive channels that an entry of a table shall stand for.
+        Requested consecutive channels per table entry.
     channels_together
         Consecutive channels on `axis` that a vector may reach across: fewer than all where a
         grouped convolution or a recurrent layer keeps channels apart.
     on_indivisible
-        What happens where `group_size` does not divide the channels: keep the weight, take the
-        largest divisor below it, or take one table.
+        What to do if `group_size` does not divide the channels: keep the weight, use the largest
+        divisor below it, or use one table.
     """
     channels = shape[axis]
     notes: tuple[str, ...] = ()

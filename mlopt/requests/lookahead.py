@@ -1,4 +1,4 @@
-"""Doing jobs in threads, a few ahead of where their results are used."""
+"""Bounded look-ahead thread pool: results in order, a few jobs ahead of their use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def done_ahead(
 ) -> Generator[Result | None, None, None]:
     """The results of jobs in their order; None for those that are None.
 
-    Only a few more than ``workers`` are worked on at a time, because what is worked on is held in
-    memory. Close the generator to give up what is unfinished.
+    Only a few more jobs than ``workers`` are in progress at a time, because their data are held in
+    memory. Close the generator to cancel the unfinished ones.
     """
     waiting: deque[Future[Result] | None] = deque()
     ahead = 0
@@ -41,10 +41,10 @@ def done_ahead(
 def done_together(
     jobs: Sequence[Callable[[], Result] | None], sizes: Sequence[int], workers: int
 ) -> Generator[Result | None, None, None]:
-    """The results of jobs in their order, as from ``done_ahead``, but the largest is done first.
+    """The results of jobs in their order, as from ``done_ahead``, with the largest job done first.
 
-    So no thread waits for a large one at the end. All results may be held at once: this is for what
-    is in memory anyway.
+    This way no thread waits for a large one at the end. All results may be held at once, so use it
+    only for data that are in memory anyway.
     """
     pool = ThreadPoolExecutor(workers)
     futures: dict[int, Future[Result]] = {}
@@ -60,7 +60,7 @@ def done_together(
 
 
 def share_of(size: int, workers: int) -> int:
-    """Threads for one weight of so many elements: one that is much larger than most gets all."""
+    """Threads for one weight of ``size`` elements: all of them for a very large one, else 1."""
     return workers if size >= 1 << 22 else 1
 
 

@@ -1,4 +1,4 @@
-"""What happened to every weight of a model: the account that a compression run gives."""
+"""The report of a compression run: what happened to every weight of a model."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class WeightRow:
     consumers
         The operations that read it, each as ``"type(name)"``.
     outcome
-        ``"palettized"`` or ``"kept"`` (bit for bit what it was).
+        ``"palettized"`` or ``"kept"`` (unchanged, bit for bit).
     reason
         The rule that decided, or why the weight stays as it is.
     category
-        The reason without what is particular to this weight: what the summary counts by. Taken to
-        be `reason` where not given.
+        The reason without what is particular to this weight, by which the summary counts;
+        `reason` itself if not given.
     note
-        What a reader should know beside the outcome (another group size than asked for, consumers
-        with different rules), or None.
+        What else a reader should know (a group size other than requested, consumers with different
+        rules), or None.
     nbits, granularity, group_size, cluster_dim, per_channel_scale, lut_dtype
         The form that was stored. `nbits` and `granularity` are None for a kept weight,
         `group_size` is None without groups, `lut_dtype` is None for tables in the weight's dtype.
@@ -63,11 +63,11 @@ class WeightRow:
     bytes_before, bytes_after
         Bytes of stored data.
     is_elementwise
-        Whether only elementwise operations read it, so that each error is one of an activation; see
+        Whether only elementwise operations read it, so that no sum averages its errors out; see
         `Report.elementwise`.
     snr_db
-        ``10 log10(sum w^2 / sum (w - stored)^2)``; infinity where the stored weight is equal, None
-        where nothing was measured.
+        ``10 log10(sum w^2 / sum (w - stored)^2)``; infinity if the stored weight is equal, None if
+        nothing was measured.
     """
 
     name: str
@@ -100,12 +100,12 @@ class WeightRow:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether what is stored equals the weight that came in."""
+        """Whether the stored weight equals the original."""
         return not self.is_palettized or self.snr_db == math.inf
 
     @property
     def full_name(self) -> str:
-        """The name, after that of the model in a pipeline: ``"first/conv_weight"``."""
+        """The name, prefixed with the model's in a pipeline: ``"first/conv_weight"``."""
         return f"{self.model}/{self.name}" if self.model else self.name
 
     @property
@@ -123,7 +123,7 @@ class WeightRow:
         return form.words(self.mode or "")
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as values that JSON has: an infinite ratio is None with ``lossless`` true."""
+        """The row as JSON values: an infinite ratio is None with ``lossless`` true."""
         values = attrs.asdict(self)
         values["shape"] = list(self.shape)
         values["functions"] = list(self.functions)
@@ -149,7 +149,7 @@ def _notes(notes: Iterable[str]) -> tuple[str, ...]:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """The account of a run: a row for each weight in program order, and what concerns them all.
+    """The account of a run: one row per weight in program order, and notes on the whole model.
 
     Parameters
     ----------
@@ -158,11 +158,11 @@ class Report:
     target_before, target_after
         Deployment targets by name (``"iOS15"``), None where unknown.
     target_reason
-        Why the target was raised, None where it was not.
+        Why the target was raised; None if it was not.
     unmatched_rules
         Rules of the configuration that apply to no weight.
     notes
-        Whatever else a reader should know, a sentence each.
+        What else a reader should know, one sentence each.
     """
 
     rows: tuple[WeightRow, ...] = attrs.field(default=(), converter=_rows)
@@ -179,7 +179,7 @@ class Report:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> WeightRow:
-        """The row of the weight called `name`; KeyError where there is none."""
+        """The row of the weight called `name`; raises KeyError if there is none."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -192,26 +192,26 @@ class Report:
 
     @property
     def kept(self) -> tuple[WeightRow, ...]:
-        """The rows of the weights that stayed as they were."""
+        """The rows of the weights that were kept unchanged."""
         return tuple(row for row in self.rows if not row.is_palettized)
 
     @property
     def elementwise(self) -> tuple[WeightRow, ...]:
         """The rows of palettized weights that only elementwise operations read.
 
-        Rotary and position tables, windows and the like: no sum over many of them evens out what
-        their palettes lose. They may be worth a rule that leaves them alone.
+        Rotary and position tables, windows and the like: no sum over many of them averages their
+        errors out. They may be worth a rule that leaves them alone.
         """
         return tuple(row for row in self.palettized if row.is_elementwise)
 
     @property
     def bytes_before(self) -> int:
-        """Bytes of all the weights as they came."""
+        """Bytes of all the weights before the run."""
         return sum(row.bytes_before for row in self.rows)
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of all the weights as stored."""
+        """Bytes of all the weights after the run."""
         return sum(row.bytes_after for row in self.rows)
 
     @property
@@ -221,13 +221,13 @@ class Report:
 
     @property
     def kept_share(self) -> float:
-        """The share of the bytes that came in and were kept as they are, 0 to 1."""
+        """The share of the original bytes in weights that were kept, 0 to 1."""
         before = self.bytes_before
         return sum(row.bytes_before for row in self.kept) / before if before else 0.0
 
     @property
     def kept_categories(self) -> dict[str, tuple[int, int]]:
-        """Category of reason to (weights, bytes) of what was kept, most bytes first."""
+        """Category of reason to (weights, bytes) of the kept weights, most bytes first."""
         categories: dict[str, tuple[int, int]] = {}
         for row in self.kept:
             weights, size = categories.get(row.category, (0, 0))
@@ -235,7 +235,7 @@ class Report:
         return dict(sorted(categories.items(), key=lambda item: -item[1][1]))
 
     def summary(self) -> str:
-        """The account in a few lines: sizes, what was kept and why, the target, unused rules."""
+        """A summary in a few lines: sizes, what was kept and why, the target, unused rules."""
         if not self.rows:
             lines = ["The model has no weights.", *self._closing_lines()]
             return "\n".join(map(printable, lines))
@@ -273,7 +273,7 @@ class Report:
         return "\n".join(map(printable, lines + self._closing_lines()))
 
     def _elementwise_lines(self) -> list[str]:
-        """What only elementwise operations read, and how it is left alone."""
+        """Lines on weights that only elementwise operations read, and how to leave them alone."""
         rows = self.elementwise
         if not rows:
             return []
@@ -283,16 +283,16 @@ class Report:
         return [
             f"Only elementwise operations read {counted(len(rows), 'palettized weight')}, "
             f"{' -> '.join(map(human_bytes, sizes))}: rotary or position tables, windows and the "
-            "like, whose errors no sum evens out. To leave them alone, --skip NAME for each, "
-            "op_name_configs={NAME: None, ...}, or in a YAML file:",
+            "like, whose errors no sum averages out. To leave them alone, use --skip NAME for "
+            "each, op_name_configs={NAME: None, ...}, or in a YAML file:",
             *(f"  {line}" for line in rules_to_keep(names[:_MOST_NAMED]).splitlines()),
             *([f"  # and {more} more: see elementwise of the report in JSON"] if more > 0 else []),
         ]
 
     def _closing_lines(self) -> list[str]:
-        """The target, rules without use, notes."""
+        """Lines on the target, unused rules, and notes."""
         lines = [] if self.target_after is None else [self._target_line()]
-        lines += [f"Rule without use: {rule}" for rule in self.unmatched_rules]
+        lines += [f"Unused rule: {rule}" for rule in self.unmatched_rules]
         return lines + [f"Note: {note}" for note in self.notes]
 
     def _target_line(self) -> str:
@@ -302,9 +302,9 @@ class Report:
         return f"Target: raised from {self.target_before} to {self.target_after}{why}."
 
     def to_table(self, width: int = 120) -> str:
-        """A plain text table of the rows, `width` columns wide at most.
+        """A plain text table of the rows, at most `width` columns wide.
 
-        Long names are elided, different ones differently.
+        Long names are elided so that different names stay different.
         """
         columns = [
             Column("used by", [_elided(_used_by(row.consumers)) for row in self.rows]),
@@ -325,7 +325,7 @@ class Report:
         return f"{self.to_table()}\n\n{self.summary()}" if self.rows else self.summary()
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as values that JSON has; see :meth:`WeightRow.as_dict` for the rows."""
+        """The report as JSON values; see :meth:`WeightRow.as_dict` for the rows."""
         return {
             "target_before": self.target_before,
             "target_after": self.target_after,
@@ -366,7 +366,7 @@ class Report:
 
 
 def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
-    """The YAML of rules that leave weights alone, whatever is in their names."""
+    """The YAML of rules that leave weights alone, with any characters in their names."""
     rules: dict[str, None] = dict.fromkeys(names)
     text: str = yaml.safe_dump(
         rules, sort_keys=False, width=math.inf, default_flow_style=on_one_line
@@ -377,7 +377,7 @@ def rules_to_keep(names: Iterable[str], *, on_one_line: bool = False) -> str:
 
 
 def _used_by(consumers: tuple[str, ...]) -> str:
-    """The types of the consumers, with a count where a type occurs repeatedly."""
+    """The types of the consumers, with a count for repeated ones."""
     types = [consumer.partition("(")[0] for consumer in consumers]
     counted = {kind: types.count(kind) for kind in types}
     return ", ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counted.items())
@@ -388,7 +388,7 @@ def _elided(text: str) -> str:
 
 
 def _result(row: WeightRow) -> str:
-    """What became of a weight, and its note."""
+    """The form of a palettized weight or the reason to keep it, and its note."""
     result = row.form if row.is_palettized else f"kept: {row.reason}"
     return f"{result} ({row.note})" if row.note else result
 

@@ -1,4 +1,4 @@
-"""The row of a report that a decision leads to."""
+"""Rows of a report, made of decisions and their results."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MOST_NAMES = 8
 
 
 @attrs.frozen(kw_only=True)
-class StoredWeight:
-    """What a row says of a weight, whatever becomes of it; as in :class:`WeightRow`.
+class WeightFacts:
+    """Facts about a weight for its row, palettized or kept; as in :class:`WeightRow`.
 
     names: all of its names, the one for the row first; also_named: how a note about the others
     begins; nbytes: as it came; was_compressed: whether that was a compressed form.
@@ -38,7 +38,7 @@ class StoredWeight:
 
 
 class Stored(Protocol):
-    """A palette as it is stored: ``Palettized``, or one whose indices are packed."""
+    """A palette as it is stored: ``Palettized``, or one with packed indices."""
 
     @property
     def nbits(self) -> int:
@@ -46,7 +46,7 @@ class Stored(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored."""
+        """Bytes of everything stored."""
 
     @property
     def quantized(self) -> QuantizedTable | None:
@@ -55,7 +55,7 @@ class Stored(Protocol):
 
 @attrs.frozen
 class StoredPalette:
-    """What a row says of a palette.
+    """Facts about a palette for a row.
 
     nbytes: of indices, tables and scale; lut_dtype: of tables in 8 bits, None for tables in the
     dtype of the weight; notes: what a reader should know besides, a sentence each.
@@ -69,7 +69,7 @@ class StoredPalette:
 
     @classmethod
     def of(cls, palette: Stored, distortion: Distortion, notes: tuple[str, ...]) -> StoredPalette:
-        """What a row says of a palette that was made."""
+        """The facts about a palette that was made."""
         codes = None if palette.quantized is None else palette.quantized.codes
         return cls(
             nbits=palette.nbits,
@@ -81,9 +81,9 @@ class StoredPalette:
 
 
 def row_of(
-    decision: Decision[Any, Any], weight: StoredWeight, result: StoredPalette | Keep
+    decision: Decision[Any, Any], weight: WeightFacts, result: StoredPalette | Keep
 ) -> WeightRow:
-    """The row of a weight that is kept, whatever was decided before, or has a palette."""
+    """The row of a weight that has a palette, or is kept whatever was decided before."""
     if isinstance(result, Keep):
         return WeightRow(
             outcome="kept",
@@ -110,8 +110,8 @@ def row_of(
     )
 
 
-def _notes(spec: PaletteSpec, weight: StoredWeight, palette: StoredPalette) -> Iterator[str]:
-    """What there is to say of a palette beside the one that was decided on."""
+def _notes(spec: PaletteSpec, weight: WeightFacts, palette: StoredPalette) -> Iterator[str]:
+    """Yield notes on a palette, other than those of the decision."""
     yield from palette.notes
     if spec.lut_dtype is not None and palette.lut_dtype is None:
         yield float_table_note(spec.lut_dtype, weight.dtype)
@@ -123,8 +123,8 @@ def _notes(spec: PaletteSpec, weight: StoredWeight, palette: StoredPalette) -> I
         )
 
 
-def _common(decision: Decision[Any, Any], weight: StoredWeight, nbytes: int) -> dict[str, Any]:
-    """What any row says of its weight, of which ``nbytes`` are stored afterwards."""
+def _common(decision: Decision[Any, Any], weight: WeightFacts, nbytes: int) -> dict[str, Any]:
+    """The fields that every row has; ``nbytes``: stored afterwards."""
     return {
         "name": weight.names[0],
         "model": weight.model,
@@ -140,7 +140,7 @@ def _common(decision: Decision[Any, Any], weight: StoredWeight, nbytes: int) -> 
     }
 
 
-def _other_names(weight: StoredWeight) -> tuple[str, ...]:
+def _other_names(weight: WeightFacts) -> tuple[str, ...]:
     """A note about the other names, for a reader who looks for one of those; empty without any."""
     others = [repr(name) for name in weight.names[1:]]
     if not others:

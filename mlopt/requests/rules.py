@@ -1,8 +1,8 @@
 """The rules of a configuration: the one that decides for a weight, and those that apply to none.
 
-A weight that several users read, or own, gets one decision. Where the users agree, that is it. Else
-the most specific rule decides (name before type before global), and among equally specific ones the
-more careful: to leave the weight alone before everything, then what the caller prefers.
+A weight that several users read, or own, gets one decision. If they ask for the same, that is it.
+Otherwise the most specific rule decides (name before type before global), and among equally
+specific ones the more careful: to leave the weight alone first, then the caller's preference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SPECIFICITY: dict[RuleKind, int] = {
 
 
 class Request(Protocol):
-    """What a rule asks for, if not to leave a weight alone."""
+    """The content of a rule that does not leave a weight alone."""
 
     @property
     def summary(self) -> str:
@@ -44,14 +44,14 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 @attrs.frozen
 class Claim(Generic[RequestT]):
-    """What the rule for one user of a weight asks for.
+    """The request of one user of a weight: what the rule for it says.
 
     Parameters
     ----------
     user
         The operation or module, as messages name it: ``"linear 'head'"``.
     kind, key
-        The rule that decides for this user; its key as written, None for `global_config`.
+        The rule that decides for this user, and its key as written; None for `global_config`.
     config
         What the rule says; None: leave the weight alone.
     keep
@@ -79,7 +79,7 @@ class Claim(Generic[RequestT]):
 
 @attrs.frozen
 class Resolution(Generic[RequestT]):
-    """What a configuration says about one weight.
+    """The decision of a configuration about one weight.
 
     Parameters
     ----------
@@ -89,10 +89,10 @@ class Resolution(Generic[RequestT]):
         The rule that decided, ``"op_name_configs['conv1']"``, ``"global_config"``, or
         ``"no rule"``.
     note
-        Which users of the weight (operations or modules) ask for something else, and why this rule
-        won. None where they agree.
+        Users of the weight (operations or modules) that ask for something else, and why this rule
+        won. None if there are none.
     keep
-        Why it is left alone although the rule does not say so; None otherwise.
+        Why the weight is left alone although the rule does not say so; None otherwise.
     """
 
     config: RequestT | None
@@ -107,7 +107,7 @@ class Resolution(Generic[RequestT]):
 
     @property
     def reason_to_keep(self) -> Keep:
-        """Why the weight is left alone, where `config` is None."""
+        """Why the weight is left alone, if `config` is None."""
         if self.keep is not None:
             return self.keep
         return Keep("no rule applies" if self.rule == "no rule" else f"left alone by {self.rule}")
@@ -123,7 +123,7 @@ def resolve_claims(
     claims
         One for each user, at least one. Among equally good ones the first wins.
     preference
-        What to compare equally specific rules by; the greater is the more careful.
+        The key by which equally specific rules are compared; the greater is the more careful.
     """
 
     def precedence(claim: Claim[RequestT]) -> tuple[int, bool, tuple[Any, ...]]:
@@ -157,7 +157,7 @@ class UnmatchedRule:
     near_matches
         Names or types with weights that look like the key.
     reason
-        What the key fails to match.
+        Why the key matches nothing.
     """
 
     kind: RuleKind
@@ -169,7 +169,7 @@ class UnmatchedRule:
         return f"{self.kind}[{self.key!r}]: {self.reason}{did_you_mean(self.near_matches)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The rule as values that JSON has."""
+        """The rule as JSON values."""
         return {
             "kind": self.kind,
             "key": self.key,

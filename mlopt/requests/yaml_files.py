@@ -1,4 +1,4 @@
-"""A configuration out of a YAML file, with errors that name the file."""
+"""Reader of configurations in YAML files, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def read_yaml(yml: str | os.PathLike[str] | IO[Any], build: Callable[[Any], T]) -> T:
-    """What `build` makes of the plain values in a YAML file.
+    """Read a YAML file and return what `build` makes of its plain values.
 
     Parameters
     ----------
@@ -26,12 +26,12 @@ def read_yaml(yml: str | os.PathLike[str] | IO[Any], build: Callable[[Any], T]) 
     Raises
     ------
     ConfigError
-        It is not YAML, repeats a key, or `build` refuses it; the message names the file.
+        The file is not YAML, repeats a key, or `build` refuses it; the message names the file.
     OSError
         The file cannot be read.
     """
     if isinstance(yml, (str, os.PathLike)):
-        # As bytes, so that the YAML reader finds the encoding out.
+        # As bytes, so that the YAML reader detects the encoding.
         with open(yml, "rb") as file:
             return _read(file, os.fspath(yml), build)
     return _read(yml, str(getattr(yml, "name", "the YAML stream")), build)
@@ -49,7 +49,7 @@ def _read(stream: IO[Any], name: str, build: Callable[[Any], T]) -> T:
 
 
 def _refuse_repeated_keys(node: yaml.Node | None) -> None:
-    """Of a key that is written twice, YAML readers keep the last and say nothing."""
+    """Refuse repeated keys, of which YAML readers silently keep the last."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_repeated_keys(item)
@@ -61,7 +61,7 @@ def _refuse_repeated_keys(node: yaml.Node | None) -> None:
                 if key.value in seen:
                     line = key.start_mark.line + 1
                     raise ConfigError(
-                        f"the key {key.value!r} is written twice, again in line {line}"
+                        f"the key {key.value!r} is repeated in line {line}; remove one of them"
                     )
                 seen.add(key.value)
             _refuse_repeated_keys(value)

@@ -223,7 +223,7 @@ def test_a_given_axis_is_taken_for_groups(channel_axis, grouped, tmp_path):
 @pytest.mark.parametrize("channel_axis", [4, -5])
 def test_an_axis_that_is_not_there_is_an_error_for_every_weight(channel_axis, grouped, tmp_path):
     options = {"granularity": "per_grouped_channel", "group_size": 2, "channel_axis": channel_axis}
-    with pytest.raises(ConfigError, match=r"channel_axis has to be in \[-4, 4\)") as refusal:
+    with pytest.raises(ConfigError, match=r"channel_axis must be in \[-4, 4\)") as refusal:
         palettize(grouped, global_config(**options), output=tmp_path / "out.mlpackage")
     assert "forward: " in str(refusal.value)
     assert "back: " in str(refusal.value)

@@ -172,7 +172,7 @@ def test_yaml_files(tmp_path):
         ("kmeans", "must be a mapping"),
         ("a: [1", "not readable as YAML"),
         ("a: !!python/object:os.system {}", "not readable as YAML"),
-        ("op_name_configs:\n  a: null\n  a: {nbits: 4}\n", "'a' is written twice, again in line 3"),
+        ("op_name_configs:\n  a: null\n  a: {nbits: 4}\n", "'a' is repeated in line 3"),
         ("global_config: {nbits: 5}", "nbits must be one of"),
     ],
 )

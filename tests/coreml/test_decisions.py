@@ -516,7 +516,7 @@ def test_rules_that_match_nothing_are_told_and_strict_refuses_them(one, tmp_path
         "w" in report.unmatched_rules[2].near_matches or not report.unmatched_rules[2].near_matches
     )
     assert report["w"].nbits == 2
-    assert "Rule without use" in report.summary()
+    assert "Unused rule: " in report.summary()
     with pytest.raises(ConfigError) as refusal:
         palettize(one("iOS16"), config, output=tmp_path / "strict.mlpackage", strict=True)
     for key in ("conv", "linaer", "ww"):

@@ -116,7 +116,7 @@ def test_summary_of_the_target_the_rules_and_the_notes():
     )
     assert report.summary().splitlines()[1:] == [
         "Target: raised from iOS15 to iOS16: tables need it.",
-        "Rule without use: op_name_configs['conv9']: nothing has this name; did you mean 'conv1'?",
+        "Unused rule: op_name_configs['conv9']: nothing has this name; did you mean 'conv1'?",
         "Note: All is well.",
     ]
     same = Report(rows=[palettized()], target_before="iOS16", target_after="iOS16")

@@ -1,4 +1,4 @@
-"""Compressed weights that any tool wrote: their values, and what they are made of."""
+"""Compressed weights, whatever tool wrote them: values and description."""
 
 from mlopt.coreml.constexpr.description import CompressedForm
 from mlopt.coreml.constexpr.evaluation import evaluate

@@ -13,10 +13,10 @@ CAST = {
 
 
 def check_cast(p: Parameters) -> tuple[TensorType, ...]:
-    """The type of the weight; raises ModelFormatError for any but the one cast there is."""
+    """The type of the weight; raises ModelFormatError for any cast other than fp16 to fp32."""
     wanted = str(p["output_dtype"].read())
     if wanted != "fp32":
-        raise p.refusal(f"output_dtype has to be 'fp32', got {wanted!r}")
+        raise p.refusal(f"output_dtype must be 'fp32', got {wanted!r}")
     return ((wanted, p["source_val"].shape),)
 
 

@@ -1,4 +1,4 @@
-"""Chains of constexpr operations: which make up one weight, in what order, and what they store."""
+"""Chains of constexpr operations: those that make up one weight, in order, and their constants."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _LONGEST = 64
 the limit keeps a damaged one from costing the square of its length."""
 
 _DESCRIPTIVE = frozenset({"shape", "axis", "vector_axis", "output_dtype"})
-"""Parameters that say how to read the others, and store nothing of the weight."""
+"""Parameters that say how to read the others, and store no part of the weight."""
 
 
 def chain_of(node: Node) -> list[Node]:
-    """The constexpr operations that ``node`` reads from, itself last, each after those it reads.
+    """The constexpr operations behind ``node``, each after those it reads, ``node`` itself last.
 
     Raises
     ------
     ModelFormatError
-        There are more of them than any weight takes.
+        The chain is longer than that of any real weight.
     """
     ordered: list[Node] = []
     seen = {id(node)}
@@ -53,9 +53,9 @@ def producers(node: Node) -> Iterator[Node]:
 
 
 def stored_constants(chain: Iterable[Node]) -> tuple[Constant, ...]:
-    """Everything that a chain stores of its weight, each blob once.
+    """The constants that a chain stores for its weight, each blob once.
 
-    Indices, tables, masks, scales and offsets; what only says how to read them is left out.
+    Indices, tables, masks, scales and offsets, without parameters that only say how to read them.
     """
     stored: dict[Hashable, Constant] = {}
     for node in chain:

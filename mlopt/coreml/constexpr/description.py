@@ -1,4 +1,4 @@
-"""The form of a compressed weight in words and numbers; nothing is decompressed for it."""
+"""Description of a compressed weight's form in words and numbers, without decompressing it."""
 
 from __future__ import annotations
 
@@ -30,26 +30,25 @@ class CompressedForm:
     form
         In words: "palettized", "quantized", "scaled" (floats with scales of their own), "sparse" or
         "cast", joined with " + " where more than one holds; with ", int8 table" or ", uint8 table"
-        where the entries are stored so.
+        if the entries are stored in that type.
     operations
         The types of the operations that give it, in order.
     nbits
         Bits of an index, of a quantized number, or of a stored value; without tables and masks.
     tables
-        Number of look-up tables, None without any.
+        Number of lookup tables, None without any.
     block
-        Elements along each axis of the weight that share a table or a scale; None where neither
-        is there.
+        Elements along each axis of the weight that share a table or a scale; None without either.
     cluster_dim
         Values that an entry of a table holds, None without a table.
     has_scale
-        Whether scales follow the tables, of channels or blocks.
+        Whether scales, of channels or blocks, follow the tables.
     sparsity
         Share of the elements that the mask leaves out, 0 to 1; None without a mask.
     size
         Elements of the weight.
     nbytes
-        Bytes of everything that is stored of it: indices, tables, masks, scales, offsets.
+        Bytes of everything stored for it: indices, tables, masks, scales, offsets.
     """
 
     form: str
@@ -69,7 +68,7 @@ class CompressedForm:
         return 8 * self.nbytes / self.size if self.size else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, and ``bits_per_weight``, as values that JSON has."""
+        """The fields, and ``bits_per_weight``, as JSON values."""
         values = attrs.asdict(self)
         values["operations"] = list(self.operations)
         values["block"] = None if self.block is None else list(self.block)
@@ -79,7 +78,7 @@ class CompressedForm:
     def short(self) -> str:
         """Form, bits, and what shares a table or a scale: ``"palettized 4 bits, 2 of 16x8x3x3"``.
 
-        The number of tables and the block stand there where there are several.
+        The number of tables and the block are included if there are several.
         """
         words = f"{self.form} {counted(self.nbits, 'bit')}"
         if self.block is None or self._is_one_block:
@@ -109,10 +108,10 @@ class CompressedForm:
 
 
 def describe(chain: Sequence[Node], size: int, nbytes: int) -> CompressedForm:
-    """What a compressed weight is made of.
+    """Describe the form of a compressed weight.
 
     ``chain``: the operations that give it, each after those that it reads; ``size``: its elements;
-    ``nbytes``: bytes of everything that is stored of it.
+    ``nbytes``: bytes of everything stored for it.
 
     Raises
     ------
@@ -152,7 +151,7 @@ def describe(chain: Sequence[Node], size: int, nbytes: int) -> CompressedForm:
 
 
 _DATA = ("data", "nonzero_data", "quantized_data", "indices", "indices_nonzero_data", "source_val")
-"""What the bulk of a weight is called, one in each operation."""
+"""Parameters that hold the bulk of a weight; each operation has one of them."""
 
 
 def _never(variable: Variable) -> Array:
@@ -168,7 +167,7 @@ def _bulk(p: Parameters) -> Operand:
 
 
 def _source(link: Checked, names: Iterable[str]) -> Node | None:
-    """The constexpr operation that gives the first of the parameters that is there."""
+    """The constexpr operation that computes the first of the parameters that is present."""
     bound = next(link.node.inputs[name][0] for name in names if name in link.node.inputs)
     return bound.node if isinstance(bound, Variable) and bound.constant is None else None
 

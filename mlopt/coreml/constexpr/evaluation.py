@@ -12,15 +12,15 @@ from mlopt.mil.program import Node, Variable
 
 
 def evaluate(node: Node) -> tuple[Array, ...]:
-    """The values of the outputs of a constexpr operation, which may read other ones.
+    """The values of the outputs of a constexpr operation, which may read other such operations.
 
-    They are, to the last bit, what coremltools' own decompression gives. Everything is checked
-    before anything is computed, and memory is taken for what the stored bytes bear out only.
+    They equal coremltools' own decompression to the last bit. Everything is checked before anything
+    is computed, and no more memory is allocated than the stored bytes justify.
 
     Returns
     -------
     A read-only array for each output, of its declared shape and type. Elements narrower than a byte
-    take one: int8 for int4, uint8 for the others.
+    take one byte: int8 for int4, uint8 for the others.
 
     Raises
     ------
@@ -60,6 +60,6 @@ def value_of(variable: Variable) -> Array:
 
 
 def output_index(variable: Variable) -> int:
-    """Which of its operation's outputs a variable is."""
+    """The position of a variable among its operation's outputs."""
     assert variable.node is not None
     return [id(output) for output in variable.node.outputs].index(id(variable))

@@ -51,7 +51,7 @@ def check_old_dense(p: Parameters) -> tuple[TensorType, ...]:
     """The type of the weight; raises ModelFormatError where the parameters contradict."""
     entries = p["lut"].size
     if entries not in OLD_TABLE_SIZES:
-        raise p.refusal(f"lut has to have one of {OLD_TABLE_SIZES} entries, got {entries}")
+        raise p.refusal(f"lut must have one of {OLD_TABLE_SIZES} entries, got {entries}")
     shape = checked_shape(p)
     nbytes = packed_nbytes(math.prod(shape), nbits=nbits(p))
     if p["indices"].size != nbytes:
@@ -156,7 +156,7 @@ def _check_table(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
     lut, rank = p["lut"], len(shape)
     if len(lut.shape) != rank + 2:
         raise p.refusal(
-            f"lut has to have a rank 2 above that of the indices, got {list(lut.shape)} for "
+            f"lut must have a rank 2 above that of the indices, got {list(lut.shape)} for "
             f"{list(shape)}"
         )
     *groups, entries, d = lut.shape
@@ -172,4 +172,4 @@ def _check_table(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
         if d > 1:
             raise p.refusal(f"vector_axis is missing; entries hold {d} values")
     elif not -rank <= (axis := p.integer("vector_axis")) < rank:
-        raise p.refusal(f"vector_axis has to be in [{-rank}, {rank}), got {axis}")
+        raise p.refusal(f"vector_axis must be in [{-rank}, {rank}), got {axis}")

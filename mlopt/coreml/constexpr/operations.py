@@ -1,4 +1,4 @@
-"""The constexpr operations by type and form: parameters, the check of them, the computation."""
+"""The constexpr operations by type and form: parameters, their check, the computation."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Checked:
 
 
 def checked(node: Node, computed: Callable[[Variable], Array]) -> Checked:
-    """Check an operation by itself; ``computed`` gives what other constexpr operations produce.
+    """Check one operation; ``computed`` returns what other constexpr operations produce.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def checked(node: Node, computed: Callable[[Variable], Array]) -> Checked:
     if node.op_type not in forms:
         raise refusal(
             node,
-            f"an operation of this type is not known; known are {', '.join(sorted(forms))}. "
+            f"unknown operation type; known types are {', '.join(sorted(forms))}. "
             "The model may be newer than this version of mlopt.",
         )
     form = forms[node.op_type]
@@ -108,11 +108,11 @@ def checked(node: Node, computed: Callable[[Variable], Array]) -> Checked:
 
 
 def parameter_names(node: Node) -> frozenset[str]:
-    """The parameters that the definition of a constexpr operation gives it; none if unknown."""
+    """The parameters in the definition of a constexpr operation; none if it is unknown."""
     forms = _OLD_FORMS if is_old_form(node) else _FORMS
     return frozenset(forms[node.op_type].signature) if node.op_type in forms else frozenset()
 
 
 def is_old_form(node: Node) -> bool:
-    """Whether an operation of two forms is in that of iOS16 and iOS17."""
+    """Whether an operation is in the form of iOS16 and iOS17, if its type has two forms."""
     return node.op_type in _OLD_FORMS and "shape" in node.inputs

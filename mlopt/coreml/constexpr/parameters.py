@@ -37,7 +37,7 @@ _MOST_ELEMENTS = 1 << 48
 
 @attrs.frozen
 class Parameter:
-    """What a definition says of one parameter: element types, rank (None: any above 0)."""
+    """The definition of one parameter: element types, rank (None: any above 0)."""
 
     dtypes: frozenset[str]
     rank: int | tuple[int, ...] | None = None
@@ -46,9 +46,9 @@ class Parameter:
 
 @attrs.frozen(eq=False)
 class Operand:
-    """What is bound to a parameter.
+    """The value bound to a parameter.
 
-    dtype, shape: as declared; read: gives the values as an array of ``shape``, in which elements
+    dtype, shape: as declared; read: returns the values as an array of ``shape``, in which elements
     narrower than a byte take one (int8 for int4, uint8 otherwise). It may be read-only.
     """
 
@@ -69,7 +69,7 @@ class Operand:
 
 @attrs.frozen(eq=False)
 class Parameters:
-    """The operands of ``node`` by parameter; those that the definition lets out may be absent."""
+    """The operands of ``node`` by parameter; optional ones may be absent."""
 
     node: Node
     operands: Mapping[str, Operand]
@@ -85,12 +85,12 @@ class Parameters:
         return int(self[parameter].read())
 
     def refusal(self, what: str) -> ModelFormatError:
-        """The error that says what is wrong with the operation."""
+        """An error that says what is wrong with the operation."""
         return refusal(self.node, what)
 
 
 def refusal(node: Node, what: str) -> ModelFormatError:
-    """The error that names an operation, its package, and what is wrong with it."""
+    """An error that names an operation, its package, and what is wrong with it."""
     package = next(
         (
             f"{bound.files.root}: "
@@ -117,8 +117,8 @@ def read_parameters(
     Raises
     ------
     ModelFormatError
-        A parameter is missing, unknown, computed by other than constants, or of another type. An
-        attribute that is no parameter is a remark that some tool left, and is none of these.
+        A parameter is missing, unknown, not computed from constants, or of a wrong type. An
+        attribute that is not a parameter is a remark of some tool, and not an error.
     """
     unknown = sorted(set(node.op.inputs) - set(signature))
     if unknown:
@@ -133,14 +133,14 @@ def read_parameters(
 
 
 def is_constexpr(node: Node) -> bool:
-    """Whether the operation is one of those that hold a compressed weight."""
+    """Whether an operation holds a compressed weight."""
     return node.op_type.startswith("constexpr_")
 
 
 def unpacked(constant: Constant) -> Array:
     """The values of a constant in its shape; elements narrower than a byte take one each.
 
-    int4 gives int8, the others of these give uint8. Other types: a read-only view.
+    int4 becomes int8, the other narrow types uint8. All others: a read-only view.
 
     Raises
     ------
@@ -183,10 +183,10 @@ def _operand(
         raise refusal(node, f"{name} is bound to a name that is defined nowhere before it")
     else:
         raise refusal(
-            node, f"{name} is computed when the model runs ({bound.name!r}); it has to be constant"
+            node, f"{name} is computed when the model runs ({bound.name!r}); it must be constant"
         )
     if declared is None:
-        raise refusal(node, f"{name} is no tensor of known shape")
+        raise refusal(node, f"{name} is not a tensor of known shape")
     dtype, shape = declared[0].name, declared[1]
     _check_type(node, name, parameter, dtype, shape)
     if dtype == "string":
@@ -208,6 +208,6 @@ def _check_type(
         ranks = parameter.rank if isinstance(parameter.rank, tuple) else (parameter.rank,)
         fits, wanted = rank in ranks, " or ".join(map(str, ranks))
     if not fits:
-        raise refusal(node, f"{name} has to be of rank {wanted}, got the shape {list(shape)}")
+        raise refusal(node, f"{name} must be of rank {wanted}, got the shape {list(shape)}")
     if math.prod(shape) > _MOST_ELEMENTS:
         raise refusal(node, f"{name} of shape {list(shape)} cannot be in any file")

@@ -1,4 +1,4 @@
-"""Weights as scaled and shifted numbers of few bits, each block with a scale of its own.
+"""Weights as scaled and shifted low-bit numbers, each block with its own scale.
 
 ``constexpr_affine_dequantize``, ``constexpr_blockwise_shift_scale`` and its sparse form.
 
@@ -57,11 +57,11 @@ def check_affine(p: Parameters) -> tuple[TensorType, ...]:
     shape = p["quantized_data"].shape
     axis = p.integer("axis")
     if not -len(shape) <= axis < len(shape):
-        raise p.refusal(f"axis has to be in [{-len(shape)}, {len(shape)}), got {axis}")
+        raise p.refusal(f"axis must be in [{-len(shape)}, {len(shape)}), got {axis}")
     for name in ("scale", "zero_point"):
         if p[name].shape not in ((), (shape[axis],)):
             raise p.refusal(
-                f"{name} has to be a scalar or have the {shape[axis]} elements of axis {axis}, "
+                f"{name} must be a scalar or have the {shape[axis]} elements of axis {axis}, "
                 f"got the shape {list(p[name].shape)}"
             )
     return ((p["scale"].dtype, shape),)
@@ -110,7 +110,7 @@ def _check_blocks(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
     """Check scale and offset against data of that type and shape."""
     scale = p["scale"].shape
     if len(scale) != len(shape):
-        raise p.refusal(f"scale has to have the rank of the data, got {list(scale)} for {shape}")
+        raise p.refusal(f"scale must have the rank of the data, got {list(scale)} for {shape}")
     for axis, (n, count) in enumerate(zip(shape, scale, strict=True)):
         if count < 1 or n % count:
             raise p.refusal(f"{count} scales do not divide the {n} elements on axis {axis}")
@@ -118,10 +118,10 @@ def _check_blocks(p: Parameters, dtype: str, shape: tuple[int, ...]) -> None:
         return
     offset = p["offset"]
     if offset.shape != scale:
-        raise p.refusal(f"offset has to have the shape of scale, {scale}, got {offset.shape}")
+        raise p.refusal(f"offset must have the shape of scale, {scale}, got {offset.shape}")
     if offset.dtype not in FLOATS and offset.dtype != dtype:
         raise p.refusal(
-            f"offset has to be of a float type or of the data's, {dtype}, got {offset.dtype}"
+            f"offset must be of a float type or of the data's, {dtype}, got {offset.dtype}"
         )
 
 

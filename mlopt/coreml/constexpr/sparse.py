@@ -48,7 +48,7 @@ def old_dense(p: Parameters) -> tuple[Array, ...]:
     (_, shape), *_ = check_old_dense(p)
     size, packed = math.prod(shape), p["mask"].read()
     if size % 8 and packed[-1] >> (size % 8):
-        raise p.refusal("bits of the mask behind its last element are set; they have to be 0")
+        raise p.refusal("bits of the mask behind its last element are set; they must be 0")
     nonzero = p["nonzero_data"].read()
     mask = unpack_bits(packed, 1, size).reshape(shape)
     check_counts(p, mask, nonzero)
@@ -83,10 +83,10 @@ def check_counts(p: Parameters, mask: Array, nonzero: Array) -> None:
 
 
 def checked_shape(p: Parameters) -> tuple[int, ...]:
-    """The weight's shape of an iOS16 form, which is a parameter of its own."""
+    """The weight's shape in the iOS16 form, where it is a parameter."""
     (rank,) = p["shape"].shape
     if not 1 <= rank <= HIGHEST_RANK:
-        raise p.refusal(f"shape has to give 1 to {HIGHEST_RANK} axes, got {rank}")
+        raise p.refusal(f"shape must give 1 to {HIGHEST_RANK} axes, got {rank}")
     return tuple(int(n) for n in p["shape"].read())
 
 

@@ -13,14 +13,14 @@ _INTEGERS = frozenset({"int4", "uint4", "int8", "uint8"})
 
 
 def strategy_of(weight: Weight) -> Strategy:
-    """How a weight that can be palettized is palettized, by how it is stored."""
+    """The strategy for a weight that can be palettized, by how it is stored."""
     if not weight.is_compressed:
         return PLAIN
     return INTEGERS if weight.chain[-1].op_type in PARAMETERS else SPARSE
 
 
 def can_be_palettized(weight: Weight) -> bool:
-    """Whether it is plain, or is compressed so that a palette can take the place of its data.
+    """Whether a weight is plain, or compressed so that a palette can replace its data.
 
     These are the nonzero values of a sparse weight, or the integers of a quantized one.
     """

@@ -41,7 +41,7 @@ def _data(weight: Weight) -> Constant:
 
 
 def _palettize(weight: Weight, spec: PaletteSpec, workers: int) -> Clustered:
-    """The tables stand there once for each block that has a scale of its own."""
+    """Cluster the integers; the tables are repeated for each block with its own scale."""
     codes = unpacked(_data(weight))
     scale, offset = _blocks_of(weight)
     _check_vectors(codes.shape, scale.shape, spec)
@@ -83,12 +83,12 @@ def _blocks_of(weight: Weight) -> tuple[Array, Array | None]:
 
 
 def _as_codes(offset: Array, *, unsigned: bool) -> Array:
-    """An offset, which may be of another type, in that of the codes: a table wants them alike."""
+    """An offset, which may have another type, in the codes' type, as a table requires."""
     bounds = np.iinfo(np.uint8 if unsigned else np.int8)
     # NaN compares false
     fits = (offset >= bounds.min) & (offset <= bounds.max) & (offset == np.rint(offset))
     if not fits.all():
-        raise NoPaletteError(f"an offset of its integers is no {bounds.dtype}")
+        raise NoPaletteError(f"an offset of its integers cannot be stored as {bounds.dtype}")
     return offset.astype(bounds.dtype)
 
 
@@ -105,7 +105,7 @@ def _check_vectors(shape: tuple[int, ...], blocks: tuple[int, ...], spec: Palett
 
 
 def _importance(scale: Array, codes: Array) -> Array | None:
-    """What an error of 1 in a code weighs: the square of its scale; None where all are alike."""
+    """The weight of an error of 1 in a code: its squared scale; None if all are equal."""
     squares = np.square(scale.astype(np.float64))
     if (squares == squares.reshape(-1)[0]).all():
         return None
@@ -113,10 +113,10 @@ def _importance(scale: Array, codes: Array) -> Array | None:
 
 
 def _scaled_table(palettized: Palettized, scale: Array, offset: Array | None) -> QuantizedTable:
-    """The tables of integers, each as often as blocks with other scales have it.
+    """The tables of integers, repeated for blocks with different scales.
 
-    A look-up of scaled entries gives what scaling looked-up integers does. coremltools brings the
-    two operations into this order too, before CoreML9.
+    Looking up scaled entries gives the same as scaling looked-up integers. coremltools puts the two
+    operations in this order too, before CoreML9.
     """
     groups = palettized.table_shape
     blocks = [math.lcm(g, s) for g, s in zip(groups, scale.shape, strict=True)]
@@ -130,7 +130,7 @@ def _scaled_table(palettized: Palettized, scale: Array, offset: Array | None) ->
 
 
 def _repeated(array: Array, shape: tuple[int, ...]) -> Array:
-    """Each element as often as it takes to fill ``shape``, whose lengths the array's divide."""
+    """Repeat elements to fill ``shape``, whose lengths those of the array divide."""
     for axis, (n, length) in enumerate(zip(shape, array.shape, strict=True)):
         if length < n:
             array = np.repeat(array, n // length, axis)

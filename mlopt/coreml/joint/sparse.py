@@ -60,12 +60,12 @@ def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:
 
 
 def _mask_of_vectors(mask: Mask, axis: int, d: int) -> Mask:
-    """The mask with one element for every ``d`` along ``axis``, which must be alike."""
+    """The mask with one element for every ``d`` along ``axis``, which must be equal."""
     parts = np.moveaxis(mask, axis, 0)
     parts = parts.reshape(parts.shape[0] // d, d, *parts.shape[1:])
     if not (parts == parts[:, :1]).all():
         raise NoPaletteError(
-            f"vectors of {d} on axis {axis} reach over zeros and other values, and zeros have to "
+            f"vectors of {d} on axis {axis} reach over zeros and other values, and zeros must "
             "stay zero"
         )
     return np.ascontiguousarray(np.moveaxis(parts[:, 0], 0, axis))

@@ -1,4 +1,4 @@
-"""What a strategy of palettization is, and what it gives."""
+"""Strategies of palettization, and their result."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Clustered:
 
 @attrs.frozen(eq=False)
 class Strategy:
-    """How weights of one form of storage are palettized.
+    """Palettization of weights of one form of storage.
 
     Attributes
     ----------
     palettize
-        Clusters a weight, in so many threads. The spec is for the plain weight's shape. Raises
-        ``NoPaletteError`` where there is no such palette; the message is the reason.
+        Clusters a weight in the given number of threads. The spec is for the plain weight's shape.
+        Raises ``NoPaletteError`` if there is no such palette; the message is the reason.
     check
-        Finds out without clustering that ``palettize`` has what it needs; raises alike.
+        Checks without clustering that ``palettize`` has what it needs; raises the same error.
     has_scales
         Whether the weight brings scales for its tables, so that a spec has neither a scale nor a
         ``lut_dtype``.
@@ -47,10 +47,10 @@ class Strategy:
 
 
 def has_own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool:
-    """Whether a palette can take the place of what a compressed weight has as ``parameter``.
+    """Whether a palette can replace the data that a compressed weight has as ``parameter``.
 
     That holds for single operations, since a chain of several is compressed twice already, and
-    where nothing else reads the constant or goes on from the weight, for it would have to stay.
+    only if nothing else reads the constant or continues from the weight: it would have to stay.
     """
     if len(weight.chain) > 1 or any(
         use.node.op_type.startswith("constexpr_")
@@ -70,10 +70,10 @@ def has_own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool
 
 
 def joint_notes(nbytes: int, plain_nbytes: int) -> tuple[str, ...]:
-    """A warning where a compressed weight would be smaller if only palettized."""
+    """A warning if a compressed weight would be smaller when only palettized."""
     if nbytes <= plain_nbytes:
         return ()
     return (
-        f"takes {human_bytes(nbytes)} so, {human_bytes(plain_nbytes)} if the plain weight is "
+        f"takes {human_bytes(nbytes)} like this, {human_bytes(plain_nbytes)} if the plain weight is "
         "palettized: decompress it first",
     )

@@ -9,7 +9,7 @@ from mlopt.palette.value.palettized import Palettized
 from mlopt.requests import rows
 from mlopt.requests.keep import Keep
 from mlopt.requests.report import WeightRow
-from mlopt.requests.rows import StoredPalette, StoredWeight
+from mlopt.requests.rows import StoredPalette, WeightFacts
 from mlopt.torch.conversion_notes import conversion_notes
 from mlopt.torch.modules import ModelParameter
 from mlopt.torch.palettization.decisions import ParameterDecision
@@ -37,9 +37,9 @@ def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
     return rows.row_of(decision, _stored(parameter), palette)
 
 
-def _stored(parameter: ModelParameter) -> StoredWeight:
+def _stored(parameter: ModelParameter) -> WeightFacts:
     tensor = parameter.tensor
-    return StoredWeight(
+    return WeightFacts(
         names=parameter.names,
         shape=tuple(tensor.shape),
         dtype=dtype_name(tensor.dtype),

@@ -151,13 +151,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "lut: an axis that is a vector": (lut(vector_axis=value([0], "int32")), "rank 0"),
     "lut: another output shape": (lut((4, 2)), r"'w' is fp16\[2, 4\].*declares fp16\[4, 2\]"),
     "lut: another output type": (lut(dtype="fp32"), r"declares fp32\[2, 4\]"),
-    "lut: a scalar": (lut(indices=value(0, "uint2")), "indices has to be of rank"),
+    "lut: a scalar": (lut(indices=value(0, "uint2")), "indices must be of rank"),
     "lut: two values for one": (lut(), "takes one value, got 2"),
     "lut: a name that is defined nowhere": (lut(indices="nothing"), "defined nowhere before"),
     "lut: itself": (lut(indices="w"), "defined nowhere before"),
     "lut: a computed table": (lut(lut="x"), "computed when the model runs"),
     "lut: two outputs": (lut(), "1 output"),
-    "old lut: eight entries": (old_lut(lut=value(np.zeros(8), "fp16")), "has to have one of"),
+    "old lut: eight entries": (old_lut(lut=value(np.zeros(8), "fp16")), "must have one of"),
     "old lut: indices that are too short": (old_lut(indices=value([0], "uint8")), "2 bytes, got 1"),
     "old lut: indices that are too long": (old_lut(indices=value([0] * 3, "uint8")), "got 3"),
     "old lut: a shape that nothing bears out": (
@@ -171,7 +171,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "affine: scales of another axis": (affine(scale=value(np.ones(4), "fp16")), "2 elements"),
     "affine: too many zero points": (
         affine(zero_point=value(np.ones(3), "int8")),
-        "zero_point has to be a scalar or have the 2",
+        "zero_point must be a scalar or have the 2",
     ),
     "affine: zero points of float16": (affine(zero_point=value(0, "fp16")), "type fp16"),
     "affine: data of 4 bits": (affine(quantized_data=value(np.zeros((2, 4)), "int4")), "type int4"),
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "blocks: scales of another rank": (blocks(scale=value(np.ones(2), "fp16")), "rank of the data"),
     "blocks: offsets of another shape": (
         blocks(offset=value(np.ones((2, 1)), "int4")),
-        "offset has to have the shape of scale",
+        "offset must have the shape of scale",
     ),
     "blocks: offsets of another integer": (
         blocks(offset=value(np.ones((2, 2)), "int8")),

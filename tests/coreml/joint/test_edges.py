@@ -113,8 +113,8 @@ def test_an_offset_that_is_no_such_integer_keeps_the_weight(tmp_path: Path) -> N
     package = foreign.handmade(tmp_path / "a.mlpackage", "iOS18", ops, "abc")
     report, _ = palettized(package, nbits=3)
     reasons = {row.name: row.reason for row in report.rows}
-    assert reasons["a"] == "an offset of its integers is no uint8"
-    assert reasons["b"] == "an offset of its integers is no int8"
+    assert reasons["a"] == "an offset of its integers cannot be stored as uint8"
+    assert reasons["b"] == "an offset of its integers cannot be stored as int8"
     assert [row.name for row in report.palettized] == ["c"]
 
 

@@ -319,7 +319,7 @@ def test_from_dict_refuses(config_type, values, message):
     [
         ("- 1\n", "must be a mapping"),
         ("a: [1", "not readable as YAML"),
-        ("module_name_configs:\n  a: null\n  a: {n_bits: 4}\n", "'a' is written twice"),
+        ("module_name_configs:\n  a: null\n  a: {n_bits: 4}\n", "'a' is repeated"),
         ("global_config: {n_bits: 5}", "n_bits must be one of"),
     ],
 )

@@ -349,5 +349,5 @@ def test_yaml_files(tmp_path, config_type):
         assert config_type.from_yaml(stream) == expected
     assert config_type.from_yaml(io.StringIO("")) == config_type()
     path.write_text("n_bits: 6\nn_bits: 4\n")
-    with pytest.raises(ConfigError, match=r"module\.yaml: the key 'n_bits' is written twice"):
+    with pytest.raises(ConfigError, match=r"module\.yaml: the key 'n_bits' is repeated"):
         config_type.from_yaml(path)
