@@ -494,7 +494,7 @@ def test_a_function_newer_than_its_model(tmp_path):
 def test_int8_inputs_need_the_newest_target(tmp_path):
     path = edited(saved(plain(), tmp_path / "model.mlpackage"), input_of(INT8))
     (finding,) = lint(path, select=["interface*"])
-    assert "int8, there from iOS26 on" in finding.what
+    assert "int8, available from iOS26 on" in finding.what
     assert list(lint(path, "macOS26", select=["interface*"])) == []
 
 
@@ -526,7 +526,7 @@ def test_functions_that_share_a_weight_give_one_finding(package_of, tmp_path):
         ("second_weight_to_fp16", ("adapted", "base")),
     ]
     (interface,) = lint(path, "iOS17", select=["interface*"])
-    assert "several are there from iOS18 on" in interface.what
+    assert "several are available from iOS18 on" in interface.what
 
 
 def test_the_models_of_a_pipeline_are_named(package_of, tmp_path):
@@ -673,8 +673,8 @@ def test_the_report_as_text(many):
         lint(many, select=["group-size"]).to_text(100)
         == """\
 warning: group-size (2)
-  The more tables a weight has, the slower it runs; groups of 8 to 32 channels are those that models
-    are shipped with, and larger ones (a note) are merely untried.
+  The more tables a weight has, the slower it runs. Groups of 8 to 32 channels are what models are
+    shipped with; larger ones (a note) are merely untested.
   What to do: use a group_size of 8 to 32, or measure where it runs on the devices that count
     (Xcode's performance report)
   How sure: documented by Apple (coremltools guide, Palettization: Performance)

@@ -150,8 +150,12 @@ CASES: list[tuple[str, Callable[[Path], None], str]] = [
     ("undefined-blob-headers", weights(64 + 24, b"\x90" * 40), "1 of 4 blobs of .*weight.bin"),
     ("blob-count", weights(0, struct.pack("<I", 1)), "claims 1 blobs, and .* refers to 4"),
     ("blob-layout", weights(64 + 16, struct.pack("<Q", 130)), "1 of 4 .* multiple of 64 .* 64"),
-    ("blob-layout", weights(64 + 16, struct.pack("<Q", 192)), "data elsewhere than behind"),
-    ("blob-layout", weights(64 + 8, struct.pack("<Q", 2049)), "bytes behind their last element"),
+    (
+        "blob-layout",
+        weights(64 + 16, struct.pack("<Q", 192)),
+        "do not have their data directly after",
+    ),
+    ("blob-layout", weights(64 + 8, struct.pack("<Q", 2049)), "bytes after their last element"),
     ("blob-layout", weights(64 + 16, struct.pack("<Q", 256)), "lie in one another, .* byte 2176"),
     ("type-in-weight-file", bool_blob, r"bool of shape \[2048\], stored as uint8"),
     ("value-in-another-field", message(in_ints), "1 values, the first here"),
@@ -168,7 +172,7 @@ CASES: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "manifest-entries",
         manifest(lambda c: c["itemInfoEntries"].update(x=3)),
-        "entry 'x' is no object",
+        "entry 'x' is not an object",
     ),
     (
         "manifest-entries",

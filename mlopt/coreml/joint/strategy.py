@@ -74,6 +74,6 @@ def joint_notes(nbytes: int, plain_nbytes: int) -> tuple[str, ...]:
     if nbytes <= plain_nbytes:
         return ()
     return (
-        f"takes {human_bytes(nbytes)} like this, {human_bytes(plain_nbytes)} if the plain weight is "
-        "palettized: decompress it first",
+        f"takes {human_bytes(nbytes)} like this, {human_bytes(plain_nbytes)} if the plain weight "
+        "is palettized: decompress it first",
     )

@@ -1,4 +1,4 @@
-"""The lint: rules about what targets cannot express, devices run badly, and files hold in vain."""
+"""The lint: rules about forms that targets lack or devices run badly, and about wasted bytes."""
 
 from mlopt.coreml.lint.findings import Certainty, Finding, LintReport, Place, Severity
 from mlopt.coreml.lint.registry import RULES, Rule

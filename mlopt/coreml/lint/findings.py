@@ -1,4 +1,4 @@
-"""What a lint found: findings, each with its place, and the report that holds them."""
+"""Findings of a lint, each with its place, and the report that holds them."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Place:
     operations
         The operations in question, for a weight those that read it, each as ``"type(name)"``.
     weight
-        The name of the weight, None where it is no weight.
+        The name of the weight; None if it is not about a weight.
     names
-        All that the finding can be silenced by: of weights and of operations.
+        All names of weights and operations by which the finding can be silenced.
     """
 
     model: str = ""
@@ -71,7 +71,7 @@ class Place:
         return ": ".join(filter(None, parts)) or "the model"
 
     def as_dict(self) -> dict[str, Any]:
-        """The place as values that JSON has."""
+        """The place as JSON values."""
         return {
             "model": self.model,
             "functions": list(self.functions),
@@ -117,7 +117,7 @@ class Finding:
         return printable(f"{self.severity}: {self.rule}: {self.place}: {self.what}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as values that JSON has."""
+        """The finding as JSON values."""
         return {
             "rule": self.rule,
             "severity": self.severity,
@@ -168,7 +168,7 @@ class LintReport:
         return len(self.findings)
 
     def __bool__(self) -> bool:
-        """A report is true also where it has no findings."""
+        """A report is true even if it has no findings."""
         return True
 
     def of_rule(self, rule: str) -> tuple[Finding, ...]:
@@ -219,7 +219,7 @@ class LintReport:
         return self.to_text()
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as values that JSON has."""
+        """The report as JSON values."""
         return {
             "target": self.target,
             "model_target": self.model_target,

@@ -1,4 +1,4 @@
-"""Between which numbers the integers of a program are, as far as it says so itself."""
+"""Bounds of the integers in a program, as far as the program itself determines them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HELD = {
 
 
 def declared(value: Variable | Constant | None) -> tuple[str, Shape | None]:
-    """Element type ("" for no tensor) and shape of a value; None for a rank that is not known."""
+    """Element type ("" if not a tensor) and shape of a value; None if the rank is not known."""
     if isinstance(value, Constant):
         return value.dtype, value.shape
     if value is None or value.type.WhichOneof("type") != "tensorType":
@@ -78,7 +78,7 @@ def axis_length(node: Node, parameter: str, default: int) -> int | None:
 
 
 def interval_of(value: Variable | Constant | None, depth: int = _DEPTH) -> Interval:
-    """Between which numbers a value is."""
+    """Bounds of a value."""
     constant = value.constant if isinstance(value, Variable) else value
     if constant is not None:
         return _of_constant(constant)

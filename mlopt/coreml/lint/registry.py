@@ -1,4 +1,4 @@
-"""The rules of the lint by name, and how some of them are chosen."""
+"""The rules of the lint by name, and their selection."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mlopt.errors import ConfigError
 
 
 @attrs.frozen
-class Found:
-    """What a rule yields: what was found, where, and what differs from the rule's own words.
+class Hit:
+    """A hit of a rule: what it found, where, and differences from the rule's own words.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Found:
     place
         Where.
     remedy, severity
-        In place of the rule's, where given.
+        Instead of the rule's, if given.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Found:
     severity: Severity | None = None
 
 
-Check = Callable[[Subject], Iterator[Found]]
+Check = Callable[[Subject], Iterator[Hit]]
 
 
 @attrs.frozen(kw_only=True)
@@ -66,20 +66,20 @@ class Rule:
 
     def findings(self, subject: Subject) -> Iterator[Finding]:
         """Yield what the rule finds in a model."""
-        for found in self.check(subject):
+        for hit in self.check(subject):
             yield Finding(
                 rule=self.name,
-                severity=found.severity or self.severity,
+                severity=hit.severity or self.severity,
                 certainty=self.certainty,
-                what=found.what,
-                place=found.place,
+                what=hit.what,
+                place=hit.place,
                 why=self.why,
-                remedy=found.remedy or self.remedy,
+                remedy=hit.remedy or self.remedy,
                 source=self.source,
             )
 
     def explanation(self, width: int = 100) -> str:
-        """All that is to be said about the rule, in lines of `width` columns."""
+        """The full explanation of the rule, in lines of `width` columns."""
         lines = (
             f"{self.name} ({self.severity}): {self.title}",
             f"Why: {self.why}",

@@ -1,11 +1,11 @@
-"""Rules about devices: forms that load, but are known to run slowly, elsewhere, or not at all."""
+"""Rules about devices: forms that load but run slowly, on another processor, or not at all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from mlopt.coreml.channels import output_axes
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.rules_form import sound_palettes
 from mlopt.coreml.lint.subject import (
     SHIFT_SCALE,
@@ -29,11 +29,11 @@ _MEASURE = "measure where it runs on the devices that count (Xcode's performance
     severity="error",
     certainty="reported",
     source="apple/coremltools #2688",
-    remedy="palettize the original again with per_grouped_channel tables in place of "
+    remedy="palettize the original again with per_grouped_channel tables instead of "
     "enable_per_channel_scale: a scale folded into the tables has the same effect",
 )
-def float_scale_on_float_data(subject: Subject) -> Iterator[Found]:
-    """A scale on data that are floating-point already, as per-channel scales after a palette.
+def float_scale_on_float_data(subject: Subject) -> Iterator[Hit]:
+    """A scale on data that are already floating-point, such as a per-channel scale after a palette.
 
     On macOS 26 such a model aborts when it is loaded for the Neural Engine, which expects integers
     there; it loads for the CPU and the GPU.
@@ -43,7 +43,7 @@ def float_scale_on_float_data(subject: Subject) -> Iterator[Found]:
             if node.op_type == SHIFT_SCALE and "data" in node.inputs:
                 dtype, _ = type_of_input(node, "data")
                 if dtype.name in _FLOATS:
-                    yield Found(
+                    yield Hit(
                         f"{SHIFT_SCALE} on data of type {dtype.name}", place_of_weight(weight)
                     )
 
@@ -55,11 +55,11 @@ def float_scale_on_float_data(subject: Subject) -> Iterator[Found]:
     source="Apple Developer Forums, thread 759608",
     remedy="quantize with zero points of the type of the data, or symmetrically without them",
 )
-def float_zero_point(subject: Subject) -> Iterator[Found]:
+def float_zero_point(subject: Subject) -> Iterator[Hit]:
     """Quantized weights whose zero points (offsets) are floating-point.
 
-    Operations that read them did not run on the Neural Engine, where they do with zero points of
-    the type of the data.
+    Operations that read them did not run on the Neural Engine; they do with zero points of the
+    same type as the data.
     """
     for weight in subject.compressed:
         for node in reversed(weight.chain):
@@ -67,7 +67,7 @@ def float_zero_point(subject: Subject) -> Iterator[Found]:
                 dtype, _ = type_of_input(node, "data")
                 offset, _ = type_of_input(node, "offset")
                 if offset.name in _FLOATS and dtype.name not in _FLOATS:
-                    yield Found(
+                    yield Hit(
                         f"{dtype.name} data with {offset.name} offsets", place_of_weight(weight)
                     )
 
@@ -78,16 +78,16 @@ def float_zero_point(subject: Subject) -> Iterator[Found]:
     certainty="reported",
     remedy="group along the output channels alone (per_grouped_channel), or use one table",
 )
-def table_per_block(subject: Subject) -> Iterator[Found]:
+def table_per_block(subject: Subject) -> Iterator[Hit]:
     """Tables for blocks along more than one axis.
 
-    The Neural Engine runs weights with one table and with tables for groups of output channels, but
-    not with a table for each block of a row.
+    The Neural Engine runs weights with one table, or with one table per group of output channels,
+    but not with one table per block of a row.
     """
     for weight, palette in _palettes(subject):
         if sum(count > 1 for count in palette.groups) > 1:
             counts = "x".join(map(str, palette.groups))
-            yield Found(f"{counts} tables, along several axes", place_of_weight(weight))
+            yield Hit(f"{counts} tables, along several axes", place_of_weight(weight))
 
 
 @rule(
@@ -96,17 +96,17 @@ def table_per_block(subject: Subject) -> Iterator[Found]:
     certainty="reported",
     remedy=f"group along the output channels, or {_MEASURE}",
 )
-def table_along_other_axis(subject: Subject) -> Iterator[Found]:
-    """Tables for groups along an axis that is not that of the output channels.
+def table_along_other_axis(subject: Subject) -> Iterator[Hit]:
+    """Tables for groups along an axis other than that of the output channels.
 
-    Only one table, or tables for groups of output channels, are known to run on the Neural Engine.
+    Only one table, or one table per group of output channels, is known to run on the Neural Engine.
     """
     for weight, palette in _palettes(subject):
         axis = _only_grouped_axis(palette)
         outputs = output_axes(weight.consumers, len(weight.shape))
         if axis is not None and outputs and axis not in outputs:
             shown = " or ".join(map(str, sorted(outputs)))
-            yield Found(
+            yield Hit(
                 f"{palette.tables} tables along axis {axis}; output channels are on {shown}",
                 place_of_weight(weight),
             )
@@ -119,11 +119,11 @@ def table_along_other_axis(subject: Subject) -> Iterator[Found]:
     source="coremltools guide, Palettization: Performance",
     remedy=f"use a group_size of {_GROUP_SIZES[0]} to {_GROUP_SIZES[1]}, or {_MEASURE}",
 )
-def group_size(subject: Subject) -> Iterator[Found]:
+def group_size(subject: Subject) -> Iterator[Hit]:
     """Tables for groups of fewer than 8 channels, or of more than 32.
 
-    The more tables a weight has, the slower it runs; groups of 8 to 32 channels are those that
-    models are shipped with, and larger ones (a note) are merely untried.
+    The more tables a weight has, the slower it runs. Groups of 8 to 32 channels are what models are
+    shipped with; larger ones (a note) are merely untested.
     """
     for weight, palette in _palettes(subject):
         axis = _only_grouped_axis(palette)
@@ -131,7 +131,7 @@ def group_size(subject: Subject) -> Iterator[Found]:
             continue
         size = weight.shape[axis] // palette.groups[axis]
         if not _GROUP_SIZES[0] <= size <= _GROUP_SIZES[1]:
-            yield Found(
+            yield Hit(
                 f"{palette.groups[axis]} tables for groups of {size} channels",
                 place_of_weight(weight),
                 severity="note" if size > _GROUP_SIZES[1] else None,
@@ -145,15 +145,15 @@ def group_size(subject: Subject) -> Iterator[Found]:
     remedy="use float16 tables (lut_dtype=None), which are hardly larger, unless activations are "
     f"quantized to 8 bits too; {_MEASURE}",
 )
-def integer_table(subject: Subject) -> Iterator[Found]:
+def integer_table(subject: Subject) -> Iterator[Hit]:
     """Tables of 8-bit integers.
 
-    They moved operations off the Neural Engine. They are meant for models whose activations are
+    They move operations off the Neural Engine. They are meant for models whose activations are
     quantized to 8 bits as well.
     """
     for weight, palette in _palettes(subject):
         if palette.has_integer_table:
-            yield Found(f"a table of {_integers_of(palette)}", place_of_weight(weight))
+            yield Hit(f"a table of {_integers_of(palette)}", place_of_weight(weight))
 
 
 @rule(
@@ -162,16 +162,16 @@ def integer_table(subject: Subject) -> Iterator[Found]:
     certainty="reported",
     remedy="leave depthwise convolutions as they are: they hold few of the weights",
 )
-def palettized_depthwise_conv(subject: Subject) -> Iterator[Found]:
+def palettized_depthwise_conv(subject: Subject) -> Iterator[Hit]:
     """A palettized weight of a depthwise convolution.
 
-    Such convolutions ran on the CPU, with a copy to it and back for each of them.
+    Such convolutions ran on the CPU, each with a copy to the CPU and back.
     """
     for weight in subject.compressed:
         users = [user for user in weight.consumers if _is_depthwise(user, weight.shape)]
         if palettes_of(weight) and users:
             groups = weight.shape[0]
-            yield Found(f"a depthwise convolution of {groups} channels", place_of_weight(weight))
+            yield Hit(f"a depthwise convolution of {groups} channels", place_of_weight(weight))
 
 
 @rule(
@@ -180,15 +180,15 @@ def palettized_depthwise_conv(subject: Subject) -> Iterator[Found]:
     certainty="reported",
     remedy="leave the weight of this convolution as it is",
 )
-def palettized_large_stride(subject: Subject) -> Iterator[Found]:
+def palettized_large_stride(subject: Subject) -> Iterator[Hit]:
     """A palettized weight of a convolution with a stride above 2.
 
-    The Neural Engine does not support it, and the convolution runs elsewhere.
+    The Neural Engine does not support this, so the convolution runs on another processor.
     """
     for weight in subject.compressed:
         stride = max((_stride(user) for user in weight.consumers), default=1)
         if palettes_of(weight) and stride > _LARGEST_STRIDE:
-            yield Found(f"stride {stride}", place_of_weight(weight))
+            yield Hit(f"stride {stride}", place_of_weight(weight))
 
 
 def _palettes(subject: Subject) -> Iterator[tuple[Weight, Palette]]:

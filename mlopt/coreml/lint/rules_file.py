@@ -1,4 +1,4 @@
-"""Rules about the files of a package: what is read as it was meant, and is odd all the same."""
+"""Rules about the files of a package: oddities that do not keep it from being read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, place_of_value
 from mlopt.mil.blob import ALIGNMENT, METADATA_BYTES, Blob, stored_as
 from mlopt.mil.package import Package
@@ -26,51 +26,51 @@ _ENTRY_KEYS = ("author", "description", "name", "path")
     severity="warning",
     remedy="ship a copy whose links are resolved; whatever mlopt writes is one",
 )
-def linked_file(subject: Subject) -> Iterator[Found]:
-    """A file of the package that is a link to something outside of it.
+def linked_file(subject: Subject) -> Iterator[Hit]:
+    """A file of the package that is a link to something outside it.
 
-    A package that is copied, sent or built into an app does not take along what its links lead to,
-    and whoever changes that changes every package that shares it.
+    Copying, sending or bundling the package does not include the targets of its links, and a change
+    to a target changes every package that shares it.
     """
     for inner, real in sorted(subject.package.links.items()):
-        yield Found(f"{inner} is {real}", Place())
+        yield Hit(f"{inner} is {real}", Place())
 
 
 @rule("undefined-blob-headers", severity="note", remedy=f"nothing, or {_REWRITE}")
-def undefined_blob_headers(subject: Subject) -> Iterator[Found]:
+def undefined_blob_headers(subject: Subject) -> Iterator[Hit]:
     """Headers of blobs with undefined words.
 
-    coremltools 5 to 7 left the words behind the data offset as they were in memory. Nothing reads
-    them; but equal models have unequal files, and the words are whatever was in memory then.
+    coremltools 5 to 7 left the words after the data offset uninitialized. Nothing reads them, but
+    equal models have different files, and the words are whatever was in memory at the time.
     """
     for inner, blobs in _blobs_by_file(subject.package):
         count = sum(blob.has_undefined_words for blob in blobs)
         if count:
-            yield Found(f"{count} of {len(blobs)} blobs of {inner}", Place())
+            yield Hit(f"{count} of {len(blobs)} blobs of {inner}", Place())
 
 
 @rule("blob-count", severity="warning", remedy=_REWRITE)
-def blob_count(subject: Subject) -> Iterator[Found]:
+def blob_count(subject: Subject) -> Iterator[Hit]:
     """A weight file whose header counts fewer blobs than the model refers to.
 
-    A model finds its blobs without the number, but tools that list or merge weight files go by it
-    and miss what is behind.
+    A model finds its blobs without that number, but tools that list or merge weight files rely on
+    it and miss the remaining blobs.
     """
     for inner, blobs in _blobs_by_file(subject.package):
         claimed = subject.package.files.reader_at(inner).count
         if claimed < len(blobs):
-            yield Found(
+            yield Hit(
                 f"{inner} claims {claimed} blobs, and the model refers to {len(blobs)}", Place()
             )
 
 
 @rule("blob-layout", severity="warning", remedy=_REWRITE)
-def blob_layout(subject: Subject) -> Iterator[Found]:
-    """Blobs that are not laid out as every known writer does.
+def blob_layout(subject: Subject) -> Iterator[Hit]:
+    """Blobs that are not laid out as every known writer lays them out.
 
-    Blobs begin at multiples of 64, their data right behind their metadata, and none lies in
-    another. Readers that map the file may want the alignment, and tools that edit one blob change
-    another where they overlap.
+    Blobs begin at multiples of 64 bytes, their data directly after their metadata, and none
+    overlaps another. Readers that map the file may need the alignment, and tools that edit one blob
+    change any other that overlaps it.
     """
     for inner, blobs in _blobs_by_file(subject.package):
         apart = [b for b in blobs if b.data_offset != b.offset + METADATA_BYTES]
@@ -78,20 +78,18 @@ def blob_layout(subject: Subject) -> Iterator[Found]:
         spare = [b for b in blobs if b.spare]
         for what, found in (
             ("do not begin at a multiple of 64 bytes", unaligned),
-            ("have their data elsewhere than behind their metadata", apart),
-            ("have bytes behind their last element", spare),
+            ("do not have their data directly after their metadata", apart),
+            ("have bytes after their last element", spare),
         ):
             if found:
-                yield Found(
+                yield Hit(
                     f"{len(found)} of {len(blobs)} blobs of {inner} {what}, the first at offset "
                     f"{found[0].offset}",
                     Place(),
                 )
         overlap = _first_overlap(blobs)
         if overlap is not None:
-            yield Found(
-                f"blobs of {inner} lie in one another, the first at byte {overlap}", Place()
-            )
+            yield Hit(f"blobs of {inner} lie in one another, the first at byte {overlap}", Place())
 
 
 @rule(
@@ -99,18 +97,18 @@ def blob_layout(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="convert the source again with coremltools, which stores such constants in the model",
 )
-def type_in_weight_file(subject: Subject) -> Iterator[Found]:
-    """A constant in the weight file of a type that weight files do not have.
+def type_in_weight_file(subject: Subject) -> Iterator[Hit]:
+    """A constant in the weight file of a type that weight files cannot hold.
 
-    Booleans are read from bytes, as true where they are not 0, and numbers of 64 bits from those of
-    32. coremltools has no such form, and cannot load the model.
+    Booleans are read from bytes (true if not 0), and 64-bit numbers from 32-bit ones. coremltools
+    has no such form, and cannot load the model.
     """
     for program in subject.package.programs:
         for placed in every_value(program.message):
             if placed.value.WhichOneof("value") == "blobFileValue":
                 typed = tensor_type_of(placed.value.type)
                 if typed is not None and stored_as(typed[0]) is not typed[0]:
-                    yield Found(
+                    yield Hit(
                         f"{typed[0].name} of shape {list(typed[1])}, stored as "
                         f"{stored_as(typed[0]).name}",
                         place_of_value(program, placed),
@@ -122,11 +120,11 @@ def type_in_weight_file(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="have its writer store each type in the member of TensorValue that coremltools uses",
 )
-def value_in_another_field(subject: Subject) -> Iterator[Found]:
-    """Values in the model that are stored otherwise than their type is.
+def value_in_another_field(subject: Subject) -> Iterator[Hit]:
+    """Values in the model that are not stored in the way their type is.
 
-    Such as numbers of an int8 tensor in ints in place of bytes, or more bytes than elements.
-    coremltools cannot load most of them, and what others make of them is open.
+    For example, the numbers of an int8 tensor as ints instead of bytes, or more bytes than
+    elements. coremltools cannot load most of them, and other readers may interpret them otherwise.
     """
     for program in subject.package.programs:
         odd = [
@@ -136,38 +134,38 @@ def value_in_another_field(subject: Subject) -> Iterator[Found]:
             and not is_as_written(placed.value)
         ]
         if odd:
-            yield Found(f"{len(odd)} values, the first here", place_of_value(program, odd[0]))
+            yield Hit(f"{len(odd)} values, the first here", place_of_value(program, odd[0]))
 
 
 @rule("unused-body", severity="note", remedy="have its writer leave it out")
-def unused_body(subject: Subject) -> Iterator[Found]:
-    """A function with a body for another opset than its own.
+def unused_body(subject: Subject) -> Iterator[Hit]:
+    """A function with a body for an opset other than its own.
 
-    A function is read for the opset that it names. Other bodies are shipped with it, and go
-    unchanged into what is written, unless they refer to what is not there.
+    A function is read for the opset that it names. Other bodies are shipped with it, and are
+    written again unchanged, unless they refer to something that is missing.
     """
     package = subject.package
     for program in package.programs:
         for function in program.functions:
             for opset in sorted(set(function.message.block_specializations) - {function.opset}):
-                yield Found(
+                yield Hit(
                     f"a body for {opset}, and the function is of {function.opset}",
                     Place(model=program.label, functions=(function.name,)),
                 )
     for label, name, opset in package.dropped_bodies:
-        yield Found(
-            f"a body for {opset} that refers to what is not there; it is not written again",
+        yield Hit(
+            f"a body for {opset} that refers to something that is missing; it is not written again",
             Place(model=label, functions=(name,)),
             severity="warning",
         )
 
 
 @rule("version-below-opset", severity="error", remedy=f"{_REWRITE}, which gives it the version")
-def version_below_opset(subject: Subject) -> Iterator[Found]:
+def version_below_opset(subject: Subject) -> Iterator[Hit]:
     """A specification version that is older than the opset of a function.
 
-    coremltools reads the operations as those of the version, and fails or mistakes them; a system
-    of that version takes the model for its own and then does not know the opset.
+    coremltools reads the operations as those of the version, and fails or misreads them; a system
+    of that version accepts the model and then does not know the opset.
     """
     for program in subject.package.programs:
         newer = [
@@ -177,7 +175,7 @@ def version_below_opset(subject: Subject) -> Iterator[Found]:
         ]
         if newer:
             newest = max(newer, key=lambda f: opset_target(f.opset))
-            yield Found(
+            yield Hit(
                 f"specification version {program.declared_version}, and opset {newest.opset} "
                 f"belongs to {opset_target(newest.opset).specification_version}",
                 Place(model=program.label, functions=tuple(f.name for f in newer)),
@@ -190,11 +188,11 @@ def version_below_opset(subject: Subject) -> Iterator[Found]:
     remedy="set_deployment_target (`mlopt raise`) with the model's own target gives all functions "
     "the opset of the version",
 )
-def version_above_opset(subject: Subject) -> Iterator[Found]:
+def version_above_opset(subject: Subject) -> Iterator[Hit]:
     """Compressed weights in the form of an opset that is older than the model's version.
 
-    Core ML reads a function by its opset, and coremltools by the version: from 9 on it wants the
-    form of iOS18, and cannot load the model.
+    Core ML reads a function by its opset, coremltools by the version: from version 9 on it expects
+    the form of iOS18, and cannot load the model.
     """
     for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
         if program.specification_version < Target.iOS18.specification_version:
@@ -202,7 +200,7 @@ def version_above_opset(subject: Subject) -> Iterator[Found]:
         for function in program.functions:
             count = sum(is_constexpr(n) and n.function == function.name for n in nodes)
             if count and opset_target(function.opset) < Target.iOS18:
-                yield Found(
+                yield Hit(
                     f"{count} operations of {function.opset} in a model of specification version "
                     f"{program.specification_version}",
                     Place(model=program.label, functions=(function.name,)),
@@ -215,21 +213,21 @@ def version_above_opset(subject: Subject) -> Iterator[Found]:
     remedy='complete Manifest.json: fileFormatVersion "1.0.0", and for every entry author, '
     "description, name and the path of something that is there",
 )
-def manifest_entries(subject: Subject) -> Iterator[Found]:
-    """A manifest that lacks what readers of packages want.
+def manifest_entries(subject: Subject) -> Iterator[Hit]:
+    """A manifest that lacks entries that readers of packages require.
 
-    The model is found all the same, but coremltools and Core ML check every entry, and refuse the
+    mlopt finds the model anyway, but coremltools and Core ML check every entry, and refuse the
     package.
     """
     manifest = subject.package.manifest
     if manifest is None:
         return
     if not isinstance(manifest.content.get("fileFormatVersion"), str):
-        yield Found("no fileFormatVersion", Place())
+        yield Hit("no fileFormatVersion", Place())
     for identifier, entry in sorted(manifest.entries.items()):
         problem = _entry_problem(subject.package, entry)
         if problem:
-            yield Found(f"entry {identifier!r} {problem}", Place())
+            yield Hit(f"entry {identifier!r} {problem}", Place())
 
 
 @rule(
@@ -237,19 +235,19 @@ def manifest_entries(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="remove all but one of the values from Manifest.json",
 )
-def manifest_repeats_a_key(subject: Subject) -> Iterator[Found]:
+def manifest_repeats_a_key(subject: Subject) -> Iterator[Hit]:
     """A key that an object in the manifest has more than once.
 
-    The last value counts, here and for coremltools; readers of JSON differ in that.
+    The last value counts, here and in coremltools; other JSON readers may differ.
     """
     manifest = subject.package.manifest
     for key in () if manifest is None else manifest.repeated:
-        yield Found(repr(key), Place())
+        yield Hit(repr(key), Place())
 
 
 def _entry_problem(package: Package, entry: Any) -> str | None:
     if not isinstance(entry, dict):
-        return "is no object"
+        return "is not an object"
     missing = [key for key in _ENTRY_KEYS if not isinstance(entry.get(key), str)]
     if missing:
         return f"has no {', '.join(missing)}"

@@ -1,4 +1,4 @@
-"""Rules about float16: what is known to overflow in it, or to vanish, whatever the inputs are."""
+"""Rules about float16: values that overflow or vanish in it, whatever the inputs are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.lint.findings import Place
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, constant_inputs
 from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
@@ -39,16 +39,16 @@ _GUARDED = {"log": "x", "real_div": "y", "rsqrt": "x", "sqrt": "x", "inverse": "
     remedy="convert again with an epsilon of 1e-4 or more where float16 is computed, or keep the "
     f"operation in float32; {_MEASURE}",
 )
-def epsilon_lost_in_float16(subject: Subject) -> Iterator[Found]:
-    """A float16 epsilon that is zero, as 1e-8 and less are in float16.
+def epsilon_lost_in_float16(subject: Subject) -> Iterator[Hit]:
+    """A float16 epsilon that is zero, as numbers of 1e-8 and below are in float16.
 
-    It is there to keep a root, a logarithm or a division from zero. Squares of numbers below 1.7e-4
-    are zero in float16 as well, so that a row of small numbers becomes infinite or NaN.
+    The epsilon protects a root, a logarithm or a division from zero. Squares of numbers below
+    1.7e-4 are zero in float16 as well, so a row of small numbers becomes infinite or NaN.
     """
     for program, function, nodes in _functions(subject):
         lost = [node for node in nodes if _has_lost_epsilon(node)]
         if lost:
-            yield Found("the epsilon is 0 in float16", _place(program, function, lost))
+            yield Hit("the epsilon is 0 in float16", _place(program, function, lost))
 
 
 @rule(
@@ -56,21 +56,21 @@ def epsilon_lost_in_float16(subject: Subject) -> Iterator[Found]:
     severity="note",
     certainty="reported",
     source="apple/coremltools #2669",
-    remedy="write masks with a number that float16 has, such as -1e4, in place of an infinity or "
+    remedy="write masks with a number that float16 has, such as -1e4, instead of an infinity or "
     f"the least float32; {_MEASURE}",
 )
-def beyond_float16(subject: Subject) -> Iterator[Found]:
-    """A constant that is infinite in float16, or becomes it when it is cast.
+def beyond_float16(subject: Subject) -> Iterator[Hit]:
+    """A constant that is infinite in float16, or becomes infinite when it is cast.
 
-    A row that is masked everywhere is then -inf throughout, and its softmax NaN. A constant mask
-    that leaves a number in each row, as one that hides the future, is no finding. Infinity times
-    zero is NaN too (a warning).
+    A fully masked row is then -inf throughout, and its softmax is NaN. A constant mask that leaves
+    a number in each row, such as a causal mask, is not reported. Infinity times zero is NaN too (a
+    warning).
     """
     for program, function, nodes in _functions(subject):
         for kind, consumers in _beyond(program, nodes).items():
             what, severity = _BEYOND[kind]
             place = _place(program, function, [consumer.node for consumer in consumers])
-            yield Found(what, place, severity=severity)
+            yield Hit(what, place, severity=severity)
 
 
 @rule(
@@ -81,16 +81,16 @@ def beyond_float16(subject: Subject) -> Iterator[Found]:
     remedy="divide by the largest magnitude before squaring, or write the norm with reduce_l2_norm "
     f"or layer_norm; {_MEASURE}",
 )
-def squares_in_float16(subject: Subject) -> Iterator[Found]:
-    """Sums or means of squares that are computed in float16, as those of an RMS norm by hand.
+def squares_in_float16(subject: Subject) -> Iterator[Hit]:
+    """Sums or means of squares computed in float16, as in a hand-written RMS norm.
 
-    The square of a number above 256 is infinite in float16, and so the norm; what is divided by it
-    is zero. Activations of language models and descriptors of unnormalized images get there.
+    The square of a number above 256 is infinite in float16, and so is the norm; anything divided by
+    it is zero. Activations of language models and descriptors of unnormalized images reach that.
     """
     for program, function, nodes in _functions(subject):
         squares = [node for node in nodes if _is_sum_of_squares(node)]
         if squares:
-            yield Found("squares are summed in float16", _place(program, function, squares))
+            yield Hit("squares are summed in float16", _place(program, function, squares))
 
 
 @rule(
@@ -101,21 +101,21 @@ def squares_in_float16(subject: Subject) -> Iterator[Found]:
     remedy="write softplus as max(x, 0) + log(1 + exp(-|x|)), and the other two as x - max(x) - "
     f"log(sum(exp(x - max(x)))), or keep them in float32; {_MEASURE}",
 )
-def exponentials_in_float16(subject: Subject) -> Iterator[Found]:
+def exponentials_in_float16(subject: Subject) -> Iterator[Hit]:
     """Softplus, the logarithm of a sum of exponentials, or of a softmax, in float16.
 
-    The Neural Engine computes exp(x) in float16, which is infinite from 11.1 on: softplus and
-    reduce_log_sum_exp drop to 0 there. Of a softmax what is below 6e-8 is zero, and its logarithm
-    -inf.
+    The Neural Engine computes exp(x) in float16, which is infinite for x above 11.1: softplus and
+    reduce_log_sum_exp drop to 0 there. Results of a softmax below 6e-8 are zero, and their
+    logarithm is -inf.
     """
     for program, function, nodes in _functions(subject):
         for op_type in ("softplus", "softplus_parametric", "reduce_log_sum_exp"):
             found = [node for node in nodes if node.op_type == op_type and _is_half(node)]
             if found:
-                yield Found(f"{op_type} in float16", _place(program, function, found))
+                yield Hit(f"{op_type} in float16", _place(program, function, found))
         found = [node for node in nodes if _is_log_of_softmax(node)]
         if found:
-            yield Found("the logarithm of a softmax in float16", _place(program, function, found))
+            yield Hit("the logarithm of a softmax in float16", _place(program, function, found))
 
 
 _FIXED, _MULTIPLIED, _CAST = "added", "multiplied", "cast"
@@ -127,7 +127,7 @@ _BEYOND: dict[str, tuple[str, Any]] = {
 
 
 def _functions(subject: Subject) -> Iterator[tuple[Program, str, list[Node]]]:
-    """The operations of each function of each program that are no constants."""
+    """The operations of each function of each program, without constants."""
     for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
         for function in program.functions:
             own = (node for node in nodes if node.function == function.name)
@@ -145,7 +145,7 @@ def _place(program: Program, function: str, nodes: Sequence[Node]) -> Place:
 
 
 def _dtype(value_type: Any) -> str:
-    """The element type of a tensor of any shape; "" for what is no tensor."""
+    """The element type of a tensor of any shape; "" if it is not a tensor."""
     if value_type.WhichOneof("type") != "tensorType":
         return ""
     return dtype_of_proto(value_type.tensorType.dataType).name

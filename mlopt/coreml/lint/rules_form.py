@@ -1,4 +1,4 @@
-"""Rules about the compressed forms themselves: what the format demands of tables and scales."""
+"""Rules about the compressed forms: requirements of the format on tables and scales."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import (
     SHIFT_SCALE,
     Palette,
@@ -21,11 +21,11 @@ from mlopt.mil.constexpr_forms import INDEX_BITS, OLD_TABLE_SIZES
 from mlopt.palette.value.bits import packed_nbytes
 
 _CHUNK = 1 << 20  # elements that are looked at together
-_AGAIN = "compress the original model again; what wrote this one went past the format"
+_AGAIN = "compress the original model again; the tool that wrote this one violated the format"
 
 
 @rule("table-size", severity="error", remedy=_AGAIN)
-def table_size(subject: Subject) -> Iterator[Found]:
+def table_size(subject: Subject) -> Iterator[Hit]:
     """A table without exactly 2**bits entries, or 3-bit indices before iOS18.
 
     An index of n bits stands for one of 2**n entries, and every weight has an index. The form of
@@ -35,20 +35,20 @@ def table_size(subject: Subject) -> Iterator[Found]:
         for palette in palettes_of(weight):
             problem = _table_size_problem(palette)
             if problem:
-                yield Found(problem, place_of_weight(weight))
+                yield Hit(problem, place_of_weight(weight))
 
 
 @rule("table-groups", severity="error", remedy=_AGAIN)
-def table_groups(subject: Subject) -> Iterator[Found]:
+def table_groups(subject: Subject) -> Iterator[Hit]:
     """Tables that do not divide the weight evenly.
 
-    The tables have two axes more than the indices, and along each axis their number divides that of
-    the indices.
+    The tables have two more axes than the indices, and along each axis the number of tables must
+    divide the number of indices.
     """
     for weight in subject.compressed:
         for palette in palettes_of(weight):
             if not _groups_fit(palette):
-                yield Found(
+                yield Hit(
                     f"tables of shape {list(palette.lut_shape)} for indices of shape "
                     f"{list(palette.index_shape)}",
                     place_of_weight(weight),
@@ -56,24 +56,24 @@ def table_groups(subject: Subject) -> Iterator[Found]:
 
 
 @rule("vector-axis", severity="error", remedy=_AGAIN)
-def vector_axis(subject: Subject) -> Iterator[Found]:
+def vector_axis(subject: Subject) -> Iterator[Hit]:
     """Vectors without an axis to lie along.
 
-    Where an entry of a table is a vector, vector_axis says along which axis its elements lie; there
-    the weight is as many times longer than its indices.
+    If an entry of a table is a vector, vector_axis names the axis along which its elements lie;
+    along that axis the weight is longer than its indices by the length of the vector.
     """
     for weight in subject.compressed:
         for palette in palettes_of(weight):
             if not _vectors_fit(palette):
-                yield Found(
+                yield Hit(
                     f"entries are vectors of {palette.cluster_dim}, and vector_axis is missing or "
-                    "no axis of the indices",
+                    "not an axis of the indices",
                     place_of_weight(weight),
                 )
 
 
 @rule("table-type", severity="error", remedy=_AGAIN)
-def table_type(subject: Subject) -> Iterator[Found]:
+def table_type(subject: Subject) -> Iterator[Hit]:
     """Table entries of a type that tables cannot have.
 
     Entries are float16 or float32, and from iOS18 on int8 or uint8 as well.
@@ -82,15 +82,15 @@ def table_type(subject: Subject) -> Iterator[Found]:
         for palette in palettes_of(weight):
             integers = () if palette.is_old_form else ("int8", "uint8")
             if palette.lut_dtype.name not in ("fp16", "fp32", *integers):
-                yield Found(f"entries of type {palette.lut_dtype.name}", place_of_weight(weight))
+                yield Hit(f"entries of type {palette.lut_dtype.name}", place_of_weight(weight))
 
 
 @rule("scale-blocks", severity="error", remedy=_AGAIN)
-def scale_blocks(subject: Subject) -> Iterator[Found]:
+def scale_blocks(subject: Subject) -> Iterator[Hit]:
     """Scales that do not divide the data into equal blocks.
 
-    Scales have the rank of the data, along each axis their number divides that of the data, and an
-    offset has the shape of the scales.
+    Scales must have the rank of the data, their number must divide that of the data along each
+    axis, and an offset must have the shape of the scales.
     """
     for weight in subject.compressed:
         for node in reversed(weight.chain):
@@ -105,19 +105,19 @@ def scale_blocks(subject: Subject) -> Iterator[Found]:
                 described = f"scales of shape {list(scale)} for data of shape {list(data)}"
                 if offset != scale:
                     described += f", with offsets of shape {list(offset)}"
-                yield Found(described, place_of_weight(weight))
+                yield Hit(described, place_of_weight(weight))
 
 
 @rule(
     "not-finite-table",
     severity="warning",
-    remedy="leave the weight as it is: infinities are masks, and NaNs a fault of the training",
+    remedy="leave the weight as it is: infinities are masks, and NaNs an error in training",
 )
-def not_finite_table(subject: Subject) -> Iterator[Found]:
+def not_finite_table(subject: Subject) -> Iterator[Hit]:
     """A table or a scale that holds infinities or NaNs.
 
-    Clustering is not defined for them: their neighbours end at the wrong entry, and an infinite
-    entry times a scale of zero is NaN. Attention masks have to stay plain constants.
+    Clustering is not defined for them: their neighbors end up at the wrong entry, and an infinite
+    entry times a scale of zero is NaN. Attention masks must stay plain constants.
     """
     for weight in subject.compressed:
         bad = 0
@@ -129,7 +129,7 @@ def not_finite_table(subject: Subject) -> Iterator[Found]:
                 bad += int(np.count_nonzero(~np.isfinite(flat[start : start + _CHUNK])))
             constant.release()
         if bad:
-            yield Found(f"{bad} stored numbers are infinite or NaN", place_of_weight(weight))
+            yield Hit(f"{bad} stored numbers are infinite or NaN", place_of_weight(weight))
 
 
 @rule(
@@ -137,15 +137,15 @@ def not_finite_table(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="leave the weight as it is (a rule for its name with None), or return a copy of it",
 )
-def compressed_block_output(subject: Subject) -> Iterator[Found]:
+def compressed_block_output(subject: Subject) -> Iterator[Hit]:
     """A compressed weight that a function or block returns.
 
-    What a block returns has to stay a plain constant: only operations that read a compressed weight
-    decompress it.
+    A value that a block returns must stay a plain constant: only operations that read a compressed
+    weight decompress it.
     """
     for weight in subject.compressed:
         if weight.is_block_output:
-            yield Found("a block returns the compressed weight as it is", place_of_weight(weight))
+            yield Hit("a block returns the compressed weight as it is", place_of_weight(weight))
 
 
 def sound_palettes(weight: Weight) -> Iterator[Palette]:
@@ -161,7 +161,7 @@ def sound_palettes(weight: Weight) -> Iterator[Palette]:
 
 
 def _vector_axis(palette: Palette) -> int | None:
-    """The axis that vectors lie along, 0 or more; None where it is missing or no axis."""
+    """The axis that vectors lie along, 0 or more; None if it is missing or not an axis."""
     try:
         axis = palette.node.scalar("vector_axis")
     except ValueError:
@@ -182,7 +182,7 @@ def _table_size_problem(palette: Palette) -> str | None:
     needed = packed_nbytes(math.prod(palette.index_shape), nbits=palette.nbits)
     if palette.indices.nbytes == needed:
         return None
-    return f"{palette.indices.nbytes} bytes of {palette.nbits}-bit indices in place of {needed}"
+    return f"{palette.indices.nbytes} bytes of {palette.nbits}-bit indices instead of {needed}"
 
 
 def _groups_fit(palette: Palette) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from mlopt.coreml.lint.intervals import Interval, axis_length, declared, given, interval_of
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, place_of_node
 from mlopt.mil.program import Constant, Consumer, Node, Variable
 from mlopt.mil.raising.indices import INDEXED
@@ -32,20 +32,20 @@ _PLACES = ("topk", "reduce_argmax", "reduce_argmin")
     remedy="convert again without what narrows (pass_pipeline.remove_passes({"
     "'common::add_int16_cast'})), or clip in the source what is known to be within the range",
 )
-def narrowing_cast(subject: Subject) -> Iterator[Found]:
-    """Integers of 32 bits that are cast to fewer and do not fit, or may not (a note).
+def narrowing_cast(subject: Subject) -> Iterator[Hit]:
+    """32-bit integers that are cast to fewer bits and do not fit, or may not fit (a note).
 
-    Numbers keep their low bits: 40,000 becomes -25,536 as int16, and -1 becomes 65,535 as uint16,
-    where a device computes in that type (not all do). coremltools adds such casts to gathers,
-    squeezes and topk from iOS17 on. Nothing is said of what is proven to fit: indices into at most
-    32,768 rows, constants, places along an axis, and what is computed of these.
+    Only the low bits remain: 40,000 becomes -25,536 as int16, and -1 becomes 65,535 as uint16, on
+    devices that compute in that type (not all do). coremltools adds such casts to gathers, squeezes
+    and topk from iOS17 on. Values that provably fit are not reported: indices into at most 32,768
+    rows, constants, positions along an axis, and results computed from these.
     """
     for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
         for node in nodes:
             what, is_sure = _of_cast(node) if node.op_type == "cast" else _of_places(node)
             if what:
                 place = place_of_node(program, node)
-                yield Found(what, place, severity=None if is_sure else "note")
+                yield Hit(what, place, severity=None if is_sure else "note")
 
 
 def _of_cast(node: Node) -> tuple[str, bool]:

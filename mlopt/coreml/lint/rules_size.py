@@ -1,4 +1,4 @@
-"""Rules about size: bytes that a model has, and could do without."""
+"""Rules about size: bytes that a model could do without."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.lint.findings import Place
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.rules_form import sound_palettes
 from mlopt.coreml.lint.subject import (
     LUT_TO_DENSE,
@@ -41,10 +41,10 @@ _PER_BLOB = 64  # bytes of a blob's metadata, and what blobs are aligned to
     severity="warning",
     remedy="leave the weight as it is, or use fewer bits, larger groups or one table",
 )
-def compressed_larger_than_plain(subject: Subject) -> Iterator[Found]:
+def compressed_larger_than_plain(subject: Subject) -> Iterator[Hit]:
     """A compressed weight that takes as many bytes as the plain one, or more.
 
-    Tables, scales and masks count too: for a small weight, or with many tables, they outweigh what
+    Tables, scales and masks count too: for a small weight, or with many tables, they take more than
     the indices save. Sparse weights have a rule of their own.
     """
     for weight in subject.compressed:
@@ -53,7 +53,7 @@ def compressed_larger_than_plain(subject: Subject) -> Iterator[Found]:
             _sparse_sizes(node, weight.size) is not None for node in reversed(weight.chain)
         )
         if weight.size and stored >= plain and not is_sparse:
-            yield Found(
+            yield Hit(
                 f"{human_bytes(stored)} compressed, {human_bytes(plain)} plain",
                 place_of_weight(weight),
             )
@@ -65,17 +65,17 @@ def compressed_larger_than_plain(subject: Subject) -> Iterator[Found]:
     remedy="compress the weight without pruning, its zeros as one of the values; or prune more of "
     "it",
 )
-def sparse_larger_than_dense(subject: Subject) -> Iterator[Found]:
+def sparse_larger_than_dense(subject: Subject) -> Iterator[Hit]:
     """A sparse weight that would be smaller with its zeros written out.
 
-    The mask of what is not zero takes 1 bit for each weight. Pruning has to leave out more than
-    that: at 4 bits it pays only where more than a quarter of the weights is zero.
+    The mask takes 1 bit per element. Pruning must save more than that: at 4 bits it pays only if
+    more than a quarter of the elements are zero.
     """
     for weight in subject.compressed:
         for node in reversed(weight.chain):
             sizes = _sparse_sizes(node, weight.size)
             if sizes is not None and sizes[0] >= sizes[1] > 0:
-                yield Found(
+                yield Hit(
                     f"mask and non-zero values take {human_bytes(sizes[0])}, all values "
                     f"{human_bytes(sizes[1])}",
                     place_of_weight(weight),
@@ -88,10 +88,10 @@ def sparse_larger_than_dense(subject: Subject) -> Iterator[Found]:
     remedy="palettize the weight again with the fewer bits, or with mode unique, which finds them "
     "by itself and loses nothing",
 )
-def partly_filled_table(subject: Subject) -> Iterator[Found]:
-    """Tables of which so few entries are used that narrower indices would do.
+def partly_filled_table(subject: Subject) -> Iterator[Hit]:
+    """Tables with so few entries in use that fewer index bits would suffice.
 
-    The same values fit into indices of fewer bits, without any loss.
+    The same values can be stored with fewer bits per index, without any loss.
     """
     for weight in subject.compressed:
         for palette in sound_palettes(weight):
@@ -101,7 +101,7 @@ def partly_filled_table(subject: Subject) -> Iterator[Found]:
             count = math.prod(palette.index_shape)
             before = packed_nbytes(count, nbits=palette.nbits)
             saved = before - packed_nbytes(count, nbits=narrower)
-            yield Found(
+            yield Hit(
                 f"indices of {palette.nbits} bits, {narrower} would do: "
                 f"{human_bytes(saved)} of {human_bytes(before)}",
                 place_of_weight(weight),
@@ -113,11 +113,11 @@ def partly_filled_table(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="compress these too, or silence this rule if they are plain on purpose",
 )
-def uncompressed_share(subject: Subject) -> Iterator[Found]:
+def uncompressed_share(subject: Subject) -> Iterator[Hit]:
     """Plain weights that make up more than half of the bytes of a compressed model.
 
     Some weights were compressed and these were not: left out by a rule, a threshold or a failure,
-    they decide about the size now.
+    they now dominate the size.
     """
     for program in subject.package.programs:
         compressed = [weight for weight in subject.compressed if weight.program is program]
@@ -128,9 +128,8 @@ def uncompressed_share(subject: Subject) -> Iterator[Found]:
         if compressed and size > stored:
             largest = ", ".join(f"{w.name} ({human_bytes(w.nbytes)})" for w in left[:3])
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            yield Found(
-                f"{human_bytes(size)} plain beside {human_bytes(stored)} compressed: "
-                f"{largest}{more}",
+            yield Hit(
+                f"{human_bytes(size)} plain, {human_bytes(stored)} compressed: {largest}{more}",
                 Place(model=program.label),
             )
 
@@ -141,15 +140,15 @@ def uncompressed_share(subject: Subject) -> Iterator[Found]:
     remedy="convert the source with compute_precision=FLOAT16 (the default), or compress the "
     "weight",
 )
-def float32_weights(subject: Subject) -> Iterator[Found]:
+def float32_weights(subject: Subject) -> Iterator[Hit]:
     """Large plain weights of float32.
 
     They take twice the bytes of float16, and the Neural Engine, which computes in float16, cannot
-    run what reads them.
+    run the operations that read them.
     """
     for weight in subject.plain:
         if weight.dtype == "float32" and weight.size > DEFAULT_WEIGHT_THRESHOLD:
-            yield Found(
+            yield Hit(
                 f"{human_bytes(weight.nbytes)}, half of it in float16", place_of_weight(weight)
             )
 
@@ -159,16 +158,16 @@ def float32_weights(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="write the model again with any command of mlopt, which stores equal values once",
 )
-def duplicate_weights(subject: Subject) -> Iterator[Found]:
+def duplicate_weights(subject: Subject) -> Iterator[Hit]:
     """Equal constants that are stored more than once.
 
-    They take their bytes each time; operations and functions can refer to one copy.
+    Each copy takes its bytes; operations and functions can refer to a single one.
     """
     for copies in _equal_blobs(subject):
         first = copies[0]
         others = ", ".join(dict.fromkeys(copy.name for copy in copies[1:4]))
         more = f" and {len(copies) - 4} more" if len(copies) > 4 else ""
-        yield Found(
+        yield Hit(
             f"{human_bytes(first.blob.nbytes)} stored {len(copies)} times, again for "
             f"{others}{more}",
             Place(
@@ -185,17 +184,17 @@ def duplicate_weights(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="remove what is not used from the source and convert it again",
 )
-def unread_weight(subject: Subject) -> Iterator[Found]:
+def unread_weight(subject: Subject) -> Iterator[Hit]:
     """A weight that no operation reads and no block returns.
 
     It takes its bytes and has no effect.
     """
     for compressed in subject.compressed:
         if not compressed.consumers and not compressed.is_block_output:
-            yield Found(f"{human_bytes(compressed.nbytes)} unread", place_of_weight(compressed))
+            yield Hit(f"{human_bytes(compressed.nbytes)} unread", place_of_weight(compressed))
     for plain in subject.plain:
         if not plain.consumers and not plain.is_block_output:
-            yield Found(f"{human_bytes(plain.nbytes)} unread", place_of_weight(plain))
+            yield Hit(f"{human_bytes(plain.nbytes)} unread", place_of_weight(plain))
 
 
 @rule(
@@ -203,10 +202,10 @@ def unread_weight(subject: Subject) -> Iterator[Found]:
     severity="warning",
     remedy="write the model again with any command of mlopt, which keeps only what is referred to",
 )
-def unreferenced_bytes(subject: Subject) -> Iterator[Found]:
+def unreferenced_bytes(subject: Subject) -> Iterator[Hit]:
     """A weight file with bytes that nothing refers to.
 
-    They were left behind by an edit of the model, and are shipped with it.
+    An edit of the model left them behind, and they are shipped with it.
     """
     package = subject.package
     used: dict[str, dict[int, int]] = {}
@@ -220,7 +219,7 @@ def unreferenced_bytes(subject: Subject) -> Iterator[Found]:
         path = str(package.files.path_of(name))
         rest = package.files.reader(name).size - _PER_BLOB - sum(used.pop(path, {}).values())
         if rest >= _SMALLEST_REMAINDER:
-            yield Found(f"{human_bytes(rest)} of {path}", Place())
+            yield Hit(f"{human_bytes(rest)} of {path}", Place())
 
 
 @attrs.frozen(eq=False)

@@ -1,4 +1,4 @@
-"""Rules about deployment targets: what the oldest system that shall run a model does not know."""
+"""Rules about deployment targets: features that the oldest system to run a model lacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.lint.findings import Place
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_node, place_of_weight
 from mlopt.coreml.weights import Weight
 from mlopt.mil.constexpr_forms import first_target
@@ -43,8 +43,8 @@ _ARRAY_TYPES = {
     remedy="raise the minimum deployment target of the app, or convert the source again with an "
     "older minimum_deployment_target",
 )
-def newer_than_target(subject: Subject) -> Iterator[Found]:
-    """The model, or a function of it, is for a newer system than the target.
+def newer_than_target(subject: Subject) -> Iterator[Hit]:
+    """A model, or a function of it, for a newer system than the target.
 
     A system refuses to load a model whose specification version or opset it does not know.
     """
@@ -52,7 +52,7 @@ def newer_than_target(subject: Subject) -> Iterator[Found]:
     for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
         version = max(m.specificationVersion for m in (program.model, *program.enclosing))
         if version > target.specification_version:
-            yield Found(
+            yield Hit(
                 f"specification version {version} is for {Target.of_specification(version)}, "
                 f"{target} knows versions up to {target.specification_version}",
                 Place(model=program.label),
@@ -61,7 +61,7 @@ def newer_than_target(subject: Subject) -> Iterator[Found]:
             known = [t.opset for t in Target if t <= target]
             if function.opset not in known:
                 count = sum(node.function == function.name for node in nodes)
-                yield Found(
+                yield Hit(
                     f"{count} operations of opset {function.opset}; {target} knows {known[-1]} "
                     "and older ones",
                     Place(model=program.label, functions=(function.name,)),
@@ -74,18 +74,18 @@ def newer_than_target(subject: Subject) -> Iterator[Found]:
     remedy="write the source without the operation and convert it for the target, or raise the "
     "minimum deployment target",
 )
-def operation_newer_than_target(subject: Subject) -> Iterator[Found]:
+def operation_newer_than_target(subject: Subject) -> Iterator[Hit]:
     """An operation that the target does not have at all.
 
-    It cannot be expressed for the target: converting for an older one fails, or gives another
-    program.
+    It cannot be expressed for the target: converting for an older target fails, or gives a
+    different program.
     """
     for program, nodes in zip(subject.package.programs, subject.nodes, strict=True):
         for node in nodes:
             first = _FIRST_TARGET.get(node.op_type, subject.target)
             if not is_constexpr(node) and first > subject.target:
-                yield Found(
-                    f"{node.op_type} is there from {first} on", place_of_node(program, node)
+                yield Hit(
+                    f"{node.op_type} is available from {first} on", place_of_node(program, node)
                 )
 
 
@@ -95,7 +95,7 @@ def operation_newer_than_target(subject: Subject) -> Iterator[Found]:
     remedy="convert the source for the target and compress that: up to iOS17 each weight has one "
     f"table, of {OLD_BITS}",
 )
-def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
+def compression_newer_than_target(subject: Subject) -> Iterator[Hit]:
     """A compressed weight in a form that the target does not have.
 
     Compressed weights came with iOS16; tables for groups, 3 bits, vectors, integer tables, scales,
@@ -104,7 +104,7 @@ def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     for weight in subject.compressed:
         needs, reason = _needs(weight)
         if needs > subject.target:
-            yield Found(f"needs {needs}: {reason}", place_of_weight(weight))
+            yield Hit(f"needs {needs}: {reason}", place_of_weight(weight))
 
 
 @rule(
@@ -112,7 +112,7 @@ def compression_newer_than_target(subject: Subject) -> Iterator[Found]:
     severity="error",
     remedy="convert the source again for the target, with inputs and outputs of float32",
 )
-def interface_newer_than_target(subject: Subject) -> Iterator[Found]:
+def interface_newer_than_target(subject: Subject) -> Iterator[Hit]:
     """Inputs, outputs or functions of a kind that the target does not have.
 
     Arrays of float16 came with iOS16, models of several functions with iOS18, arrays of int8 with
@@ -121,8 +121,8 @@ def interface_newer_than_target(subject: Subject) -> Iterator[Found]:
     for program in subject.package.programs:
         functions = [function.name for function in program.functions]
         if len(functions) > 1 and subject.target < Target.iOS18:
-            yield Found(
-                f"{len(functions)} functions; several are there from iOS18 on",
+            yield Hit(
+                f"{len(functions)} functions; several are available from iOS18 on",
                 Place(model=program.label),
                 remedy="save a model for each function",
             )
@@ -134,8 +134,9 @@ def interface_newer_than_target(subject: Subject) -> Iterator[Found]:
                     feature.type.multiArrayType.dataType, ("", subject.target)
                 )
                 if first > subject.target:
-                    yield Found(
-                        f"{kind} {feature.name!r} is an array of {dtype}, there from {first} on",
+                    yield Hit(
+                        f"{kind} {feature.name!r} is an array of {dtype}, "
+                        f"available from {first} on",
                         Place(
                             model=program.label,
                             functions=(function,),
@@ -152,17 +153,17 @@ def interface_newer_than_target(subject: Subject) -> Iterator[Found]:
     remedy="keep the compression for the size of the download; for less memory raise the minimum "
     "deployment target to iOS17 or later",
 )
-def decompressed_at_load(subject: Subject) -> Iterator[Found]:
+def decompressed_at_load(subject: Subject) -> Iterator[Hit]:
     """Weights that iOS16 decompresses when the model is loaded.
 
     On iOS16 compression saves bytes on disk but no memory, and loading takes longer; from iOS17 on
-    weights can be decompressed just in time, chiefly on the Neural Engine.
+    weights can be decompressed just in time, mainly on the Neural Engine.
     """
     if subject.target >= Target.iOS17 or not subject.compressed:
         return
     stored = sum(weight.nbytes for weight in subject.compressed)
     plain = sum(weight.plain_nbytes for weight in subject.compressed)
-    yield Found(
+    yield Hit(
         f"{human_bytes(stored)} of compressed weights take {human_bytes(plain)} of memory on iOS16",
         Place(),
     )

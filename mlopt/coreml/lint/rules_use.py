@@ -1,4 +1,4 @@
-"""Rules about what weights are used for."""
+"""Rules about the use of weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.elementwise import ElementwiseReaders
-from mlopt.coreml.lint.registry import Found, rule
+from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
 from mlopt.coreml.weights import Weight, is_mask
 from mlopt.palette.palettize import is_finite
@@ -23,12 +23,12 @@ _FLOATS = ("float16", "float32")
     "alone, palettize the original with the op_name_configs that its row shows, which in Python is "
     "op_name_configs={NAME: None}, or with --skip NAME",
 )
-def elementwise_constant(subject: Subject) -> Iterator[Found]:
-    """A constant that only elementwise operations read, and that is palettized or would be.
+def elementwise_constant(subject: Subject) -> Iterator[Hit]:
+    """A constant that only elementwise operations read, and that is or would be palettized.
 
-    Rotary and position tables, windows and offsets are used as they are stored: each error of a
-    palette is one of an activation, where a matrix product would sum over many and even them out.
-    palettize takes them like any other weight, as coremltools does.
+    Rotary and position tables, windows and offsets are used element by element: each error of a
+    palette goes into an activation, while a matrix product would sum over many and average them
+    out. palettize treats them like any other weight, as coremltools does.
     """
     readers = {
         id(program): ElementwiseReaders(nodes)
@@ -39,12 +39,12 @@ def elementwise_constant(subject: Subject) -> Iterator[Found]:
             compressed.consumers
         ):
             size = human_bytes(compressed.plain_nbytes)
-            yield Found(
+            yield Hit(
                 f"palettized, {size} before; {_rule(compressed.name)}", place_of_weight(compressed)
             )
     for plain in subject.plain:
         if readers[id(plain.program)].are_all(plain.consumers) and _would_be_palettized(plain):
-            yield Found(
+            yield Hit(
                 f"{human_bytes(plain.nbytes)}, not palettized yet; {_rule(plain.name)}",
                 place_of_weight(plain),
             )

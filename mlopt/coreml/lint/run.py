@@ -1,4 +1,4 @@
-"""Running the rules over a model."""
+"""The lint of a model: all rules applied to it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def lint(
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
 ) -> LintReport:
-    """Look for what a deployment target cannot express, devices run badly, or is larger than need.
+    """Report what a target cannot express, what devices run badly, and what takes needless space.
 
-    Nothing is changed, and nothing runs: the model is read, one weight at a time.
+    Nothing is changed or run: the model is read, one weight at a time.
 
     Parameters
     ----------
     model
         The path of an ``.mlpackage``, or an ``MLModel`` that is an ML program or a pipeline.
     target
-        The oldest system that shall run it: ``"iOS16"``, ``"macOS13"``, a member of
+        The oldest system that must run it: ``"iOS16"``, ``"macOS13"``, a member of
         ``coremltools.target``. None: the model's own.
     select
         The rules to apply, globs over their names. None: all.
@@ -53,7 +53,7 @@ def lint(
     TargetError
         The target is unknown.
     ModelFormatError
-        The model is damaged or no ML program.
+        The model is damaged or not an ML program.
     """
     applied = rules_matching(["*"] if select is None else select, "select")
     silences = [Silence.parse(entry) for entry in ignore or ()]

@@ -237,7 +237,7 @@ def _palette(node: Node) -> Palette:
     parameter = "indices" if node.op_type == LUT_TO_DENSE else "indices_nonzero_data"
     indices = node.constant_input(parameter)
     if indices is None:
-        raise _damaged(node, f"its parameter {parameter!r} is missing or no constant")
+        raise _damaged(node, f"its parameter {parameter!r} is missing or not a constant")
     lut_dtype, lut_shape = type_of_input(node, "lut")
     is_old_form = "shape" in node.inputs
     index_shape = indices.shape
@@ -261,7 +261,7 @@ def _input_variable(node: Node, parameter: str) -> Variable:
 def _type_of(node: Node, value_type: ValueType, what: str) -> tuple[DType, tuple[int, ...]]:
     typed = tensor_type_of(value_type)
     if typed is None:
-        raise _damaged(node, f"{what} is no tensor of known shape")
+        raise _damaged(node, f"{what} is not a tensor of known shape")
     return typed
 
 

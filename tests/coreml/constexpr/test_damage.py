@@ -238,7 +238,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "cast: from something else": (cast(source_val=value([1, 2], "fp32")), "type fp32"),
     "an operation of tomorrow": (
         constexpr("fold", {"w": ("fp16", (2,))}, data=value([1, 2], "fp16")),
-        "not known",
+        "unknown operation type",
     ),
 }
 
