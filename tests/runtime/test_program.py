@@ -195,7 +195,8 @@ def test_names_that_are_not_defined_before_they_are_used(name):
     def change(block, spec):
         operations(block)[0].inputs["y"].arguments[0].name = name
 
-    with pytest.raises(ModelFormatError, match=rf"its input 'y' is '{name}'.*not defined before it"):
+    message = rf"its input 'y' is '{name}'.*not defined before it"
+    with pytest.raises(ModelFormatError, match=message):
         load(edited(change))
 
 

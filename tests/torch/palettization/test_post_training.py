@@ -257,7 +257,7 @@ def test_modules_without_an_adapter_are_named():
     model = nn.ModuleDict({"scale": Scale(), "linear": nn.Linear(8, 8)})
     _, report = palettized(model, n_bits=2)
     assert report["scale.factors"].reason == (
-        "no adapter palettizes 'factors' of Scale; mlopt.torch.register_module makes one"
+        "no adapter palettizes 'factors' of Scale; mlopt.torch.register_module adds one"
     )
     assert report["linear.weight"].is_palettized
     assert "no adapter for its module" in report.kept_categories
