@@ -36,8 +36,8 @@ demo: $(INSTALLED)  ## palettize a real model and see what that does to its accu
 test: $(INSTALLED)  ## run the tests before a commit, minutes (PYTEST_ARGS="-x tests/mil" for some)
 	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
 
-test-all: $(INSTALLED)  ## run all tests, the long ones too
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: test  ## run all tests: those of make test, then the long ones
+	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, types and the import contract
 	$(BIN)/ruff check .
