@@ -211,7 +211,7 @@ def test_a_sparse_palette_larger_than_a_plain_one_is_warned_of(tmp_path: Path) -
     plain = decompress(source, tmp_path / "plain.mlpackage")
     alone = row_of(palettize(plain.path, request(nbits=1)).report, "conv_w")
     assert row.bytes_after > alone.bytes_after
-    sizes = f"{human_bytes(row.bytes_after)} so, {human_bytes(alone.bytes_after)} if"
+    sizes = f"{human_bytes(row.bytes_after)} like this, {human_bytes(alone.bytes_after)} if"
     assert sizes in row.note
 
     thin = palettize(
