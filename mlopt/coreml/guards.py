@@ -69,9 +69,11 @@ def _of_type(weight: Weight) -> Keep | None:
 def _of_values(weight: Weight) -> Keep | None:
     """What it holds is not for a table; the values are read for this, and released."""
     value = weight.value()
-    if not is_finite(value):
-        return NOT_FINITE
-    if not weight.is_compressed and is_mask(weight, value):
-        return Keep("it looks like an attention mask", "attention mask")
-    weight.release()
+    try:
+        if not is_finite(value):
+            return NOT_FINITE
+        if not weight.is_compressed and is_mask(weight, value):
+            return Keep("it looks like an attention mask", "attention mask")
+    finally:
+        weight.release()
     return None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.elementwise import ElementwiseReaders
+from mlopt.coreml.guards import reason_to_keep
 from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
-from mlopt.coreml.weights import Weight, is_mask
-from mlopt.palette.palettize import is_finite
+from mlopt.coreml.op_config import OpPalettizerConfig
+from mlopt.coreml.weights import Weight
 from mlopt.requests.report import rules_to_keep
+from mlopt.requests.rules import Resolution
 from mlopt.text.words import human_bytes
 
-_FLOATS = ("float16", "float32")
+_GLOBAL_RULE = Resolution(OpPalettizerConfig(nbits=4), "global_config")
 
 
 @rule(
@@ -56,11 +57,4 @@ def _rule(name: str) -> str:
 
 def _would_be_palettized(weight: Weight) -> bool:
     """Whether a configuration that names no weight palettizes it, values considered."""
-    if weight.dtype not in _FLOATS or len(weight.shape) < 2 or weight.inline or weight.is_part:
-        return False
-    if weight.size <= DEFAULT_WEIGHT_THRESHOLD or weight.is_block_output:
-        return False
-    value = weight.value()
-    is_taken = is_finite(value) and not is_mask(weight, value)
-    weight.release()
-    return is_taken
+    return reason_to_keep(weight, _GLOBAL_RULE, joint_compression=False) is None
