@@ -17,6 +17,7 @@ from mlopt.choices import (
     MODES,
     NBITS,
     ON_INDIVISIBLE,
+    GranularityName,
     LutDtype,
     Mode,
     Nbits,
@@ -35,7 +36,7 @@ from mlopt.requests.checked import (
     word,
 )
 from mlopt.requests.forms import PaletteForm
-from mlopt.requests.granularity import Granularity, GranularityName
+from mlopt.requests.granularity import Granularity
 
 
 def _mode(value: Mode) -> Mode:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.weights import Weight
 from mlopt.errors import TargetError
 from mlopt.mil.program import Program
@@ -53,7 +54,7 @@ class FunctionTargets:
 
 def with_compression(program: Program) -> set[str]:
     """The functions that have compressed weights."""
-    return {n.function for n in program.nodes() if n.op_type.startswith("constexpr_")}
+    return {n.function for n in program.nodes() if is_constexpr(n)}
 
 
 def raised_note(program: Program, names: Iterable[str], target: Target) -> str:

@@ -11,10 +11,10 @@ from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.weights import Weight, shown_consumers
 from mlopt.errors import ConfigError
 from mlopt.mil.constexpr_forms import index_bits
-from mlopt.palette.palettize import NoPaletteError, can_quantize_table
+from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.forms import PaletteForm
-from mlopt.requests.keep import Keep, float_table_note
+from mlopt.requests.keep import Keep, without_unusable_codes
 from mlopt.requests.layout import ChosenLayout, choose_layout
 
 
@@ -66,9 +66,9 @@ def choose_spec(
         lut_dtype=config.lut_dtype,
     )
     notes += layout.notes
-    if spec.lut_dtype is not None and not can_quantize_table(weight.value(), spec):
-        notes += (float_table_note(spec.lut_dtype, weight.dtype),)
-        spec = attrs.evolve(spec, lut_dtype=None)
+    if spec.lut_dtype is not None:  # else the values are not read
+        spec, change = without_unusable_codes(spec, weight.value())
+        notes += change
         weight.release()
     # What the model may be raised to is not what it will be: unique and custom raise nothing
     target = max(form_of(weight, spec).needed_target, targets.oldest(weight))

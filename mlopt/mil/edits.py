@@ -46,8 +46,7 @@ class Edits:
             ``op`` is an element of ``block.operations``.
         new_ops
             What replaces it; an empty iterable removes it. The last of them takes over the message
-            of
-            ``op``; it may be ``op`` itself, which then stays as it is, after the others.
+            of ``op``; it may be ``op`` itself, which then stays as it is, after the others.
         unless_replaced
             Yield to a replacement without this flag, whether that comes before or after.
 

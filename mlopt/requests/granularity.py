@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
 
 from mlopt.errors import ConfigError
 from mlopt.requests.checked import listed, shown
-
-GranularityName = Literal["per_tensor", "per_grouped_channel"]
 
 
 class Granularity(str, Enum):

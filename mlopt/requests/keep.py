@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
+import numpy.typing as npt
+
+from mlopt.palette.palettize import can_quantize_table
+from mlopt.palette.value.spec import PaletteSpec
 
 
 @attrs.frozen
@@ -35,3 +41,13 @@ def float_table_note(lut_dtype: str, dtype: str) -> str:
         f"the table stays in {dtype}: the weights are so small that the scale of one in "
         f"{lut_dtype} would be subnormal"
     )
+
+
+def without_unusable_codes(
+    spec: PaletteSpec, weight: npt.NDArray[Any]
+) -> tuple[PaletteSpec, tuple[str, ...]]:
+    """The spec, asking for tables in floats where 8-bit codes cannot serve, and a note if so."""
+    if spec.lut_dtype is None or can_quantize_table(weight, spec):
+        return spec, ()
+    note = float_table_note(spec.lut_dtype, weight.dtype.name)
+    return attrs.evolve(spec, lut_dtype=None), (note,)

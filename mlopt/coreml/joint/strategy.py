@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import attrs
 
+from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.weights import Weight
 from mlopt.palette.value.distortion import Distortion
@@ -53,7 +54,7 @@ def has_own_data(weight: Weight, parameter: str, dtypes: frozenset[str]) -> bool
     only if nothing else reads the constant or continues from the weight: it would have to stay.
     """
     if len(weight.chain) > 1 or any(
-        use.node.op_type.startswith("constexpr_")
+        is_constexpr(use.node)
         for node in weight.nodes
         for output in node.outputs
         for use in output.consumers

@@ -54,9 +54,8 @@ class OpsetRaise:
 
         Other replacements in ``edits``, added before or after, take precedence over the raise: they
         must belong to the target's opset, and take new names from ``names``. The program stays as
-        it is until
-        ``edits`` are applied, and its values can be read. Function bodies become new messages then:
-        ask the program for its nodes and constants again.
+        it is until ``edits`` are applied, and its values can be read. Function bodies become new
+        messages then: ask the program for its nodes and constants again.
 
         Values whose stored form changes are stored by ``writer``, the writer of the program's
         package, at once.

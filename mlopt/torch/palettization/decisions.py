@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import attrs
 import torch
 from torch import nn
 
 from mlopt.errors import ConfigError
-from mlopt.palette.palettize import can_quantize_table, is_finite
+from mlopt.palette.palettize import is_finite
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.decisions import Decision
-from mlopt.requests.keep import NOT_FINITE, Keep, float_table_note, low_rank
+from mlopt.requests.keep import NOT_FINITE, Keep, low_rank, without_unusable_codes
 from mlopt.requests.layout import choose_layout
 from mlopt.requests.rules import UnmatchedRule
 from mlopt.torch.adapters import adapters_of, check_registered
@@ -65,15 +64,14 @@ def _decide(
 
     if resolution.config is None:
         return kept(resolution.reason_to_keep)
-    if not is_finite(as_array(parameter.tensor)):
+    values = as_array(parameter.tensor)
+    if not is_finite(values):
         return kept(NOT_FINITE)
     spec = choose_spec(parameter, resolution.config)
     if isinstance(spec, Keep):
         return kept(spec)
-    notes = resolution.notes
-    if spec.lut_dtype is not None and not can_quantize_table(as_array(parameter.tensor), spec):
-        notes += (float_table_note(spec.lut_dtype, dtype_name(parameter.tensor.dtype)),)
-        spec = attrs.evolve(spec, lut_dtype=None)
+    spec, change = without_unusable_codes(spec, values)
+    notes = resolution.notes + change
     return Decision(parameter, spec, resolution.rule, notes, resolution.config)
 
 
