@@ -5,6 +5,9 @@ whose parameters form a product carries ``@pytest.mark.covering(strength)``: the
 cases that hold every combination of values of ``strength`` parameters, so each value at 1, each
 pair of values at 2, and the others get the marker ``long``. Most defects show where two choices
 meet, and a defect that needs three is what the long run is for.
+
+Where cases are slow one by one, ``@pytest.mark.short("id", ...)`` names those that the short run
+takes; the other cases of the test get the marker ``long``.
 """
 
 from __future__ import annotations
@@ -63,10 +66,22 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Hashable]]:
 
 
 def mark_long(items: Iterable[pytest.Item]) -> None:
-    """Give the marker ``long`` to the cases of ``covering`` tests that the short run leaves out."""
+    """Give the marker ``long`` to the cases that the short run leaves out.
+
+    Raises
+    ------
+    UsageError
+        ``short`` names a case that its test does not have.
+    """
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    _mark_covering(functions)
+    _mark_short(functions)
+
+
+def _mark_covering(items: Iterable[pytest.Function]) -> None:
     tests: dict[tuple[Any, ...], list[pytest.Function]] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("covering"):
+        if item.get_closest_marker("covering"):
             tests.setdefault((item.parent, item.originalname), []).append(item)
     for cases in tests.values():
         marker = cases[0].get_closest_marker("covering")
@@ -75,4 +90,23 @@ def mark_long(items: Iterable[pytest.Item]) -> None:
         short = set(covering([case.callspec.params for case in cases], strength))
         for place, case in enumerate(cases):
             if place not in short:
+                case.add_marker(pytest.mark.long)
+
+
+def _mark_short(items: Iterable[pytest.Function]) -> None:
+    tests: dict[tuple[Any, ...], list[pytest.Function]] = {}
+    for item in items:
+        if item.get_closest_marker("short"):
+            tests.setdefault((item.parent, item.originalname), []).append(item)
+    for (_, test), cases in tests.items():
+        marker = cases[0].get_closest_marker("short")
+        assert marker is not None
+        unknown = set(marker.args) - {case.callspec.id for case in cases}
+        # Fewer cases than names: some were asked for by their ids.
+        if unknown and len(cases) > len(marker.args):
+            raise pytest.UsageError(
+                f"{test} has no case {sorted(unknown)}; mend its marker `short`"
+            )
+        for case in cases:
+            if case.callspec.id not in marker.args:
                 case.add_marker(pytest.mark.long)

@@ -54,7 +54,7 @@ def test_no_strength_is_refused() -> None:
 
 
 def test_the_short_run_leaves_out_what_is_not_needed(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nmarkers =\n    long: a\n    covering: b\n")
+    pytester.makeini("[pytest]\nmarkers =\n    long: a\n    covering: b\n    short: c\n")
     pytester.makeconftest(
         "from tests.selection import mark_long\n"
         "def pytest_collection_modifyitems(items):\n"
@@ -73,3 +73,26 @@ def test_the_short_run_leaves_out_what_is_not_needed(pytester: pytest.Pytester) 
     pytester.syspathinsert(Path(__file__).parents[1])
     pytester.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=4)
     pytester.inline_run("-p", "no:xdist").assertoutcome(passed=11)
+
+
+def test_cases_are_chosen_by_name(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmarkers =\n    long: a\n    covering: b\n    short: c\n")
+    pytester.makeconftest(
+        "from tests.selection import mark_long\n"
+        "def pytest_collection_modifyitems(items):\n"
+        "    mark_long(items)\n"
+    )
+    test = pytester.makepyfile(
+        "import pytest\n"
+        "@pytest.mark.parametrize('a', range(4))\n"
+        "@pytest.mark.short('0', '2')\n"
+        "def test_slow(a): assert a != 1\n"
+    )
+    pytester.syspathinsert(Path(__file__).parents[1])
+    pytester.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=2)
+    pytester.inline_run("-p", "no:xdist").assertoutcome(passed=3, failed=1)
+    pytester.inline_run("-p", "no:xdist", f"{test}::test_slow[3]").assertoutcome(passed=1)
+    test.write_text(test.read_text().replace("'2'", "'7'"))
+    result = pytester.runpytest_inprocess("-p", "no:xdist")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines("*test_slow has no case ['7']*")

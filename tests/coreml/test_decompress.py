@@ -66,6 +66,7 @@ def test_what_coremltools_wrote_is_decompressed_to_its_numbers(target, matrix_of
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.short("convolutional", "redefined", "control_flow", "stateful")
 @pytest.mark.parametrize("kind", models.kinds("iOS18"))
 def test_models_of_every_kind(kind, package_of, tmp_path):
     source = package_of(kind, "iOS18")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import coremltools as ct
 import numpy as np
 import pytest
@@ -20,8 +22,9 @@ def table(rows):
 
 
 def narrowed(build, dtype="int16"):
-    """A program that narrows what ``build`` makes of its input, and only that."""
-    return convert(
+    """Make a program that narrows what ``build`` makes of its input, and only that, when called."""
+    return partial(
+        convert,
         lambda tokens: mb.cast(
             x=mb.cast(x=build(tokens), dtype=dtype, name="narrow"), dtype="fp32"
         ),
@@ -35,7 +38,7 @@ def looked_up(rows, dtype="int16", before=lambda x: x, after=lambda x: x):
         index = after(mb.cast(x=before(tokens), dtype=dtype, name="narrow"))
         return mb.gather(x=table(rows), indices=index, axis=0, validate_indices=False)
 
-    return convert(build, TOKENS, target="iOS17")
+    return partial(convert, build, TOKENS, target="iOS17")
 
 
 def wrapped(length):
@@ -47,7 +50,8 @@ def wrapped(length):
 
 
 def found(model):
-    return [(f.severity, f.what) for f in lint(model, select=["narrowing-cast"])]
+    made = model() if isinstance(model, partial) else model
+    return [(f.severity, f.what) for f in lint(made, select=["narrowing-cast"])]
 
 
 def bounded(low, high):

@@ -71,6 +71,7 @@ GROUPED = {"granularity": "per_grouped_channel", "group_size": GROUP}
 # --- the same bytes -------------------------------------------------------------------------------
 
 
+@pytest.mark.short("options1", "options3")
 @pytest.mark.parametrize(
     "options",
     [

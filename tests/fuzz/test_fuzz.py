@@ -41,6 +41,7 @@ def test_nothing_but_documented_errors_and_correct_results(packages: dict[str, F
         assert refused > 2
 
 
+@pytest.mark.long
 def test_seeds_pass_every_step(packages: dict[str, Files], tmp_path: Path) -> None:
     for name, files in packages.items():
         ends = trial.run(files, tmp_path / "trial", random.Random(name))

@@ -99,6 +99,7 @@ def assert_equal_weights(ours, theirs):
         assert np.array_equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.short("4 bits", "scale", "uint8 table in groups", "input vectors", "int8 table, scale")
 @pytest.mark.parametrize("form", FORMS)
 def test_float32_weights_are_those_of_the_modules_bit_for_bit(form):
     model, report = network(form)
@@ -108,6 +109,7 @@ def test_float32_weights_are_those_of_the_modules_bit_for_bit(form):
     assert_equal_weights(weights, expected)
 
 
+@pytest.mark.short("vectors", "int8 table, scale")
 @pytest.mark.parametrize("form", FORMS)
 def test_both_ways_to_core_ml_give_the_same_weights(form):
     """In float16; but both scales of one form round at other places, so that is in float32."""
@@ -127,6 +129,7 @@ def test_both_ways_to_core_ml_give_the_same_weights(form):
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.short("torch.bfloat16")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_float16_weights_without_scales_are_those_of_the_modules_rounded(dtype):
     model, _ = network("3 bits", dtype)
@@ -136,6 +139,7 @@ def test_float16_weights_without_scales_are_those_of_the_modules_rounded(dtype):
     assert_equal_weights(weights, expected)
 
 
+@pytest.mark.long
 def test_half_precision_weights_with_scales_are_those_of_the_modules():
     for form in ("scale", "int8 table, scale", "uint8 table in groups"):
         model, _ = network(form, torch.float16)
@@ -200,6 +204,7 @@ def test_targets_that_cannot_express_a_palette_are_refused_with_all_of_them(form
     assert set(named_ones) == {row.name for row in newer}
 
 
+@pytest.mark.long
 def test_traced_and_exported_models_are_converted_too():
     model, _ = network("4 bits")
     expected = compressed_weights(result("4 bits"))
@@ -342,6 +347,7 @@ def test_quantized_weights_are_not_taken_for_palettes():
         assert any(np.allclose(v, quantized, rtol=1e-6) for v in values.values())
 
 
+@pytest.mark.long
 def test_many_palettes_keep_their_identity():
     """More than float16 has integers for."""
     count = 2050
@@ -420,6 +426,7 @@ def test_models_without_palettes_are_left_to_coremltools():
     assert found.get_spec().specificationVersion == 6
 
 
+@pytest.mark.short("4 bits")
 @pytest.mark.parametrize("form", ["4 bits", "output groups"])
 def test_the_older_recipes_are_lossless_too(form):
     """A model of few values a weight: coremltools' palettization passes, and unique after it."""

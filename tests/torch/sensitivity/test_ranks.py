@@ -16,6 +16,8 @@ SCRIPT = Path(__file__).with_name("ranks_script.py")
 COUNT = 5
 KINDS = ["plain", "fsdp2", "fsdp1", "fsdp1-flat"]
 
+pytestmark = pytest.mark.long  # processes that start torch anew
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:

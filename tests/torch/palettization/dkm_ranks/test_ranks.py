@@ -13,6 +13,8 @@ from tests.torch.ranks import run_on_ranks
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 RAGGED = {"ragged": (7, 5), "few": (5, 1), "one": (1, 1)}
 
+pytestmark = pytest.mark.long  # processes that start torch anew
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
