@@ -442,6 +442,14 @@ def test_a_second_run_changes_nothing(name, form, output_of, tmp_path):
     assert judges.messages_equal_except(output.path, again.path) == []
 
 
+@pytest.mark.short(
+    "two_spellings",
+    "mixed_opsets",
+    "nested_blocks",
+    "several_functions",
+    "mixed_pipeline",
+    "strange_names",
+)
 @each_kind
 def test_vectors_in_groups_with_scales(name, package, tmp_path):
     """The form with the most parts: what else there is stays, and it decompresses to the same."""

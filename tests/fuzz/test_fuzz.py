@@ -51,6 +51,7 @@ def test_seeds_pass_every_step(packages: dict[str, Files], tmp_path: Path) -> No
         assert set(refused.values()) <= {"TargetError", "ConfigError"}
 
 
+@pytest.mark.long
 def test_inputs_are_the_same_each_time(packages: dict[str, Files]) -> None:
     for number in range(20):
         first, second = (driver.input_of(packages, 3, number) for _ in range(2))

@@ -175,6 +175,7 @@ def test_operations_are_those_of_the_one_emission(form, types):
     assert operations == types * len(report.palettized)
 
 
+@pytest.mark.short("iOS18")
 @pytest.mark.parametrize("target", ["iOS17", "iOS18", "iOS26"])
 def test_targets(target):
     model, _ = network("4 bits")
@@ -224,6 +225,7 @@ def test_a_traced_file_still_has_its_palettes(tmp_path):
     assert_equal_weights(weights, compressed_weights(result("4 bits")))
 
 
+@pytest.mark.long
 def test_a_state_can_be_loaded_into_a_plain_model(tmp_path):
     model, _ = network("int8 table, scale")
     torch.save(model.state_dict(), tmp_path / "state.pt")
@@ -381,6 +383,7 @@ def layers_weight(model, index):
     return model.layers[index].weight.detach().numpy()
 
 
+@pytest.mark.long
 def test_package_dir_holds_the_finished_model(tmp_path):
     model, _ = palettized(every_kind(), n_bits=2)
     path = tmp_path / "out.mlpackage"

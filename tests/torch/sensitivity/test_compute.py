@@ -427,7 +427,7 @@ def test_a_model_that_cannot_be_copied_needs_one_worker() -> None:
         compute_sensitivities(model, samples, squared_output, workers=2)
 
 
-@pytest.mark.short("float32")
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_is_that_of_the_gradients_and_one_sum(dtype: str) -> None:
     imports = """
