@@ -1,0 +1,121 @@
+"""The cells that are kept against the bounds of the optimum, which a dense search finds."""
+
+import numpy as np
+import pytest
+
+from mlopt.palette.scalar import near
+from mlopt.palette.scalar.stored import rounding_of
+from tests.palette import references as ref
+
+SIZE = 256
+
+
+def level_of(values, masses, entries, name):
+    """Distinct ascending values in [0, 1), in cells of equal width: as zooming sees them."""
+    mean = np.average(values, weights=masses)
+    cell = np.floor(values * SIZE).astype(int)
+    away = values - mean
+    sums = np.stack([np.bincount(cell, masses * away**p, SIZE) for p in range(3)])
+    edges = np.concatenate([np.zeros((3, 1)), np.cumsum(sums, axis=1)], axis=1)
+    counts = np.bincount(cell, minlength=SIZE)
+    width = 1.0 / SIZE
+    whole = near.Whole(
+        mean, edges[:, -1:].copy(), edges[0].copy(), width, 0.5, entries, rounding_of(name)
+    )
+    level = near.Level(edges[:, :-1], edges[:, 1:], counts, np.arange(SIZE), width)
+    level.keep(np.flatnonzero(counts))
+    return level, whole, sums[0, counts > 0], cell
+
+
+def best_bounds(costs, entries):
+    """The inner bounds of the cheapest segmentation, and its cost."""
+    path, starts = costs[0], []
+    for _ in range(entries - 1):
+        through = path[:, None] + costs
+        starts.append(through.argmin(axis=0))
+        path = through.min(axis=0)
+    bounds, end = [], len(costs) - 1
+    for start in reversed(starts):
+        end = int(start[end])
+        bounds.append(end)
+    return bounds, float(path[-1])
+
+
+def made(kind, seed):
+    rng = np.random.default_rng(seed)
+    draws = {
+        "even": rng.random(300),
+        "bell": 0.5 + 0.1 * rng.standard_normal(300),
+        "clumps": rng.choice([0.1, 0.35, 0.6, 0.85], 300) + 0.03 * rng.standard_normal(300),
+    }
+    values = np.unique(np.clip(draws[kind], 0, 0.999).astype(np.float32).astype(np.float64))
+    return values, rng.integers(1, 5, values.size).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ["float64", "float16"])
+@pytest.mark.parametrize("entries", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["even", "bell", "clumps"])
+def test_cells_at_bounds_of_the_optimum_are_kept(kind, entries, name):
+    shares = []
+    for seed in range(4):
+        values, masses = made(kind, seed)
+        level, whole, held, cell = level_of(values, masses, entries, name)
+        got = near.near_bounds(level, whole, held, 0.0)
+        stored_as = None if name == "float64" or got.limited else ref.FORMATS[name]
+        bounds, _ = best_bounds(ref.segment_costs(values, masses, stored_as), entries)
+        kept = level.coarse[got.kept]
+        assert (np.diff(kept) > 0).all()
+        for bound in bounds:
+            assert {cell[bound - 1], cell[bound]} <= set(kept)
+        if name == "float64":
+            assert got.price == 0.0
+            assert not got.limited
+        shares.append(kept.size / held.size)
+    # what is of no use goes, where the clusters are as many as the clumps
+    if (kind, entries) == ("clumps", 4):
+        assert max(shares) < 0.5
+
+
+def test_a_known_penalty_changes_nothing():
+    values, masses = made("clumps", 0)
+    level, whole, held, _ = level_of(values, masses, 4, "float64")
+    first = near.near_bounds(level, whole, held, 0.0)
+    again = near.near_bounds(level, whole, held, first.penalty)
+    np.testing.assert_array_equal(again.kept, first.kept)
+    assert again.slack == pytest.approx(first.slack, rel=1e-9)
+
+
+def test_the_price_of_rounding_widens_what_is_kept():
+    values, masses = made("even", 0)
+    level, whole, held, _ = level_of(values, masses, 4, "bfloat16")
+    coarse = near.near_bounds(level, whole, held, 0.0)
+    level, whole, held, _ = level_of(values, masses, 4, "float64")
+    plain = near.near_bounds(level, whole, held, 0.0)
+    assert coarse.price > 0.0
+    assert set(plain.kept) <= set(coarse.kept)
+
+
+def test_no_more_cells_than_clusters():
+    values = np.array([0.1, 0.3, 0.5, 0.9])
+    level, whole, held, _ = level_of(values, np.ones(4), 4, "float64")
+    assert near.near_bounds(level, whole, held, 0.0) is None
+    level, whole, held, _ = level_of(values, np.ones(4), 3, "float64")
+    assert near.near_bounds(level, whole, held, 0.0) is not None
+
+
+def test_edges_without_importance_between_them_are_one():
+    masses = np.array([0.0, 2.0, 2.0, 2.0 + 1e-15, 5.0, 7.0, 7.0])
+    sums = np.stack([masses, np.arange(7.0), np.arange(7.0) ** 2])
+    with_ends = near.with_ends(sums, np.array([[7.0], [6.0], [36.0]]))
+    assert with_ends.tolist() == [[0, 2, 5, 7], [0, 1, 4, 6], [0, 1, 16, 36]]
+
+
+def test_distances_within_which_a_centre_lies():
+    rng = np.random.default_rng(0)
+    masses = np.concatenate([[0.0], np.cumsum(rng.integers(0, 9, 40).astype(np.float64))])
+    cells, width, ceiling = np.array([0, 3, 3, 20, 39]), 0.125, 15.0
+    got = near._largest_distances(masses, cells, width, ceiling)
+    for c, distance in zip(cells, got, strict=True):
+        held = [masses[min(c + r, 40)] - masses[max(c - r + 1, 0)] for r in range(1, masses.size)]
+        over = [r for r, mass in enumerate(held, 1) if mass * (r * width) ** 2 > ceiling]
+        assert distance == 2 * width * over[0]
