@@ -142,6 +142,8 @@ def test_squares_out_of_range(exponent):
     out = of_floats(np.ldexp(rows, exponent), 4)
     np.testing.assert_array_equal(out.tables, np.ldexp(plain.tables, exponent))
     np.testing.assert_array_equal(out.labels, plain.labels)
+    for theirs, ours in ((plain.noise, out.noise), (plain.signal, out.signal)):
+        assert ours[0] == pytest.approx(np.ldexp(theirs[0], 2 * exponent), rel=1e-12)
     weights = np.random.default_rng(2).random(rows.shape)
     plain, out = (of_floats(rows, 4, np.ldexp(weights, e)) for e in (0, exponent))
     np.testing.assert_array_equal(out.tables, plain.tables)
@@ -149,10 +151,11 @@ def test_squares_out_of_range(exponent):
 
 
 def test_values_that_rescaling_makes_equal_are_joined():
-    tiny = np.array([[0.0, 5e-324, 1e-323, 1e200, 2e200, 4e200]])
-    out = of_floats(tiny, 4)
-    assert out.tables[0].tolist() == [0.0, 1e200, 2e200, 4e200]
-    assert out.labels[0].tolist() == [0, 0, 0, 1, 2, 3]
+    rows = np.array([[0.0, 5e-324, 1e-323, 1e200, 4e200]])
+    out = of_floats(rows, 2)
+    # three near 0 and one at 1e200 share a centre
+    np.testing.assert_allclose(out.tables[0], [0.25e200, 4e200], rtol=1e-12)
+    assert out.labels[0].tolist() == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("make", [of_codes, of_floats])
