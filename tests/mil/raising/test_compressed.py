@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mlopt.mil.messages import Operation
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.program import Node
+from mlopt.mil.raising import compressed
 from mlopt.mil.raising.upgrade import plan_opset_raise
 from mlopt.mil.targets import Target
 from mlopt.mil.values import string_value, tensor_type_of
@@ -295,6 +297,11 @@ def test_spare_bits_are_cleared(build: Callable[..., Any], mb: Any, tmp_path: Pa
     )
     assert constant.value().tolist() == [255] * 11 + [7]
     assert (weights(output)["w"] == 2).all()
+
+
+def test_spare_bits_of_a_mask_mark_nothing() -> None:
+    mask: Any = SimpleNamespace(value=lambda: np.uint8([5, 254]), release=lambda: None)
+    assert compressed._count_bits(mask, 10) == 3
 
 
 def test_attributes_that_are_no_parameters_stay(sound: Any, tmp_path: Path) -> None:
