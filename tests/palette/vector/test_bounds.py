@@ -83,6 +83,26 @@ def test_bounds_hold_while_centres_move(weights_of, dtype):
     assert counted < known.labels.size * len(table) / 2
 
 
+def test_centres_that_were_not_compared_bound_the_others_too():
+    # pairs of centres far from each other: each vector meets only the two of its own pair
+    rng = np.random.default_rng(0)
+    table = np.array([[0.0], [1.0], [100.0], [101.0], [200.0]])
+    columns = (table[rng.integers(0, 5, 300), 0] + rng.uniform(-0.45, 0.45, 300))[None]
+    points = bounds.Points(columns, made(np.float64)[0].weights, False)
+    known = unknown(points)
+    _, reach = bounds.reassign(points, table, moves_of(table), known, False)
+    for step in (0.04, -0.04, 0.04):
+        before, table = table, table + step
+        moves = moves_of(table)
+        moves.starts[:] = 0
+        bounds.near_centers(before, table, reach, 1.0, moves)
+        known.lower[:] = 0  # every vector is looked at again
+        moves.half_gap[:] = 0
+        counted, reach = bounds.reassign(points, table, moves, known, False)
+        check(points, table, known, reach)
+        assert counted < 4 * known.labels.size
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_near_centres(dtype):
     _, table = made(dtype, k=30)
