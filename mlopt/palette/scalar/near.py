@@ -135,7 +135,7 @@ def near_bounds(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _penalty_of_equal_shares(sums, n, k):  # type: ignore[no-untyped-def]
-    """Return a first penalty: twice the error over k of segments of equal importance."""
+    """Return a first penalty: the error of k segments of equal importance, over k."""
     error = 0.0
     last = 0
     for j in range(1, k + 1):
