@@ -1,12 +1,15 @@
-"""What the pages say of exit codes, make targets and other files holds."""
+"""Statements of the pages about exit codes, make targets, options and other files hold."""
 
 from __future__ import annotations
 
+import ast
 import re
 
+import attrs
 import pytest
 
 from mlopt.cli.exit_codes import EXIT_CODES, ExitCode
+from mlopt.coreml import OpPalettizerConfig
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.targets import Target
 from tests.docs.pages import PAGES, ROOT, text_of
@@ -54,3 +57,13 @@ def test_the_types_of_blobs_are_those_of_the_code():
     for name, number in numbers:
         if name != "fp8":  # which there are two of
             assert dtype_named(name).blob == int(number)
+
+
+def test_the_table_of_options_has_the_defaults_of_the_code():
+    page = text_of("docs/guide/coreml.md").partition("| option | default |")[2]
+    table = page.partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", table, flags=re.MULTILINE)
+    defaults = {field.name: field.default for field in attrs.fields(OpPalettizerConfig)}
+    defaults["granularity"] = defaults["granularity"].value
+    assert {name: ast.literal_eval(default) for name, default in rows} == defaults
+    assert len(rows) == len(defaults)
