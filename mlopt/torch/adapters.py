@@ -117,9 +117,9 @@ _registered: dict[type[nn.Module], tuple[Adapter, ...]] = {}
 def adapters_of(module: nn.Module) -> tuple[Adapter, ...]:
     """Return the adapters for the nearest class of a module that has some, possibly none."""
     for cls in type(module).__mro__:
-        found = _registered.get(cls) or _known(cls)
-        if found:
-            return found
+        adapters = _registered.get(cls) or _known(cls)
+        if adapters:
+            return adapters
     return ()
 
 
@@ -134,17 +134,17 @@ def _known(cls: type) -> tuple[Adapter, ...]:
 
 def adapter_for(module: nn.Module, parameter_name: str) -> Adapter | None:
     """Return the adapter that palettizes a parameter of a module; None where there is none."""
-    found = next((a for a in adapters_of(module) if a.is_for(parameter_name)), None)
-    if found is None or not found.is_registered:
-        return found
+    adapter = next((a for a in adapters_of(module) if a.is_for(parameter_name)), None)
+    if adapter is None or not adapter.is_registered:
+        return adapter
     # a class derived from a known one computes the same with the known one's weights
     known = (a for cls in type(module).__mro__ for a in _known(cls) if a.is_for(parameter_name))
     return next(
         (
-            attrs.evolve(found, together=a.together, is_linear=a.is_linear, gates=a.gates)
+            attrs.evolve(adapter, together=a.together, is_linear=a.is_linear, gates=a.gates)
             for a in known
         ),
-        found,
+        adapter,
     )
 
 

@@ -195,15 +195,15 @@ def carried_palettes(state: Mapping[str, torch.Tensor]) -> Iterator[CarriedPalet
 
     Those of coremltools, which have no indices, are skipped.
     """
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    fields_of: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in state.items():
         module_name, _, buffer = key.rpartition(".")
         prefix, _, rest = buffer.partition("/")
         parameter_name, _, field = rest.rpartition("/")
         if prefix in (COREML, _MLOPT) and parameter_name:
             name = f"{module_name}.{parameter_name}".removeprefix(".")
-            found.setdefault(name, {})[field] = tensor
-    for name, fields in found.items():
+            fields_of.setdefault(name, {})[field] = tensor
+    for name, fields in fields_of.items():
         if "indices" not in fields:
             continue
         if name not in state:

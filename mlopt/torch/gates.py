@@ -43,9 +43,9 @@ def arranged(palettized: Palettized, gates: int) -> tuple[Palettized, ...] | Non
     d = palettized.cluster_dim if palettized.vector_axis == 0 else 1
     if palettized.shape[0] % (gates * d):
         return None
-    found = tuple(_with_gates(palettized, order, gates) for order in ARRANGEMENTS[gates])
+    palettes = tuple(_with_gates(palettized, order, gates) for order in ARRANGEMENTS[gates])
     most = max(palettized.size * palettized.dtype.itemsize, palettized.nbytes)
-    return found if sum(each.nbytes for each in found) <= most else None
+    return palettes if sum(each.nbytes for each in palettes) <= most else None
 
 
 def _with_gates(palettized: Palettized, order: tuple[int, ...], gates: int) -> Palettized:

@@ -94,7 +94,7 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
     ConfigError
         Some have no values yet (lazy modules, the meta device).
     """
-    found: dict[object, tuple[list[torch.Tensor], list[Owner]]] = {}
+    by_place: dict[object, tuple[list[torch.Tensor], list[Owner]]] = {}
     without_values = []
     for module_name, module in model.named_modules(remove_duplicate=False):
         for parameter_name, parameter in module._parameters.items():
@@ -104,7 +104,7 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
             if nn.parameter.is_lazy(parameter) or parameter.is_meta:
                 without_values.append(owner.name)
                 continue
-            tensors, owners = found.setdefault(_place(parameter), ([], []))
+            tensors, owners = by_place.setdefault(_place(parameter), ([], []))
             if not any(tensor is parameter for tensor in tensors):
                 tensors.append(parameter)
             owners.append(owner)
@@ -113,10 +113,10 @@ def parameters_of(model: nn.Module) -> tuple[ModelParameter, ...]:
             f"parameters without values cannot be palettized, got {', '.join(without_values)} (a "
             "lazy module before its first call, or the meta device); materialize the model first"
         )
-    overlapping = _overlapping([tensors[0] for tensors, _ in found.values()])
+    overlapping = _overlapping([tensors[0] for tensors, _ in by_place.values()])
     return tuple(
         ModelParameter(tensors[0], tuple(owners), tuple(tensors[1:]), id(tensors[0]) in overlapping)
-        for tensors, owners in found.values()
+        for tensors, owners in by_place.values()
     )
 
 
@@ -141,12 +141,12 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 def _overlapping(tensors: Sequence[torch.Tensor]) -> set[int]:
     """Return the ids of parameters that share memory with others, or hold one element twice."""
     spans: dict[object, list[tuple[int, int, int]]] = {}
-    found = set()
+    overlapping = set()
     for tensor in filter(_has_memory, tensors):
         lengths = zip(tensor.shape, tensor.stride(), strict=True)
         extent = 1 + sum((n - 1) * stride for n, stride in lengths)
         if any(n > 1 and s == 0 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
-            found.add(id(tensor))
+            overlapping.add(id(tensor))
         start = tensor.data_ptr()
         place = tensor.device, tensor.untyped_storage().data_ptr()
         end = start + extent * tensor.element_size()
@@ -156,7 +156,7 @@ def _overlapping(tensors: Sequence[torch.Tensor]) -> set[int]:
         reach, last = -1, 0
         for start, end, identity in group:
             if start < reach:
-                found |= {last, identity}
+                overlapping |= {last, identity}
             if end > reach:
                 reach, last = end, identity
-    return found
+    return overlapping

@@ -84,9 +84,9 @@ def without_folding(pipeline: Any) -> Any:
     """Return a copy of a ``coremltools.PassPipeline`` (None: the default one) without that pass."""
     import coremltools
 
-    found = coremltools.PassPipeline() if pipeline is None else copy.deepcopy(pipeline)
-    found.remove_passes({FOLDING_PASS})
-    return found
+    copied = coremltools.PassPipeline() if pipeline is None else copy.deepcopy(pipeline)
+    copied.remove_passes({FOLDING_PASS})
+    return copied
 
 
 def _parameters(number: int) -> tuple[float, int]:

@@ -56,8 +56,8 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 def _bfloat16() -> np.dtype[Any]:
     try:
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     except NameError:
         raise ConfigError(
             "bfloat16 weights need the package ml_dtypes, which is not installed; install "

@@ -147,10 +147,10 @@ def _convertible(model: nn.Module) -> nn.Module:
             else:
                 is_parameter = isinstance(tensor, nn.Parameter) and not is_field
                 memo[id(tensor)] = nn.Parameter(plain, False) if is_parameter else plain
-    found = copy.deepcopy(model, memo)
-    for module in found.modules():
+    traceable = copy.deepcopy(model, memo)
+    for module in traceable.modules():
         use_plain_form(module)
-    return found
+    return traceable
 
 
 def _converted(example: Any) -> Any:

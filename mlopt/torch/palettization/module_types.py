@@ -61,13 +61,13 @@ def loaded_class(name: str) -> type[nn.Module] | None:
     """Return the class with a qualified name, if its package is imported; imports nothing."""
     parts = name.split(".")
     for n in range(len(parts) - 1, 0, -1):
-        found: object = sys.modules.get(".".join(parts[:n]))
-        if found is None:
+        value: object = sys.modules.get(".".join(parts[:n]))
+        if value is None:
             continue
         for part in parts[n:]:
             # Not getattr, which may import or warn.
-            found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
-        return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+            value = vars(value).get(part) if isinstance(value, (ModuleType, type)) else None
+        return value if isinstance(value, type) and issubclass(value, nn.Module) else None
     return None
 
 
@@ -81,8 +81,8 @@ def matching_type_key(keys: Collection[TypeKey], cls: type[nn.Module]) -> TypeKe
     for base in cls.__mro__:
         if base in keys:
             return base
-        for key, found in qualified.items():
-            if found is base or key == _own_name(base):
+        for key, key_class in qualified.items():
+            if key_class is base or key == _own_name(base):
                 return key
         if base.__name__ in keys:
             return base.__name__
