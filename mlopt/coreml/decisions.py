@@ -15,7 +15,7 @@ from mlopt.coreml.models import TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
 from mlopt.coreml.plans import Plan, WeightDecision, check_targets, plan_for
-from mlopt.coreml.rules import Reader, resolve, unmatched_rules
+from mlopt.coreml.rules import OperationKey, resolve, unmatched_rules
 from mlopt.coreml.specs import choose_spec
 from mlopt.coreml.weights import Weight, is_part, weights_of
 from mlopt.errors import ConfigError
@@ -77,7 +77,7 @@ def decide(
             decisions.append(
                 _decide(
                     weight,
-                    resolve(config, weight.name, _readers(weight), aliases=weight.names[1:]),
+                    resolve(config, weight.name, _operation_keys(weight), aliases=weight.names[1:]),
                     targets,
                     joint_compression=joint_compression,
                     is_elementwise=readers[id(weight.program)].are_all(weight.consumers),
@@ -104,7 +104,7 @@ def _unmatched(
 ) -> tuple[UnmatchedRule, ...]:
     """The rules that apply to no weight of a package."""
     compressed = [
-        (name, _readers(weight))
+        (name, _operation_keys(weight))
         for weight in weights
         if weight.is_compressed
         for name in weight.names
@@ -112,7 +112,7 @@ def _unmatched(
     # all constants, so that a rule for a small one counts as matched; but no rule reaches the parts
     # of a compressed weight
     plain = [
-        (constant.name, _readers(constant))
+        (constant.name, _operation_keys(constant))
         for program, nodes in zip(package.programs, nodes_of_programs, strict=True)
         for constant in program.constants(nodes)
         if not is_part(constant)
@@ -126,7 +126,7 @@ def _unmatched(
     )
 
 
-def _readers(weight: Weight | Constant) -> list[Reader]:
+def _operation_keys(weight: Weight | Constant) -> list[OperationKey]:
     return [(user.op_name, user.op_type) for user in weight.consumers]
 
 

@@ -1,4 +1,4 @@
-"""Decompression: constants instead of the ``constexpr`` operations that any tool wrote."""
+"""Decompression: plain constants instead of ``constexpr`` operations, whichever tool wrote them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class DecompressedWeight:
     Parameters
     ----------
     name
-        Of the plain weight, which is that of the operation that gave it.
+        Of the plain weight: that of the ``constexpr`` operation that computed it.
     functions
-        The functions that have it, in program order.
+        The functions that use it, in program order.
     shape, dtype
         Of the plain weight; dtype by the format's name (``"fp16"``).
     compression
@@ -57,17 +57,16 @@ class DecompressedWeight:
 
 @attrs.frozen
 class DecompressionResult(os.PathLike[str]):
-    """What was written, and what was decompressed for it. It serves as the path of the package.
+    """The package that was written, and its decompressed weights. Usable as a path to the package.
 
     Parameters
     ----------
     path
         The package.
     weights
-        What was compressed in the source, in program order, each stored weight once; empty where
-        nothing was.
+        The weights that were compressed in the source, in program order, each stored weight once.
     notes
-        What else there is to know: that the source has links out of its package.
+        Further remarks: files of the source that are links to outside of its package.
     """
 
     path: Path
@@ -103,8 +102,8 @@ def decompress(
 ) -> DecompressionResult:
     """Write a package with plain weights instead of compressed ones, from file to file.
 
-    Every form and chain of ``constexpr`` operations is decompressed, to the values that coremltools
-    gives. Names and types stay what they were. A weight that is stored once is decompressed once,
+    Every form and chain of ``constexpr`` operations is decompressed, to the same values as in
+    coremltools. Names and types do not change. A weight that is stored once is decompressed once,
     and stays shared. One weight is in memory at a time.
 
     Parameters
@@ -119,13 +118,13 @@ def decompress(
     Raises
     ------
     ModelFormatError
-        The source is damaged, or no ML program.
+        The source is damaged or is not an ML program.
     """
     check_destination(output)
     package = open_package(source)
     every_weight, nodes_of_programs = weights_of(package, smallest=0)
     weights = [weight for weight in every_weight if weight.is_compressed]
-    # Refuses what is damaged before any work.
+    # Refuse a damaged source before any work.
     rows = [_row(weight) for weight in weights]
     total, done = sum(weight.size * len(weight.instances) for weight in weights), 0
 
@@ -165,7 +164,7 @@ def _replace(nodes: Iterable[Node], constants: dict[int, list[Operation]], edits
 
 
 def _stored(weight: Weight, writer: PackageWriter) -> Value:
-    """The value of the plain weight, which is in memory for the time of this call."""
+    """Store the plain weight, which is in memory only during this call; return its stored value."""
     value = writer.add_value(
         _packed(weight.value(), weight.element_type),
         weight.element_type,
@@ -178,7 +177,7 @@ def _stored(weight: Weight, writer: PackageWriter) -> Value:
 
 
 def _packed(value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """The elements as they are stored: as one bit stream where they are narrower than a byte."""
+    """Return the elements as stored: as one bit stream if they are narrower than a byte."""
     kind = dtype_named(dtype)
     if not kind.packed:
         return value
@@ -186,7 +185,7 @@ def _packed(value: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 
 
 def _const(instance: Instance, value: Value) -> Operation:
-    """The const operation with the name and the output of a compressed weight."""
+    """Return the const operation with the name and the output of a compressed weight."""
     node = node_of(instance)
     const = Operation()
     const.CopyFrom(node.op)
@@ -216,5 +215,5 @@ def _row(weight: Weight) -> DecompressedWeight:
 
 
 def _merged(row: DecompressedWeight, other: DecompressedWeight) -> DecompressedWeight:
-    """The row of a weight that two programs have."""
+    """Return the row of a weight that two programs share."""
     return attrs.evolve(row, functions=tuple(dict.fromkeys([*row.functions, *other.functions])))

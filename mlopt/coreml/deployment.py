@@ -22,7 +22,7 @@ def set_deployment_target(model: ModelSource, target: TargetName) -> MLModel:
     """Raise a model to a deployment target, as if it had been converted for that.
 
     Every operation that the target's opset redefines is rewritten with the same meaning: new
-    parameters get the values they stood for, negative indices count from the front, compressed
+    parameters get values that keep the meaning, negative indices count from the front, compressed
     weights take the newer form. Nothing else changes. :func:`raise_target` does the same from file
     to file.
 
@@ -32,8 +32,8 @@ def set_deployment_target(model: ModelSource, target: TargetName) -> MLModel:
         An ``MLModel`` of type ``mlprogram`` (also with several functions, or a pipeline of such),
         or the path of an ``.mlpackage``. It is not changed.
     target
-        Such as ``"iOS18"``, ``"macOS15"`` or ``coremltools.target.iOS18``. The model's own target
-        gives a copy.
+        Such as ``"iOS18"``, ``"macOS15"`` or ``coremltools.target.iOS18``. With the model's own
+        target the result is a copy.
 
     Returns
     -------
@@ -45,14 +45,14 @@ def set_deployment_target(model: ModelSource, target: TargetName) -> MLModel:
         The target is older than the model's, or unknown, or the meaning of some operations cannot
         be kept; all of them are listed, each with its function and the reason.
     ModelFormatError
-        The model is damaged or no ML program.
+        The model is damaged or is not an ML program.
     """
     like = model if hasattr(model, "get_spec") else None
     return rewritten_mlmodel(lambda path: raise_target(model, path, target), like=like)
 
 
 def deployment_target(source: ModelSource) -> str:
-    """The deployment target of a model by name; of a pipeline, the newest of its programs.
+    """Return the name of a model's deployment target; of a pipeline, the newest of its programs.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def deployment_target(source: ModelSource) -> str:
     Raises
     ------
     ModelFormatError
-        The model is damaged or no ML program.
+        The model is damaged or is not an ML program.
     """
     return str(_current(open_package(source)))
 
@@ -83,7 +83,7 @@ def raise_target(source: ModelSource, output: str | os.PathLike[str], target: Ta
 
     Returns
     -------
-    The path of what was written.
+    The path of the package.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def raise_target(source: ModelSource, output: str | os.PathLike[str], target: Ta
 def write_raised(
     source: ModelSource, output: str | os.PathLike[str], target: TargetName
 ) -> tuple[Target, Path]:
-    """Do what :func:`raise_target` does, and return the earlier target as well."""
+    """Do what :func:`raise_target` does; return the earlier target and the path."""
     wanted = Target.parse(target)
     check_destination(output)
     package = open_package(source)

@@ -1,14 +1,14 @@
 """Constants that only elementwise operations read: rotary and position tables, windows, offsets.
 
-A matrix product sums over many weights, and the errors of a palette average out in the sum. What is
-added or multiplied element by element is taken as it is stored: each error is one of an activation.
-Such constants are palettized like others, as coremltools does, but whoever does it should know.
+A matrix product sums over many weights, and the errors of a palette average out in the sum. In an
+elementwise operation each error of an element becomes an error of an activation. Such constants are
+palettized like others, as in coremltools, but the report and the lint point them out.
 
-The operations that read a weight are of three sorts. *Elementwise* ones give one element for each
-element. *Moves* give the elements as they are, elsewhere or in another shape; what reads their
-result reads the constant. All others are taken for readers of weights: convolutions, linear layers,
-matrix products, attention, recurrent layers, embeddings (``gather``), normalizations, and whatever
-is not known, blocks of loops and branches included.
+There are three kinds of operations that read a weight. *Elementwise* ones compute one element from
+each element. *Moves* return the same elements at other positions or in another shape; readers of
+their result count as readers of the constant. All others count as readers of weights: convolutions,
+linear layers, matrix products, attention, recurrent layers, embeddings (``gather``),
+normalizations, and all unknown operations, blocks of loops and branches included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ELEMENTWISE = frozenset(
         *("softplus_parametric", "softsign", "thresholded_relu"),
     )
 )
-"""Operations that give one element for each element."""
+"""Operations that compute one element from each element."""
 
 MOVES = frozenset(
     (
@@ -47,7 +47,7 @@ MOVES = frozenset(
 
 
 class ElementwiseReaders:
-    """Tells of the weights of a program whether only elementwise operations read them.
+    """Lookup of the weights of a program that only elementwise operations read.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class ElementwiseReaders:
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        # Of each move whether only elementwise operations read what it gives. Every reader of a
-        # result comes later, so that backwards each of them is known when it is asked for.
+        # For each move: whether only elementwise operations read its results. Readers come later
+        # in program order, so that in reverse order they are known when they are looked up.
         self._moves: dict[int, bool] = {}
         for node in reversed(nodes):
             if node.op_type in MOVES:
@@ -66,7 +66,7 @@ class ElementwiseReaders:
                 self._moves[id(node)] = not returned and self.are_all(users)
 
     def are_all(self, consumers: Iterable[Consumer]) -> bool:
-        """Whether there are readers, and all of them are elementwise, moves looked through."""
+        """Whether there are readers and all are elementwise; moves count as their readers do."""
         nodes = [consumer.node for consumer in consumers]
         return bool(nodes) and all(
             node.op_type in ELEMENTWISE or self._moves.get(id(node), False) for node in nodes

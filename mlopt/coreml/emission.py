@@ -3,9 +3,9 @@
 Up to CoreML7 (iOS17) ``constexpr_lut_to_dense`` holds a flat packed ``indices``, a 1-D ``lut`` and
 the ``shape`` in its attributes. From CoreML8 (iOS18) it holds typed ``indices`` of the weight's
 shape and a ``lut`` of rank K + 2 in its inputs, and a per-channel scale follows as
-``constexpr_blockwise_shift_scale``. A table in 8 bits is the data of another one of these, whose
-output is the ``lut``. The nonzero values of a sparse weight are a ``constexpr_lut_to_sparse`` that
-``constexpr_sparse_to_dense`` reads.
+``constexpr_blockwise_shift_scale``. An 8-bit table is the data of another such operation,
+whose output is the ``lut``. The nonzero values of a sparse weight are a
+``constexpr_lut_to_sparse`` that ``constexpr_sparse_to_dense`` reads.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _SHIFT_SCALE = "constexpr_blockwise_shift_scale"
 
 @attrs.frozen(eq=False)
 class PackedPalette:
-    """A palette ready to be written: the indices are packed, so they take their final size.
+    """Palette ready to be written: the indices are packed and have their final size.
 
     packed: uint8[ceil(indices * nbits / 8)]; indices_shape: of the unpacked indices; table, scale,
-    vector_axis, quantized: as in ``Palettized``; shape: of the weight; nbytes: of all that is
+    vector_axis, quantized: as in ``Palettized``; shape: of the weight; nbytes: of everything
     stored.
 
-    Of a sparse weight there are indices for the nonzero values (or vectors) alone, indices_shape
-    is [D], and mask, bool, says where they are; it has the weight's shape with the vector axis
-    divided. None: every element has an index.
+    Of a sparse weight only the nonzero values (or vectors) have indices: indices_shape is [D], and
+    mask, bool, marks their positions; it has the weight's shape with the vector axis divided by
+    the length of a vector. mask is None where every element has an index.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ class PackedPalette:
 
     @classmethod
     def of(cls, palettized: Palettized) -> PackedPalette:
-        """Pack a palette; the unpacked indices can be dropped then."""
+        """Pack a palette, so that its unpacked indices can be dropped."""
         return cls(
             packed=pack_bits(palettized.indices, palettized.nbits),
             indices_shape=palettized.indices.shape,
@@ -73,7 +73,7 @@ class PackedPalette:
 
 
 class PaletteOperations:
-    """Stores a palette once and makes the operations for each constant that it stands for."""
+    """Palette that is stored once, and the operations for each constant that it replaces."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class PaletteOperations:
         target: Target,
         file_name: str | None,
     ) -> None:
-        """``target``: the one whose opset the operations belong to; ``file_name``: weight file."""
+        """``target``: its opset defines the operations; ``file_name``: the weight file."""
         self._palette = palette
         self._is_new_form = target >= TYPED_SINCE
 
@@ -133,20 +133,20 @@ class PaletteOperations:
         self._scale = None if palette.scale is None else stored_array(palette.scale)
 
     def replacing(self, node: Node, unique_name: Callable[[str], str]) -> list[Any]:
-        """The operations that take the place of ``node``; the last has its name, output and type.
+        """Return the operations that replace ``node``; the last has its name, output and type.
 
         Parameters
         ----------
         node
             The const operation of a plain weight, or the constexpr operation of a compressed one.
         unique_name
-            Gives a name that the function does not use yet.
+            Returns a name that the function does not use yet, derived from its argument.
         """
         name = node.name
         last = Operation()
         last.CopyFrom(node.op)
         last.ClearField("inputs")
-        # Other attributes are remarks, which stay.
+        # Other attributes are annotations, which stay.
         for parameter in {"val", *parameter_names(node)} & set(last.attributes):
             del last.attributes[parameter]
         made = []
@@ -174,7 +174,7 @@ class PaletteOperations:
         return made
 
     def _sparse(self, name: str, mask_name: str, lut_name: str | None) -> Any:
-        """The operation that looks up the nonzero values; its outputs are a mask and the values."""
+        """Return the lookup of the nonzero values; its outputs are a mask and the values."""
         op = Operation(type="constexpr_lut_to_sparse")
         op.attributes["name"].CopyFrom(string_value(name))
         table, (stored,) = self._palette.table, self._palette.indices_shape
@@ -188,7 +188,7 @@ class PaletteOperations:
         return op
 
     def _named(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A new operation with one output, of the table's dtype."""
+        """Return a new operation with one output of the table's dtype."""
         op = Operation()
         op.attributes["name"].CopyFrom(string_value(name))
         dtype = _TYPES[self._palette.table.dtype.name]
@@ -196,7 +196,7 @@ class PaletteOperations:
         return op
 
     def _make_lut(self, op: Any, lut_name: str | None) -> None:
-        """``lut_name``: the variable that is the table; None where it is one of the values."""
+        """Make ``op`` the lookup; ``lut_name``: the table's variable, None if it is a value."""
         op.type = "constexpr_lut_to_dense"
         if not self._is_new_form:
             for key, value in self._values.items():
@@ -214,7 +214,7 @@ def _add_values(op: Any, values: dict[str, Value]) -> None:
 
 
 def _make_dense(op: Any, sparse: Any) -> None:
-    """Let ``op`` spread the outputs of a sparse operation."""
+    """Make ``op`` expand the outputs of a sparse operation to the dense weight."""
     op.type = "constexpr_sparse_to_dense"
     op.inputs["mask"].arguments.add().name = sparse.outputs[0].name
     op.inputs["nonzero_data"].arguments.add().name = sparse.outputs[1].name

@@ -22,7 +22,7 @@ from mlopt.requests.rows import StoredPalette
 
 
 def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | NoPaletteError:
-    """Cluster one weight; what no table can hold comes back as the error that says so."""
+    """Cluster one weight; return the error if no table can hold it."""
     try:
         return strategy_of(weight).palettize(weight, spec, workers)
     except NoPaletteError as reason:
@@ -34,9 +34,9 @@ def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | 
 def carry_out(
     plan: Plan, writer: PackageWriter, *, workers: int, progress: Progress | None
 ) -> list[WeightRow]:
-    """Cluster weights, and replace them and raise programs in one edit; returns a row for each.
+    """Cluster weights, then replace them and raise programs in one edit; return a row for each.
 
-    Until all is clustered, the messages of the package stay what they were, and can be read.
+    The messages of the package do not change, and can be read, until everything is clustered.
     """
     replacements = Replacements(writer, plan.raises)
     rows = []
@@ -63,7 +63,7 @@ def carry_out(
 
 
 def _job(decision: WeightDecision, workers: int) -> Callable[[], Clustered | NoPaletteError] | None:
-    """The clustering of a weight; None where it is kept."""
+    """Return the job that clusters a weight; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     weight = decision.subject
@@ -71,7 +71,7 @@ def _job(decision: WeightDecision, workers: int) -> Callable[[], Clustered | NoP
 
 
 def row_of(decision: WeightDecision, clustered: Clustered | NoPaletteError) -> WeightRow:
-    """The row of a weight that was to be palettized."""
+    """Return the row of a weight that was to be palettized, successfully or not."""
     if isinstance(clustered, NoPaletteError):
         return kept_row(decision, Keep(str(clustered)))
     return palettized_row(

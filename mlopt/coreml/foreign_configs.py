@@ -1,9 +1,9 @@
-"""Configs of coremltools among the rules of a configuration, without loading coremltools.
+"""coremltools' configs among the rules of a configuration, without loading coremltools.
 
 ``coremltools.optimize.coreml`` has a config for each kind of compressor. The one for palettes is
-taken over as mlopt's own; those for quantization and pruning are kept as they are, for coremltools'
-compressors. Nobody can have an object of coremltools before it was loaded: where it was not, there
-is none.
+converted to mlopt's own; those for quantization and pruning are kept as they are, for coremltools'
+compressors. Objects of coremltools can only exist once it is loaded, so that its module is only
+looked up among the loaded ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COMPRESSORS = {
     "OpMagnitudePrunerConfig": "prune_weights",
     "OpThresholdPrunerConfig": "prune_weights",
 }
-"""Names of configs that are not for palettes, to what takes them."""
+"""Names of configs that are not for palettes, and the function that takes each."""
 
 CONFIG_TYPE = "OpPalettizerConfig"
 """The name of the config for palettes, mlopt's and coremltools'."""
@@ -34,7 +34,7 @@ _CONFIG_TYPES = (CONFIG_TYPE, *COMPRESSORS)
 
 
 def checked_config_type(given: object, default: str) -> str:
-    """The name of a config that plain values give for their ``config_type``; None: the default."""
+    """Return the checked ``config_type`` of a config in plain values; of None, the default."""
     if given is None:
         return default
     if isinstance(given, str) and given in _CONFIG_TYPES:
@@ -43,9 +43,9 @@ def checked_config_type(given: object, default: str) -> str:
 
 
 def let_stand(ours: type, class_name: str) -> None:
-    """Have coremltools, where it is loaded, take objects of a class for those of its own.
+    """Let coremltools, if it is loaded, accept objects of a class as instances of its own class.
 
-    Its compressors ask whether a rule is of their kind before they read its parameters.
+    Its compressors check the class of a rule before they read its parameters.
     """
     theirs = getattr(sys.modules.get(_MODULE), class_name, None)
     if theirs is not None and not issubclass(ours, theirs):
@@ -68,7 +68,7 @@ def is_compressor_config(value: object) -> bool:
 
 
 def parameters_of(config: Any) -> dict[str, Any]:
-    """The parameters of a config of coremltools with their values."""
+    """Return the parameters of one of coremltools' configs with their values."""
     return {
         field.name: getattr(config, field.name)
         for field in attrs.fields(type(config))
@@ -77,7 +77,7 @@ def parameters_of(config: Any) -> dict[str, Any]:
 
 
 def plain_values(config: Any) -> dict[str, Any]:
-    """A config for coremltools' compressors as values that :func:`read_rule` reads back."""
+    """Return a config for coremltools' compressors as values that :func:`read_rule` reads back."""
     from coremltools.converters.mil.mil import types
 
     values: dict[str, Any] = {"config_type": type(config).__name__}
@@ -94,24 +94,24 @@ def plain_values(config: Any) -> dict[str, Any]:
 
 
 def read_rule(values: Mapping[str, Any], config_type: str) -> Any:
-    """The config of coremltools that a mapping of parameters describes; it is only read.
+    """Return the coremltools config that a mapping of parameters describes; it is only read.
 
     Raises
     ------
     ConfigError
-        A key or a value is not allowed there.
+        coremltools does not allow a key or a value.
     """
     from coremltools.optimize.coreml import OptimizationConfig
 
-    # its reader takes keys out of what it reads
+    # coremltools removes keys from the mapping that it reads
     rule = {"config_type": config_type, "global_config": copy.deepcopy(dict(values))}
     try:
         return OptimizationConfig.from_dict(rule).global_config
     except Exception as error:
-        # cattrs gives one error for each value, in a group
+        # cattrs raises a group with one error per value
         causes = getattr(error, "exceptions", (error,))
         reasons = "; ".join(str(cause) for cause in causes)
-        raise ConfigError(f"coremltools refuses it for an {config_type}: {reasons}") from error
+        raise ConfigError(f"coremltools refuses an {config_type}: {reasons}") from error
 
 
 def _is_instance(value: object, module_name: str, class_name: str) -> bool:

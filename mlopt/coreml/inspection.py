@@ -1,4 +1,4 @@
-"""The inventory of a model: a row for each of its weights, read one at a time."""
+"""Inventory of a model: a row for each of its weights, read one at a time."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class StoredWeight:
     Parameters
     ----------
     name
-        The name of the constant; ``"<operation>_<parameter>_<index>"`` where it is bound to an
-        operation without one. Of a compressed weight the name that it has when it is decompressed.
+        The name of the constant; ``"<operation>_<parameter>_<index>"`` where the value is bound to
+        an operation directly. Of a compressed weight, its name once decompressed.
     functions
         The functions that use it, in program order.
     consumers
@@ -38,11 +38,11 @@ class StoredWeight:
     shape, dtype
         Of its values; dtype by its numpy-like name (``"float16"``, ``"uint4"``).
     size, nbytes
-        Elements, and the bytes that are stored of them, tables, masks and scales included.
+        Number of elements, and of stored bytes, tables, masks and scales included.
     compression
         How it is compressed, None where it is stored as it is.
     distinct
-        Number of distinct values (0 and -0 are one), None where it was not counted.
+        Number of distinct values (0 and -0 are one), None where not counted.
     sparsity
         Share of the values whose magnitude is at most 1e-12, 0 to 1, None where not counted.
     """
@@ -59,7 +59,7 @@ class StoredWeight:
     sparsity: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as values that JSON has."""
+        """Return the row as JSON values."""
         values = attrs.asdict(self)
         values["compression"] = None if self.compression is None else self.compression.as_dict()
         for name in ("functions", "consumers", "shape"):
@@ -69,16 +69,16 @@ class StoredWeight:
 
 @attrs.frozen(kw_only=True)
 class Inventory:
-    """The weights of a model that were asked for, and how many there are in all.
+    """The requested weights of a model, and the totals of all its weights.
 
     Parameters
     ----------
     target
         The model's deployment target by name.
     rows
-        One for each weight that was asked for, in program order unless sorted.
+        One per requested weight, in program order unless sorted.
     weights_in_all, bytes_in_all
-        Of the model, whatever was asked for; what several weights share counts once.
+        Of the whole model; bytes that several weights share count once.
     """
 
     target: str
@@ -92,7 +92,7 @@ class Inventory:
         return sum(row.nbytes for row in self.rows)
 
     def sorted_by(self, key: SortKey) -> Inventory:
-        """The same with its rows sorted: names ascending, numbers from the largest down.
+        """Return the inventory with sorted rows: names ascending, numbers descending.
 
         Parameters
         ----------
@@ -102,7 +102,7 @@ class Inventory:
         Raises
         ------
         ConfigError
-            The key is unknown, or a statistic that was not computed.
+            The key is unknown, or is a statistic that was not computed.
         """
         if key not in SORT_KEYS:
             raise ConfigError(f"sort key must be one of {', '.join(SORT_KEYS)}, got {key!r}")
@@ -120,7 +120,7 @@ class Inventory:
         return attrs.evolve(self, rows=tuple(ordered))
 
     def as_dict(self) -> dict[str, Any]:
-        """The inventory as values that JSON has."""
+        """Return the inventory as JSON values."""
         return {
             "target": self.target,
             "totals": {
@@ -133,7 +133,7 @@ class Inventory:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """The inventory as JSON text."""
+        """Return the inventory as JSON text."""
         return json_text(self.as_dict(), indent=indent)
 
 
@@ -145,33 +145,33 @@ def inspect_weights(
     statistics: bool = True,
     progress: Progress | None = None,
 ) -> Inventory:
-    """List the weights of a model, which have at least 10 elements.
+    """List the weights of a model: the constants of at least 10 elements.
 
     A compressed weight is one row, with the shape, type and readers of the plain weight; its
-    tables, masks and scales have none of their own.
+    tables, masks and scales have no rows.
 
     Parameters
     ----------
     source
         The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram``.
     patterns
-        Globs; a weight is listed if one of them matches a name of it, or the name or the type of an
-        operation that reads it. None given: all.
+        Globs; a weight is listed if one of them matches its name, or the name or type of an
+        operation that reads it. Empty: all weights.
     min_size
-        Only weights of at least this many elements.
+        Smallest number of elements of a listed weight.
     statistics
-        Count distinct values and zeros, which reads every listed weight once.
+        Whether to count distinct values and zeros, which reads every listed weight once.
     progress
         Called as ``progress(elements_done, elements_in_all, weight_name)``.
 
     Raises
     ------
     ModelFormatError
-        The source is damaged or no ML program.
+        The source is damaged or is not an ML program.
     """
     package = open_package(source)
     weights, _ = weights_of(package)
-    every_row = [_row(weight) for weight in weights]  # refuses what is damaged before any work
+    every_row = [_row(weight) for weight in weights]  # refuse a damaged source before any work
     listed = [
         (weight, row)
         for weight, row in zip(weights, every_row, strict=True)
@@ -193,7 +193,7 @@ def inspect_weights(
 
 
 def package_bytes(path: str | os.PathLike[str]) -> int:
-    """Bytes of all files of a package."""
+    """Return the bytes of all files of a package."""
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
@@ -219,7 +219,7 @@ def _row(weight: Weight) -> StoredWeight:
 
 
 def _with_statistics(row: StoredWeight, weight: Weight) -> StoredWeight:
-    """The row with distinct values and sparsity; the weight's pages are given back afterwards."""
+    """Return the row with distinct values and sparsity; release the weight's pages afterwards."""
     known = CoreMLWeightMetaData(weight.value())
     row = attrs.evolve(row, distinct=known.unique_values, sparsity=known.sparsity)
     weight.release()

@@ -1,4 +1,4 @@
-"""Notes about a source whose files are links out of its package."""
+"""Notes about files of a source that are links to outside of its package."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from mlopt.mil.package import Package
 
 
 def link_notes(package: Package) -> tuple[str, ...]:
-    """A line about the files that have been read through links; none where there are none."""
+    """Return one line about the files that were read through links, or nothing without any."""
     if not package.links:
         return ()
     shown = ", ".join(f"{inner} ({real})" for inner, real in sorted(package.links.items()))
     return (
-        f"The source has links to what is outside of its package: {shown}. What they lead to was "
-        "read and is left as it is; what is written has files of its own.",
+        f"The source has links to files outside of its package: {shown}. These files were read and "
+        "are not changed; the output has files of its own.",
     )

@@ -1,6 +1,6 @@
 """Metadata of the weights of a model: values, statistics, and the operations they feed.
 
-Statistics are computed when they are asked for, and values are views of the mapped weight file, so
+Statistics are computed at their first use, and values are views of the mapped weight file, so
 that listing the weights of a model costs no more than reading its description.
 """
 
@@ -34,10 +34,10 @@ Array = npt.NDArray[Any]
 
 #: A weight of at most this magnitude counts as zero.
 ZERO = 1e-12
-_CHUNK = 1 << 20  # elements that are looked at together
+_CHUNK = 1 << 20  # elements that are counted at a time
 
-#: Parameters in the order in which coremltools declares them, where that is not the alphabet's.
-#: Those that are not here come last, by name.
+#: Parameters in the order in which coremltools declares them, where that is not alphabetical.
+#: All others come last, by name.
 _PARAMETER_ORDER = (
     *("x", "data", "cond", "ls", "query", "key", "value", "mean", "variance", "weight"),
     *("initial_h", "initial_c", "weight_ih", "weight_hh", "bias", "peephole"),
@@ -49,7 +49,7 @@ _PARAMETER_ORDER = (
 
 @attrs.frozen
 class CoreMLOpMetaData:
-    """An operation that a weight feeds into.
+    """Operation that a weight feeds into.
 
     Parameters
     ----------
@@ -58,9 +58,8 @@ class CoreMLOpMetaData:
     name
         Its name.
     params_name_mapping
-        Parameter to name of the weight that is bound to it, for those of its parameters that are
-        listed weights. Each is an attribute too: ``op.weight`` is the name that is bound to
-        ``"weight"``.
+        Parameter to name of the weight that is bound to it, for the parameters with listed weights.
+        Each is also an attribute: ``op.weight`` is the name that is bound to ``"weight"``.
     """
 
     op_type: str = attrs.field(validator=attrs.validators.instance_of(str))
@@ -83,23 +82,23 @@ class CoreMLOpMetaData:
 
 
 class CoreMLWeightMetaData:
-    """A weight: its values, statistics, and the operations that it feeds into. Read-only.
+    """Metadata of a weight: values, statistics, and the operations that it feeds into. Read-only.
 
     Parameters
     ----------
     val
         The values, an array of any shape and dtype.
     sparsity
-        Share of the values whose magnitude is at most 1e-12. Computed when first asked for, where
-        it is not given.
+        Share of the values whose magnitude is at most 1e-12. Computed at its first use if not
+        given.
     unique_values
         Number of distinct values, as `numpy.unique` counts them: 0 and -0 are one value, and all
-        NaNs are one. Computed when first asked for, where it is not given.
+        NaNs are one. Computed at its first use if not given.
     child_ops
         The operations that the weight feeds into, or None where they are not known.
     compression
-        How the weight is compressed in the model, None where it is stored as it is. ``val`` is
-        decompressed when it is asked for, and kept for as long as someone holds it.
+        How the weight is compressed in the model, None for a plain weight. ``val`` is decompressed
+        when it is read, and kept for as long as other code holds it.
 
     Raises
     ------
@@ -141,7 +140,7 @@ class CoreMLWeightMetaData:
         child_ops: list[CoreMLOpMetaData],
         compression: CompressedForm | None,
     ) -> CoreMLWeightMetaData:
-        """A weight whose values are read when they are asked for."""
+        """Return the metadata of a weight whose values are read at their first use."""
         deferred = cls.__new__(cls)
         deferred._val = read
         deferred._child_ops = child_ops
@@ -154,14 +153,14 @@ class CoreMLWeightMetaData:
         if isinstance(self._val, np.ndarray):
             return self._val
         values = self._val()
-        # Values that are stored as they are stay views of the file; others would fill the memory.
+        # Only plain values, which are views of the file, are kept; others would fill the memory.
         if self._compression is None:
             self._val = values
         return values
 
     @property
     def compression(self) -> CompressedForm | None:
-        """How it is compressed in the model; None where it is stored as it is."""
+        """How it is compressed in the model; None for a plain weight."""
         return self._compression
 
     @property
@@ -190,7 +189,7 @@ class CoreMLWeightMetaData:
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        # Without the statistics, which would have to be computed for it.
+        # Without the statistics, which would need a computation.
         children = ", ".join(map(str, self.child_ops or ()))
         return f"{type(self).__name__}({_shown(self.val)}, child_ops=[{children}])"
 
@@ -209,12 +208,12 @@ class CoreMLWeightMetaData:
 
 
 class WeightMetadataDict(OrderedDict[str, CoreMLWeightMetaData]):
-    """Weight name to metadata, in program order; prints as a list that can be read.
+    """Weight name to metadata, in program order; prints as a readable list.
 
     Parameters
     ----------
     mapping
-        What it holds at first.
+        Initial content.
     str_prefix
         Printed before each name.
     """
@@ -235,34 +234,34 @@ class WeightMetadataDict(OrderedDict[str, CoreMLWeightMetaData]):
 def get_weights_metadata(
     mlmodel: ModelSource, weight_threshold: int = DEFAULT_WEIGHT_THRESHOLD
 ) -> WeightMetadataDict:
-    """The weights of a model with the operations that they feed into.
+    """Return the weights of a model with the operations that they feed into.
 
     Parameters
     ----------
     mlmodel
         A coremltools ``MLModel`` that is an ML program, or the path of its package.
     weight_threshold
-        Weights of **more** elements than this are listed, of any dtype but strings; of compressed
-        ones those of the plain weight count.
+        Weights of **more** elements than this are listed, of any dtype but strings; of a compressed
+        weight the elements of the plain one count.
 
     Returns
     -------
     WeightMetadataDict
         Name to metadata in program order, nested blocks and all functions included. A constant that
-        functions share is listed once. Constants of one name that differ are listed as
-        ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is bound to an
-        operation without a constant is called ``"<operation>_<parameter>_<index>"``, as coremltools
-        calls it. ``val`` is a read-only view of the weight file; types below 8 bits are unpacked to
-        a byte each.
+        functions share is listed once. Different constants of the same name are listed as
+        ``"function/name"`` (in a pipeline ``"model/function/name"``). A value that is bound
+        to an operation directly is called ``"<operation>_<parameter>_<index>"``, as in coremltools.
+        ``val`` is a read-only view of the weight file; types below 8 bits are unpacked to a byte
+        each.
 
-        A compressed weight is listed under the name that it has when it is decompressed, with its
-        plain values in ``val``, the operations that read these, and how it is compressed in
-        ``compression``. Its tables, masks and scales are not listed by themselves.
+        A compressed weight is listed under its name once decompressed, with its plain values in
+        ``val``, the operations that read these, and its form in ``compression``. Its tables, masks
+        and scales are not listed.
 
     Raises
     ------
     ModelFormatError
-        It is not an ML program, or it is damaged.
+        The model is damaged or is not an ML program.
     """
     weights, nodes_of_programs = weights_of(open_package(mlmodel), smallest=weight_threshold + 1)
     nodes = (node for nodes in nodes_of_programs for node in nodes)
@@ -288,20 +287,20 @@ def get_weights_metadata(
 
 
 class _Listed(NamedTuple):
-    """A weight, and one of the instances that operations have as their input."""
+    """A weight, and one of its instances."""
 
     weight: Weight
     instance: Instance
 
     @property
     def qualifier(self) -> str:
-        """What tells the instance from another of its name."""
+        """Prefix that distinguishes the instance from others of its name."""
         function = node_of(self.instance).function
         return "/".join(filter(None, (self.weight.program.label, function)))
 
 
 def _by_key(listed: list[_Listed]) -> dict[str, list[_Listed]]:
-    """Key to the instances of one name and one content; names in program order."""
+    """Return key to the instances of one name and content; names in program order."""
     variants: dict[str, dict[Hashable, list[_Listed]]] = {}
     for item in listed:
         groups = variants.setdefault(name_of(item.instance), {})
@@ -317,7 +316,7 @@ def _by_key(listed: list[_Listed]) -> dict[str, list[_Listed]]:
 
 
 class _HeldWeakly:
-    """Values that are read again when they are no longer held."""
+    """Values that are read again once no other code holds them."""
 
     def __init__(self, read: Callable[[], Array]) -> None:
         self._read = read
@@ -332,7 +331,7 @@ class _HeldWeakly:
 
 
 def _values(weight: Weight) -> Array:
-    """The values of a plain weight, read-only; those of types below 8 bits unpacked."""
+    """Return the values of a plain weight, read-only; types below 8 bits are unpacked."""
     values = weight.value()
     values.flags.writeable = False
     return values
@@ -362,7 +361,7 @@ def _shown(values: Array) -> str:
 
 
 def _zeros_and_distinct(values: Array) -> tuple[int, int]:
-    """How many of `values` are at most 1e-12 in magnitude, and how many differ."""
+    """Return the number of `values` of magnitude at most 1e-12, and of distinct ones."""
     flat = values.reshape(-1)
     if flat.size == 0:
         return 0, 0
@@ -381,7 +380,7 @@ def _zeros_and_distinct(values: Array) -> tuple[int, int]:
 
 
 def _counted_by_code(flat: Array) -> tuple[int, int]:
-    """As above for types of 8 and 16 bits, by counting the bit patterns."""
+    """Return the same for types of 8 and 16 bits, by counting bit patterns."""
     patterns = 1 << (8 * flat.dtype.itemsize)
     unsigned = np.dtype(f"u{flat.dtype.itemsize}")
     counts = np.zeros(patterns, np.int64)
@@ -390,7 +389,7 @@ def _counted_by_code(flat: Array) -> tuple[int, int]:
     present = np.flatnonzero(counts)
     numbers = present.astype(unsigned).view(flat.dtype).astype(np.float32)
     zeros = int(counts[present][np.abs(numbers) <= np.float32(ZERO)].sum())
-    # In float32, since numpy 2.3 does not sort float16 right on every machine.
+    # In float32, since numpy 2.3 does not sort float16 correctly on every machine.
     return zeros, len(np.unique(numbers))
 
 

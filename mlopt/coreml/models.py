@@ -1,4 +1,4 @@
-"""Models as users hand them in and get them back: paths, and coremltools' ``MLModel``."""
+"""Models as arguments and results: paths, and coremltools' ``MLModel``."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TargetName: TypeAlias = "Target | str | ct.target"
 
 
 def temporary_package(cleanup: contextlib.ExitStack) -> Path:
-    """A path for a package in the temporary folder.
+    """Return a path for a package in the temporary folder.
 
-    ``cleanup`` removes it, or, where that drops its callbacks, the end of the interpreter.
+    ``cleanup`` removes the package; if its callbacks are dropped, the end of the interpreter does.
     """
     path = Path(tempfile.mkdtemp(suffix=".mlpackage"))
     cleanup.callback(shutil.rmtree, path, ignore_errors=True)
@@ -48,12 +48,12 @@ def as_mlmodel(
     Parameters
     ----------
     like
-        The ``MLModel`` that it came from: compute units, function and hints are taken over, and a
-        model that was not loaded into Core ML is not loaded now. None: defaults.
+        The ``MLModel`` that it was made from: its compute units, function and hints are used, and
+        if it was not loaded into Core ML, the new model is not either. None: defaults.
     is_temporary
         Remove the package when the interpreter ends.
     skip_model_load
-        Whether Core ML, where there is one, does not load it. None: as ``like``.
+        Do not load the model into Core ML, even on a Mac. None: as ``like``.
     """
     options: dict[str, Any] = {"is_temp_package": is_temporary}
     if like is not None:
@@ -68,17 +68,17 @@ def as_mlmodel(
 
 @cache
 def _model_class() -> type:
-    """The subclass of ``MLModel`` that loads its program when asked for it.
+    """Return a subclass of ``MLModel`` that loads its program at the first use.
 
-    coremltools' functions return models with the program that they were made of, and code that
-    looks into one reads its ``_mil_program``. Here there was none: it is loaded from the package.
+    coremltools' functions return models with the program that they were made from, and code that
+    inspects one reads its ``_mil_program``. A package comes without: it is loaded from there.
     """
     # coremltools takes seconds to import, and files can be palettized without it
     from coremltools.converters.mil.frontend.milproto import load
     from coremltools.models import MLModel
 
     class LoadingMLModel(MLModel):  # type: ignore[misc]
-        """An ``MLModel`` that loads its program when asked for it."""
+        """``MLModel`` that loads its program at the first use."""
 
         _program: Any = None
         _is_saved: bool = False
@@ -97,7 +97,7 @@ def _model_class() -> type:
             self._program = program
 
         def save(self, save_path: str) -> None:
-            # It looks for debug handles in the program, which none has that a package holds.
+            # It looks for debug handles in the program, which programs in packages never have.
             self._is_saved = True
             try:
                 super().save(save_path)
@@ -109,9 +109,9 @@ def _model_class() -> type:
 
 
 def rewritten_mlmodel(write: Callable[[Path], Path], *, like: MLModel | None) -> MLModel:
-    """The ``MLModel`` of a temporary package; see ``as_mlmodel`` for ``like``.
+    """Return the ``MLModel`` of a temporary package; see ``as_mlmodel`` for ``like``.
 
-    ``write`` is called with where to write it, and returns where it is.
+    ``write`` gets the path to write the package to, and returns the path that it wrote.
     """
     with contextlib.ExitStack() as cleanup:
         path = write(temporary_package(cleanup))

@@ -1,7 +1,7 @@
-"""How the weights of an operation are palettized: what a rule says.
+"""OpPalettizerConfig: how a rule palettizes the weights of an operation.
 
 The names, the order of the parameters and the documented behaviour are coremltools'. Every value is
-checked when it is given.
+checked by the constructor.
 """
 
 from __future__ import annotations
@@ -83,51 +83,51 @@ def _threshold(value: Any) -> int:
 
 @attrs.frozen
 class OpPalettizerConfig:
-    """How the weights of an operation are palettized. Immutable; vary it with ``attrs.evolve``.
+    """Options for palettizing the weights of an operation. Immutable; vary with ``attrs.evolve``.
 
     Parameters
     ----------
     mode
         How the table is made: ``"kmeans"`` (default; the clusters of least squared error),
-        ``"uniform"`` (equal steps from the smallest to the largest weight), ``"unique"`` (the
-        distinct values, where at most 256; lossless) or ``"custom"`` (`lut_function` decides).
-        Any case; kept in lower case.
+        ``"uniform"`` (equal steps from the smallest to the largest element), ``"unique"`` (the
+        distinct values, at most 256; lossless) or ``"custom"`` (`lut_function` decides).
+        Not case-sensitive; stored in lower case.
     nbits
-        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**nbits`` entries. Needed by kmeans
-        and uniform; None for unique and custom, which find their own.
+        Bits per index: 1, 2, 3, 4, 6 or 8, for a table of ``2**nbits`` entries. Required by
+        kmeans and uniform; None for unique and custom, which choose their own.
     lut_function
-        For custom only: ``weight -> (table, indices)``, lists or arrays.
+        For custom only: ``weight -> (table, indices)``; both are lists or arrays.
     granularity
-        ``"per_tensor"`` (default) or ``"per_grouped_channel"``: a table for each `group_size`
-        channels.
+        ``"per_tensor"`` (default): one table; or ``"per_grouped_channel"``: one table for each
+        `group_size` channels.
     group_size
         Channels that share a table; 0 or None: all of them. Only used when granularity is
         per_grouped_channel.
     channel_axis
-        The axis whose channels form groups or vectors, negative counts from the end. None: chosen
-        by the type of the operation.
+        The axis whose channels form groups or vectors; a negative axis counts from the end. None:
+        chosen by the type of the operation.
     cluster_dim
-        Weights along the channel axis that one table entry stands for; above 1 the table holds
-        vectors. Not with uniform. Where it does not divide a group, the weight is left alone.
+        Elements along the channel axis per table entry; above 1 the table holds vectors. Not with
+        uniform. Where it does not divide a group, the weight is kept as it is.
     enable_per_channel_scale
         Divide each output channel by its largest magnitude before clustering, and store that scale.
-        Clusters are those of least error of the weights themselves, so that channels of large
-        weights count most: on trained models that served the answers at least as well as counting
-        all channels alike, mostly far better (``benchmarks.scale_importance``). A channel of zeros
-        stays zero.
+        Clusters minimize the error of the unscaled weight, so that channels of large elements count
+        most: on trained models the outputs were at least as good as with equal weight for all
+        channels, mostly far better (``benchmarks.scale_importance``). A channel of zeros stays
+        zero.
     num_kmeans_workers
-        Threads that cluster at the same time, where ``workers`` of :func:`palettize` does not say:
-        the largest number above 1 in a configuration; with none, one a processor. The result does
-        not depend on it.
+        Threads for clustering, unless ``workers`` of :func:`palettize` is given. The largest number
+        above 1 in a configuration counts; without one, one thread per processor is used. The result
+        does not depend on it.
     weight_threshold
         Weights of **more** elements than this are palettized. None: 2048.
     lut_dtype
-        ``"int8"`` or ``"uint8"`` (also numpy's and torch's types of these names):
-        tables are stored in 8 bits with one scale for all tables of a weight, and an offset for
-        uint8. Needs iOS18; not with unique. None: in the dtype of the weight.
+        ``"int8"`` or ``"uint8"`` (also numpy's and torch's types of these names): tables are stored
+        in 8 bits with one scale for all tables of a weight, and with an offset for uint8. Needs
+        iOS18; not with unique. None: tables in the dtype of the weight.
     on_indivisible
-        Where `group_size` does not divide the number of channels: ``"skip"`` leaves the weight
-        alone, ``"divisor"`` takes the largest divisor not above `group_size`, ``"per_tensor"``
+        Where `group_size` does not divide the number of channels: ``"skip"`` keeps the weight as it
+        is, ``"divisor"`` takes the largest divisor not above `group_size`, ``"per_tensor"``
         uses one table.
 
     Raises
@@ -157,7 +157,7 @@ class OpPalettizerConfig:
             )
         if self.nbits is not None and chooses_nbits:
             raise ConfigError(
-                f"nbits must be None for mode {self.mode!r}, which finds its own, got "
+                f"nbits must be None for mode {self.mode!r}, which chooses its own, got "
                 f"{self.nbits}; leave it out, or use mode 'kmeans' or 'uniform'"
             )
         if self.lut_function is None and self.mode == "custom":
@@ -177,7 +177,7 @@ class OpPalettizerConfig:
             )
         if self.cluster_dim > 1 and self.mode == "uniform":
             raise ConfigError(
-                f"mode 'uniform' has no table of vectors, got cluster_dim={self.cluster_dim}; "
+                f"mode 'uniform' makes no tables of vectors, got cluster_dim={self.cluster_dim}; "
                 "use cluster_dim=1, or mode 'kmeans'"
             )
 
@@ -199,18 +199,18 @@ class OpPalettizerConfig:
         return form.words(self.mode)
 
     def _validate_op_type(self, op_type: str) -> None:
-        """For coremltools' configurations: palettes are for operations of any type."""
+        """Accept every type of operation; coremltools' configurations call this."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The parameters as plain values that :meth:`from_dict` reads back to an equal config.
+        """Return the parameters as plain values that :meth:`from_dict` reads to an equal config.
 
-        What is None is left out, and so are the two parameters that coremltools lacks where they
-        have their default, so that coremltools reads the dictionary too where it can.
+        Parameters that are None are left out, and so are the two parameters that coremltools lacks
+        if they have their default: then coremltools can read the dictionary too.
 
         Raises
         ------
         ConfigError
-            There is a `lut_function`: a function cannot be written down.
+            There is a `lut_function`, which has no plain form.
         """
         if self.lut_function is not None:
             raise ConfigError(
@@ -225,15 +225,15 @@ class OpPalettizerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OpPalettizerConfig:
-        """The config that a mapping of parameters describes; the mapping is only read.
+        """Return the config that a mapping of parameters describes; the mapping is only read.
 
-        ``"config_type"`` may be among the keys if it says ``"OpPalettizerConfig"``.
+        A key ``"config_type"`` is allowed with the value ``"OpPalettizerConfig"``.
 
         Raises
         ------
         ConfigError
-            A key is unknown, a value is not allowed, or a `lut_function` is given: a function has
-            no plain form, such a config has to be constructed.
+            A key is unknown, a value is not allowed, or a `lut_function` is given, which has no
+            plain form; construct such a config in Python.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(

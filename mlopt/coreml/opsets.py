@@ -1,9 +1,9 @@
-"""The opsets that functions have once something in them is compressed.
+"""Opsets of functions that hold compressed weights.
 
-Core ML reads a function by the opset that it names, and coremltools all functions of a model by its
-specification version. Where the version is the newer one, a form that is written by the opset would
-be one that coremltools does not know, so functions are raised to the version's opset, as
-coremltools does; the systems that can load the model are the same ones.
+Core ML reads a function by the opset that it names; coremltools reads all functions of a model by
+its specification version. Where the version is newer than the opset, coremltools would not know a
+form that is written for the opset. Therefore functions are raised to the version's opset, as in
+coremltools. The same systems can load the model before and after.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mlopt.mil.targets import Target, opset_target
 
 
 class FunctionTargets:
-    """The targets whose opsets functions have when something in them is palettized.
+    """Targets whose opsets functions have once something in them is palettized.
 
-    That of the model's version, or their own where their operations cannot be raised to it.
+    This is the target of the model's version, or the function's own where it cannot be raised.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str, Target], Target] = {}
 
     def of(self, program: Program, name: str, version: Target) -> Target:
-        """The target of a function in a model whose version is, or becomes, that of `version`."""
+        """Return the target of a function in a model whose version is, or becomes, `version`'s."""
         key = id(program), name, version
         if key not in self._known:
             own = opset_target(program.message.functions[name].opset)
@@ -37,13 +37,13 @@ class FunctionTargets:
         return self._known[key]
 
     def oldest(self, weight: Weight) -> Target:
-        """The oldest target of the functions that have a weight, as the version is now."""
+        """Return the oldest target of the functions that use a weight, at the present version."""
         version = Target.of_specification(weight.program.specification_version)
         targets = (self.of(weight.program, name, version) for name in weight.functions)
         return min(targets, default=version)
 
     def below(self, program: Program, names: Iterable[str], version: Target) -> set[str]:
-        """Those of the functions that are to be raised, as they can be."""
+        """Return the functions that can be raised and are below the version's target."""
         functions = program.message.functions
         return {
             name
@@ -53,19 +53,19 @@ class FunctionTargets:
 
 
 def with_compression(program: Program) -> set[str]:
-    """The functions that have compressed weights."""
+    """Return the functions that hold compressed weights."""
     return {n.function for n in program.nodes() if is_constexpr(n)}
 
 
 def raised_note(program: Program, names: Iterable[str], target: Target) -> str:
-    """What to say of functions that are raised only because of the model's version."""
+    """Return a note on functions that are raised only because of the model's version."""
     functions = program.message.functions
     shown = ", ".join(f"{name!r} of {functions[name].opset}" for name in sorted(names))
     of = f" of {program.label!r}" if program.label else ""
     return (
-        f"The model is, or becomes, one of specification version {target.specification_version}, "
-        f"by which coremltools reads every function; raised to {target.opset} therefore, the opset "
-        f"of that version: {shown}{of}."
+        f"The model has, or gets, specification version {target.specification_version}, by which "
+        f"coremltools reads every function. Therefore raised to {target.opset}, the opset of that "
+        f"version: {shown}{of}."
     )
 
 

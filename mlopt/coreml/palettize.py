@@ -1,4 +1,4 @@
-"""Palettization of a model: decisions are made, and carried out into a new package."""
+"""Palettization of a model: decide on every weight, then write a new package."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, slots=False)
 class PalettizationResult:
-    """What :func:`palettize` returns.
+    """Result of :func:`palettize`.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class PalettizationResult:
 
     @cached_property
     def model(self) -> MLModel:
-        """The palettized model as a coremltools ``MLModel``, loaded when first asked for."""
+        """The palettized model as a coremltools ``MLModel``, loaded at the first use."""
         return as_mlmodel(self.path, like=self._source, is_temporary=self._is_temporary)
 
 
@@ -65,13 +65,13 @@ def palettize_weights(
     mlmodel
         An ``MLModel`` of type ``mlprogram``. It is not changed.
     config
-        Which weights, and how; coremltools' own OptimizationConfig is taken as well.
+        Which weights, and how; coremltools' own OptimizationConfig is accepted too.
     joint_compression
-        Palettize the nonzero values of sparse weights and the integers of quantized ones as well.
+        Also palettize the nonzero values of sparse weights and the integers of quantized ones.
 
     Returns
     -------
-    A new ``MLModel``. :func:`palettize` returns the account of every weight as well.
+    A new ``MLModel``. :func:`palettize` also returns the account of every weight.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def palettize(
         The path of an ``.mlpackage``, or an ``MLModel`` of type ``mlprogram`` (also with several
         functions, or a pipeline of such). It is not changed.
     config
-        Which weights, and how; coremltools' own OptimizationConfig is taken as well.
+        Which weights, and how; coremltools' own OptimizationConfig is accepted too.
     output
         Where to write the palettized package; it appears complete or not at all, and may replace
         an earlier one, the source included. None: a temporary package behind ``result.model``.
@@ -109,14 +109,14 @@ def palettize(
         as the requests need, never past it. None: the model's own target, or iOS16 if that is
         older.
     strict
-        A rule that matches no weight is an error, not a line of the report.
+        Whether a rule that matches no weight is an error instead of a line of the report.
     joint_compression
-        Also palettize what is compressed already: the nonzero values of sparse weights, whose zeros
-        stay zero, and the integers of quantized ones, whose scales stay. This takes iOS18. False:
-        such weights stay as they are.
+        Also palettize weights that are already compressed: the nonzero values of sparse weights,
+        whose zeros stay zero, and the integers of quantized ones, whose scales stay. Needs iOS18.
+        False: such weights stay as they are.
     workers
-        Threads, at least 1. None: what `num_kmeans_workers` of the rules says, and one a processor
-        where that is 1. The result does not depend on it.
+        Threads, at least 1. None: the largest `num_kmeans_workers` of the rules, or one per
+        processor if that is 1. The result does not depend on it.
     progress
         Called as ``progress(elements_done, elements_in_all, weight_name)``.
 
@@ -165,11 +165,11 @@ def preview(
     strict: bool = False,
     joint_compression: bool = False,
 ) -> Report:
-    """The report that :func:`palettize` would give, without clustering: decisions and exact sizes.
+    """Return the report of :func:`palettize` without clustering: decisions and exact sizes.
 
-    Nothing is written, and no signal-to-noise ratio is known. ``unique`` and joint compression are
-    carried out, since sizes depend on the values; ``custom`` is counted at 8 bits, which the row's
-    note says.
+    Nothing is written, and there is no signal-to-noise ratio. ``unique`` and joint compression are
+    carried out, since their sizes depend on the values. ``custom`` is counted at 8 bits, with a
+    note in the row.
 
     Parameters and errors as for :func:`palettize`.
     """
@@ -194,7 +194,7 @@ def preview(
 
 
 def _threads(workers: int | None, config: OptimizationConfig) -> int:
-    """How many threads cluster."""
+    """Return the number of threads for clustering."""
     if workers is not None:
         return integer(workers, "workers", minimum=1)
     rules = [*config.op_type_configs.values(), *config.op_name_configs.values()]
@@ -224,6 +224,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
     if not possible or plan.joint_compression:
         return ()
     return (
-        f"{possible} of the weights that are compressed already can be palettized as well with "
+        f"{possible} of the weights that are already compressed can also be palettized with "
         "joint_compression (--joint); decompressed, all of them can.",
     )

@@ -1,4 +1,4 @@
-"""The deployment targets that decisions lead to: what is raised, and what asks for too much."""
+"""Deployment targets that decisions need: programs to raise, and requests to refuse."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Plan:
     target_reason
         Why programs are raised; None where no decision needs it.
     raises
-        What has to be done to the programs that are raised.
+        The changes to the programs that are raised.
     notes
-        What there is to say about functions that are raised for another reason.
+        Notes on functions that are raised for another reason.
     unmatched_rules
         Rules that apply to no weight.
     joint_compression
-        As it was asked for.
+        Whether joint compression was requested.
     """
 
     decisions: tuple[WeightDecision, ...]
@@ -57,19 +57,19 @@ class Plan:
 
 
 def needs(decision: WeightDecision) -> Target:
-    """The oldest target that can express what a decision comes to."""
+    """Return the oldest target that can express the result of a decision."""
     if isinstance(decision.result, PaletteSpec):
         return form_of(decision.subject, decision.result).needed_target
     return Target.iOS15
 
 
 def current_target(program: Program) -> Target:
-    """The target of a program as it is."""
+    """Return the present target of a program."""
     return Target.of_specification(program.specification_version)
 
 
 def check_targets(decisions: Sequence[WeightDecision], minimum: Target | None) -> None:
-    """Refuse requests that no target in reach can express, all of them at once.
+    """Refuse requests that no allowed target can express, all of them at once.
 
     Parameters
     ----------
@@ -104,11 +104,11 @@ _REMEDIES = {
     "lut_dtype": "lut_dtype=None",
     "is_joint": "joint_compression=False",
 }
-"""What to ask for in place of each part of a form that needs iOS18."""
+"""What to request instead of each part of a form that needs iOS18."""
 
 
 def _violation(decision: WeightDecision, limit: Target, *, is_asked_for: bool) -> str:
-    """One request too many: the weight, the rule, what was asked, what is allowed, the remedy."""
+    """Return the message for a refused request: weight, rule, request, what is allowed, remedy."""
     assert decision.config is not None and isinstance(decision.result, PaletteSpec)
     form = form_of(decision.subject, decision.result)
     needed, changes = form.needed_target, ", ".join(_REMEDIES[part] for part in form.new_parts)
@@ -134,12 +134,12 @@ def plan_for(
     joint_compression: bool,
     targets: FunctionTargets,
 ) -> Plan:
-    """The plan of some decisions: which programs have to be raised, and that they can be.
+    """Return the plan for the decisions, with the programs that must be raised for them.
 
     Raises
     ------
     TargetError
-        Operations that cannot be raised; all are listed.
+        Some operations cannot be raised; all are listed.
     """
     raises: list[OpsetRaise] = []
     reasons: list[str] = []
@@ -188,7 +188,7 @@ def _behind(
     target: Target,
     targets: FunctionTargets,
 ) -> set[str]:
-    """The functions whose opset would be older than the version that the model has then."""
+    """Return the functions whose opset would be older than the new version of the model."""
     names = {name for d in palettized for name in d.subject.functions}
     if needing or targets.below(program, names, current_target(program)):
         names |= with_compression(program)
@@ -198,10 +198,10 @@ def _behind(
 def _raised_together(
     needing: Sequence[WeightDecision], palettized: Sequence[WeightDecision]
 ) -> set[str]:
-    """The functions that some decisions of a program raise.
+    """Return the functions that some decisions of a program raise.
 
-    Those with the weights, and those that share a palettized weight with them: it is stored once,
-    in one form.
+    These are the functions with the weights, and those that share a palettized weight with them,
+    since it is stored once, in one form.
     """
     shared = [set(d.subject.functions) for d in palettized]
     functions = {name for d in needing for name in d.subject.functions}
@@ -211,7 +211,7 @@ def _raised_together(
 
 
 def _reason(needing: Sequence[WeightDecision]) -> str:
-    """Why a program is raised: the first of the weights that need the newest target."""
+    """Return why a program is raised: the first of the weights that need the newest target."""
     newest = max(map(needs, needing))
     first = next(d for d in needing if needs(d) == newest)
     assert first.config is not None

@@ -20,15 +20,15 @@ class Replacements:
     Parameters
     ----------
     raises
-        Opset raises to make in the same edit. What they store comes first, and a palette
-        wins over what they make of an operation.
+        Opset raises to make in the same edit. Their values are stored first. Where a raise and a
+        palette replace the same operation, the palette wins.
     """
 
     def __init__(self, writer: PackageWriter, raises: Iterable[OpsetRaise] = ()) -> None:
         self._writer = writer
         self._edits = Edits()
         self._targets: dict[tuple[int, str], Target] = {}
-        # names that are not in use yet, by function; a program is read when one is first wanted
+        # names that are not in use yet, by function; a program is read for its first one
         self._names: dict[tuple[int, str], UniqueNames] = {}
         for each in raises:
             each.add_to(self._edits, writer)
@@ -52,8 +52,8 @@ class Replacements:
         Parameters
         ----------
         nodes
-            Operations of ``program`` that give the same weight: the const of a plain one, or the
-            constexpr operation of a compressed one. Name, output and type stay.
+            Operations of ``program`` that give the same weight: the const of a plain weight, or
+            the constexpr operation of a compressed one. Name, output and type stay.
         file_name
             The weight file for the palette as the model names it; None for the default one.
         """
@@ -79,7 +79,7 @@ class Replacements:
         self._edits.apply()
 
     def _unread_constants(self, node: Node) -> Iterator[Constant]:
-        """The const operations that nothing reads when ``node``, too, is replaced."""
+        """Yield the const operations that nothing reads once ``node`` is replaced as well."""
         for bindings in node.inputs.values():
             for bound in bindings:
                 if not isinstance(bound, Variable) or bound.constant is None:

@@ -1,4 +1,4 @@
-"""What rows of a report say of weights in a Core ML model, and of what is stored for them."""
+"""Rows of a report about the weights of a Core ML model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mlopt.requests.rows import StoredPalette, WeightFacts, row_of
 
 
 def kept_row(decision: WeightDecision, keep: Keep) -> WeightRow:
-    """The row of a weight that stays as it is."""
+    """Return the row of a weight that stays as it is."""
     return row_of(decision, _stored(decision.subject), keep)
 
 
 def palettized_row(decision: WeightDecision, palette: StoredPalette) -> WeightRow:
-    """The row of a palettized weight."""
+    """Return the row of a palettized weight."""
     weight, spec = decision.subject, decision.result
     assert isinstance(spec, PaletteSpec)
     notes = palette.notes + _notes_on_tables(weight, spec, palette)
@@ -28,7 +28,7 @@ def palettized_row(decision: WeightDecision, palette: StoredPalette) -> WeightRo
 
 
 def foreseen_row(decision: WeightDecision) -> WeightRow:
-    """The row of a weight that would be palettized: its exact bytes, without clustering it.
+    """Return the row of a weight that would be palettized: its exact bytes, without clustering.
 
     A table that a ``lut_function`` makes is counted at 8 bits.
     """
@@ -43,7 +43,7 @@ def foreseen_row(decision: WeightDecision) -> WeightRow:
 
 
 def _notes_on_tables(weight: Weight, spec: PaletteSpec, palette: StoredPalette) -> tuple[str, ...]:
-    """A note where tables in 8 bits, with their scale, are larger than others would be."""
+    """Return a note if 8-bit tables with their scale are larger than plain ones would be."""
     if palette.lut_dtype is None or weight.is_compressed:
         return ()
     itemsize = np.dtype(weight.dtype).itemsize

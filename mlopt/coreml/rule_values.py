@@ -1,4 +1,4 @@
-"""What a rule of a configuration may be: its checks, and its plain values read and written."""
+"""Values of a rule of a configuration: checks, and conversion from and to plain values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlopt.errors import ConfigError
 from mlopt.requests.checked import shown
 
 OpConfig: TypeAlias = OpPalettizerConfig | Any
-"""A rule that does not leave weights alone: an OpPalettizerConfig, or a config of coremltools for a
-compressor of its own."""
+"""A rule other than None: an OpPalettizerConfig, or a config for one of coremltools' own
+compressors."""
 
 
 def check_op_config(config: object, rule: str) -> OpConfig | None:
-    """The config as it is kept: that of coremltools for palettes as mlopt's; others are refused.
+    """Return the config as it is stored, coremltools' config for palettes as mlopt's own.
 
-    ``rule``: the rule, as messages name it.
+    Anything else but a config is refused. ``rule``: the name of the rule in messages.
     """
     if config is None or isinstance(config, OpPalettizerConfig):
         return config
@@ -40,7 +40,7 @@ def check_op_config(config: object, rule: str) -> OpConfig | None:
 
 
 def _check_type_of_operation(key: str, config: Any, rule: str) -> None:
-    """Have a config of coremltools say whether it is for such operations."""
+    """Refuse a config of coremltools that is not for operations of this type."""
     if config is None or isinstance(config, OpPalettizerConfig):
         return
     try:
@@ -62,7 +62,7 @@ def _check_key(key: object, kind: str) -> str:
 
 
 def checked_rule(key: object, config: object, kind: str) -> tuple[str, OpConfig | None]:
-    """The key and the config of a rule in the mapping ``kind`` as they are kept."""
+    """Return the checked key and config of a rule in the mapping ``kind``."""
     name, rule = _check_key(key, kind), f"{kind}[{key!r}]"
     checked = check_op_config(config, rule)
     if kind == "op_type_configs":
@@ -71,7 +71,7 @@ def checked_rule(key: object, config: object, kind: str) -> tuple[str, OpConfig 
 
 
 def checked_rules(rules: Any, kind: str) -> dict[str, OpConfig | None]:
-    """A checked copy of a mapping of rules; None has none."""
+    """Return a checked copy of a mapping of rules; of None, an empty one."""
     if rules is None:
         return {}
     if not isinstance(rules, Mapping):
@@ -80,7 +80,7 @@ def checked_rules(rules: Any, kind: str) -> dict[str, OpConfig | None]:
 
 
 def read_rule(values: Any, rule: str, config_type: str) -> OpConfig | None:
-    """The config that plain values describe; ``config_type``: of which kind if they do not tell."""
+    """Return the config that plain values describe; ``config_type``: its default type."""
     is_config = isinstance(values, OpPalettizerConfig) or foreign.is_compressor_config(values)
     if values is None or is_config:
         return values
@@ -99,7 +99,7 @@ def read_rule(values: Any, rule: str, config_type: str) -> OpConfig | None:
 
 
 def written_rule(config: OpConfig | None, rule: str) -> dict[str, Any] | None:
-    """The plain values that :func:`read_rule` reads back to an equal config."""
+    """Return the plain values that :func:`read_rule` reads back to an equal config."""
     try:
         if config is None:
             return None

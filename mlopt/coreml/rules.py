@@ -1,9 +1,9 @@
-"""Which rule of a configuration decides for a weight, by names alone.
+"""Resolution of rules: which rule of a configuration decides for a weight, by names alone.
 
-For one operation that reads the weight, the first of these that there is decides:
+For one operation that reads the weight, the first of these that exists decides:
 
-1. a key of `op_name_configs` that is exactly a name of the weight (it has several where constants
-   of different names share what is stored),
+1. a key of `op_name_configs` that is exactly a name of the weight (it has several names where
+   constants of different names share their stored values),
 2. a key of `op_name_configs` that is exactly the name of the operation,
 3. the first key of `op_name_configs`, as written, that is a glob over either name,
 4. a key of `op_type_configs` that is exactly the type of the operation,
@@ -11,7 +11,7 @@ For one operation that reads the weight, the first of these that there is decide
 6. `global_config`.
 
 A weight that several operations read gets one decision, the one of ``mlopt.requests.rules``;
-the more careful of two equally specific rules is the one with more bits a weight.
+of two equally specific rules it prefers the one with more bits per weight.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.requests.checked import near_matches
 from mlopt.requests.rules import Claim, Resolution, RuleKind, UnmatchedRule, resolve_claims
 
-Reader = tuple[str, str]
-"""The name and the type of an operation that reads a weight."""
+OperationKey = tuple[str, str]
+"""Name and type of an operation, as far as rules look at it."""
 
 
 class Rules(Protocol):
-    """What is asked of a :class:`mlopt.coreml.OptimizationConfig` here: its rules."""
+    """The rules of a :class:`mlopt.coreml.OptimizationConfig`, as this module uses them."""
 
     global_config: Any
     op_type_configs: dict[str, Any]
@@ -40,11 +40,11 @@ class Rules(Protocol):
 def resolve(
     config: Rules,
     weight_name: str,
-    consumers: Sequence[Reader],
+    consumers: Sequence[OperationKey],
     *,
     aliases: Sequence[str] = (),
 ) -> Resolution[OpPalettizerConfig]:
-    """The one decision of `config` for a weight.
+    """Return the resolution of `config` for a weight, whose consumers may have different rules.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ def resolve(
     weight_name
         The name of the constant.
     consumers
-        (name, type) of the operations that read it; repeated ones count once.
+        Name and type of each operation that reads it; repeated ones count once.
     aliases
-        Further names of the weight: those of other constants that share what is stored.
+        Further names of the weight: those of other constants that share its stored values.
     """
     names = (weight_name, *aliases)
     claims = [
@@ -71,17 +71,17 @@ def resolve(
 
 
 def rule_for(
-    config: Rules, consumer: Reader, *weight_names: str
+    config: Rules, consumer: OperationKey, *weight_names: str
 ) -> OpPalettizerConfig | Any | None:
-    """What `config` says about one operation (name and type) and the weights of these names."""
+    """Return the rule of `config` for one operation and weights of these names."""
     return _claim(config, weight_names, consumer).config
 
 
 def _claim(
-    config: Rules, weight_names: Sequence[str], consumer: Reader | None
+    config: Rules, weight_names: Sequence[str], consumer: OperationKey | None
 ) -> Claim[OpPalettizerConfig]:
     names = [*weight_names] if consumer is None else [*weight_names, consumer[0]]
-    # Without consumers there is one claim, so that nobody reads whose it is.
+    # Without consumers there is only one claim, and messages do not show its user.
     user = "constant" if consumer is None else f"{consumer[1]} {consumer[0]!r}"
     key = _matching_key(config.op_name_configs, names)
     if key is not None:
@@ -94,7 +94,7 @@ def _claim(
 
 
 def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """The key for any of `names`: an exact one first, else the first written glob."""
+    """Return the key for any of `names`: an exact one, else the first glob as written."""
     for name in names:
         if name in rules:
             return name
@@ -102,7 +102,7 @@ def _matching_key(rules: Mapping[str, object], names: Sequence[str]) -> str | No
 
 
 def _preference(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
-    # Lossless before a number of bits; a function of the user's is not known to be either.
+    # Lossless first, then more bits; in between the user's function, of which neither is known.
     mode = {"unique": 2, "custom": 1}.get(config.mode, 0)
     bits = (config.nbits or 0) / config.cluster_dim
     return (mode, bits, config.is_grouped, -(config.group_size or math.inf))
@@ -110,14 +110,14 @@ def _preference(config: OpPalettizerConfig) -> tuple[int, float, bool, float]:
 
 def unmatched_rules(
     config: Rules,
-    weights: Iterable[tuple[str, Sequence[Reader]]],
+    weights: Iterable[tuple[str, Sequence[OperationKey]]],
     *,
     op_names: Iterable[str] = (),
     op_types: Iterable[str] = (),
 ) -> tuple[UnmatchedRule, ...]:
-    """The rules of `config` whose keys match no weight, types before names.
+    """Return the rules of `config` whose keys match no weight, types before names.
 
-    A rule counts as matched also where a more specific one decides.
+    A rule also counts as matched where a more specific one decides.
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ def unmatched_rules(
     weights
         Each weight's name and its consumers, as for :func:`resolve`.
     op_names, op_types
-        The names and types of **all** operations, to tell one that has no weights from one that
-        does not exist.
+        The names and types of **all** operations, to distinguish an operation without weights from
+        one that does not exist.
     """
     names: set[str] = set()
     types: set[str] = set()

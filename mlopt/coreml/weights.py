@@ -1,14 +1,14 @@
-"""The weights of a model, plain and compressed: one definition for every command.
+"""Weights of a model, plain and compressed: one definition for every command.
 
-A *weight* is a value that ordinary operations read, a block returns, or nothing reads: a constant,
-or what a chain of ``constexpr`` operations gives. Several constants may stand for one weight, as
-may several chains: functions of a multifunction model that share blobs, or one blob that is read
-under two names. They get one decision and one row, and stay shared.
+A *weight* is a constant, or the output of a chain of ``constexpr`` operations, that ordinary
+operations read, a block returns, or nothing reads. Several constants or chains may be instances of
+one weight: functions of a multifunction model that share blobs, or one blob that is read under two
+names. They get one decision and one row, and stay shared.
 
-A constant that only ``constexpr`` operations read is *part* of a compressed weight, and not a
-weight. One that they and ordinary operations read is both: it is listed as a weight with its
-ordinary readers, so that no bytes and no readers are left out, and it counts as a part of others,
-so that nothing changes it, or advises to.
+A constant that only ``constexpr`` operations read is *part* of a compressed weight, and is not a
+weight. A constant that ordinary operations read too is both: it is listed as a weight with its
+ordinary readers, so that no bytes and no readers are missing; and it is a part of other weights,
+so that no command changes it or recommends a change.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ from mlopt.mil.program import Constant, Consumer, Node, Program, Variable
 from mlopt.mil.values import tensor_type_of
 
 Instance: TypeAlias = Constant | Variable
-"""What operations have as an input: a constant, or an output of a constexpr operation."""
+"""An input of operations: a constant, or an output of a constexpr operation."""
 
 
 @attrs.frozen(eq=False)
 class Weight:
-    """One weight of a program, under all the names and in all the functions that have it.
+    """One weight of a program, under all its names and in all functions that use it.
 
     Attributes
     ----------
     program
-        The program that it is in.
+        The program of the weight.
     instances
-        What the operations read, in program order; at least one, all of equal content.
+        The inputs that operations read, in program order; at least one, all of equal content.
     content
         Equal for weights of one package that have the same content, also in different programs.
     chain
         The constexpr operations that give the first instance, each after those that it reads; empty
         for a plain weight.
     is_part
-        Whether constexpr operations read it too, so that it is a part of compressed weights.
+        Whether constexpr operations read it too, which makes it a part of compressed weights.
     """
 
     program: Program
@@ -68,7 +68,7 @@ class Weight:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether constexpr operations give it."""
+        """Whether constexpr operations compute it."""
         return bool(self.chain)
 
     @property
@@ -83,12 +83,12 @@ class Weight:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The operations that give the instances; for an inline one the operation that has it."""
+        """The operations that define the instances; of an inline one, the operation with it."""
         return tuple(map(node_of, self.instances))
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """The functions that have it, in program order."""
+        """The functions that use it, in program order."""
         return tuple(dict.fromkeys(node.function for node in self.nodes))
 
     @cached_property
@@ -131,18 +131,18 @@ class Weight:
 
     @cached_property
     def stored(self) -> tuple[Constant, ...]:
-        """Everything that is stored of it, each blob once."""
+        """All constants that are stored for it, each blob once."""
         first = self.instances[0]
         return (first,) if isinstance(first, Constant) else stored_constants(self.chain)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored of it."""
+        """Bytes of everything that is stored for it."""
         return sum(constant.nbytes for constant in self.stored)
 
     @property
     def file_name(self) -> str | None:
-        """The weight file that it, or a part of it, lies in; None where all is in the message."""
+        """The weight file of it, or of a part of it; None where all values are in the message."""
         return next((c.storage[0] for c in self.stored if c.storage is not None), None)
 
     @property
@@ -157,7 +157,7 @@ class Weight:
 
     @property
     def inline(self) -> bool:
-        """Whether it is written into an operation other than a const, and cannot be named there."""
+        """Whether an operation other than a const holds it as a value, so that it has no name."""
         first = self.instances[0]
         return isinstance(first, Constant) and first.inline
 
@@ -173,20 +173,20 @@ class Weight:
         return describe(self.chain, self.size, self.nbytes) if self.chain else None
 
     def value(self) -> npt.NDArray[Any]:
-        """The plain weight, read-only; elements narrower than a byte take one each.
+        """Return the plain weight, read-only; elements narrower than a byte take one byte each.
 
-        A view of the mapped file where it lies in one as it is.
+        The array is a view of the mapped weight file where the values are stored in one unchanged.
 
         Raises
         ------
         ModelFormatError
-            What is stored is damaged.
+            The stored values are damaged.
         """
         first = self.instances[0]
         return unpacked(first) if isinstance(first, Constant) else value_of(first)
 
     def release(self) -> None:
-        """Drop the pages of what is stored from memory; they are read again when needed."""
+        """Drop the pages of its stored values from memory; they are read again when needed."""
         for constant in self.stored:
             constant.release()
 
@@ -194,12 +194,12 @@ class Weight:
 def weights_of(
     package: Package, *, smallest: int = SMALLEST
 ) -> tuple[list[Weight], list[list[Node]]]:
-    """The weights of a package in program order, and the nodes of each program.
+    """Return the weights of a package in program order, and the nodes of each program.
 
     Parameters
     ----------
     smallest
-        Elements that the plain weight has at least. Strings are not weights.
+        Smallest number of elements of a listed weight. Strings are not weights.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def weights_of(
 
 
 _Key: TypeAlias = tuple[Hashable, ...]
-"""Equal for instances of one weight; the first element is their content."""
+"""Key that is equal for instances of one weight; the first element is their content."""
 
 
 def _weights_of_program(program: Program, nodes: list[Node], smallest: int) -> Iterator[Weight]:
@@ -234,7 +234,7 @@ def _weights_of_program(program: Program, nodes: list[Node], smallest: int) -> I
         for constant in program.constants([node]):
             if constant.size < smallest or constant.numpy_dtype is None:
                 continue
-            # What stands in the message stands there once for each constant.
+            # A value in the message is stored once for each constant.
             stored = None if constant.storage is not None else id(constant)
             key = (content_of_constant(constant), constant.inline, stored)
             if any(is_constexpr(use.node) for use in constant.consumers):
@@ -248,10 +248,10 @@ def _weights_of_program(program: Program, nodes: list[Node], smallest: int) -> I
 
 
 def _compressed_outputs(node: Node) -> list[Variable]:
-    """The outputs of a constexpr operation that are weights.
+    """Return the outputs of a constexpr operation that are weights.
 
-    One that only further constexpr operations read is a part of theirs. An operation of which
-    nothing is read counts with all of its outputs.
+    An output that only further constexpr operations read is a part of their weight. If nothing
+    reads any output, all of them count.
     """
     if not any(output.consumers for output in node.outputs):
         return node.outputs
@@ -259,7 +259,7 @@ def _compressed_outputs(node: Node) -> list[Variable]:
 
 
 def is_part(constant: Constant) -> bool:
-    """Whether a constant only serves constexpr operations."""
+    """Whether only constexpr operations read a constant."""
     return (
         bool(constant.consumers)
         and not ordinary_consumers(constant)
@@ -268,12 +268,12 @@ def is_part(constant: Constant) -> bool:
 
 
 def ordinary_consumers(instance: Instance) -> list[Consumer]:
-    """Its uses by others than constexpr operations."""
+    """Return the uses of an instance by operations other than constexpr ones."""
     return [use for use in instance.consumers if not is_constexpr(use.node)]
 
 
 def name_of(instance: Instance) -> str:
-    """The name of a constant; of an output its operation's, or its own where there are several."""
+    """Return a constant's name, or an output's: that of its operation, if it is the only output."""
     if isinstance(instance, Constant):
         return instance.name
     node = node_of(instance)
@@ -281,13 +281,13 @@ def name_of(instance: Instance) -> str:
 
 
 def node_of(instance: Instance) -> Node:
-    """The operation that gives it; for an inline constant the one that has it."""
+    """Return the operation that defines it; of an inline constant, the one that holds it."""
     assert instance.node is not None
     return instance.node
 
 
 def bytes_once(weights: Iterable[Weight]) -> int:
-    """Bytes of everything that the weights store; a blob that several of them use counts once."""
+    """Return the bytes of everything stored for the weights; a shared blob counts once."""
     stored = {}
     for weight in weights:
         for constant in weight.stored:
@@ -303,8 +303,8 @@ _WEIGHTED = frozenset(
 def is_mask(weight: Weight, value: np.ndarray[Any, Any]) -> bool:
     """Whether a weight looks like an attention mask, which must keep its exact values.
 
-    No weighted operation reads it, and it holds nothing but zeros and one other value, which is 1
-    (a multiplicative mask) or -1000 and less (an additive one).
+    No weighted operation reads it, and it holds only zeros and one other value, which is 1 (a
+    multiplicative mask) or at most -1000 (an additive one).
     """
     if any(consumer.op_type in _WEIGHTED for consumer in weight.consumers):
         return False
@@ -318,11 +318,11 @@ def is_mask(weight: Weight, value: np.ndarray[Any, Any]) -> bool:
             other = extreme
         if not np.isin(part, (0.0, other)).all():
             return False
-        # A part may hold the other value alone.
+        # A part may hold only the other value.
         has_zeros |= not (lowest and highest)
     return has_zeros and (other == 1.0 or other <= -1000.0)
 
 
 def shown_consumers(consumers: Sequence[Consumer]) -> tuple[str, ...]:
-    """Each operation once, as ``"type(name)"``."""
+    """Return each operation once, as ``"type(name)"``."""
     return tuple(dict.fromkeys(f"{user.op_type}({user.op_name})" for user in consumers))

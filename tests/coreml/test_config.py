@@ -123,7 +123,7 @@ def test_everything_in_a_dictionary_is_optional():
         ({"config_type": 3}, "config_type must be one of OpPalettizerConfig"),
         (
             {"op_type_configs": {"conv": {"config_type": "OpMagnitudePrunerConfig"}}},
-            r"op_type_configs\['conv'\]: coremltools refuses it for an OpMagnitudePrunerConfig",
+            r"op_type_configs\['conv'\]: coremltools refuses an OpMagnitudePrunerConfig",
         ),
         (
             {"config_type": "OpLinearQuantizerConfig", "global_config": {"nbits": 4}},

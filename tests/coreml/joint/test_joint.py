@@ -237,7 +237,7 @@ def test_without_joint_compression_nothing_of_it_changes() -> None:
     assert {row.category for row in result.report.rows} == {"compressed already", "rank 0 or 1"}
     assert not [row.name for row in result.report.rows if "." in row.name]
     (note,) = result.report.notes
-    assert note.startswith("4 of the weights that are compressed already can be palettized as well")
+    assert note.startswith("4 of the weights that are already compressed can also be palettized")
     jointly = palettize(source, request(nbits=2), joint_compression=True)
     assert jointly.report.notes == ()
 
