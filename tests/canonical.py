@@ -16,7 +16,7 @@ is looked through:
 - *Ends.* From iOS16 on a model may return float16: a last cast to float32 counts as its input.
 - *Unwritten defaults.* coremltools writes every default out but three, which ``_UNWRITTEN`` names.
 - *Half precision* (on request). Until iOS16 lstm, gru and rnn compute in float32 alone, inside a
-  float16 model between casts and with float32 weights, and ``_MIXED`` parameters are float16.
+  float16 model between casts and with float32 weights, and ``MIXED`` parameters are float16.
   Converted for iOS17 the former are float16 and the latter float32; a raised model goes on
   computing as it did. Both count as what they are in float16.
 """
@@ -37,7 +37,7 @@ _SHORT_PARAMETERS = {"indices", "box_indices", "axes", "k"}
 
 _RECURRENT = {"lstm", "gru", "rnn"}
 #: Parameters that are float32 beside float16 data from iOS17 on.
-_MIXED = dict.fromkeys(
+MIXED = dict.fromkeys(
     (
         "clamped_relu",
         "elu",
@@ -136,7 +136,7 @@ class _Text:
         """Return whether a constant counts as what it is in float16."""
         if node is None or not self._half:
             return False
-        mixed = parameter in _MIXED.get(node.op_type, ())
+        mixed = parameter in MIXED.get(node.op_type, ())
         return node.op_type in self._half or (mixed and node.x.dtype == types.fp16)
 
     def _looked_through(self, var: Any, parameter: str, node: Any) -> Any:

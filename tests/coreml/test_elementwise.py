@@ -198,6 +198,28 @@ def test_any_name_can_be_pasted(on_one_line):
     assert yaml.safe_load(text) == {"op_name_configs": dict.fromkeys(names)}
 
 
+FAMILIES = ("activations", "elementwise_binary", "elementwise_unary", "reshaping", "slicing")
+"""Modules of operations that are mostly elementwise or moves."""
+
+NEITHER = {
+    "softmax": "it sums over an axis",
+    "sliding_windows": "an element occurs in several windows",
+    "reverse_sequence": "not seen between a table and its reader",
+    "slice_update": "it holds elements of two tensors",
+}
+"""Operations of these modules that are not elementwise and do not count as moves."""
+
+
+def test_operations_of_elementwise_families_are_of_a_sort():
+    of_families = {
+        op_type
+        for op_type, definitions in registered_operations().items()
+        if definitions[-1].function.__module__.rpartition(".")[2] in FAMILIES
+    }
+    unsorted = of_families - ELEMENTWISE - MOVES
+    assert unsorted == set(NEITHER), "add it to ELEMENTWISE, MOVES or, with a reason, NEITHER"
+
+
 def test_the_operations_exist_and_are_of_one_sort():
     assert set(registered_operations()) >= ELEMENTWISE | MOVES
     assert not ELEMENTWISE & MOVES

@@ -14,6 +14,7 @@ import pytest
 
 from mlopt.mil.raising.rules import RULES
 from mlopt.mil.targets import Target
+from tests.canonical import MIXED
 
 STEPS = [("iOS15", "iOS16"), ("iOS16", "iOS17"), ("iOS17", "iOS18"), ("iOS18", "iOS26")]
 
@@ -176,3 +177,25 @@ def defaults_of(operation: Any) -> dict[str, Any]:
     for name, kind in operation.input_spec.input_types.items():
         setattr(instance, name, None if kind.optional else given)
     return dict(instance.default_inputs().items())
+
+
+def test_parameters_of_another_float_type_are_known_to_the_texts_of_programs(ct: Any) -> None:
+    from coremltools.converters.mil.mil import types
+    from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+
+    mixed: dict[str, set[str]] = {}
+    for op_type, by_target in SSAOpRegistry.core_ops.items():
+        for target, definition in by_target.items():
+            family = definition.__module__.rpartition(".")[2]
+            if target != ct.target.iOS17 or family not in ("activation", "elementwise_unary"):
+                continue
+            inputs = definition.input_spec.input_types
+            for name in inputs.keys() - {"x"}:
+                domain = inputs[name].type_domain_id
+                if domain != inputs["x"].type_domain_id and types.fp32 in (
+                    definition.type_domains.get(domain, ())
+                ):
+                    mixed.setdefault(op_type, set()).add(name)
+    assert mixed.keys() == MIXED.keys()
+    for op_type, names in mixed.items():
+        assert names <= set(MIXED[op_type])
