@@ -24,6 +24,7 @@ from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.state import state_problem
 from mlopt.runtime.weights.constants import Held
 from mlopt.text.names import SHORTLIST, shortlist
+from mlopt.text.words import counted
 
 
 @attrs.define(eq=False)
@@ -124,7 +125,8 @@ def _check_operations(nodes: Sequence[Node], opset: str, where: str) -> None:
     if not missing:
         return
     lines = [
-        f"- {op_type}, {len(names)} times: {shortlist(names)}" for op_type, names in missing.items()
+        f"- {op_type}, {counted(len(names), 'time')}: {shortlist(names)}"
+        for op_type, names in missing.items()
     ]
     raise ModelFormatError(
         f"{where}: operations of opset {opset} that cannot be run:\n" + "\n".join(lines) + "\n"

@@ -69,14 +69,28 @@ class InputSpec:
 class Operation:
     """The definition of an operation from an opset on.
 
-    call_parameter: which of the function's parameters takes a ``Call``; moves_only: whether results
-    are elements of the inputs as they are, so that constants need not be widened for it; rows: how
-    some rows of its result are computed without the others; declared_loosely: coremltools declares
-    wrong shapes of its result in some cases, so that what is computed counts; keeps_nothing: its
-    result never shares memory with its inputs, whose memory may be used again after it; in_half:
-    float16 is computed in float16 on the CPU too, as elements are only moved, or as one kernel of
-    torch is as fast as in float32 and rounds once. All others get float32 there, and their results
-    are rounded.
+    Parameters
+    ----------
+    op_type, since
+        The operation's type, and the first opset that this definition is for.
+    function
+        It computes the operation.
+    parameters
+        The inputs by name.
+    call_parameter
+        The parameter of the function that takes a ``Call``; None if it has none.
+    moves_only
+        The results are elements of the inputs as they are. Constants need not be widened for it.
+    rows
+        A function that computes some rows of the result without the others; None if there is none.
+    declared_loosely
+        The shapes that coremltools declares for the result can be wrong. The computed one counts.
+    keeps_nothing
+        The result never shares memory with the inputs. Their memory can be used again after it.
+    in_half
+        On the CPU too, float16 is computed in float16: elements are only moved, or one kernel of
+        torch is as fast as in float32 and rounds once. All other operations get float32 there, and
+        their results are rounded.
     """
 
     op_type: str

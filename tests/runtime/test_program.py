@@ -170,7 +170,7 @@ def test_operations_that_cannot_be_run_are_named():
     def change(block, spec):
         operations(block)[0].type = "fancy"
 
-    with pytest.raises(ModelFormatError, match=r"fancy, 1 times: 'z'"):
+    with pytest.raises(ModelFormatError, match=r"fancy, 1 time: 'z'"):
         load(edited(change))
 
 
