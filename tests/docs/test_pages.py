@@ -67,3 +67,11 @@ def test_the_table_of_options_has_the_defaults_of_the_code():
     defaults["granularity"] = defaults["granularity"].value
     assert {name: ast.literal_eval(default) for name, default in rows} == defaults
     assert len(rows) == len(defaults)
+
+
+def test_the_families_of_lint_rules_are_those_of_the_code():
+    rows = re.findall(r"mlopt/coreml/lint/(rules_\w+)\.py", text_of("docs/extending/lint-rule.md"))
+    files = sorted(path.stem for path in (ROOT / "mlopt" / "coreml" / "lint").glob("rules_*.py"))
+    assert sorted(set(rows)) == files
+    run = text_of("mlopt/coreml/lint/run.py").partition("import (")[2].partition(")\n")[0]
+    assert re.findall(r"rules_\w+", run) == files

@@ -384,7 +384,7 @@ FILE_EDITS = {
 
 def test_every_rule_has_its_cases():
     others = {name for name, rule in RULES.items() if rule.check.__module__.endswith("rules_file")}
-    assert set(FOUND) == set(SILENT) == set(RULES) - others  # those are in test_lint_file
+    assert set(FOUND) == set(SILENT) == set(RULES) - others  # those are in test_rules_file
 
 
 @pytest.mark.parametrize("rule", FOUND)
