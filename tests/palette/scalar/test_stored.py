@@ -6,9 +6,16 @@ from numba import njit
 
 from mlopt.palette.scalar.groups import cluster_rows
 from mlopt.palette.scalar.stored import round_to_stored, rounding_of
+from mlopt.palette.value.palettized import TABLE_DTYPES
 from tests.palette import references as ref
 
 NARROW = ("float16", "bfloat16", "float32")
+
+
+def test_every_format_of_a_table_is_known():
+    exact = rounding_of("float64")
+    assert {name for name in TABLE_DTYPES if rounding_of(name) != exact} == set(NARROW)
+    assert set(TABLE_DTYPES) == set(ref.FORMATS) == {*NARROW, "float64"}
 
 
 @njit
