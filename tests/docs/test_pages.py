@@ -72,6 +72,6 @@ def test_the_table_of_options_has_the_defaults_of_the_code():
 def test_the_families_of_lint_rules_are_those_of_the_code():
     rows = re.findall(r"mlopt/coreml/lint/(rules_\w+)\.py", text_of("docs/extending/lint-rule.md"))
     files = sorted(path.stem for path in (ROOT / "mlopt" / "coreml" / "lint").glob("rules_*.py"))
-    assert sorted(set(rows)) == files
+    assert sorted(set(rows)) == files, "the table in docs/extending/lint-rule.md"
     run = text_of("mlopt/coreml/lint/run.py").partition("import (")[2].partition(")\n")[0]
-    assert re.findall(r"rules_\w+", run) == files
+    assert re.findall(r"rules_\w+", run) == files, "the imports in mlopt/coreml/lint/run.py"

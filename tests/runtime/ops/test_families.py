@@ -34,4 +34,6 @@ def test_operations_of_a_family_are_tested(family):
         for op_type, definitions in registered_operations().items()
         if definitions[-1].function.__module__ == f"mlopt.runtime.ops.{family}"
     }
-    assert registered == IN_TABLES[family] | WITH_TESTS_OF_THEIR_OWN[family]
+    assert registered == IN_TABLES[family] | WITH_TESTS_OF_THEIR_OWN[family], (
+        f"add it to the table in test_{family}.py, or to the list here with a test of its own"
+    )
