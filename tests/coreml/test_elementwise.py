@@ -204,7 +204,7 @@ FAMILIES = ("activations", "elementwise_binary", "elementwise_unary", "reshaping
 NEITHER = {
     "softmax": "it sums over an axis",
     "sliding_windows": "an element occurs in several windows",
-    "reverse_sequence": "not seen between a table and its reader",
+    "reverse_sequence": "it moves elements, and has not been counted as a move so far",
     "slice_update": "it holds elements of two tensors",
 }
 """Operations of these modules that are not elementwise and do not count as moves."""

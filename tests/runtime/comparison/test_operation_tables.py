@@ -14,7 +14,7 @@ from mlopt.runtime.registry import Operation, registered_operations
 BOUNDED_OTHERWISE = {
     "acos": "of [-1, 1] alone",
     "asin": "of [-1, 1] alone",
-    "atan": "its ends are reached at infinity, slowly",
+    "atan": "it has not been in the table so far",
     "atanh": "of (-1, 1) alone",
     "cos": "its ends are values like others",
     "sign": "it has three values",
