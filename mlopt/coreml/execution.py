@@ -40,12 +40,12 @@ def carry_out(
     """
     replacements = Replacements(writer, plan.raises)
     rows = []
-    total = sum(d.subject.size for d in plan.decisions if isinstance(d.result, PaletteSpec))
+    total = sum(d.weight.size for d in plan.decisions if isinstance(d.result, PaletteSpec))
     done = 0
     jobs = (_job(decision, workers) for decision in plan.decisions)
     with contextlib.closing(done_ahead(jobs, workers)) as results:
         for decision, clustered in zip(plan.decisions, results, strict=True):
-            weight = decision.subject
+            weight = decision.weight
             if clustered is None:
                 assert isinstance(decision.result, Keep)
                 rows.append(kept_row(decision, decision.result))
@@ -66,7 +66,7 @@ def _job(decision: WeightDecision, workers: int) -> Callable[[], Clustered | NoP
     """Return the job that clusters a weight; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
-    weight = decision.subject
+    weight = decision.weight
     return partial(compute, weight, decision.result, share_of(weight.size, workers))
 
 

@@ -186,8 +186,8 @@ def preview(
     for decision in plan.decisions:
         if isinstance(decision.result, Keep):
             rows.append(kept_row(decision, decision.result))
-        elif decision.result.mode == "unique" or decision.subject.is_compressed:
-            rows.append(row_of(decision, compute(decision.subject, decision.result)))
+        elif decision.result.mode == "unique" or decision.weight.is_compressed:
+            rows.append(row_of(decision, compute(decision.weight, decision.result)))
         else:
             rows.append(foreseen_row(decision))
     return _report(plan, rows, package)
@@ -216,7 +216,7 @@ def _report(plan: Plan, rows: list[WeightRow], package: Package) -> Report:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     compressed = [
-        decision.subject
+        decision.weight
         for decision in plan.decisions
         if isinstance(decision.result, Keep) and decision.result.category == COMPRESSED
     ]

@@ -59,7 +59,7 @@ class Plan:
 def needs(decision: WeightDecision) -> Target:
     """Return the oldest target that can express the result of a decision."""
     if isinstance(decision.result, PaletteSpec):
-        return form_of(decision.subject, decision.result).needed_target
+        return form_of(decision.weight, decision.result).needed_target
     return Target.iOS15
 
 
@@ -84,7 +84,7 @@ def check_targets(decisions: Sequence[WeightDecision], minimum: Target | None) -
     """
     violations = []
     for decision in decisions:
-        current = current_target(decision.subject.program)
+        current = current_target(decision.weight.program)
         limit = max(current, minimum or Target.iOS16)
         if needs(decision) > limit:
             is_asked_for = minimum is not None and limit != current
@@ -110,7 +110,7 @@ _REMEDIES = {
 def _violation(decision: WeightDecision, limit: Target, *, is_asked_for: bool) -> str:
     """Return the message for a refused request: weight, rule, request, what is allowed, remedy."""
     assert decision.config is not None and isinstance(decision.result, PaletteSpec)
-    form = form_of(decision.subject, decision.result)
+    form = form_of(decision.weight, decision.result)
     needed, changes = form.needed_target, ", ".join(_REMEDIES[part] for part in form.new_parts)
     if limit < Target.iOS16:
         allowed, remedy = "nothing palettized", "minimum_deployment_target=iOS16 or newer"
@@ -121,7 +121,7 @@ def _violation(decision: WeightDecision, limit: Target, *, is_asked_for: bool) -
         remedy = f"{changes}, or minimum_deployment_target={needed} ({needed.macos})"
     where = f"minimum_deployment_target={limit}" if is_asked_for else f"{limit}"
     return (
-        f"{decision.subject.name} ({decision.rule}): {decision.config.summary} needs {needed}; "
+        f"{decision.weight.name} ({decision.rule}): {decision.config.summary} needs {needed}; "
         f"{where} allows {allowed}. Use {remedy}."
     )
 
@@ -150,9 +150,9 @@ def plan_for(
         palettized = [
             d
             for d in decisions
-            if d.subject.program is program and isinstance(d.result, PaletteSpec)
+            if d.weight.program is program and isinstance(d.result, PaletteSpec)
         ]
-        needing = [d for d in palettized if needs(d) > targets.oldest(d.subject)]
+        needing = [d for d in palettized if needs(d) > targets.oldest(d.weight)]
         target = max([current, *map(needs, needing)])
         functions = _raised_together(needing, palettized)
         behind = _behind(program, palettized, needing, target, targets) - functions
@@ -189,7 +189,7 @@ def _behind(
     targets: FunctionTargets,
 ) -> set[str]:
     """Return the functions whose opset would be older than the new version of the model."""
-    names = {name for d in palettized for name in d.subject.functions}
+    names = {name for d in palettized for name in d.weight.functions}
     if needing or targets.below(program, names, current_target(program)):
         names |= with_compression(program)
     return targets.below(program, names, target)
@@ -203,8 +203,8 @@ def _raised_together(
     These are the functions with the weights, and those that share a palettized weight with them,
     since it is stored once, in one form.
     """
-    shared = [set(d.subject.functions) for d in palettized]
-    functions = {name for d in needing for name in d.subject.functions}
+    shared = [set(d.weight.functions) for d in palettized]
+    functions = {name for d in needing for name in d.weight.functions}
     while more := [s for s in shared if s & functions and not s <= functions]:
         functions.update(*more)
     return functions
@@ -216,4 +216,4 @@ def _reason(needing: Sequence[WeightDecision]) -> str:
     first = next(d for d in needing if needs(d) == newest)
     assert first.config is not None
     others = f" and {len(needing) - 1} more" if len(needing) > 1 else ""
-    return f"{first.config.summary} of {first.subject.name}{others} needs {newest}"
+    return f"{first.config.summary} of {first.weight.name}{others} needs {newest}"

@@ -16,12 +16,12 @@ from mlopt.requests.rows import StoredPalette, WeightFacts, row_of
 
 def kept_row(decision: WeightDecision, keep: Keep) -> WeightRow:
     """Return the row of a weight that stays as it is."""
-    return row_of(decision, _stored(decision.subject), keep)
+    return row_of(decision, _stored(decision.weight), keep)
 
 
 def palettized_row(decision: WeightDecision, palette: StoredPalette) -> WeightRow:
     """Return the row of a palettized weight."""
-    weight, spec = decision.subject, decision.result
+    weight, spec = decision.weight, decision.result
     assert isinstance(spec, PaletteSpec)
     notes = palette.notes + _notes_on_tables(weight, spec, palette)
     return row_of(decision, _stored(weight), attrs.evolve(palette, notes=notes))
@@ -32,7 +32,7 @@ def foreseen_row(decision: WeightDecision) -> WeightRow:
 
     A table that a ``lut_function`` makes is counted at 8 bits.
     """
-    weight, spec = decision.subject, decision.result
+    weight, spec = decision.weight, decision.result
     assert isinstance(spec, PaletteSpec)
     notes: tuple[str, ...] = ()
     if spec.nbits is None:

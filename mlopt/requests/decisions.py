@@ -10,18 +10,18 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep
 from mlopt.requests.rules import RequestT
 
-SubjectT = TypeVar("SubjectT")
-"""What a decision is about: a weight of a Core ML model, or a parameter of a module."""
+WeightT = TypeVar("WeightT")
+"""A weight of a Core ML model, or a parameter of a module."""
 
 
 @attrs.frozen(eq=False)
-class Decision(Generic[SubjectT, RequestT]):
+class Decision(Generic[WeightT, RequestT]):
     """What happens to one weight.
 
     Parameters
     ----------
-    subject
-        The weight.
+    weight
+        The weight of a Core ML model, or the parameter of a module.
     result
         The palette that it gets, or why it is kept.
     rule
@@ -34,7 +34,7 @@ class Decision(Generic[SubjectT, RequestT]):
         Whether only elementwise operations read the weight.
     """
 
-    subject: SubjectT
+    weight: WeightT
     result: PaletteSpec | Keep
     rule: str
     notes: tuple[str, ...] = ()

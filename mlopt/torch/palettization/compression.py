@@ -67,14 +67,14 @@ def compress(
     workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
     jobs = [_job(decision, importance, workers) for decision in decisions]
-    sizes = [decision.subject.tensor.numel() for decision in decisions]
+    sizes = [decision.weight.tensor.numel() for decision in decisions]
     with contextlib.closing(done_together(jobs, sizes, workers)) as results:
         outcomes = list(results) if inplace else results
         taker = _Taker(model, decisions, inplace=inplace)
         rows = []
         for decision, computed in zip(decisions, outcomes, strict=True):
             if computed is not None:
-                taker.take(decision.subject, computed.palettized)
+                taker.take(decision.weight, computed.palettized)
             rows.append(row_of(decision, computed))
     if any(row.is_palettized for row in rows):
         mark(taker.model)
@@ -87,8 +87,8 @@ def _job(
     """Cluster a parameter; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
-    share = share_of(decision.subject.tensor.numel(), workers)
-    return partial(_compute, decision.subject, decision.result, importance, share)
+    share = share_of(decision.weight.tensor.numel(), workers)
+    return partial(_compute, decision.weight, decision.result, importance, share)
 
 
 def _compute(
@@ -126,7 +126,7 @@ class _Taker:
             return
         memo = computed_tensors(model)
         for decision in decisions:
-            parameter = decision.subject
+            parameter = decision.weight
             is_new = isinstance(decision.result, PaletteSpec)
             if not is_new and not parameter.twins:
                 continue

@@ -110,7 +110,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         decisions, unmatched = decide(model, self._config)
         # all of them before the first change
         fakes = {
-            decision.subject.name: _fake(decision)
+            decision.weight.name: _fake(decision)
             for decision in decisions
             if isinstance(decision.result, PaletteSpec)
         }
@@ -119,7 +119,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
         for decision in decisions:
             if not isinstance(decision.result, PaletteSpec):
                 continue
-            fake = fakes[decision.subject.name].to(decision.subject.tensor.device)
+            fake = fakes[decision.weight.name].to(decision.weight.tensor.device)
             assert isinstance(decision.config, ModuleDKMPalettizerConfig)
             fake.enable(decision.config.milestone == 0)
             for owner in _each_once(decision):
@@ -178,13 +178,13 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             prepared = copy.deepcopy(prepared, computed_tensors(prepared))
         # all of them before the first change
         computed = {
-            decision.subject.name: _computed(decision, prepared)
+            decision.weight.name: _computed(decision, prepared)
             for decision in decisions
             if isinstance(decision.result, PaletteSpec)
         }
         rows = []
         for decision in decisions:
-            result = computed.get(decision.subject.name)
+            result = computed.get(decision.weight.name)
             rows.append(row_of(decision, result))
             if result is None:
                 continue
@@ -194,7 +194,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
                 _remove_parametrization(module, name)
             store(weight, result.palettized)
             for module, name in owners:
-                attach(module, name, result.palettized, decision.subject.gates)
+                attach(module, name, result.palettized, decision.weight.gates)
         freeze_quantizers(prepared)
         mark(prepared)
         self._report = Report(rows=rows, unmatched_rules=self._unmatched)
@@ -238,7 +238,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             raise ConfigError("the model is not prepared; call prepare first")
         for decision in self._decisions:
             if isinstance(decision.result, PaletteSpec):
-                owner = decision.subject.owners[0]
+                owner = decision.weight.owners[0]
                 if parametrize.is_parametrized(owner.module, owner.parameter_name):
                     yield decision, _parametrization(owner.module, owner.parameter_name)[0]
 
@@ -250,7 +250,7 @@ def _is_prepared(model: nn.Module) -> bool:
 def _enable(decision: ParameterDecision, fake: FakePalettize, flag: bool) -> None:
     """Switch the palettization of a weight, and of its modules' outputs if requested, on or off."""
     fake.enable(flag)
-    for owner in decision.subject.owners:
+    for owner in decision.weight.owners:
         quantizer = owner.module._modules.get(NAME)
         if isinstance(quantizer, FakeQuantizedActivation):
             quantizer.enable(flag)
@@ -269,7 +269,7 @@ def _parametrization(module: nn.Module, name: str) -> tuple[FakePalettize, torch
 def _computed(decision: ParameterDecision, prepared: nn.Module) -> Computed:
     """Return the palette of a weight of a prepared model."""
     fake, weight = _parametrization(*_owners_in(prepared, decision)[0])
-    name = decision.subject.name
+    name = decision.weight.name
     if not torch.isfinite(weight).all():
         raise ConfigError(
             f"{name}: the trained weight has an infinity or a NaN; go back to a state before that"
@@ -300,13 +300,13 @@ def _remove_parametrization(module: nn.Module, name: str) -> None:
 
 def _each_once(decision: ParameterDecision) -> list[Owner]:
     """Return the owners of a parameter, a module with several names once."""
-    owners = {(id(o.module), o.parameter_name): o for o in reversed(decision.subject.owners)}
+    owners = {(id(o.module), o.parameter_name): o for o in reversed(decision.weight.owners)}
     return list(reversed(owners.values()))
 
 
 def _fake(decision: ParameterDecision) -> FakePalettize:
     """Return the parametrization that palettizes a weight in training, as its decision says."""
-    config, spec, parameter = decision.config, decision.result, decision.subject
+    config, spec, parameter = decision.config, decision.result, decision.weight
     assert isinstance(config, ModuleDKMPalettizerConfig)
     assert isinstance(spec, PaletteSpec)
     shape = tuple(parameter.tensor.shape)

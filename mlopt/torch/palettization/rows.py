@@ -27,7 +27,7 @@ class Computed:
 
 def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
     """Return the row of one parameter; ``computed``: None where it is kept."""
-    parameter = decision.subject
+    parameter = decision.weight
     if computed is None:
         assert isinstance(decision.result, Keep)
         return rows.row_of(decision, _stored(parameter), decision.result)

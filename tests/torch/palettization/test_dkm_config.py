@@ -708,7 +708,7 @@ def test_decisions_about_a_model():
     model = nn.Sequential(convolution(1200), convolution(4), nn.Linear(64, 64, bias=False))
     config = Config(Module(), {nn.Conv2d: [FOUR, TWO]})
     decisions, _ = decide(model, config)
-    by_name = {decision.subject.name: decision.result for decision in decisions}
+    by_name = {decision.weight.name: decision.result for decision in decisions}
     assert by_name["0.weight"] == PaletteSpec(nbits=4, channel_axis=0, cluster_dim=4)
     assert isinstance(by_name["1.weight"], Keep)
     assert by_name["2.weight"] == PaletteSpec(nbits=4)
