@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from mlopt.errors import ModelFormatError
 from mlopt.mil.files import FileState
-from mlopt.mil.manifest import Manifest
+from mlopt.mil.manifest import Manifest, read_manifest
 from mlopt.mil.messages import Model, Value
+from mlopt.mil.misplaced import MANIFEST
 from mlopt.mil.program import Program
 from mlopt.mil.walk import file_values
 from mlopt.mil.weight_files import WeightFiles
@@ -106,15 +107,24 @@ class Package:
             A file has been changed, replaced or removed since.
         """
         for path, state in {**self._states, **self.files.states}.items():
-            try:
-                unchanged = FileState.of(os.stat(path)) == state
-            except OSError:
-                unchanged = False
-            if not unchanged:
+            if not self._is_unchanged(path, state):
                 raise ModelFormatError(
                     f"{path}: the file was changed while the model was read, so no "
                     "consistent output can be made. Run it again once nothing else writes there."
                 )
+
+    def _is_unchanged(self, path: Path, state: FileState) -> bool:
+        try:
+            if FileState.of(os.stat(path)) == state:
+                return True
+            # coremltools writes the manifest again, as it was, whenever it opens a package
+            return (
+                self.manifest is not None
+                and path == self.path / MANIFEST
+                and read_manifest(self.path).content == self.manifest.content
+            )
+        except (OSError, ModelFormatError):
+            return False
 
     def __repr__(self) -> str:
         return f"Package({str(self.path)!r}, {len(self.programs)} program(s))"

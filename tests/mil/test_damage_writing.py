@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 import pytest
 
@@ -392,8 +393,14 @@ def test_a_source_that_may_not_be_written_to(source: Path, tmp_path: Path) -> No
         path.chmod(0o755)
 
 
-@pytest.mark.parametrize("name", [MODEL, WEIGHTS, "Manifest.json"])
-@pytest.mark.parametrize("change", ["touched", "replaced", "removed"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((name, change) for name in (MODEL, WEIGHTS) for change in ("touched", "replaced")),
+        ("Manifest.json", "edited"),
+        *((name, "removed") for name in (MODEL, WEIGHTS, "Manifest.json")),
+    ],
+)
 def test_a_source_that_changes_meanwhile(
     source: Path, earlier: Path, name: str, change: str
 ) -> None:
@@ -404,6 +411,8 @@ def test_a_source_that_changes_meanwhile(
         with PackageWriter(open_package(source), earlier) as writer:
             if change == "touched":
                 os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+            elif change == "edited":
+                path.write_text(path.read_text().replace("com.apple.CoreML", "other"))
             elif change == "replaced":
                 (tmp := path.with_suffix(".new")).write_bytes(path.read_bytes())
                 os.utime(tmp, ns=(0, path.stat().st_mtime_ns))
@@ -417,6 +426,16 @@ def test_a_source_that_changes_meanwhile(
     assert str(path) in str(caught.value)
     assert content(earlier) == before
     assert names(earlier.parent) == [earlier.name, source.name]
+
+
+def test_a_manifest_that_coremltools_writes_again_meanwhile(source: Path, tmp_path: Path) -> None:
+    """It does so whenever it opens a package, in this process or another."""
+    before = (source / "Manifest.json").stat().st_mtime_ns
+    with PackageWriter(open_package(source), tmp_path / "copy.mlpackage") as writer:
+        ct.models.MLModel(str(source), skip_model_load=True)
+        os.utime(source / "Manifest.json", ns=(0, before + 1))  # clocks may be coarse
+        writer.finish()
+    assert content(tmp_path / "copy.mlpackage").keys() == content(source).keys()
 
 
 @pytest.mark.parametrize("kind", ["circle", "out", "nowhere", "pipe", "bomb"])
