@@ -1,8 +1,8 @@
 """Palettes of arrays: distinct values, exact k-means, tables, and what they cost in accuracy.
 
 :func:`palettize` is the one way from a weight to its palette. The rest are its parts, for callers
-that need only one of them; :func:`assign` is for tables that were made elsewhere. Nothing here
-depends on Core ML or torch.
+that need only one of them; :func:`assign` is for tables that were made elsewhere. With
+:class:`InputMoments`, tables keep the outputs of a weight. Nothing here depends on Core ML or torch.
 
 Work is bounded for every input: docs/algorithms.md ("Bounded work") has the most work and memory of
 every path. Where a bound is reached, the best table so far is returned, and ``Distortion.within``
@@ -11,6 +11,7 @@ says how far it is from the least error at most: weak duality bounds every table
 
 from mlopt.palette.assignment import assign
 from mlopt.palette.layout import Layout
+from mlopt.palette.moments import Arrangement, InputMoments
 from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
 from mlopt.palette.scalar.distinct import distinct_values
 from mlopt.palette.scalar.kmeans1d import kmeans1d, kmeans1d_curve
@@ -22,7 +23,9 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.palette.vector.clustering import cluster_vectors
 
 __all__ = [
+    "Arrangement",
     "Distortion",
+    "InputMoments",
     "Layout",
     "NoPaletteError",
     "PaletteSpec",

@@ -12,6 +12,8 @@ from mlopt.errors import ConfigError
 from mlopt.palette.checks import check_dtype_and_size, check_finite, is_finite
 from mlopt.palette.custom import custom_palette
 from mlopt.palette.layout import Layout
+from mlopt.palette.moments.moments import InputMoments
+from mlopt.palette.moments.solve import can_refine, refine
 from mlopt.palette.scalar.row_kernels import power_of_two
 from mlopt.palette.scale import channel_scale, normalised, scaled_importance
 from mlopt.palette.tables import ClusteringInput, NoPaletteError, make_tables
@@ -33,6 +35,7 @@ def palettize(
     spec: PaletteSpec,
     importance: npt.NDArray[Any] | None = None,
     workers: int = 1,
+    moments: InputMoments | None = None,
 ) -> tuple[Palettized, Distortion]:
     """Palettize one weight.
 
@@ -57,6 +60,11 @@ def palettize(
         treated as uniformly important.
     workers
         Threads for groups. The result does not depend on it.
+    moments
+        Of the inputs that multiply the weight, for ``kmeans``: errors of outputs are minimized
+        instead of errors of elements. The means of squares multiply the importance; where
+        :func:`mlopt.palette.moments.can_refine` has no reason against it, the palette is then
+        refined for all second moments. None: all inputs count alike.
 
     Returns
     -------
@@ -69,10 +77,12 @@ def palettize(
     NoPaletteError
         ``unique``: more distinct values than the largest table holds.
     ConfigError
-        The weight or its importance is not as described, or its channels cannot be divided as the
-        spec says.
+        The weight, its importance or its moments are not as described, or its channels cannot be
+        divided as the spec says.
     """
     _check(weight, spec, importance)
+    if moments is not None:
+        return _for_outputs(weight, spec, importance, moments, workers)
     is_integer = weight.dtype.name in INTEGER_TABLE_DTYPES
     if spec.lut_dtype is not None and (is_integer or not can_quantize_table(weight, spec)):
         spec = attrs.evolve(spec, lut_dtype=None)
@@ -127,6 +137,35 @@ def palettize(
     )
     distortion = made.distortion or measure_distortion(weight, palettized)
     return palettized, attrs.evolve(distortion, within=made.within)
+
+
+def _for_outputs(
+    weight: Floats,
+    spec: PaletteSpec,
+    importance: npt.NDArray[Any] | None,
+    moments: InputMoments,
+    workers: int,
+) -> tuple[Palettized, Distortion]:
+    """Palettize one weight for the inputs that multiply it."""
+    if spec.mode != "kmeans":
+        raise ConfigError(
+            f"moments choose tables for mode 'kmeans' alone, got {spec.mode!r}; leave them out"
+        )
+    if moments.arrangement.shape != weight.shape:
+        raise ConfigError(
+            f"moments must be those of the weight's inputs, got some for the shape "
+            f"{moments.arrangement.shape} with a weight {weight.shape}; calibrate this model"
+        )
+    squares = moments.importance()
+    if importance is not None:
+        squares = squares * importance
+    start = palettize(weight, spec, squares, workers)
+    if can_refine(spec, moments) is not None:
+        return start
+    refined = refine(weight, start[0], moments, importance=importance, workers=workers)
+    if refined is start[0]:
+        return start
+    return refined, measure_distortion(weight, refined)
 
 
 def can_quantize_table(weight: Floats, spec: PaletteSpec) -> bool:
