@@ -2,7 +2,8 @@
 
 :func:`palettize` is the one way from a weight to its palette. The rest are its parts, for callers
 that need only one of them; :func:`assign` is for tables that were made elsewhere. With
-:class:`InputMoments`, tables keep the outputs of a weight. Nothing here depends on Core ML or torch.
+:class:`InputMoments`, tables keep the outputs of a weight. Nothing here depends on Core ML or
+torch.
 
 Work is bounded for every input: docs/algorithms.md ("Bounded work") has the most work and memory of
 every path. Where a bound is reached, the best table so far is returned, and ``Distortion.within``
