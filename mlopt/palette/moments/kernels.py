@@ -15,8 +15,14 @@ from numba import njit
 
 from mlopt.palette.scalar.labels import fill_middles
 
-TOGETHER = 8
+TOGETHER = 16
 """Rows for which a row of the second moments is read once."""
+
+_UNITS = 4
+"""Units whose normal equations are summed in one pass over the second moments."""
+
+_TILE = 1 << 14
+"""Sums of one unit's normal equations that are kept in cache."""
 
 MARGIN = 1e-5
 """Share of a squared distance that another entry must gain; float32 rounding is far below it."""
@@ -72,7 +78,7 @@ class Normal(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _end_of_group(block, first, most):  # type: ignore[no-untyped-def]
+def end_of_group(block, first, most):  # type: ignore[no-untyped-def]
     """Return the end of at most ``most`` units from ``first`` on that share a block."""
     last = first + 1
     while last < block.size and last - first < most and block[last] == block[first]:
@@ -91,7 +97,7 @@ def add_products(errors, first, units, quadratic):  # type: ignore[no-untyped-de
     m, columns = errors.shape[1], products.shape[1]
     start = 0
     while start < block.size:
-        end = _end_of_group(block, start, max(1, TOGETHER // d))
+        end = end_of_group(block, start, max(1, TOGETHER // d))
         second = quadratic.second[block[start]]
         damping = quadratic.damping[block[start]]
         a = 0
@@ -139,7 +145,7 @@ def sweep_scalars(units, tables, quadratic, sweeps):  # type: ignore[no-untyped-
     gain = 0.0
     start = 0
     while start < len(labels):
-        end = _end_of_group(units.block, start, TOGETHER)
+        end = end_of_group(units.block, start, TOGETHER)
         second = quadratic.second[units.block[start]]
         damping = quadratic.damping[units.block[start]]
         for _ in range(sweeps):
@@ -200,7 +206,7 @@ def sweep_vectors(units, tables, quadratic, sweeps):  # type: ignore[no-untyped-
     gain = 0.0
     start = 0
     while start < len(labels):
-        end = _end_of_group(units.block, start, max(1, TOGETHER // d))
+        end = end_of_group(units.block, start, max(1, TOGETHER // d))
         second = quadratic.second[units.block[start]]
         damping = quadratic.damping[units.block[start]]
         for _ in range(sweeps):
@@ -247,53 +253,82 @@ def add_normal(units, span, quadratic, normal):  # type: ignore[no-untyped-def]
     """Add the normal equations of units that share a table, over a span of columns.
 
     With P the one-hot labels of a row, times its factors, that is ``P^T H P`` and ``P^T R``. The
-    rows of H are added up by label first, each in one contiguous pass, and of the symmetric matrix
-    only one half.
+    rows of H are added up by label first, in contiguous passes over one half of the symmetric
+    matrix. A few units share each pass, tile by tile of columns so that their sums stay in cache.
     """
-    labels, products, factors = units.labels, units.products, units.factors
-    halves, k = len(normal.half), normal.gradient.shape[1]
-    d = len(normal.gradient)
     first, last = span
-    m = last - first
-    weighted = factors.size > 0
-    sums = np.zeros((k, m), np.float32)
-    used = np.zeros(k, np.bool_)
-    factor = np.ones(m, np.float32)
-    for u in range(len(labels)):
+    d, k = normal.gradient.shape
+    width = min(last - first, max(64, _TILE // k))
+    sums = np.zeros((_UNITS, k, width), np.float32)
+    start = 0
+    while start < len(units.labels):
+        end = end_of_group(units.block, start, _UNITS)
+        for j in range(d):
+            _add_vectors(units, (start, end), j, span, quadratic, normal)
+            if j >= len(normal.half):
+                continue
+            tile = first
+            while tile < last:
+                columns = (first, tile, min(tile + width, last))
+                _add_tile(units, (start, end), j, columns, quadratic, sums, normal.half[j])
+                tile += width
+        start = end
+
+
+@njit(cache=True, nogil=True)
+def _add_vectors(units, group, j, span, quadratic, normal):  # type: ignore[no-untyped-def]
+    """Add the gradient of rows, and what the diagonal of H needs beyond the two halves."""
+    first, last = span
+    d = len(normal.gradient)
+    gradient = normal.gradient[j]
+    weighted = units.factors.size > 0
+    for u in range(group[0], group[1]):
         second = quadratic.second[units.block[u]]
         damping = np.float64(quadratic.damping[units.block[u]])
-        for j in range(d):
-            row = u * d + j
-            if weighted:
-                factor[:] = factors[row, first:last]
-            for a in range(m):
-                normal.gradient[j, labels[u, first + a]] += np.float64(factor[a]) * np.float64(
-                    products[row, first + a]
-                )
-            if j >= halves:
-                continue
-            half = normal.half[j]
-            for a in range(m):
-                label = labels[u, first + a]
-                f = factor[a]
-                square = np.float64(f) * np.float64(f)
-                # slices, since a loop that starts at 0 needs no check for negative indices
-                h = second[first + a, first + a : last]
-                into = sums[label, a:]
-                used[label] = True
-                for b in range(h.size):
-                    into[b] += f * h[b]
+        row = u * d + j
+        for a in range(first, last):
+            label = units.labels[u, a]
+            f = np.float64(units.factors[row, a]) if weighted else 1.0
+            gradient[label] += f * np.float64(units.products[row, a])
+            if j < len(normal.half):
                 # the two halves count the diagonal of H twice, and should count its damping once
-                half[label, label] += 0.5 * square * (damping - np.float64(h[0]))
-            for label in range(k):
-                if not used[label]:
-                    continue
-                of_label = sums[label]
-                for b in range(m):
-                    product = np.float64(factor[b]) * np.float64(of_label[b])
-                    half[label, labels[u, first + b]] += product
-                of_label[:] = 0.0
-                used[label] = False
+                excess = damping - np.float64(second[a, a])
+                normal.half[j, label, label] += 0.5 * f * f * excess
+
+
+@njit(cache=True, nogil=True)
+def _add_tile(units, group, j, columns, quadratic, sums, half):  # type: ignore[no-untyped-def]
+    """Add ``P^T H P`` of rows for the upper triangle of H in a tile of columns.
+
+    columns: where the span of columns starts, where the tile starts and where it ends.
+    """
+    first, tile, end = columns
+    d = len(units.products) // len(units.labels)
+    second = quadratic.second[units.block[group[0]]]
+    weighted = units.factors.size > 0
+    used = np.zeros((sums.shape[0], sums.shape[1]), np.bool_)
+    for a in range(first, end):
+        near = max(a, tile)
+        h = second[a, near:end]
+        for u in range(group[0], group[1]):
+            label = units.labels[u, a]
+            f = units.factors[u * d + j, a] if weighted else np.float32(1.0)
+            # slices, since a loop that starts at 0 needs no check for negative indices
+            into = sums[u - group[0], label, near - tile :]
+            used[u - group[0], label] = True
+            for b in range(h.size):
+                into[b] += f * h[b]
+    for u in range(group[0], group[1]):
+        labels = units.labels[u, tile:end]
+        for label in range(len(half)):
+            if not used[u - group[0], label]:
+                continue
+            of_label = sums[u - group[0], label]
+            into_half = half[label]
+            for b in range(labels.size):
+                f = units.factors[u * d + j, tile + b] if weighted else np.float32(1.0)
+                into_half[labels[b]] += np.float64(f) * np.float64(of_label[b])
+            of_label[:] = 0.0
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -379,23 +414,26 @@ def squared_products(errors, block, quadratic):  # type: ignore[no-untyped-def]
     """Sum of ``e H e^T`` over rows: errors float64[n, columns], block int64[n]. In float64."""
     n, columns = errors.shape
     total = 0.0
-    products = np.empty(columns)
-    for r in range(n):
-        second = quadratic.second[block[r]]
-        damping = np.float64(quadratic.damping[block[r]])
+    products = np.empty((TOGETHER, columns))
+    start = 0
+    while start < n:
+        end = end_of_group(block, start, TOGETHER)
+        second = quadratic.second[block[start]]
+        damping = np.float64(quadratic.damping[block[start]])
         products[:] = 0.0
-        diagonal = 0.0
+        # the half above the diagonal counts twice
         for a in range(columns):
-            e = errors[r, a]
-            if e == 0.0:
-                continue
             h = second[a, a:]
-            into = products[a:]
-            diagonal += e * e * (np.float64(h[0]) - damping)
-            for b in range(h.size):
-                into[b] += e * np.float64(h[b])
-        of_row = 0.0
-        for b in range(columns):
-            of_row += errors[r, b] * products[b]
-        total += 2.0 * of_row - diagonal
+            for r in range(start, end):
+                e = errors[r, a]
+                total -= e * e * (np.float64(h[0]) - damping)
+                into = products[r - start, a:]
+                for b in range(h.size):
+                    into[b] += e * np.float64(h[b])
+        for r in range(start, end):
+            of_row = 0.0
+            for b in range(columns):
+                of_row += errors[r, b] * products[r - start, b]
+            total += 2.0 * of_row
+        start = end
     return total

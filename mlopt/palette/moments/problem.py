@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.palette.moments.feedback import decompose, feed_back
 from mlopt.palette.moments.grid import TableGrid, spans, table_starts
 from mlopt.palette.moments.kernels import (
     TOGETHER,
@@ -218,8 +219,8 @@ class Problem:
 
         def one(span: slice) -> float:
             rows = self._rows(span)
-            wide = np.ldexp(points[rows].astype(np.float64), -self.exponent)
-            errors = self._values(self.entries, span, slice(0, self.labels.shape[1])) - wide
+            everywhere = slice(0, self.labels.shape[1])
+            errors = self._values(self.entries, span, everywhere) - self._in_units(points[rows])
             if len(self.factors):
                 errors *= self.factors[rows]
             products = self.products[rows]
@@ -229,6 +230,9 @@ class Problem:
             return float(np.cumsum(np.cumsum(errors * products, axis=1)[:, -1])[-1])
 
         return sum(self._each(one, self._spans))
+
+    def _in_units(self, points: Floats) -> npt.NDArray[np.float64]:
+        return np.ldexp(points.astype(np.float64), -self.exponent)
 
     def _values(self, entries: Floats, span: slice, columns: slice) -> Floats:
         """Return the rows that labels stand for, with other entries: [n * d, columns]."""
@@ -310,14 +314,30 @@ class Problem:
 
         list(self._each(one, self._spans))
 
-    def assign(self) -> float:
-        """Improve the labels for the tables; returns by how much the objective falls."""
+    def feed_back(self) -> None:
+        """Assign labels anew by error feedback; the products must be computed after it."""
+        second, damping = self.quadratic
+        factor = np.zeros_like(second)
+        list(self._each(lambda b: decompose(second[b], damping[b], factor[b]), range(len(second))))
+        points, tables = self.inputs.rows(self.points), self._tables()
+
+        def one(span: slice) -> None:
+            wide = self._in_units(points[self._rows(span)])
+            feed_back(np.ascontiguousarray(wide), self._units(span), tables, factor)
+
+        list(self._each(one, self._spans))
+
+    def _tables(self) -> Tables:
         k, d = self.entries.shape[2:]
         middles = np.empty((*self.entries.shape[:2], k - 1 if d == 1 else 0))
         if d == 1:
             fill_all_middles(self.entries, middles)
-        tables = Tables(self.entries, middles, self._grid.segment)
-        sweep = sweep_scalars if d == 1 else sweep_vectors
+        return Tables(self.entries, middles, self._grid.segment)
+
+    def assign(self) -> float:
+        """Improve the labels for the tables; returns by how much the objective falls."""
+        tables = self._tables()
+        sweep = sweep_scalars if self.entries.shape[3] == 1 else sweep_vectors
 
         def one(span: slice) -> float:
             return float(sweep(self._units(span), tables, self.quadratic, SWEEPS))

@@ -7,9 +7,11 @@ the inputs. Two steps alternate, as in LNQ (Kim et al., *GuidedQuant*, arXiv 250
 1. The tables for given indices, in closed form: a quadratic problem of k unknowns per table.
 2. The indices for given tables: coordinate descent, for which ``R = (Q - W) H`` is kept up to date.
 
-Where channels along the columns have tables of their own, the systems of tables in one row couple.
-They are solved one after the other, each with those before it at their new values (Gauss-Seidel):
-this costs no more than a single table, and the objective falls with each.
+They start from indices by error feedback (:mod:`mlopt.palette.moments.feedback`), where these are
+better than those that are given. Where channels along the columns have tables of their own, the
+systems of tables in one row couple. They are solved one after the other, each with those before it
+at their new values (Gauss-Seidel): this costs no more than a single table, and the objective falls
+with each.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ ROUNDS = 3
 
 _SETTLED = 1e-3
 """Rounds end where one gains less than this share of the objective."""
+
+_FEW_COLUMNS = 2048
+_COLUMNS_PER_ROW = 32
+"""Beyond both of these, decomposing H would outweigh the rounds, and rounds begin without it."""
 
 _GAINED = 1e-9
 """The refined palette must be better by this share, so that equals keep the start."""
@@ -92,12 +98,14 @@ def refine(
 
     Work
     ----
-    With r rows in all blocks and c columns: at most ``r c**2 (1.5 + SWEEPS)`` multiplications in
-    each round, as a rule half of that since most indices stay; and ``r min(c, k) c`` to add up the
-    systems of tables, which take ``k**3`` each. Besides the weight and H, memory for 5 bytes per
-    element (12 with a scale or an importance), twice the weight where its matrices are no view of
-    it, and up to 64 MiB of systems. H is not copied, unless its scale is extreme, or columns that
-    share a table are not neighbours. So there is no bound on c: what holds H has room for the rest.
+    With r rows in all blocks and c columns: ``c**3 / 6`` multiplications in each block and
+    ``r c**2 / 2`` for error feedback; at most ``r c**2 (1.5 + SWEEPS)`` in each round, as a rule
+    half of that since most indices stay; ``r min(c, k) c`` to add up the systems of tables, which
+    take ``k**3 / 6`` each; and three passes of ``r c**2`` before and after.
+
+    Besides the weight and H, memory for H once more, 5 bytes per element (12 with a scale or an
+    importance), twice the weight where its matrices are no view of it, and up to 64 MiB of systems.
+    There is no bound on c: what holds H has room for the rest.
 
     Raises
     ------
@@ -123,7 +131,7 @@ def refine(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         inputs = ArrangedInputs(moments, grid, quadratic)
         problem = make_problem(weight, palettized, inputs, roots, pool if workers > 1 else None)
-        value = problem.restart()
+        value = _begin(problem)
         for _ in range(rounds):
             gain = problem.fit_tables() + problem.assign()
             value -= gain
@@ -143,7 +151,9 @@ def refine(
             workers=workers,
         )
 
-    return refined if error(refined) < (1.0 - _GAINED) * error(palettized) else palettized
+    # below 0 there is no mean square: then the moments are far from any that inputs can have
+    is_better = 0.0 <= error(refined) < (1.0 - _GAINED) * error(palettized)
+    return refined if is_better else palettized
 
 
 def _check(weight: Floats, palettized: Palettized, moments: InputMoments) -> None:
@@ -165,6 +175,21 @@ def _check(weight: Floats, palettized: Palettized, moments: InputMoments) -> Non
         )
 
 
+def _begin(problem: Problem) -> float:
+    """Assign labels by error feedback where that is better; return the objective."""
+    value = problem.restart()
+    units, columns = problem.labels.shape
+    if columns > max(_FEW_COLUMNS, _COLUMNS_PER_ROW * units):
+        return value
+    labels = problem.labels.copy()
+    problem.feed_back()
+    fed_back = problem.restart()
+    if fed_back < value * (1.0 - _GAINED):
+        return fed_back
+    problem.labels = labels
+    return problem.restart()
+
+
 def _stored(problem: Problem, palettized: Palettized) -> Palettized | None:
     """Round the tables, and assign once more; None where they cannot be stored."""
     flat = problem.inputs.grid.flat
@@ -176,7 +201,10 @@ def _stored(problem: Problem, palettized: Palettized) -> Palettized | None:
     table, quantized = rounded
     tables = table.reshape(wide.shape).astype(np.float64)
     problem.entries = np.ldexp(tables[flat], -problem.exponent)
-    problem.restart()
+    if quantized is None and palettized.dtype.name not in INTEGER_TABLE_DTYPES:
+        problem.restart()
+    else:
+        _begin(problem)
     problem.assign()
     return attrs.evolve(
         palettized,
