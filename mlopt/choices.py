@@ -28,6 +28,9 @@ LutDtype: TypeAlias = Literal["int8", "uint8"]
 Precision: TypeAlias = Literal["float32", "as_declared"]
 """In what numbers a model is run."""
 
+Statistics: TypeAlias = Literal["diagonal", "hessian"]
+"""What a calibration knows of the inputs of weights: mean squares, or all second moments."""
+
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""
 
@@ -35,6 +38,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 ON_INDIVISIBLE: tuple[OnIndivisible, ...] = get_args(OnIndivisible)
 LUT_DTYPES: tuple[LutDtype, ...] = get_args(LutDtype)
 NBITS: tuple[Nbits, ...] = get_args(Nbits)
+STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
 

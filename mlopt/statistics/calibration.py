@@ -1,0 +1,296 @@
+"""A calibration: the statistics of the inputs of a model's weights, and their file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.choices import Statistics
+from mlopt.errors import ConfigError
+from mlopt.palette.moments import InputMoments
+from mlopt.statistics.container import Entry, read, write
+from mlopt.statistics.weight_statistics import WeightStatistics
+from mlopt.text.names import shortlist
+from mlopt.text.words import counted
+
+FORMAT = "mlopt.calibration"
+VERSION = "1"
+FEWEST_SAMPLES = 8
+"""Samples below which a calibration says that they are few."""
+
+_FLOAT = np.dtype("<f4")
+
+Array = npt.NDArray[Any]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class MomentArrays:
+    """Moments of one input: means over ``count`` positions.
+
+    second: float32 [blocks, columns, columns], of x x^T, None where only its diagonal is known;
+    diagonal: float32 [blocks, columns], of x^2; mean: float32 [blocks, columns], of x.
+    """
+
+    second: Array | None
+    diagonal: Array
+    mean: Array
+    count: int
+
+
+@attrs.frozen(eq=False)
+class Match:
+    """What a calibration knows of a weight.
+
+    moments: of its inputs; is_exact: whether it is the weight that was calibrated; otherwise one
+    of the same name and shape, with other values.
+    """
+
+    moments: InputMoments
+    is_exact: bool
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Calibration:
+    """Statistics of the inputs of a model's weights.
+
+    Attributes
+    ----------
+    statistics
+        ``"hessian"``: second moments; ``"diagonal"``: only their diagonals.
+    samples
+        How many samples they are the means of.
+    weights
+        The weights that have statistics, in program order.
+    moments
+        The moments, by the keys that the weights give.
+    without
+        The weights without statistics, by name, and why.
+    remarks
+        What a reader should know about how weights are read.
+    """
+
+    statistics: Statistics
+    samples: int
+    weights: tuple[WeightStatistics, ...]
+    moments: Mapping[str, MomentArrays]
+    without: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest that is equal for calibrations of the same model with the same statistics."""
+        described = [weight.to_dict() for weight in self.weights]
+        text = json.dumps([self.statistics, described, dict(self.without)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: the remarks, and where samples are few."""
+        notes = list(self.remarks)
+        if self.samples < FEWEST_SAMPLES:
+            notes.append(
+                f"{counted(self.samples, 'sample')}: {FEWEST_SAMPLES} or more are useful, 32 and "
+                "more are better"
+            )
+        unread = [w.name for w in self.weights if not self.moments[w.moments].count]
+        if unread:
+            notes.append(f"no sample reached {counted(len(unread), 'weight')}: {shortlist(unread)}")
+        few = [weight.name for weight in self.weights if self._has_few(weight)]
+        if few:
+            notes.append(
+                f"fewer positions than columns for {counted(len(few), 'weight')}: "
+                f"{shortlist(few)}; give more samples, or longer ones"
+            )
+        return tuple(notes)
+
+    def find(self, name: str, shape: Sequence[int], content: str) -> Match | None:
+        """Return what is known of a weight; None if there is nothing.
+
+        It is recognized by its values and shape, or else, as in a fine-tuned copy of the model, by
+        its name and shape.
+
+        Parameters
+        ----------
+        content
+            :func:`mlopt.statistics.content_of` its plain values.
+
+        Raises
+        ------
+        ConfigError
+            Its moments are damaged.
+        """
+        same = self._by_content.get((content, tuple(shape)), [])
+        same = [each for each in same if name in each.names] or same
+        named = same or self._by_name.get((name, tuple(shape)), [])
+        for weight in named:
+            if self.moments[weight.moments].count:
+                return Match(self.moments_of(weight), is_exact=bool(same))
+        return None
+
+    def moments_of(self, weight: WeightStatistics) -> InputMoments:
+        """Return the moments of the inputs of one of the weights.
+
+        Raises
+        ------
+        ConfigError
+            They are damaged, as by NaN.
+        """
+        arrays = self.moments[weight.moments]
+        try:
+            return InputMoments(
+                arrangement=weight.arrangement,
+                second=arrays.second,
+                diagonal=arrays.diagonal,
+                mean=arrays.mean,
+                count=arrays.count,
+            )
+        except ConfigError as error:
+            raise ConfigError(
+                f"the calibration of weight {weight.name!r} is damaged: {error}"
+            ) from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, which appears complete or not at all.
+
+        Raises
+        ------
+        DestinationError
+            It cannot be written.
+        """
+        contents: dict[Entry, Callable[[], Array]] = {}
+        for entry in entries_of(self.moments):
+            key, _, field = entry.name.rpartition(".")
+            contents[entry] = partial(getattr, self.moments[key], field)
+        write(Path(path), contents, metadata_of(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Return the calibration in a file; its moments stay in the file until they are used.
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read, is not a calibration or one of another version, or is damaged.
+        """
+        file = Path(path)
+        metadata, arrays = read(file)
+        _check_format(file, metadata)
+        try:
+            content = json.loads(metadata["content"])
+            counts = {str(key): int(count) for key, count in content["counts"].items()}
+            loaded = cls(
+                statistics=content["statistics"],
+                samples=int(content["samples"]),
+                weights=tuple(map(WeightStatistics.from_dict, content["weights"])),
+                moments={key: _moments(arrays, key, count) for key, count in counts.items()},
+                without={str(name): str(why) for name, why in content["without"].items()},
+                remarks=tuple(map(str, content["remarks"])),
+            )
+            _check_shapes(loaded)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{file}: the calibration is damaged: {type(error).__name__}: {error}; copy it "
+                "again, or calibrate again"
+            ) from None
+        for key, moments in loaded.moments.items():
+            if not (np.isfinite(moments.diagonal).all() and np.isfinite(moments.mean).all()):
+                readers = [w.name for w in loaded.weights if w.moments == key]
+                raise ConfigError(
+                    f"{file}: the calibration is damaged: it holds NaN or infinite numbers for "
+                    f"{shortlist(readers)}; calibrate again"
+                )
+        return loaded
+
+    @cached_property
+    def _by_content(self) -> dict[tuple[str, tuple[int, ...]], list[WeightStatistics]]:
+        index: dict[tuple[str, tuple[int, ...]], list[WeightStatistics]] = {}
+        for weight in self.weights:
+            index.setdefault((weight.content, weight.shape), []).append(weight)
+        return index
+
+    @cached_property
+    def _by_name(self) -> dict[tuple[str, tuple[int, ...]], list[WeightStatistics]]:
+        index: dict[tuple[str, tuple[int, ...]], list[WeightStatistics]] = {}
+        for weight in self.weights:
+            for name in weight.names:
+                index.setdefault((name, weight.shape), []).append(weight)
+        return index
+
+    def _has_few(self, weight: WeightStatistics) -> bool:
+        moments = self.moments[weight.moments]
+        return moments.second is not None and 0 < moments.count < weight.arrangement.columns
+
+
+def entries_of(moments: Mapping[str, MomentArrays]) -> list[Entry]:
+    """Return the arrays of a file, in order, as ``"KEY.second"`` and so on."""
+    return [
+        Entry(f"{key}.{field}", _FLOAT, array.shape)
+        for key, arrays in moments.items()
+        for field in ("second", "diagonal", "mean")
+        if (array := getattr(arrays, field)) is not None
+    ]
+
+
+def metadata_of(calibration: Calibration) -> dict[str, str]:
+    """Return the texts in the header of its file."""
+    content = {
+        "statistics": calibration.statistics,
+        "samples": calibration.samples,
+        "weights": [weight.to_dict() for weight in calibration.weights],
+        "counts": {key: arrays.count for key, arrays in calibration.moments.items()},
+        "without": dict(calibration.without),
+        "remarks": calibration.remarks,
+    }
+    text = json.dumps(content, separators=(",", ":"))
+    return {"format": FORMAT, "version": VERSION, "content": text}
+
+
+def _check_format(file: Path, metadata: Mapping[str, str]) -> None:
+    given = metadata.get("format")
+    if given == f"{FORMAT}.partial":
+        raise ConfigError(
+            f"{file} is a calibration that is not finished; run the same `mlopt calibrate` again "
+            "to finish it"
+        )
+    if given != FORMAT:
+        raise ConfigError(
+            f"{file} is not a calibration, but holds other tensors; give a file that `mlopt "
+            "calibrate` or Calibration.save has written"
+        )
+    if metadata.get("version") != VERSION:
+        raise ConfigError(
+            f"{file}: the calibration has version {metadata.get('version')!r}, and this mlopt "
+            f"reads version {VERSION!r}; calibrate again"
+        )
+
+
+def _moments(arrays: Mapping[str, Array], key: str, count: int) -> MomentArrays:
+    return MomentArrays(
+        second=arrays.get(f"{key}.second"),
+        diagonal=arrays[f"{key}.diagonal"],
+        mean=arrays[f"{key}.mean"],
+        count=count,
+    )
+
+
+def _check_shapes(calibration: Calibration) -> None:
+    """Refuse moments that do not fit their weights, with a ValueError."""
+    if calibration.statistics not in ("hessian", "diagonal"):
+        raise ValueError(f"unknown statistics {calibration.statistics!r}")
+    for weight in calibration.weights:
+        matrices, arrays = weight.arrangement, calibration.moments[weight.moments]
+        shape = (matrices.blocks, matrices.columns)
+        fits = arrays.diagonal.shape == arrays.mean.shape == shape and arrays.count >= 0
+        if arrays.second is not None:
+            fits &= arrays.second.shape == (*shape, matrices.columns)
+        if not fits or matrices.shape != weight.shape:
+            raise ValueError(f"the moments of {weight.name!r} do not fit its shape")

@@ -1,0 +1,101 @@
+"""Calibrations of parts of the samples, merged into that of all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from mlopt.errors import ConfigError
+from mlopt.statistics.calibration import Calibration, MomentArrays, entries_of, metadata_of
+from mlopt.statistics.container import Entry, write
+
+Array = npt.NDArray[Any]
+
+
+def merge(
+    parts: Sequence[Calibration | str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+) -> Calibration:
+    """Return the calibration of all samples from those of parts of them.
+
+    Means are averaged, weighted by their numbers of positions.
+
+    Parameters
+    ----------
+    parts
+        Calibrations, or their files, of one model with the same statistics and different samples.
+    output
+        A file to write the result to, one array after the other; None: it is kept in memory.
+
+    Raises
+    ------
+    ConfigError
+        There are none, or they are of different models or statistics, or cannot be read.
+    DestinationError
+        ``output`` cannot be written.
+    """
+    loaded = [part if isinstance(part, Calibration) else Calibration.load(part) for part in parts]
+    if not loaded:
+        raise ConfigError("merge needs one calibration or more, got none")
+    first = loaded[0]
+    for number, part in enumerate(loaded):
+        _check_alike(first, part, number)
+    counts = {key: sum(part.moments[key].count for part in loaded) for key in first.moments}
+    merged = attrs.evolve(
+        first,
+        samples=sum(part.samples for part in loaded),
+        remarks=tuple(dict.fromkeys(r for part in loaded for r in part.remarks)),
+        moments={
+            # shapes and counts; the arrays follow
+            key: attrs.evolve(arrays, count=counts[key])
+            for key, arrays in first.moments.items()
+        },
+    )
+    if output is not None:
+        contents: dict[Entry, Callable[[], Array]] = {}
+        for entry in entries_of(merged.moments):
+            key, _, field = entry.name.rpartition(".")
+            contents[entry] = partial(_average, loaded, key, field)
+        write(Path(output), contents, metadata_of(merged))
+        return Calibration.load(output)
+    return attrs.evolve(
+        merged,
+        moments={
+            key: MomentArrays(
+                second=None if arrays.second is None else _average(loaded, key, "second"),
+                diagonal=_average(loaded, key, "diagonal"),
+                mean=_average(loaded, key, "mean"),
+                count=arrays.count,
+            )
+            for key, arrays in merged.moments.items()
+        },
+    )
+
+
+def _average(parts: Sequence[Calibration], key: str, field: str) -> Array:
+    counts = [part.moments[key].count for part in parts]
+    total = max(sum(counts), 1)
+    result: Array = np.zeros_like(getattr(parts[0].moments[key], field))
+    for part, count in zip(parts, counts, strict=True):
+        result += getattr(part.moments[key], field) * np.float32(count / total)
+    return result
+
+
+def _check_alike(first: Calibration, other: Calibration, number: int) -> None:
+    if first.statistics != other.statistics:
+        raise ConfigError(
+            f"calibrations of different statistics cannot be merged: the first has "
+            f"{first.statistics!r}, number {number + 1} {other.statistics!r}"
+        )
+    if first.identity != other.identity:
+        raise ConfigError(
+            f"calibrations of different models cannot be merged: the weights of number "
+            f"{number + 1} are not those of the first; calibrate the same model in all parts"
+        )
