@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING
 from mlopt.drop_in import install
 
 if TYPE_CHECKING:
-    from mlopt import coreml, errors, mil, palette, runtime, torch
+    from mlopt import calibration, coreml, errors, mil, palette, runtime, statistics, torch
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "coreml", "errors", "mil", "palette", "runtime", "torch"]
+__all__ = [
+    "__version__",
+    "calibration",
+    "coreml",
+    "errors",
+    "mil",
+    "palette",
+    "runtime",
+    "statistics",
+    "torch",
+]
 
-_ROOMS = frozenset({"coreml", "errors", "mil", "palette", "runtime", "torch"})
+_ROOMS = frozenset(__all__) - {"__version__"}
 
 
 def __getattr__(name: str) -> ModuleType:

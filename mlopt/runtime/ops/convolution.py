@@ -91,9 +91,40 @@ def conv_transpose(
     rank = spatial_rank(x)
     strides = per_axis("strides", strides, rank)
     dilations = per_axis("dilations", dilations, rank)
-    kernels = _dilated(weight, dilations, rank)
-    full = [(d - 1) * s + k for d, s, k in zip(x.shape[2:], strides, kernels, strict=True)]
-    outer = (x.shape[0], weight.shape[1] * groups)
+    _check_rank(weight.shape, rank)
+    crops = transposed_crops(
+        x.shape,
+        weight.shape,
+        pad=pad,
+        output_shape=output_shape,
+        pad_type=pad_type,
+        strides=strides,
+        dilations=dilations,
+        groups=groups,
+    )
+    x, weight, bias = in_one_dtype(x, weight, bias)
+    return _transposed(x, weight, bias, strides, dilations, groups, crops)
+
+
+def transposed_crops(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    pad: Ints | None,
+    output_shape: Ints | None,
+    pad_type: str,
+    strides: Ints,
+    dilations: Ints,
+    groups: int,
+) -> Amounts:
+    """Return how much ``conv_transpose`` crops its full result; negative: zeros that follow it.
+
+    shape, kernel: those of x and of the weight.
+    """
+    rank = len(kernel) - 2
+    kernels = _dilated_lengths(kernel, dilations)
+    full = [(d - 1) * s + k for d, s, k in zip(shape[2:], strides, kernels, strict=True)]
+    outer = (shape[0], kernel[1] * groups)
     check_elements(math.prod(outer) * math.prod(full))
     if pad_type not in _TRANSPOSED_PAD_TYPES:
         allowed = ", ".join(_TRANSPOSED_PAD_TYPES)
@@ -102,10 +133,8 @@ def conv_transpose(
     if output_shape is not None:
         wanted = _inner_shape(output_shape, outer, rank)
     elif pad_type == "same":
-        wanted = [d * s for d, s in zip(x.shape[2:], strides, strict=True)]
-    crops = _crops(_custom(pad, rank) if pad_type == "custom" else None, full, wanted)
-    x, weight, bias = in_one_dtype(x, weight, bias)
-    return _transposed(x, weight, bias, strides, dilations, groups, crops)
+        wanted = [d * s for d, s in zip(shape[2:], strides, strict=True)]
+    return _crops(_custom(pad, rank) if pad_type == "custom" else None, full, wanted)
 
 
 def spatial_rank(x: Tensor) -> int:
@@ -153,9 +182,17 @@ def padded(x: Tensor, amounts: Amounts, value: float) -> Tensor:
 
 
 def _dilated(weight: Tensor, dilations: Ints, rank: int) -> Ints:
-    if weight.dim() != rank + 2:
-        raise ValueError(f"weight needs {rank + 2} axes as x has, got {list(weight.shape)}")
-    return tuple((k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True))
+    _check_rank(weight.shape, rank)
+    return _dilated_lengths(weight.shape, dilations)
+
+
+def _dilated_lengths(kernel: Sequence[int], dilations: Ints) -> Ints:
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel[2:], dilations, strict=True))
+
+
+def _check_rank(kernel: Sequence[int], rank: int) -> None:
+    if len(kernel) != rank + 2:
+        raise ValueError(f"weight needs {rank + 2} axes as x has, got {list(kernel)}")
 
 
 def _custom(pad: Ints | None, rank: int) -> Amounts:

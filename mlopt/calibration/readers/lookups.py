@@ -1,0 +1,91 @@
+"""Lookups: how often each row of a table is read.
+
+A lookup multiplies the table by a vector that is 1 at the row and 0 elsewhere. Its second moments
+are diagonal: how often each row is read, a share of all reads, which is its mean as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlopt.calibration.readers.reader import Arguments, NoStatisticsError, Reader, Use
+from mlopt.palette.moments import Arrangement
+
+
+def gather_reader(use: Use) -> Reader:
+    """Return the reader of a gather's table: along its axis the columns, all else rows."""
+    axis = _axis(use)
+    if use.constant("batch_dims", 0):
+        raise NoStatisticsError(f"{use.step.title} looks up rows of several tables (batch_dims)")
+    before, length, after = _cut(use.shape, axis)
+    arrangement = Arrangement(
+        shape=use.shape,
+        split=use.shape,
+        order=_with_last(axis, len(use.shape)),
+        blocks=1,
+        rows=before * after,
+        columns=length,
+    )
+
+    def counts(arguments: Arguments) -> tuple[Tensor, int]:
+        indices = _indices(arguments).reshape(-1)
+        indices = torch.where(indices < 0, indices + length, indices)
+        return torch.bincount(indices, minlength=length).reshape(1, -1), indices.numel()
+
+    return Reader(
+        arrangement=arrangement,
+        sources=use.sources("indices"),
+        geometry=("lookup", length),
+        counts=counts,
+    )
+
+
+def gather_along_axis_reader(use: Use) -> Reader:
+    """Return the reader of a gather_along_axis's table: each place beside its axis is a block."""
+    axis = _axis(use)
+    before, length, after = _cut(use.shape, axis)
+    arrangement = Arrangement(
+        shape=use.shape,
+        split=use.shape,
+        order=_with_last(axis, len(use.shape)),
+        blocks=before * after,
+        rows=1,
+        columns=length,
+    )
+
+    def counts(arguments: Arguments) -> tuple[Tensor, int]:
+        indices = _indices(arguments)
+        each = indices.reshape(before, indices.shape[axis], after).transpose(1, 2)
+        each = each.reshape(before * after, -1)
+        each = torch.where(each < 0, each + length, each)
+        result = each.new_zeros(before * after, length)
+        return result.scatter_add_(1, each, torch.ones_like(each)), each.shape[1]
+
+    return Reader(
+        arrangement=arrangement,
+        sources=use.sources("indices"),
+        geometry=("lookup along", before, length, after),
+        counts=counts,
+    )
+
+
+def _axis(use: Use) -> int:
+    axis = int(use.constant("axis", 0))
+    return axis + len(use.shape) if axis < 0 else axis
+
+
+def _with_last(axis: int, rank: int) -> tuple[int, ...]:
+    return (*(each for each in range(rank) if each != axis), axis)
+
+
+def _cut(shape: Sequence[int], axis: int) -> tuple[int, int, int]:
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+
+def _indices(arguments: Arguments) -> Tensor:
+    indices: Tensor = arguments["indices"]
+    return indices.long()

@@ -1,0 +1,267 @@
+"""Sums of moments, in memory or in the file of an unfinished calibration.
+
+The file has the layout of the finished one, so that its matrices, the largest part, are written in
+place; behind them lie the other sums and a journal, which the end cuts off. The journal says how
+many updates of each matrix were begun and done, so that an interrupted run goes on exactly where
+it ended, or says that it cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mlopt.calibration.feeds import Feeds
+from mlopt.calibration.updates import Update
+from mlopt.errors import ConfigError, DestinationError
+from mlopt.statistics import Calibration, MomentArrays
+from mlopt.statistics.calibration import FORMAT, entries_of, metadata_of
+from mlopt.statistics.container import Entry, header_of
+
+Array = npt.NDArray[Any]
+
+_JOURNAL = "journal"
+_SAMPLES, _CLOSING, _FINISHING, _DIGEST, _NEXT_DIGEST, _FIRST = 0, 1, 2, 3, 7, 11
+"""Places in the journal, int64: samples done; the same while a sample is closed; whether the sums
+are being made means; digests of the samples done, and of these and the next one; and of each of the
+moments the updates begun, done, and done before this sample, and the positions."""
+_BEGUN, _DONE, _START, _COUNT = range(4)
+_FOR_NOTES = 4096
+"""Bytes that the header of an unfinished file has left for numbers and notes."""
+
+
+class Sums:
+    """The sums of a calibration; see :func:`open_sums`."""
+
+    def __init__(self, feeds: Feeds, empty: Calibration, arrays: Mapping[str, Array]) -> None:
+        self.feeds, self.empty, self.arrays = feeds, empty, arrays
+        self.journal: Array = arrays[_JOURNAL]
+        self.rows: Array = self.journal[_FIRST:].reshape(len(feeds.moments), 4)
+        self.seen = [0] * len(feeds.moments)
+
+    @property
+    def samples(self) -> int:
+        """How many samples are summed."""
+        return int(self.journal[_SAMPLES])
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of these samples, 32 bytes."""
+        return self.journal[_DIGEST:_NEXT_DIGEST].tobytes()
+
+    def begin_sample(self) -> None:
+        """Prepare for the updates of the next sample, in the order of an earlier attempt."""
+        self.seen = [0] * len(self.rows)
+
+    def expects(self, number: int) -> bool:
+        """Whether the next update of moments was not made by an earlier attempt."""
+        row = self.rows[number]
+        self.seen[number] += 1
+        return bool(self.seen[number] > row[_DONE] - row[_START])
+
+    def add(self, number: int, update: Update, times: int) -> None:
+        """Add an update to the moments of that number."""
+        key, row = self.feeds.moments[number].key, self.rows[number]
+        row[_BEGUN] += 1
+        if update.second is not None:
+            torch.from_numpy(self.arrays[f"{key}.second"]).add_(update.second, alpha=times)
+        self.arrays[f"{key}.firsts"] += update.firsts.numpy() * times
+        row[_COUNT] += update.count * times
+        row[_DONE] += 1
+
+    def end_sample(self, digest: bytes) -> None:
+        """Note that a sample is done; digest: of all until now."""
+        self.journal[_NEXT_DIGEST:_FIRST] = np.frombuffer(digest, "<i8")
+        self.journal[_CLOSING] += 1
+        self.close_sample()
+
+    def close_sample(self) -> None:
+        """Finish what :meth:`end_sample` began."""
+        self.rows[:, _START] = self.rows[:, _DONE]
+        self.journal[_DIGEST:_NEXT_DIGEST] = self.journal[_NEXT_DIGEST:_FIRST]
+        self.journal[_SAMPLES] = self.journal[_CLOSING]
+
+    def means(self) -> dict[str, MomentArrays]:
+        """Return the moments; the sums are made means in place, so this ends them."""
+        self.journal[_FINISHING] = 1
+        moments = {}
+        for described, row in zip(self.feeds.moments, self.rows, strict=True):
+            key, count = described.key, int(row[_COUNT])
+            second = self.arrays.get(f"{key}.second")
+            for matrix in () if second is None else second:
+                # the two halves of a product may be rounded apart
+                np.add(matrix, matrix.T, out=matrix)
+                matrix *= np.float32(0.5 / max(count, 1))
+            firsts = self.arrays[f"{key}.firsts"] / max(count, 1)
+            self.arrays[f"{key}.diagonal"][...], self.arrays[f"{key}.mean"][...] = firsts
+            moments[key] = MomentArrays(
+                second=second,
+                diagonal=self.arrays[f"{key}.diagonal"],
+                mean=self.arrays[f"{key}.mean"],
+                count=count,
+            )
+        return moments
+
+    def finish(self) -> Calibration:
+        """Return the calibration."""
+        return attrs.evolve(self.empty, samples=self.samples, moments=self.means())
+
+
+class FileSums(Sums):
+    """Sums in the file of an unfinished calibration."""
+
+    def __init__(
+        self, feeds: Feeds, empty: Calibration, *, path: Path, output: Path, header: bytes
+    ) -> None:
+        self.path, self.output, self.header_size = path, output, len(header)
+        with path.open("r+b") as file:
+            self.map = mmap.mmap(file.fileno(), 0)
+        arrays, position = {}, len(header)
+        for entry in _entries(feeds):
+            data = np.frombuffer(self.map, np.uint8, entry.nbytes, position)
+            arrays[entry.name] = data.view(entry.dtype).reshape(entry.shape)
+            position += entry.nbytes
+        super().__init__(feeds, empty, arrays)
+
+    def problem(self) -> str:
+        """Return why the sums cannot be continued; "" if they can."""
+        if self.journal[_FINISHING]:
+            return "it was being finished"
+        if (self.rows[:, _BEGUN] != self.rows[:, _DONE]).any():
+            return "it was adding to a matrix"
+        return ""
+
+    def finish(self) -> Calibration:
+        """Return the calibration, from its complete file."""
+        finished = super().finish()
+        entries = entries_of(finished.moments)
+        size = self.header_size + sum(entry.nbytes for entry in entries)
+        self.map[: self.header_size] = header_of(
+            entries, metadata_of(finished), length=self.header_size
+        )
+        self.map.flush()
+        del finished
+        self._close()
+        try:
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+                os.fsync(file.fileno())
+            os.replace(self.path, self.output)
+        except OSError as error:
+            raise DestinationError(
+                f"{self.output}: the calibration cannot be written: {error}; choose another place"
+            ) from error
+        return Calibration.load(self.output)
+
+    def _close(self) -> None:
+        """Unmap the file: some systems cannot cut one that is mapped."""
+        self.arrays, self.journal, self.rows = {}, np.empty(0), np.empty(0)
+        with contextlib.suppress(BufferError):
+            self.map.close()
+
+
+def open_sums(feeds: Feeds, empty: Calibration, output: Path | None, identity: str) -> Sums:
+    """Return sums to add to: new ones, or those of an earlier run for the same output.
+
+    Parameters
+    ----------
+    empty
+        The calibration but for its moments.
+    output
+        The file that is written; ``output + ".partial"`` has the sums until then. None: in memory.
+    identity
+        Of what is calibrated, and how.
+
+    Raises
+    ------
+    ConfigError
+        The partial file is that of another calibration.
+    DestinationError
+        It cannot be written.
+    """
+    if output is None:
+        arrays = {e.name: np.zeros(e.shape, e.dtype) for e in _entries(feeds)}
+        return Sums(feeds, empty, arrays)
+    path = output.with_name(f"{output.name}.partial")
+    header = _header(feeds, empty, identity)
+    if not path.exists():
+        return _created(feeds, empty, path, output, header)
+    _check_same(path, header, header_size=sum(e.nbytes for e in _entries(feeds)) + len(header))
+    sums = FileSums(feeds, empty, path=path, output=output, header=header)
+    problem = sums.problem()
+    if not problem:
+        if sums.journal[_CLOSING] != sums.journal[_SAMPLES]:
+            sums.close_sample()
+        return sums
+    note = f"an earlier run was ended while {problem}; all samples were summed anew"
+    empty = attrs.evolve(empty, remarks=(*empty.remarks, note))
+    path.unlink()
+    return _created(feeds, empty, path, output, header)
+
+
+def _created(feeds: Feeds, empty: Calibration, path: Path, output: Path, header: bytes) -> FileSums:
+    size = len(header) + sum(entry.nbytes for entry in _entries(feeds))
+    try:
+        with path.open("xb") as file:
+            file.write(header)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                # a full disk is an error here, and would end the process later
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise DestinationError(
+            f"{path}: {size} bytes for the calibration cannot be written: {error}; choose another "
+            "place, or statistics='diagonal'"
+        ) from error
+    return FileSums(feeds, empty, path=path, output=output, header=header)
+
+
+def _check_same(path: Path, header: bytes, header_size: int) -> None:
+    try:
+        with path.open("rb") as file:
+            is_same = file.read(len(header)) == header
+            is_same &= os.fstat(file.fileno()).st_size == header_size
+    except OSError as error:
+        raise DestinationError(f"{path}: it cannot be read: {error}; delete it") from error
+    if not is_same:
+        raise ConfigError(
+            f"{path} holds the unfinished sums of another calibration: of another model, function, "
+            "part or statistics, or of another version of mlopt; delete it, or choose another "
+            "output"
+        )
+
+
+def _entries(feeds: Feeds) -> list[Entry]:
+    """Return the arrays of an unfinished file; those that stay first, as in ``entries_of``."""
+    final, behind = [], []
+    for each in feeds.moments:
+        shape = (each.blocks, each.columns)
+        if each.has_second:
+            final.append(Entry(f"{each.key}.second", np.dtype("<f4"), (*shape, each.columns)))
+        final += [Entry(f"{each.key}.{f}", np.dtype("<f4"), shape) for f in ("diagonal", "mean")]
+        behind.append(Entry(f"{each.key}.firsts", np.dtype("<f8"), (2, *shape)))
+    # what comes behind stays aligned to its eight bytes
+    odd = sum(entry.nbytes for entry in final) % 8
+    behind.append(Entry(_JOURNAL, np.dtype("<i8"), (_FIRST + 4 * len(feeds.moments),)))
+    return [*final, *([Entry("gap", np.dtype("<f4"), (1,))] if odd else []), *behind]
+
+
+def _header(feeds: Feeds, empty: Calibration, identity: str) -> bytes:
+    metadata = metadata_of(empty)
+    names = sum(len(text) for text in metadata.values())
+    length = 2 * names + _FOR_NOTES + 512 * len(feeds.moments)
+    length += -length % 64
+    partial = {"format": f"{FORMAT}.partial", "identity": identity, "content": metadata["content"]}
+    return header_of(_entries(feeds), partial, length=length)
