@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mlopt import __version__
+from mlopt.cli.calibrate import calibrate_model
 from mlopt.cli.compare import compare_models
 from mlopt.cli.decompress import decompress_model
 from mlopt.cli.exit_codes import EXIT_CODES
@@ -42,6 +43,7 @@ app.command("palettize", epilog=EXIT_CODES)(palettize_model)
 app.command("decompress", epilog=EXIT_CODES)(decompress_model)
 app.command("raise", epilog=EXIT_CODES)(raise_model)
 app.command("run", epilog=EXIT_CODES)(run_model)
+app.command("calibrate", epilog=EXIT_CODES)(calibrate_model)
 app.command("compare", epilog=EXIT_CODES)(compare_models)
 app.command("lint", epilog=EXIT_CODES)(lint_model)
 

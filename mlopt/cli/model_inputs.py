@@ -49,16 +49,14 @@ def parsed_inputs(texts: Mapping[str, str], features: Mapping[str, Feature]) -> 
     }
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file by name."""
+def arrays_of(path: Path, option: str = "'--inputs'") -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name; option: the one that errors are about."""
     # opened here: numpy leaves files open that are damaged
     with _opened(path) as file:
         archive = _loaded(file)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise typer.BadParameter(
-                f"{path} is not an .npz file of arrays", param_hint="'--inputs'"
-            )
-        return {name: _member(archive, name, path) for name in archive.files}
+            raise typer.BadParameter(f"{path} is not an .npz file of arrays", param_hint=option)
+        return {name: _member(archive, name, path, option) for name in archive.files}
 
 
 def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -163,7 +161,7 @@ def _loaded(file: IO[bytes]) -> Any:
         ) from error
 
 
-def _member(archive: Any, name: str, path: Path) -> np.ndarray:
+def _member(archive: Any, name: str, path: Path, option: str) -> np.ndarray:
     try:
         member = archive[name]
         # numpy returns other content as bytes
@@ -172,7 +170,7 @@ def _member(archive: Any, name: str, path: Path) -> np.ndarray:
     except _DAMAGED_ARRAYS as error:
         raise typer.BadParameter(
             f"{path}: {name!r} cannot be read as an array of numbers: {error}",
-            param_hint="'--inputs'",
+            param_hint=option,
         ) from error
     return member
 

@@ -74,6 +74,40 @@ def write_text(text: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def sample_bar(
+    title: str, total: int | None, *, quiet: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar with the time left on standard error while the block runs samples.
+
+    Yields the function to call with samples done, and how many there are, None if that is unknown.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar on standard error while the block works, if that is a terminal.
 

@@ -39,7 +39,6 @@ def reader_of(use: Use) -> Reader:
     make = _READERS.get((step.node.op_type, use.parameter))
     if make is None:
         raise NoStatisticsError(
-            f"{step.title} reads it as {use.parameter}, by which no inputs are multiplied as by "
-            "matrices"
+            f"{step.title} reads it as {use.parameter}, which multiplies no inputs"
         )
     return make(use)

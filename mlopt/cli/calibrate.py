@@ -1,0 +1,187 @@
+"""``mlopt calibrate``: statistics of what the weights of a model multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlopt.choices import Statistics
+from mlopt.cli.exit_codes import errors_explained
+from mlopt.cli.terminal import checked_named_file, sample_bar, show
+
+if TYPE_CHECKING:
+    from mlopt.statistics import Calibration
+
+_SHOWN_REASONS = 5
+
+
+def calibrate_model(
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The .mlpackage to run; with --merge the calibrations to merge.",
+            metavar="MODEL",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=checked_named_file,
+            help="The calibration to write. Until it is complete it is FILE.partial, from which "
+            "the same command goes on after an interruption.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="An .npz file with an array for each input, several samples along one more axis "
+            "in front; a folder of .npz files; or module:function, which returns dictionaries of "
+            "inputs (modules of the current folder can be imported).",
+        ),
+    ] = None,
+    statistics: Annotated[
+        Statistics,
+        typer.Option(
+            help="hessian: means of all products of two inputs of a weight; diagonal: mean squares "
+            "alone, a small file."
+        ),
+    ] = "hessian",
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Take the first N samples only.")
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Take every N-th sample from the I-th on, such as 2/4; the calibrations of all "
+            "parts are joined with --merge.",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge calibrations of parts of the samples.")
+    ] = False,
+    function: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The function of a model with several.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="The torch device, such as cuda.")
+    ] = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Run a model on samples and measure what each of its weights multiplies.
+
+    The result tells which errors of a weight change the model's answers: palettize makes better
+    tables with it. A few dozen samples of the kind that the model will get are enough. Of weights
+    that multiply no inputs, such as biases, there is nothing to measure; they are counted.
+    """
+    with errors_explained():
+        if output.exists() and not overwrite:
+            raise typer.BadParameter(
+                f"{output} exists already; choose another name, or give --overwrite to replace it",
+                param_hint="'--output' / '-o'",
+            )
+        if merge:
+            if data is not None:
+                raise typer.BadParameter(
+                    "--merge takes calibrations; leave --data out", param_hint="'--merge'"
+                )
+            from mlopt.statistics import merge as merged
+
+            calibration = merged(models, output)
+        else:
+            calibration = _calibrated(
+                models,
+                data,
+                output,
+                statistics=statistics,
+                samples=samples,
+                part=_parsed_part(part),
+                function=function,
+                device=device,
+                quiet=quiet,
+            )
+        if not quiet:
+            show(_described(calibration, output))
+
+
+def _calibrated(
+    models: Sequence[Path],
+    data: str | None,
+    output: Path,
+    *,
+    statistics: Statistics,
+    samples: int | None,
+    part: tuple[int, int] | None,
+    function: str | None,
+    device: str,
+    quiet: bool,
+) -> Calibration:
+    if len(models) > 1:
+        raise typer.BadParameter(
+            f"one model is calibrated at a time, got {len(models)}; give one, or --merge for "
+            "calibrations",
+            param_hint="'MODEL'",
+        )
+    if data is None:
+        raise typer.BadParameter(
+            "it is needed: a file or folder of samples, or module:function", param_hint="'--data'"
+        )
+    from itertools import islice
+
+    from mlopt.calibration import calibrate
+    from mlopt.cli.calibration_data import samples_of
+    from mlopt.runtime import load
+
+    chosen = samples_of(data, load(models[0], function))
+    if samples is not None:
+        chosen = chosen[:samples] if isinstance(chosen, list) else islice(chosen, samples)
+    with sample_bar("Calibrating", None, quiet=quiet) as progress:
+        return calibrate(
+            models[0],
+            chosen,
+            statistics=statistics,
+            output=output,
+            function=function,
+            device=device,
+            part=part,
+            progress=progress,
+        )
+
+
+def _parsed_part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise typer.BadParameter(
+            f"{text!r} is not I/N with I from 1 to N, such as 2/4", param_hint="'--part'"
+        )
+    return int(first), int(count)
+
+
+def _described(calibration: Calibration, output: Path) -> str:
+    from mlopt.text.words import counted, human_bytes
+
+    lines = [
+        f"{counted(calibration.samples, 'sample')}, {calibration.statistics} statistics of "
+        f"{counted(len(calibration.weights), 'weight')}: {output}, "
+        f"{human_bytes(output.stat().st_size)}."
+    ]
+    lines += [f"Note: {note}." for note in calibration.notes]
+    if calibration.without:
+        lines.append(f"Without statistics: {counted(len(calibration.without), 'weight')}.")
+        shown = list(calibration.without.items())[:_SHOWN_REASONS]
+        lines += [f"  {name}: {reason}" for name, reason in shown]
+        more = len(calibration.without) - len(shown)
+        lines += [f"  and {more} more"] if more else []
+    return "\n".join(lines)
