@@ -41,8 +41,8 @@ def calibrate(
 ) -> Calibration:
     """Run a model on samples, and return statistics of what each of its weights multiplies.
 
-    Products are computed in float32 for each sample, and their matrices summed in float32; means
-    and mean squares are summed in float64. Memory holds the model, and three matrices of the widest
+    The sums of one sample are computed in float32. Over samples, matrices are summed in float32,
+    means and mean squares in float64. Memory holds the model, and three matrices of the widest
     input; with ``output`` all sums are in a file of about the size of the result.
 
     Parameters

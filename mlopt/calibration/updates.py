@@ -39,21 +39,18 @@ def update_of(
 
 
 def _summed(parts: Iterable[Tensor], moments: Moments) -> Update:
-    second, firsts, count = None, None, 0
+    shape = (2, moments.blocks, moments.columns)
+    firsts, second, count = torch.zeros(shape, dtype=torch.float64), None, 0
     for part in parts:
         part = part.float()
-        sums = torch.stack(
-            (part.square().sum(1, dtype=torch.float64), part.sum(1, dtype=torch.float64))
-        )
-        firsts = sums if firsts is None else firsts.add_(sums)
         count += part.shape[1]
+        firsts[1] += part.sum(1).double().cpu()
         if not moments.has_second:
+            firsts[0] += part.square().sum(1).double().cpu()
             continue
         turned = part.transpose(1, 2)
-        if second is None:
-            second = torch.bmm(turned, part)
-        else:
-            second.baddbmm_(turned, part)
-    if firsts is None:
-        firsts = torch.zeros(2, moments.blocks, moments.columns, dtype=torch.float64)
-    return Update(None if second is None else second.cpu(), firsts.cpu(), count)
+        second = torch.bmm(turned, part) if second is None else second.baddbmm_(turned, part)
+    if second is not None:
+        second = second.cpu()
+        firsts[0] = second.diagonal(dim1=1, dim2=2)
+    return Update(second, firsts, count)
