@@ -143,7 +143,7 @@ def test_merged_parts_are_the_whole(tmp_path):
 
 
 def test_parts_of_different_models_are_refused():
-    with pytest.raises(ConfigError, match="different models cannot be merged: .* number 2"):
+    with pytest.raises(ConfigError, match=r"different models cannot be merged: .* number 2"):
         merge([calibration_of(ROWS), calibration_of(ROWS, weights=(weight_of("x", FIRST),))])
     diagonal = calibration_of(ROWS, statistics="diagonal")
     with pytest.raises(ConfigError, match="'hessian', number 2 'diagonal'"):
@@ -187,9 +187,7 @@ def test_other_files_are_refused(tmp_path, saved):
     refused(other, "is not a calibration")
     edited(saved, lambda header, content: header["__metadata__"].update(format="pt"))
     refused(saved, "holds other tensors")
-    edited(
-        saved, lambda header, content: header["__metadata__"].update(format="mlopt.calibration")
-    )
+    edited(saved, lambda header, content: header["__metadata__"].update(format="mlopt.calibration"))
     edited(saved, lambda header, content: header["__metadata__"].update(version="7"))
     refused(saved, "has version '7', and this mlopt reads version '1'; calibrate again")
 
