@@ -141,5 +141,6 @@ def test_the_architecture_names_every_room():
 
 def test_public_rooms_have_a_page_of_reference():
     pages = "".join(text_of(page) for page in PAGES if "/reference/" in page)
-    for room in ("coreml", "errors", "mil", "palette", "runtime", "torch", "torch.palettization"):
+    rooms = ("calibration", "coreml", "errors", "mil", "palette", "runtime", "torch")
+    for room in (*rooms, "torch.palettization"):
         assert f"{{{{ room mlopt.{room} }}}}" in pages
