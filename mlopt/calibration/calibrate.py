@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -106,13 +107,14 @@ def calibrate(
     )
     identity = f"{empty.identity} {program.function} {part}"
     sums = open_sums(feeds, empty, None if output is None else Path(output), identity)
-    for number, sample in _remaining(chosen, sums):
-        _add_sample(program, sample, number, feeds, sums)
-        if progress is not None:
-            progress(sums.samples, total)
-    if not sums.samples:
-        raise InputError("there are no samples; give one or more, a few dozen are useful")
-    return sums.finish()
+    with contextlib.closing(sums):
+        for number, sample in _remaining(chosen, sums):
+            _add_sample(program, sample, number, feeds, sums)
+            if progress is not None:
+                progress(sums.samples, total)
+        if not sums.samples:
+            raise InputError("there are no samples; give one or more, a few dozen are useful")
+        return sums.finish()
 
 
 def _program(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
@@ -170,9 +172,8 @@ def _add_sample(
         sums.add(feed.moments, update, feed.times)
 
     sums.begin_sample()
-    digest = digest_after(sums.digest, sample)
     try:
         program.run(sample, program.make_state(), observer=observe, seed=number)
     except (InputError, RunError) as error:
         raise type(error)(f"sample {number}: {error}") from error
-    sums.end_sample(digest)
+    sums.end_sample(digest_after(sums.digest, sample))

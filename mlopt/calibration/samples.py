@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mlopt.errors import ConfigError, InputError
 
@@ -51,7 +52,8 @@ def digest_after(digest: bytes, sample: Mapping[str, Any]) -> bytes:
     """Return the digest, 32 bytes, of samples and one more."""
     hashed = hashlib.blake2b(digest, digest_size=32)
     for name in sorted(sample, key=str):
-        value = np.asarray(sample[name])
+        given = sample[name]
+        value = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
         hashed.update(f"{name} {value.dtype} {value.shape} ".encode())
         content = repr(value.tolist()).encode() if value.dtype.kind in "OUS" else value.tobytes()
         hashed.update(content)

@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import attrs
 import numpy as np
@@ -111,6 +111,9 @@ class Sums:
             )
         return moments
 
+    def close(self) -> None:
+        """Let go of the file, if there is one; what is summed stays in it."""
+
     def finish(self) -> Calibration:
         """Return the calibration."""
         return attrs.evolve(self.empty, samples=self.samples, moments=self.means())
@@ -123,8 +126,8 @@ class FileSums(Sums):
         self, feeds: Feeds, empty: Calibration, *, path: Path, output: Path, header: bytes
     ) -> None:
         self.path, self.output, self.header_size = path, output, len(header)
-        with path.open("r+b") as file:
-            self.map = mmap.mmap(file.fileno(), 0)
+        self.file = _locked(path)
+        self.map = mmap.mmap(self.file.fileno(), 0)
         arrays, position = {}, len(header)
         for entry in _entries(feeds):
             data = np.frombuffer(self.map, np.uint8, entry.nbytes, position)
@@ -150,11 +153,10 @@ class FileSums(Sums):
         )
         self.map.flush()
         del finished
-        self._close()
+        self._unmap()
         try:
-            with self.path.open("r+b") as file:
-                file.truncate(size)
-                os.fsync(file.fileno())
+            self.file.truncate(size)
+            os.fsync(self.file.fileno())
             os.replace(self.path, self.output)
         except OSError as error:
             raise DestinationError(
@@ -162,7 +164,12 @@ class FileSums(Sums):
             ) from error
         return Calibration.load(self.output)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the file; what is summed stays in it."""
+        self._unmap()
+        self.file.close()
+
+    def _unmap(self) -> None:
         """Unmap the file: some systems cannot cut one that is mapped."""
         self.arrays, self.journal, self.rows = {}, np.empty(0), np.empty(0)
         with contextlib.suppress(BufferError):
@@ -191,6 +198,8 @@ def open_sums(feeds: Feeds, empty: Calibration, output: Path | None, identity: s
     if output is None:
         arrays = {e.name: np.zeros(e.shape, e.dtype) for e in _entries(feeds)}
         return Sums(feeds, empty, arrays)
+    if output.is_dir():
+        raise DestinationError(f"{output} is a folder; name a file for the calibration")
     path = output.with_name(f"{output.name}.partial")
     header = _header(feeds, empty, identity)
     if not path.exists():
@@ -203,9 +212,10 @@ def open_sums(feeds: Feeds, empty: Calibration, output: Path | None, identity: s
             sums.close_sample()
         return sums
     note = f"an earlier run was ended while {problem}; all samples were summed anew"
-    empty = attrs.evolve(empty, remarks=(*empty.remarks, note))
     path.unlink()
-    return _created(feeds, empty, path, output, header)
+    sums.close()
+    noted = attrs.evolve(empty, remarks=(*empty.remarks, note))
+    return _created(feeds, noted, path, output, header)
 
 
 def _created(feeds: Feeds, empty: Calibration, path: Path, output: Path, header: bytes) -> FileSums:
@@ -226,6 +236,23 @@ def _created(feeds: Feeds, empty: Calibration, path: Path, output: Path, header:
             "place, or statistics='diagonal'"
         ) from error
     return FileSums(feeds, empty, path=path, output=output, header=header)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Open the file of unfinished sums for this process alone, where the system can tell."""
+    file = path.open("r+b")
+    try:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        raise DestinationError(
+            f"{path} is being written by another run; wait for it, or choose another output"
+        ) from None
+    return file
 
 
 def _check_same(path: Path, header: bytes, header_size: int) -> None:

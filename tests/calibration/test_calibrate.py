@@ -199,6 +199,26 @@ def test_only_the_same_calibration_goes_on(digits, digit_samples, package_of, tm
     )
 
 
+def test_two_runs_do_not_write_one_file(digits, digit_samples, tmp_path):
+    def samples():
+        yield digit_samples[0]
+        with pytest.raises(DestinationError, match="is being written by another run"):
+            calibrate(digits, digit_samples, output=tmp_path / "a")
+        yield from digit_samples[1:]
+
+    assert calibrate(digits, samples(), output=tmp_path / "a").samples == 6
+
+
+def test_tensors_and_lists_are_samples_too(digits, digit_samples, tmp_path):
+    (name,) = digit_samples[0]
+    given = [
+        {name: torch.from_numpy(digit_samples[0][name])},
+        {name: digit_samples[1][name].tolist()},
+    ]
+    calibration = calibrate(digits, given, output=tmp_path / "a")
+    assert_same(calibrate(digits, digit_samples[:2]), calibration, exactly=True)
+
+
 def test_weights_that_read_the_same_input_share_moments(package_of):
     model = package_of("transformer")
     calibration = calibrate(model, samples_for(model, 2))
@@ -304,6 +324,8 @@ def test_wrong_arguments_are_refused(digits, digit_samples, package_of, tmp_path
         calibrate(package_of("pipeline"), [])
     with pytest.raises(DestinationError, match="cannot be written"):
         calibrate(digits, digit_samples, output=tmp_path / "missing" / "a")
+    with pytest.raises(DestinationError, match="is a folder; name a file"):
+        calibrate(digits, digit_samples, output=tmp_path)
     with pytest.raises(ConfigError, match="device must be available"):
         calibrate(digits, digit_samples, device="nothing")
 
