@@ -40,7 +40,8 @@ Exit codes:
   4    the model is missing, damaged, or no ML program
   5    palettize: every weight was kept as it is
   6    lint: errors were found (with --strict: errors or warnings); compare --min-snr: it is less
-  130  interrupted; what was unfinished is removed, an earlier output as it was
+  130  interrupted; what was unfinished is removed, an earlier output as it was (calibrate goes on
+       from its .partial file)
 """
 
 

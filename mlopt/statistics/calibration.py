@@ -89,7 +89,7 @@ class Calibration:
     def identity(self) -> str:
         """A digest that is equal for calibrations of the same model with the same statistics."""
         described = [weight.to_dict() for weight in self.weights]
-        text = json.dumps([self.statistics, described, dict(self.without)], sort_keys=True)
+        text = json.dumps([self.statistics, described, sorted(self.without)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
     @property
