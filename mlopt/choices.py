@@ -25,6 +25,9 @@ Nbits: TypeAlias = Literal[1, 2, 3, 4, 6, 8]
 LutDtype: TypeAlias = Literal["int8", "uint8"]
 """Dtypes of a lookup table that is stored in 8 bits."""
 
+Method: TypeAlias = Literal["auto", "hessian", "diagonal", "plain"]
+"""What tables are fitted to: answers as far as a calibration tells, or the values of weights."""
+
 Precision: TypeAlias = Literal["float32", "as_declared"]
 """In what numbers a model is run."""
 
@@ -37,6 +40,7 @@ SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "spar
 MODES: tuple[Mode, ...] = get_args(Mode)
 ON_INDIVISIBLE: tuple[OnIndivisible, ...] = get_args(OnIndivisible)
 LUT_DTYPES: tuple[LutDtype, ...] = get_args(LutDtype)
+METHODS: tuple[Method, ...] = get_args(Method)
 NBITS: tuple[Nbits, ...] = get_args(Nbits)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)

@@ -13,6 +13,7 @@ from mlopt.choices import (
     NBITS,
     GranularityName,
     LutDtype,
+    Method,
     OnIndivisible,
     TableMode,
 )
@@ -134,6 +135,31 @@ def palettize_model(
             "type.",
         ),
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Fit tables to the answers of the model, with the statistics that "
+            "`mlopt calibrate` made of it.",
+        ),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            case_sensitive=False,
+            help="What tables are fitted to with a calibration: the best that it has (auto), all "
+            "second moments of the inputs (hessian), their mean squares (diagonal), or nothing "
+            "but the weights (plain).",
+        ),
+    ] = "auto",
+    keep_biases: Annotated[
+        bool,
+        typer.Option(
+            "--keep-biases", help="Leave biases as they are; do not fold mean errors into them."
+        ),
+    ] = False,
     minimum_deployment_target: Annotated[
         str | None,
         typer.Option(
@@ -217,7 +243,13 @@ def palettize_model(
                         models[number],
                         optimization,
                         outputs[number],
-                        {**options, "workers": workers},
+                        {
+                            **options,
+                            "workers": workers,
+                            "calibration": calibration,
+                            "method": method,
+                            "correct_biases": not keep_biases,
+                        },
                         quiet=quiet,
                     ),
                     quiet=quiet,

@@ -6,6 +6,10 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 
+import attrs
+
+from mlopt.coreml.calibrated import Guides
+from mlopt.coreml.guidance import UNGUIDED, Guidance
 from mlopt.coreml.joint import Clustered, strategy_of
 from mlopt.coreml.plans import Plan, WeightDecision
 from mlopt.coreml.progress import Progress
@@ -21,10 +25,12 @@ from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette
 
 
-def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | NoPaletteError:
+def compute(
+    weight: Weight, spec: PaletteSpec, workers: int = 1, guidance: Guidance = UNGUIDED
+) -> Clustered | NoPaletteError:
     """Cluster one weight; return the error if no table can hold it."""
     try:
-        return strategy_of(weight).palettize(weight, spec, workers)
+        return strategy_of(weight).palettize(weight, spec, workers, guidance)
     except NoPaletteError as reason:
         return reason
     finally:
@@ -32,7 +38,12 @@ def compute(weight: Weight, spec: PaletteSpec, workers: int = 1) -> Clustered | 
 
 
 def carry_out(
-    plan: Plan, writer: PackageWriter, *, workers: int, progress: Progress | None
+    plan: Plan,
+    guides: Guides,
+    writer: PackageWriter,
+    *,
+    workers: int,
+    progress: Progress | None,
 ) -> list[WeightRow]:
     """Cluster weights, then replace them and raise programs in one edit; return a row for each.
 
@@ -42,7 +53,7 @@ def carry_out(
     rows = []
     total = sum(d.weight.size for d in plan.decisions if isinstance(d.result, PaletteSpec))
     done = 0
-    jobs = (_job(decision, workers) for decision in plan.decisions)
+    jobs = (_job(decision, guides, workers) for decision in plan.decisions)
     with contextlib.closing(done_ahead(jobs, workers)) as results:
         for decision, clustered in zip(plan.decisions, results, strict=True):
             weight = decision.weight
@@ -52,9 +63,13 @@ def carry_out(
                 continue
             if isinstance(clustered, Clustered):
                 replacements.replace(
-                    weight.program, weight.nodes, clustered.palette, file_name=weight.file_name
+                    weight.program,
+                    weight.nodes,
+                    clustered.palette,
+                    file_name=weight.file_name,
+                    bias=clustered.bias,
                 )
-            rows.append(row_of(decision, clustered))
+            rows.append(row_of(decision, clustered, guides.of(weight).method))
             done += weight.size
             if progress is not None:
                 progress(done, total, weight.name)
@@ -62,18 +77,30 @@ def carry_out(
     return rows
 
 
-def _job(decision: WeightDecision, workers: int) -> Callable[[], Clustered | NoPaletteError] | None:
+def _job(
+    decision: WeightDecision, guides: Guides, workers: int
+) -> Callable[[], Clustered | NoPaletteError] | None:
     """Return the job that clusters a weight; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     weight = decision.weight
-    return partial(compute, weight, decision.result, share_of(weight.size, workers))
+    share = share_of(weight.size, workers)
+    return partial(compute, weight, decision.result, share, guides.of(weight))
 
 
-def row_of(decision: WeightDecision, clustered: Clustered | NoPaletteError) -> WeightRow:
-    """Return the row of a weight that was to be palettized, successfully or not."""
+def row_of(
+    decision: WeightDecision, clustered: Clustered | NoPaletteError, method: str = "plain"
+) -> WeightRow:
+    """Return the row of a weight that was to be palettized; ``method``: as in ``Guidance``."""
     if isinstance(clustered, NoPaletteError):
         return kept_row(decision, Keep(str(clustered)))
+    stored = StoredPalette.of(clustered.palette, clustered.distortion, clustered.notes)
     return palettized_row(
-        decision, StoredPalette.of(clustered.palette, clustered.distortion, clustered.notes)
+        decision,
+        attrs.evolve(
+            stored,
+            method=method,
+            output_snr_db=clustered.output_snr_db,
+            has_corrected_bias=clustered.bias is not None,
+        ),
     )

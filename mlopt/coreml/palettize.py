@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from mlopt.choices import METHODS, Method
+from mlopt.coreml.calibrated import CalibrationSource, guides_for
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
 from mlopt.coreml.execution import carry_out, compute, row_of
@@ -23,7 +25,7 @@ from mlopt.coreml.rows import foreseen_row, kept_row
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter, check_destination
-from mlopt.requests.checked import integer
+from mlopt.requests.checked import integer, word
 from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
@@ -91,6 +93,9 @@ def palettize(
     joint_compression: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
+    calibration: CalibrationSource | None = None,
+    method: Method = "auto",
+    correct_biases: bool = True,
 ) -> PalettizationResult:
     """Palettize the weights of a model and account for every one of them.
 
@@ -119,6 +124,18 @@ def palettize(
         processor if that is 1. The result does not depend on it.
     progress
         Called as ``progress(elements_done, elements_in_all, weight_name)``.
+    calibration
+        Statistics of the inputs that weights multiply, or the path of their file: see
+        :func:`mlopt.calibration.calibrate`. Tables of mode kmeans are then fitted to the outputs
+        of the operations that read the weights. Weights that are compressed already are clustered
+        by their values.
+    method
+        ``"auto"``: the best that the calibration has for a weight. ``"hessian"``: the same (all
+        second moments of the inputs, where they are known). ``"diagonal"``: their mean squares
+        alone. ``"plain"``: no calibration.
+    correct_biases
+        Fold the mean error of the outputs into the bias, with ``hessian``, of a linear layer or a
+        convolution that alone reads the weight; where there is none, one is added.
 
     Returns
     -------
@@ -135,6 +152,7 @@ def palettize(
         The source is damaged or no ML program.
     """
     config = for_palettization(config)
+    method = word(method, "method", METHODS)
     threads = _threads(workers, config)
     if output is not None:
         check_destination(output)
@@ -146,13 +164,14 @@ def palettize(
         strict=strict,
         joint_compression=joint_compression,
     )
+    guides = guides_for(plan.decisions, calibration, method=method, correct_biases=correct_biases)
     with contextlib.ExitStack() as cleanup:
         path = Path(output) if output is not None else temporary_package(cleanup)
         with PackageWriter(package, path) as writer:
-            rows = carry_out(plan, writer, workers=threads, progress=progress)
+            rows = carry_out(plan, guides, writer, workers=threads, progress=progress)
             path = writer.finish()
         cleanup.pop_all()
-    report = _report(plan, rows, package)
+    report = _report(plan, rows, package, guides.notes)
     is_model = hasattr(source, "get_spec")
     return PalettizationResult(report, path, source if is_model else None, output is None)
 
@@ -203,14 +222,16 @@ def _threads(workers: int | None, config: OptimizationConfig) -> int:
     return min(most, processors()) if most > 1 else processors()
 
 
-def _report(plan: Plan, rows: list[WeightRow], package: Package) -> Report:
+def _report(
+    plan: Plan, rows: list[WeightRow], package: Package, more_notes: tuple[str, ...] = ()
+) -> Report:
     return Report(
         rows=rows,
         target_before=str(plan.target),
         target_after=str(plan.target_after),
         target_reason=plan.target_reason,
         unmatched_rules=plan.unmatched_rules,
-        notes=(*link_notes(package), *plan.notes, *_notes(plan)),
+        notes=(*link_notes(package), *plan.notes, *_notes(plan), *more_notes),
     )
 
 

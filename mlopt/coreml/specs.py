@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
+from mlopt.coreml.guidance import UNGUIDED
 from mlopt.coreml.joint import strategy_of
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
@@ -146,7 +147,7 @@ def _reason_of_values(weight: Weight, spec: PaletteSpec) -> Keep | None:
     try:
         strategy.check(weight, spec)
         if spec.mode == "unique":
-            strategy.palettize(weight, spec, 1)
+            strategy.palettize(weight, spec, 1, UNGUIDED)
     except NoPaletteError as reason:
         return Keep(str(reason))
     finally:

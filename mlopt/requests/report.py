@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -68,6 +69,15 @@ class WeightRow:
     snr_db
         ``10 log10(sum w^2 / sum (w - stored)^2)``; infinity if the stored weight is equal, None if
         nothing was measured.
+    method
+        What the table was fitted to: ``"plain"``, the values; ``"diagonal"`` or ``"hessian"``, the
+        outputs of the operation that reads the weight, by the mean squares of its inputs or all
+        their second moments. None for a kept weight.
+    output_snr_db
+        ``10 log10(sum (W x)^2 / sum ((W - stored) x)^2)`` over the inputs of a calibration, after
+        the correction of a bias; None without statistics.
+    has_corrected_bias
+        Whether the mean error of the outputs went into the bias.
     """
 
     name: str
@@ -92,6 +102,9 @@ class WeightRow:
     lut_dtype: str | None = None
     is_elementwise: bool = False
     snr_db: float | None = None
+    method: str | None = None
+    output_snr_db: float | None = None
+    has_corrected_bias: bool = False
 
     @property
     def is_palettized(self) -> bool:
@@ -132,6 +145,7 @@ class WeightRow:
         values["lossless"] = self.is_lossless
         values["bits_per_weight"] = finite_or_none(self.bits_per_weight)
         values["snr_db"] = finite_or_none(self.snr_db)
+        values["output_snr_db"] = finite_or_none(self.output_snr_db)
         return values
 
 
@@ -243,6 +257,8 @@ class Report:
             f"Palettized {counted(len(self.palettized), 'weight')} of {len(self.rows)}: "
             f"{sizes_compared(self.bytes_before, self.bytes_after)}."
         ]
+        if any(row.output_snr_db is not None for row in self.rows):
+            lines.append(self._fitted())
         if self.kept:
             reasons = ", ".join(
                 f"{category}: {weights} ({human_bytes(size)})"
@@ -314,8 +330,11 @@ class Report:
             Column("bits", [f"{row.bits_per_weight:.2f}" for row in self.rows], is_number=True),
             Column("before", [human_bytes(row.bytes_before) for row in self.rows], is_number=True),
             Column("after", [human_bytes(row.bytes_after) for row in self.rows], is_number=True),
-            Column("SNR", [_decibels(row) for row in self.rows], is_number=True),
+            Column("SNR", [_decibels(row.snr_db) for row in self.rows], is_number=True),
         ]
+        if any(row.output_snr_db is not None for row in self.rows):
+            outputs = [_decibels(row.output_snr_db) for row in self.rows]
+            columns.append(Column("outputs", outputs, is_number=True))
         name_width = max(_NAME_WIDTH, width_left(width, columns, more=2) - _RESULT_WIDTH)
         names = elided_apart((printable(row.full_name) for row in self.rows), name_width)
         results = Column("result", [printable(_result(row)) for row in self.rows], wraps=True)
@@ -348,6 +367,16 @@ class Report:
             "notes": list(self.notes),
             "rows": [row.as_dict() for row in self.rows],
         }
+
+    def _fitted(self) -> str:
+        """How many weights a calibration served, and how."""
+        methods = Counter(row.method for row in self.palettized)
+        by = ", ".join(f"{method} {methods[method]}" for method in ("hessian", "diagonal"))
+        biases = sum(row.has_corrected_bias for row in self.palettized)
+        return (
+            f"Fitted to outputs by the calibration: {by}; to the values alone: "
+            f"{methods['plain']}. Biases corrected: {biases}."
+        )
 
     def _elementwise_as_dict(self) -> dict[str, Any]:
         rows = self.elementwise
@@ -393,9 +422,7 @@ def _result(row: WeightRow) -> str:
     return f"{result} ({row.note})" if row.note else result
 
 
-def _decibels(row: WeightRow) -> str:
-    if row.snr_db is None:
+def _decibels(ratio: float | None) -> str:
+    if ratio is None:
         return ""
-    if row.snr_db == math.inf:
-        return "equal"
-    return f"{row.snr_db:.1f} dB"
+    return "equal" if ratio == math.inf else f"{ratio:.1f} dB"

@@ -58,7 +58,8 @@ class StoredPalette:
     """Facts about a palette for a row.
 
     nbytes: of indices, tables and scale; lut_dtype: of tables in 8 bits, None for tables in the
-    dtype of the weight; notes: what a reader should know besides, a sentence each.
+    dtype of the weight; notes: what a reader should know besides, a sentence each; method,
+    output_snr_db, has_corrected_bias: as in :class:`WeightRow`.
     """
 
     nbits: int
@@ -66,6 +67,9 @@ class StoredPalette:
     lut_dtype: str | None
     snr_db: float | None = None
     notes: tuple[str, ...] = ()
+    method: str = "plain"
+    output_snr_db: float | None = None
+    has_corrected_bias: bool = False
 
     @classmethod
     def of(cls, palette: Stored, distortion: Distortion, notes: tuple[str, ...]) -> StoredPalette:
@@ -106,6 +110,9 @@ def row_of(
         per_channel_scale=spec.scale_axis is not None,
         lut_dtype=result.lut_dtype,
         snr_db=result.snr_db,
+        method=result.method,
+        output_snr_db=result.output_snr_db,
+        has_corrected_bias=result.has_corrected_bias,
         **_common(decision, weight, result.nbytes),
     )
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mlopt.coreml.constexpr.parameters import unpacked
 from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
 from mlopt.mil.program import Constant
@@ -40,7 +41,7 @@ def _data(weight: Weight) -> Constant:
     return constant
 
 
-def _palettize(weight: Weight, spec: PaletteSpec, workers: int) -> Clustered:
+def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
     """Cluster the integers; the tables are repeated for each block with its own scale."""
     codes = unpacked(_data(weight))
     scale, offset = _blocks_of(weight)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
 from mlopt.palette.palettize import NoPaletteError, palettize
@@ -30,7 +31,7 @@ def mask_of(weight: Weight) -> Mask:
     return unpack_bits(packed, 1, weight.size).reshape(weight.shape).view(np.bool_)
 
 
-def _palettize(weight: Weight, spec: PaletteSpec, workers: int) -> Clustered:
+def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
     value, mask = weight.value(), mask_of(weight)
     stored = _mask_of_indices(mask, spec)
     palettized, _ = palettize(value, spec, importance=mask, workers=workers)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import attrs
 
+from mlopt.coreml.biases import NewBias
 from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.weights import Weight
 from mlopt.palette.value.distortion import Distortion
 from mlopt.palette.value.spec import PaletteSpec
@@ -18,12 +20,15 @@ from mlopt.text.words import human_bytes
 class Clustered:
     """The palette of a weight, its distortion, and notes for the weight's row.
 
-    The distortion is that of the plain weight; zeros of a sparse one stay zero.
+    The distortion is that of the plain weight; zeros of a sparse one stay zero. bias: the new bias
+    of the operation that reads it, None for no change; output_snr_db: as in ``WeightRow``.
     """
 
     palette: PackedPalette
     distortion: Distortion
     notes: tuple[str, ...] = ()
+    bias: NewBias | None = None
+    output_snr_db: float | None = None
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +38,8 @@ class Strategy:
     Attributes
     ----------
     palettize
-        Clusters a weight in the given number of threads. The spec is for the plain weight's shape.
+        Clusters a weight in the given number of threads, as a calibration guides it (weights that
+        are compressed already: by their values). The spec is for the plain weight's shape.
         Raises ``NoPaletteError`` if there is no such palette; the message is the reason.
     check
         Checks without clustering that ``palettize`` has what it needs; raises the same error.
@@ -42,7 +48,7 @@ class Strategy:
         ``lut_dtype``.
     """
 
-    palettize: Callable[[Weight, PaletteSpec, int], Clustered]
+    palettize: Callable[[Weight, PaletteSpec, int, Guidance], Clustered]
     check: Callable[[Weight, PaletteSpec], None]
     has_scales: bool = False
 
