@@ -170,10 +170,11 @@ def _sentences(
     tokenizer = WordPiece(model_folder() / "vocab.txt")
 
     def samples(text: Text, count: int) -> list[dict[str, Any]]:
-        pieces = paragraphs(text)
+        words = " ".join(paragraphs(text)).split()
         made = []
-        for index in np.arange(count) * len(pieces) // count:
-            ids, mask = tokenizer.encode(pieces[index], TOKENS)
+        for start in np.arange(count) * (len(words) - TOKENS) // count:
+            # A word has a token at least, so that a passage fills the model's whole length.
+            ids, mask = tokenizer.encode(" ".join(words[start : start + TOKENS]), TOKENS)
             made.append(
                 {
                     "input_ids": np.array([ids], np.int32),

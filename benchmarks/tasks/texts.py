@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
@@ -45,14 +46,14 @@ def _prose(sources: list[str], seen: set[str]) -> list[str]:
 
 def _distributions() -> list[str]:
     named = {d.metadata["Name"].lower(): d for d in metadata.distributions()}
-    sources = []
+    sources: list[str] = []
     for name in sorted(named):
-        sources.append(named[name].metadata.get_payload() or named[name].metadata["Summary"] or "")
+        sources.append(named[name].read_text("METADATA") or "")
         for file in named[name].files or ():
             if "license" in file.name.lower() and file.suffix in ("", ".txt", ".md"):
-                path = file.locate()
+                path = Path(str(file.locate()))
                 sources.append(path.read_text(errors="replace") if path.is_file() else "")
-    return [str(source) for source in sources]
+    return sources
 
 
 def token_windows(encode: Any, text: Text, count: int, tokens: int) -> npt.NDArray[np.int32]:
