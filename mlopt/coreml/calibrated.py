@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import attrs
+import numpy as np
 
 from mlopt.choices import Method
 from mlopt.coreml.biases import bias_place
@@ -109,6 +110,12 @@ def _guidance(
     correct_biases: bool,
 ) -> Guidance:
     notes: tuple[str, ...] = ()
+    if all(consumer.op_type.startswith("gather") for consumer in weight.consumers):
+        # how often rows are read: as if each had been read once more, since others will be
+        return Guidance(
+            "diagonal",
+            attrs.evolve(moments, diagonal=moments.diagonal + np.float32(1 / moments.count)),
+        )
     if moments.second is None or method == "diagonal":
         return Guidance("diagonal", attrs.evolve(moments, second=None))
     reason = can_refine(spec, moments)

@@ -14,6 +14,14 @@ from mlopt.errors import ConfigError
 from mlopt.palette.moments.arrangement import Arrangement
 from mlopt.palette.moments.kernels import Quadratic, squared_products
 
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to the diagonal of second moments, block by block.
+
+It stands for what a finite sample does not show, and keeps every system definite: an input that was
+always 0 counts for this much. The usual value (GPTQ, arXiv 2210.17323, section 3.3; LNQ, arXiv
+2505.07004).
+"""
+
 _TILE = 1024
 """Rows and columns of the second moments that are compared at a time."""
 
@@ -76,10 +84,23 @@ class InputMoments:
                 _check_matrix(matrix, diagonal)
 
     def importance(self) -> npt.NDArray[np.float32]:
-        """Return E[x_i**2] for each element of the weight: float32 of its shape."""
+        """Return E[x_i**2] for each element of the weight: float32 of its shape.
+
+        Damped by 1 % of a block's mean, so that inputs which were always 0 still count a little:
+        other samples may have some there.
+        """
         a = self.arrangement
-        spread = np.broadcast_to(self.diagonal[:, None], (a.blocks, a.rows, a.columns))
+        damped = self.diagonal + self.damping()[:, None].astype(np.float32)
+        spread = np.broadcast_to(damped[:, None], (a.blocks, a.rows, a.columns))
         return np.ascontiguousarray(a.weight(spread))
+
+    def damping(self) -> npt.NDArray[np.float64]:
+        """Return what is added to the diagonal of each block: 1 % of its mean, float64[blocks].
+
+        A block whose inputs were always 0 is damped as the mean of the others.
+        """
+        means = self.diagonal.mean(axis=1, dtype=np.float64)
+        return np.asarray(DAMPING * np.where(means > 0, means, means.mean()))
 
     def centred(self) -> InputMoments:
         """Return the moments about the mean: ``H - mu mu^T``, with the mean 0.

@@ -34,14 +34,6 @@ Floats = npt.NDArray[Any]
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
-DAMPING = 0.01
-"""Share of the mean diagonal that is added to the diagonal of second moments, block by block.
-
-It stands for what a finite sample does not show, and keeps every system definite: an input that was
-always 0 counts for this much. The usual value (GPTQ, arXiv 2210.17323, section 3.3; LNQ, arXiv
-2505.07004).
-"""
-
 SWEEPS = 2
 """Passes over the columns each time that indices are assigned."""
 
@@ -69,11 +61,10 @@ def damped(moments: InputMoments) -> Quadratic | None:
 
     A block whose inputs were always 0 is damped as the mean of the others.
     """
-    means = moments.diagonal.mean(axis=1, dtype=np.float64)
-    if not means.any():
+    damping = moments.damping()
+    if not damping.any():
         return None
     assert moments.second is not None
-    damping = DAMPING * np.where(means > 0, means, means.mean())
     exponent = int(np.frexp(float(moments.diagonal.max()))[1])
     second = moments.second
     if abs(exponent) > _EXPONENTS:

@@ -94,7 +94,7 @@ def refine(
     -------
     A palette of the same form, tables ascending: the refined one where its objective is lower than
     that of the start, measured in float64 on what is stored, with H damped by 1 % of its mean
-    diagonal (:data:`mlopt.palette.moments.problem.DAMPING`); otherwise ``palettized`` itself.
+    diagonal (:data:`mlopt.palette.moments.moments.DAMPING`); otherwise ``palettized`` itself.
 
     Work
     ----
