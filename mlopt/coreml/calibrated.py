@@ -69,7 +69,7 @@ def guides_for(
     for decision in chosen:
         weight, spec = decision.weight, decision.result
         assert isinstance(spec, PaletteSpec)
-        if spec.mode != "kmeans" or weight.is_compressed:
+        if spec.mode != "kmeans":
             continue
         match = calibration.find(weight.name, weight.shape, content_of(weight.value()))
         weight.release()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import attrs
+import math
+from typing import Any
 
-from mlopt.coreml.biases import BiasPlace
+import attrs
+import numpy.typing as npt
+
+from mlopt.coreml.biases import BiasPlace, NewBias, corrected
 from mlopt.palette.moments import InputMoments
 
 
@@ -31,6 +35,27 @@ class Guidance:
     bias: BiasPlace | None = None
     uncentred: InputMoments | None = None
     notes: tuple[str, ...] = ()
+
+    def outcome(
+        self, weight: npt.NDArray[Any], stored: npt.NDArray[Any]
+    ) -> tuple[NewBias | None, float | None]:
+        """Return the corrected bias, if any, and the signal-to-noise ratio of the outputs in dB.
+
+        weight, stored: what was and what is stored, both decompressed.
+        """
+        if self.moments is None:
+            return None, None
+        error = self.moments.output_error(weight, stored)
+        ratio = _decibels(self.moments.output_power(weight), error)
+        if self.bias is None or self.uncentred is None:
+            return None, ratio
+        return corrected(self.bias, self.uncentred.mean_error(weight, stored)), ratio
+
+
+def _decibels(power: float, error: float) -> float:
+    if error <= 0.0:
+        return math.inf
+    return 10.0 * math.log10(power / error) if power > 0.0 else -math.inf
 
 
 UNGUIDED = Guidance()

@@ -127,8 +127,7 @@ def palettize(
     calibration
         Statistics of the inputs that weights multiply, or the path of their file: see
         :func:`mlopt.calibration.calibrate`. Tables of mode kmeans are then fitted to the outputs
-        of the operations that read the weights. Weights that are compressed already are clustered
-        by their values.
+        of the operations that read the weights.
     method
         ``"auto"``: the best that the calibration has for a weight. ``"hessian"``: the same (all
         second moments of the inputs, where they are known). ``"diagonal"``: their mean squares

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import attrs
+import coremltools as ct
+import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
@@ -12,7 +14,7 @@ from mlopt.calibration import calibrate
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.errors import ConfigError
 from tests import judges
-from tests.coreml.conftest import global_config, saved
+from tests.coreml.conftest import global_config, quietly, saved
 from tests.runtime.programs import convert
 
 FEATURES, WIDTH = 24, 40
@@ -140,6 +142,49 @@ def test_the_row_has_the_error_of_the_outputs(source, calibration, tmp_path):
         power = ((centred @ weight.T.astype(np.float64)) ** 2).sum()
         wanted = 10 * np.log10(power / (measured[name] ** 2).sum())
         assert by_reader[f"linear({name})"].output_snr_db == pytest.approx(wanted, abs=0.2)
+
+
+def pruned(model):
+    return cto.prune_weights(
+        model,
+        cto.OptimizationConfig(
+            cto.OpMagnitudePrunerConfig(target_sparsity=0.4, weight_threshold=100)
+        ),
+    )
+
+
+def quantized(model):
+    return cto.linear_quantize_weights(
+        model,
+        cto.OptimizationConfig(
+            cto.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=100)
+        ),
+    )
+
+
+@pytest.mark.parametrize("compress", [pruned, quantized])
+def test_compressed_weights_are_fitted_too(source, tmp_path, compress):
+    model = quietly(compress, ct.models.MLModel(str(source), skip_model_load=True))
+    compressed = saved(model, tmp_path / "compressed.mlpackage")
+    calibration = calibrate(compressed, SAMPLES)
+    plain, fitted = (
+        palettize(
+            compressed,
+            config(),
+            output=tmp_path / f"{n}.mlpackage",
+            joint_compression=True,
+            calibration=given,
+        )
+        for n, given in enumerate((None, calibration))
+    )
+    assert [row.method for row in fitted.report.palettized] == ["hessian"] * 4
+    before, after = errors(compressed, plain.path), errors(compressed, fitted.path)
+    for name in ("first", "second", "third"):
+        assert (after[name] ** 2).sum() < 0.7 * (before[name] ** 2).sum()
+        assert np.abs(after[name].mean(axis=0)).max() < 0.05 * np.abs(after[name]).max()
+    if compress is pruned:
+        zeros = {n: layer[1] == 0 for n, layer in layers(compressed).items()}
+        assert all((layers(fitted.path)[n][1][zero] == 0).all() for n, zero in zeros.items())
 
 
 def test_a_layer_without_a_bias_gets_one(tmp_path):

@@ -46,7 +46,13 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidan
     codes = unpacked(_data(weight))
     scale, offset = _blocks_of(weight)
     _check_vectors(codes.shape, scale.shape, spec)
-    palettized, _ = palettize(codes, spec, importance=_importance(scale, codes), workers=workers)
+    palettized, _ = palettize(
+        codes,
+        spec,
+        importance=_importance(scale, codes),
+        workers=workers,
+        moments=guidance.moments,
+    )
     table = _scaled_table(palettized, scale, offset)
     joint = Palettized(table.decode(), palettized.indices, palettized.vector_axis, quantized=table)
     distortion = measure_distortion(weight.value(), joint)
@@ -56,9 +62,9 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidan
         )
     entries = palettized.table.size * scale.dtype.itemsize
     palette = PackedPalette.of(joint)
-    return Clustered(
-        palette, distortion, joint_notes(palette.nbytes, joint.indices_nbytes + entries)
-    )
+    bias, ratio = guidance.outcome(weight.value(), joint.dequantize())
+    notes = (*guidance.notes, *joint_notes(palette.nbytes, joint.indices_nbytes + entries))
+    return Clustered(palette, distortion, notes, bias, ratio)
 
 
 def _blocks_of(weight: Weight) -> tuple[Array, Array | None]:

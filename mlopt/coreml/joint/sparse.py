@@ -34,7 +34,9 @@ def mask_of(weight: Weight) -> Mask:
 def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
     value, mask = weight.value(), mask_of(weight)
     stored = _mask_of_indices(mask, spec)
-    palettized, _ = palettize(value, spec, importance=mask, workers=workers)
+    palettized, _ = palettize(
+        value, spec, importance=mask, workers=workers, moments=guidance.moments
+    )
     distortion = measure_distortion(value, palettized, counted=mask)
 
     indices, plain_nbytes = palettized.indices[stored], palettized.nbytes
@@ -47,7 +49,9 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidan
         nbytes=plain_nbytes - saved,
         mask=stored,
     )
-    return Clustered(palette, distortion, joint_notes(palette.nbytes, plain_nbytes))
+    bias, ratio = guidance.outcome(value, np.where(mask, palettized.dequantize(), value))
+    notes = (*guidance.notes, *joint_notes(palette.nbytes, plain_nbytes))
+    return Clustered(palette, distortion, notes, bias, ratio)
 
 
 def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:

@@ -38,9 +38,9 @@ class Strategy:
     Attributes
     ----------
     palettize
-        Clusters a weight in the given number of threads, as a calibration guides it (weights that
-        are compressed already: by their values). The spec is for the plain weight's shape.
-        Raises ``NoPaletteError`` if there is no such palette; the message is the reason.
+        Clusters a weight in the given number of threads, as a calibration guides it. The spec is
+        for the plain weight's shape. Raises ``NoPaletteError`` if there is no such palette; the
+        message is the reason.
     check
         Checks without clustering that ``palettize`` has what it needs; raises the same error.
     has_scales
