@@ -59,8 +59,6 @@ def guides_for(
                 "mlopt.calibration.calibrate, or use method='plain'"
             )
         return Guides()
-    if method == "plain":
-        return Guides()
     calibration = source if isinstance(source, Calibration) else Calibration.load(source)
     guides: dict[int, Guidance] = {}
     unknown: list[str] = []
@@ -69,7 +67,9 @@ def guides_for(
     for decision in chosen:
         weight, spec = decision.weight, decision.result
         assert isinstance(spec, PaletteSpec)
-        if spec.mode != "kmeans":
+        assert decision.config is not None
+        asked = decision.config.method or method
+        if spec.mode != "kmeans" or asked == "plain":
             continue
         match = calibration.find(weight.name, weight.shape, content_of(weight.value()))
         weight.release()
@@ -79,7 +79,7 @@ def guides_for(
         if not match.is_exact:
             changed.append(weight.name)
         guides[id(weight)] = _guidance(
-            weight, spec, match.moments, method=method, correct_biases=correct_biases
+            weight, spec, match.moments, method=asked, correct_biases=correct_biases
         )
     if unknown and not guides:
         raise ConfigError(

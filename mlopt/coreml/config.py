@@ -220,7 +220,7 @@ def _for_coremltools(config: OpConfig | None, name: str) -> OpConfig | None:
     from coremltools.optimize.coreml import OpPalettizerConfig as Theirs
 
     values = attrs.asdict(config, recurse=False) | {"granularity": config.granularity.value}
-    for parameter, default in (("lut_dtype", None), ("on_indivisible", "skip")):
+    for parameter, default in (("lut_dtype", None), ("on_indivisible", "skip"), ("method", None)):
         value = values.pop(parameter)
         if value != default:
             raise ConfigError(

@@ -14,11 +14,13 @@ import attrs
 from mlopt.choices import (
     DEFAULT_GROUP_SIZE,
     DEFAULT_WEIGHT_THRESHOLD,
+    METHODS,
     MODES,
     NBITS,
     ON_INDIVISIBLE,
     GranularityName,
     LutDtype,
+    Method,
     Mode,
     Nbits,
     OnIndivisible,
@@ -65,6 +67,10 @@ def _workers(value: Any) -> int:
 
 def _on_indivisible(value: OnIndivisible) -> OnIndivisible:
     return word(value, "on_indivisible", ON_INDIVISIBLE)
+
+
+def _method(value: Method | None) -> Method | None:
+    return None if value is None else word(value, "method", METHODS)
 
 
 def _nbits(value: Nbits | None) -> int | None:
@@ -129,6 +135,9 @@ class OpPalettizerConfig:
         Where `group_size` does not divide the number of channels: ``"skip"`` keeps the weight as it
         is, ``"divisor"`` takes the largest divisor not above `group_size`, ``"per_tensor"``
         uses one table.
+    method
+        How a calibration guides kmeans: as `method` of :func:`palettize`, for these weights. None:
+        as that says. Without a calibration it has no effect.
 
     Raises
     ------
@@ -148,6 +157,7 @@ class OpPalettizerConfig:
     weight_threshold: int = attrs.field(default=DEFAULT_WEIGHT_THRESHOLD, converter=_threshold)
     lut_dtype: LutDtype | None = attrs.field(default=None, converter=lut_dtype_name)
     on_indivisible: OnIndivisible = attrs.field(default="skip", converter=_on_indivisible)
+    method: Method | None = attrs.field(default=None, converter=_method)
 
     def __attrs_post_init__(self) -> None:
         chooses_nbits = self.mode in ("unique", "custom")

@@ -131,7 +131,7 @@ def palettize(
     method
         ``"auto"``: the best that the calibration has for a weight. ``"hessian"``: the same (all
         second moments of the inputs, where they are known). ``"diagonal"``: their mean squares
-        alone. ``"plain"``: no calibration.
+        alone. ``"plain"``: no calibration. Rules may have their own.
     correct_biases
         Fold the mean error of the outputs into the bias, with ``hessian``, of a linear layer or a
         convolution that alone reads the weight; where there is none, one is added.

@@ -297,6 +297,17 @@ def test_methods_that_need_a_calibration_are_refused_without(source):
         palettize(source, config(), method="best")
 
 
+def test_rules_have_methods_of_their_own(source, calibration, tmp_path):
+    rules = config()
+    rules.set_op_name("second", attrs.evolve(rules.global_config, method="plain"))
+    rules.set_op_name("third", attrs.evolve(rules.global_config, method="diagonal"))
+    result = palettize(source, rules, output=tmp_path / "a.mlpackage", calibration=calibration)
+    methods = {row.consumers[0]: row.method for row in result.report.palettized}
+    assert methods["linear(first)"] == "hessian"
+    assert methods["linear(second)"] == "plain"
+    assert methods["linear(third)"] == "diagonal"
+
+
 def test_other_modes_are_as_they_were(source, calibration, tmp_path):
     rules = OptimizationConfig(
         global_config=OpPalettizerConfig(mode="uniform", nbits=4, weight_threshold=100)

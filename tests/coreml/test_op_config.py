@@ -24,7 +24,7 @@ def test_signature_begins_with_that_of_coremltools(reference):
     ours = list(inspect.signature(OpPalettizerConfig).parameters.values())
     theirs = list(inspect.signature(reference.OpPalettizerConfig).parameters.values())
     assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
-    assert [p.name for p in ours[len(theirs) :]] == ["lut_dtype", "on_indivisible"]
+    assert [p.name for p in ours[len(theirs) :]] == ["lut_dtype", "on_indivisible", "method"]
     for our, their in zip(ours, theirs, strict=False):
         if our.name != "granularity":
             assert our.default == their.default
