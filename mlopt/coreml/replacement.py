@@ -103,13 +103,7 @@ class Replacements:
                 file_name=file_name,
             )
         )
-        reader, name = place.reader.op, op.outputs[0].name
-
-        def bind() -> None:
-            del reader.inputs["bias"].arguments[:]
-            reader.inputs["bias"].arguments.add().name = name
-
-        self._edits.add_last_step(bind)
+        self._edits.bind(place.reader.op, "bias", op.outputs[0].name)
         if old is not None and old.variable is not None and self._is_last_use(old.variable):
             self._edits.replace(old.block, old.op, [])
         return op

@@ -28,6 +28,7 @@ class Edits:
     def __init__(self) -> None:
         # By identity: blocks with their replacements, and these by operation.
         self._blocks: dict[int, tuple[Block, dict[int, _Replacement]]] = {}
+        self._bindings: list[tuple[Operation, str, str]] = []
         self._last_steps: list[Callable[[], None]] = []
 
     def replace(
@@ -64,12 +65,20 @@ class Edits:
                 return
         replacements[id(op)] = _Replacement(op, tuple(new_ops), unless_replaced)
 
+    def bind(self, op: Operation, parameter: str, name: str) -> None:
+        """Bind a parameter of an operation to a variable, once all replacements are made.
+
+        It may have been bound to another, or to none. The operation may be replaced; its message
+        is then that of the last of those which replace it.
+        """
+        self._bindings.append((op, parameter, name))
+
     def add_last_step(self, step: Callable[[], None]) -> None:
         """Let ``apply`` call ``step`` after all replacements, such as a renaming of their block."""
         self._last_steps.append(step)
 
     def apply(self) -> None:
-        """Make all replacements, take the last steps in the order of adding, and forget them.
+        """Make all replacements, then bind, then take the last steps in order; and forget them.
 
         Raises
         ------
@@ -97,6 +106,9 @@ class Edits:
                     replacement.op.CopyFrom(last)
                 for new in reversed(before):
                     block.operations.insert(index, new)
+        for op, parameter, name in self._bindings:
+            del op.inputs[parameter].arguments[:]
+            op.inputs[parameter].arguments.add().name = name
         for step in self._last_steps:
             step()
-        self._blocks, self._last_steps = {}, []
+        self._blocks, self._bindings, self._last_steps = {}, [], []

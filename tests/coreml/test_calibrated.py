@@ -34,8 +34,10 @@ SAMPLES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
+@pytest.fixture(scope="module", params=["iOS18", "iOS15"])
+def source(request, tmp_path_factory):
+    """At iOS15, it is raised in the same edit."""
+
     def program(x):
         bias = mb.const(val=SHARED, name="shared_bias")
         h = mb.relu(x=mb.linear(x=x, weight=W0, bias=B0, name="first"))
@@ -43,7 +45,7 @@ def source(tmp_path_factory):
         h = mb.relu(x=mb.linear(x=h, weight=W2, bias=bias, name="third"))
         return mb.matmul(x=h, y=np.ascontiguousarray(W1.T), name="last")
 
-    model = convert(program, SAMPLES[0], target="iOS18")
+    model = convert(program, SAMPLES[0], target=request.param)
     return saved(model, tmp_path_factory.mktemp("calibrated") / "source.mlpackage")
 
 
@@ -174,6 +176,7 @@ def test_compressed_weights_are_fitted_too(source, tmp_path, compress):
             output=tmp_path / f"{n}.mlpackage",
             joint_compression=True,
             calibration=given,
+            minimum_deployment_target="iOS18",
         )
         for n, given in enumerate((None, calibration))
     )
@@ -284,6 +287,7 @@ def test_forms_that_moments_cannot_refine_say_so(source, calibration, tmp_path):
         config(cluster_dim=2, **options),
         output=tmp_path / "a.mlpackage",
         calibration=calibration,
+        minimum_deployment_target="iOS18",
     )
     rows = [row for row in result.report.palettized if "linear" in row.consumers[0]]
     assert {row.method for row in rows} == {"diagonal"}

@@ -55,6 +55,25 @@ def test_last_steps_come_after_all_replacements() -> None:
     assert seen == ["b"]
 
 
+def test_bindings_come_between_replacements_and_last_steps() -> None:
+    block = Block()
+    op, other = block.operations.add(type="a"), block.operations.add(type="c")
+    other.inputs["x"].arguments.add().name = "old"
+    edits = Edits()
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([a.name for o in block.operations for a in o.inputs["x"].arguments])
+
+    edits.add_last_step(look)
+    edits.bind(op, "x", "new")
+    edits.bind(other, "x", "newer")
+    edits.replace(block, op, [Operation(type="b")])
+    edits.apply()
+    edits.apply()
+    assert seen == [["new", "newer"]]
+
+
 @pytest.mark.parametrize("weak", [False, True])
 def test_two_replacements_are_refused(weak: bool) -> None:
     block = Block()
