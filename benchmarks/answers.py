@@ -3,10 +3,14 @@
     python -m benchmarks.answers [--models NAME ...] [--forms NAME ...] [--json FILE]
 
 Models with trained weights are palettized without and with the statistics of their inputs, and
-asked about text that the calibration has not seen: held-out text of the same manual, and other text
-(descriptions and licences of packages). MiniLM is judged by the signal-to-noise ratio of its
-sentence embeddings (dB, more is better), SmolLM2 by perplexity (less is better). Both forms of a
-row take the same bytes.
+asked about samples that the calibration has not seen. Packages of one form take the same bytes.
+
+- minilm: the signal-to-noise ratio of sentence embeddings in dB, for held-out text of the manual
+  that calibrated, and for other text (descriptions and licences of packages).
+- smollm2: perplexity on the same texts; less is better.
+- efficientnet-lite0: the signal-to-noise ratio of the logits in dB, and the share of crops that
+  keep their first class; other photographs than those of the calibration.
+- digits: the share of held-out digits that are classified rightly.
 """
 
 from __future__ import annotations
@@ -20,43 +24,42 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 
 from benchmarks.lib import child
 from benchmarks.lib.output import number, print_table, write_json
 from benchmarks.lib.packages import missing, package
 from benchmarks.lib.progress import say
-from benchmarks.tasks.texts import Text
+from benchmarks.tasks import answer_trials
 
 SUBJECT = "answers of palettized models"
 METHODS = ("plain", "diagonal", "hessian")
-ASKED: tuple[Text, ...] = ("held-out", "other")
+MEASURES = ("held-out", "other", "top-1")
+DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "digits.mlpackage"
 
 
 @attrs.frozen
 class Form:
-    """A request: the options of all weights, and rules for operations by type."""
+    """A request: the options of all weights; layers_only: embeddings stay as they are."""
 
     options: dict[str, Any]
     layers_only: bool = False
+
+
+@attrs.frozen
+class Trial:
+    """A model: who asks it, and its forms."""
+
+    judge: Callable[[str], tuple[list[answer_trials.Sample], answer_trials.Ask]]
+    forms: dict[str, Form]
 
 
 def _groups(size: int) -> dict[str, Any]:
     return {"granularity": "per_grouped_channel", "group_size": size}
 
 
-@attrs.frozen
-class Trial:
-    """A model: its forms, how many pieces of text calibrate and judge it, and by what."""
-
-    forms: dict[str, Form]
-    calibration: int
-    asked: int
-    measure: str
-
-
 TRIALS = {
     "minilm": Trial(
+        answer_trials.sentences,
         {
             "layers, 2 bits": Form({"nbits": 2}, layers_only=True),
             "layers, 3 bits": Form({"nbits": 3}, layers_only=True),
@@ -64,19 +67,29 @@ TRIALS = {
             "3 bits": Form({"nbits": 3}),
             "3 bits, groups of 16": Form({"nbits": 3, **_groups(16)}),
         },
-        calibration=256,
-        asked=64,
-        measure="dB",
     ),
     "smollm2": Trial(
+        answer_trials.language,
         {
             "4 bits": Form({"nbits": 4}),
             "4 bits, groups of 8": Form({"nbits": 4, **_groups(8)}),
             "3 bits, groups of 8": Form({"nbits": 3, **_groups(8)}),
         },
-        calibration=24,
-        asked=8,
-        measure="perplexity",
+    ),
+    "efficientnet-lite0": Trial(
+        answer_trials.photographs,
+        {
+            "4 bits": Form({"nbits": 4}),
+            "4 bits, scales": Form({"nbits": 4, "enable_per_channel_scale": True}),
+            "6 bits": Form({"nbits": 6}),
+        },
+    ),
+    "digits": Trial(
+        answer_trials.digits,
+        {
+            "1 bit": Form({"nbits": 1, "weight_threshold": 0}),
+            "2 bits": Form({"nbits": 2, "weight_threshold": 0}),
+        },
     ),
 }
 
@@ -91,22 +104,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     rows = []
     for model in options.models:
-        reason = missing(model)
+        reason = _missing(model)
         if reason is not None:
             print(f"{model} is skipped: {reason}")
             continue
-        path = str(package(model))
+        path = str(DIGITS if model == "digits" else package(model))
         forms = options.forms or list(TRIALS[model].forms)
         rows += child.call("benchmarks.answers:measure", model=model, path=path, forms=forms)
-    columns = ["model", "form", "method", *(f"{t} text" for t in ASKED), "bytes", "seconds"]
+    columns = ["model", "form", "method", *MEASURES, "bytes", "seconds"]
     lines = [
         [
-            *(r[name] for name in ("model", "form", "method")),
-            *(number(r[text]) for text in ASKED),
-            f"{r['bytes']:,}",
-            number(r["seconds"], 3),
+            *(row[name] for name in ("model", "form", "method")),
+            *(number(row.get(measure)) for measure in MEASURES),
+            f"{row['bytes']:,}",
+            number(row["seconds"], 3),
         ]
-        for r in rows
+        for row in rows
     ]
     print_table(SUBJECT, columns, lines)
     write_json(options.json, SUBJECT, rows)
@@ -114,36 +127,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(model: str, path: str, forms: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each form and method (runs in a child)."""
+    """A row for each form and method, after one for the float model (runs in a child).
+
+    The seconds of the first are those of the calibration, those of the others of palettizing.
+    """
     from mlopt.calibration import calibrate
 
     trial = TRIALS[model]
-    samples, ask = _JUDGES[model](path, trial)
+    samples, ask = trial.judge(path)
     began = time.perf_counter()
     calibration = calibrate(path, samples)
-    say(f"{model}: calibrated in {time.perf_counter() - began:.1f} s")
     rows = [_row(model, "float", "", path, ask, time.perf_counter() - began)]
+    say(f"{model}: {rows[-1]}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in forms:
-            if name not in trial.forms:
-                continue
+        for name in filter(trial.forms.__contains__, forms):
             for method in METHODS:
                 output = Path(folder) / "palettized.mlpackage"
                 began = time.perf_counter()
                 _palettize(path, trial.forms[name], output, calibration, method)
                 seconds = time.perf_counter() - began
                 rows.append(_row(model, name, method, str(output), ask, seconds))
-                say(f"{model}, {name}, {method}: {rows[-1]}")
+                say(f"{model}: {rows[-1]}")
     return rows
 
 
+def _missing(model: str) -> str | None:
+    from benchmarks.tasks import photographs
+
+    lacking = missing(model)
+    return photographs.missing() if model == "efficientnet-lite0" and not lacking else lacking
+
+
 def _row(
-    model: str, form: str, method: str, path: str, ask: Callable[[str, Text], float], seconds: float
+    model: str, form: str, method: str, path: str, ask: answer_trials.Ask, seconds: float
 ) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in Path(path).rglob("weight.bin"))
-    answers = {text: ask(path, text) for text in ASKED}
-    common = {"model": model, "form": form, "method": method}
-    return {**common, **answers, "bytes": size, "seconds": seconds}
+    row = {"model": model, "form": form, "method": method, "bytes": size, "seconds": seconds}
+    return row | ask(path)
 
 
 def _palettize(path: str, form: Form, output: Path, calibration: Any, method: str) -> None:
@@ -156,71 +176,6 @@ def _palettize(path: str, form: Form, output: Path, calibration: Any, method: st
     given = None if method == "plain" else calibration
     palettize(path, config, output=output, calibration=given, method=method)
 
-
-def _sentences(
-    path: str, trial: Trial
-) -> tuple[list[dict[str, Any]], Callable[[str, Text], float]]:
-    """Samples of MiniLM, and the signal-to-noise ratio of its sentence embeddings, in dB."""
-    from benchmarks.models.minilm import TOKENS
-    from benchmarks.models.minilm_weights import model_folder
-    from benchmarks.models.wordpiece import WordPiece
-    from benchmarks.tasks.texts import paragraphs
-    from mlopt import runtime
-
-    tokenizer = WordPiece(model_folder() / "vocab.txt")
-
-    def samples(text: Text, count: int) -> list[dict[str, Any]]:
-        words = " ".join(paragraphs(text)).split()
-        made = []
-        for start in np.arange(count) * (len(words) - TOKENS) // count:
-            # A word has a token at least, so that a passage fills the model's whole length.
-            ids, mask = tokenizer.encode(" ".join(words[start : start + TOKENS]), TOKENS)
-            made.append(
-                {
-                    "input_ids": np.array([ids], np.int32),
-                    "attention_mask": np.array([mask], np.int32),
-                }
-            )
-        return made
-
-    reference = runtime.load(path, keep_weights=True)
-    asked = {text: samples(text, trial.asked) for text in ASKED}
-    wanted = {text: _answers(reference, asked[text]) for text in ASKED}
-
-    def ask(candidate: str, text: Text) -> float:
-        given = _answers(runtime.load(candidate, keep_weights=True), asked[text])
-        noise = float(((given - wanted[text]) ** 2).sum())
-        return float(10 * np.log10((wanted[text] ** 2).sum() / noise)) if noise else float("inf")
-
-    return samples("calibration", trial.calibration), ask
-
-
-def _answers(program: Any, samples: list[dict[str, Any]]) -> Any:
-    outputs = [next(iter(program.predict(sample).values())) for sample in samples]
-    return np.concatenate([np.asarray(output, np.float64) for output in outputs])
-
-
-def _language(path: str, trial: Trial) -> tuple[list[dict[str, Any]], Callable[[str, Text], float]]:
-    """Samples of SmolLM2, and its perplexity."""
-    from benchmarks.models.smollm2 import TOKENS
-    from benchmarks.models.smollm2_weights import model_file, tokenizer
-    from benchmarks.tasks.language_model import perplexity
-    from benchmarks.tasks.texts import token_windows
-    from mlopt import runtime
-
-    made = tokenizer(model_file())
-
-    def windows(text: Text, count: int) -> Any:
-        return token_windows(lambda t: made.encode(t).ids, text, count, TOKENS)
-
-    samples = [{"input_ids": piece[None]} for piece in windows("calibration", trial.calibration)]
-    asked = {text: windows(text, trial.asked) for text in ASKED}
-    return samples, lambda candidate, text: perplexity(
-        runtime.load(candidate, keep_weights=True), asked[text]
-    )
-
-
-_JUDGES: dict[str, Any] = {"minilm": _sentences, "smollm2": _language}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.lib import child
 from benchmarks.lib.cache import build_once, cache_folder
 from benchmarks.lib.progress import say
+from benchmarks.models.efficientnet_weights import weights_file
 from benchmarks.models.minilm_weights import model_folder
 from benchmarks.models.smollm2_weights import model_file
 
@@ -17,6 +18,7 @@ BUILDERS = {
     "minilm": "benchmarks.models.minilm:build",
     "minilm-ios16": "benchmarks.models.minilm:build_ios16",
     "smollm2": "benchmarks.models.smollm2:build",
+    "efficientnet-lite0": "benchmarks.models.efficientnet_lite:build",
     "resnet50": "benchmarks.models.resnet:build_resnet50",
     "mobilenet-v2": "benchmarks.models.mobilenet_v2:build",
     "mobilenet-v3-small": "benchmarks.models.mobilenet_v3:build",
@@ -57,6 +59,8 @@ def missing(name: str) -> str | None:
             model_folder()
         if name.startswith("smollm2"):
             model_file()
+        if name.startswith("efficientnet"):
+            weights_file()
     except FileNotFoundError as error:
         return str(error)
     return None
