@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,18 @@ def score_names(model: Program | Pipeline) -> frozenset[str]:
     return frozenset(names)
 
 
+def probability_names(model: Program | Pipeline) -> frozenset[str]:
+    """Return the outputs that are the result of a softmax."""
+    names: set[str] = set()
+    for program in programs_of(model):
+        makers = makers_of(program)
+        for name, source in zip(program.plan.outputs, program.plan.body.outputs, strict=True):
+            step = _maker(source, makers, _PASSING - {"log"})
+            if step is not None and step.node.op_type == "softmax":
+                names.add(name)
+    return frozenset(names)
+
+
 @contextlib.contextmanager
 def blamed(model: str) -> Iterator[None]:
     """Name in errors of the block the model that they are about."""
@@ -106,12 +118,16 @@ def makers_of(program: Program) -> dict[int, Step]:
 
 
 def _is_scored(source: Any, makers: Mapping[int, Step]) -> bool:
+    step = _maker(source, makers, _PASSING)
+    return step is not None and step.node.op_type in _SCORING
+
+
+def _maker(source: Any, makers: Mapping[int, Step], passing: Collection[str]) -> Step | None:
+    """Return the step that makes a value, in front of those that only pass it on."""
     while isinstance(source, int) and source in makers:
         step = makers[source]
-        if step.node.op_type in _SCORING:
-            return True
         given = {parameter.name: sources for parameter, sources in step.arguments}
-        if step.node.op_type not in _PASSING or "x" not in given:
-            return False
+        if step.node.op_type not in passing or "x" not in given:
+            return step
         (source,) = given["x"]
-    return False
+    return None

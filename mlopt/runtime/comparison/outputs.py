@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
@@ -18,12 +18,22 @@ from mlopt.runtime.comparison.answers import blamed, colours, is_image, is_one_r
 from mlopt.runtime.comparison.content import Ends
 from mlopt.runtime.comparison.measures import Agreement, Distance
 from mlopt.runtime.comparison.results import Comparison
-from mlopt.runtime.comparison.rows import LabelRow, OutputRow
+from mlopt.runtime.comparison.rows import LabelRow, MetricRow, OutputRow
 from mlopt.text.names import shortlist
 
 Outputs = Mapping[str, Any]
 Paired = Callable[[Outputs, Outputs], tuple[Outputs, Outputs]]
 Predict = Callable[[Mapping[str, Any]], Outputs]
+
+
+class Metric(Protocol):
+    """Numbers that models are judged by, accumulated over samples."""
+
+    def add(self, sample: Mapping[str, Any], reference: Outputs, candidate: Outputs) -> None:
+        """Add a sample: the inputs, and the outputs of both models."""
+
+    def rows(self) -> Iterable[MetricRow]:
+        """Return the numbers, after the last sample."""
 
 
 def compare_outputs(
@@ -35,6 +45,7 @@ def compare_outputs(
     labels: Collection[str] = (),
     scores: Collection[str] = (),
     ends: Mapping[str, Ends] | None = None,
+    metrics: Sequence[Metric] = (),
     roles: tuple[str, str] = ("reference", "candidate"),
 ) -> Comparison:
     """Measure how far the outputs of two functions of the inputs are apart.
@@ -42,8 +53,8 @@ def compare_outputs(
     paired: turns the outputs of both, whose numbers of rows may differ, into those to measure;
     labels: names of outputs that are labels of classes (strings always are); scores: names of
     outputs whose best classes are compared if they have one row (dictionaries of probabilities
-    always are); ends: the range of the elements of some outputs; roles: names of the functions in
-    errors.
+    always are); ends: the range of the elements of some outputs; metrics: what else is
+    measured, of the outputs before they are paired; roles: names of the functions in errors.
     """
     if not samples:
         raise InputError("there are no samples to compare the models on")
@@ -58,7 +69,14 @@ def compare_outputs(
                 f"the models have different outputs: {', '.join(first)} and {', '.join(second)}"
             )
         sums.add(*paired(first, second))
-    return Comparison(len(samples), sums.rows(), labels=sums.label_rows(len(samples)))
+        for metric in metrics:
+            metric.add(sample, first, second)
+    return Comparison(
+        len(samples),
+        sums.rows(),
+        labels=sums.label_rows(len(samples)),
+        metrics=tuple(row for metric in metrics for row in metric.rows()),
+    )
 
 
 @attrs.define(eq=False)

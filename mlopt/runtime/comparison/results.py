@@ -7,7 +7,13 @@ from typing import Any
 import attrs
 
 from mlopt.runtime.comparison.measures import Agreement, Distance
-from mlopt.runtime.comparison.rows import DetectionRow, LabelRow, LayerRow, OutputRow
+from mlopt.runtime.comparison.rows import (
+    DetectionRow,
+    LabelRow,
+    LayerRow,
+    MetricRow,
+    OutputRow,
+)
 from mlopt.runtime.comparison.text import comparison_text
 from mlopt.text.json_text import finite_or_text, json_text
 
@@ -16,7 +22,8 @@ from mlopt.text.json_text import finite_or_text, json_text
 class Comparison:
     """The result of :func:`compare`.
 
-    unmatched: outputs of weighted operations of the reference that the candidate does not have.
+    metrics: what else the models are judged by; unmatched: outputs of weighted operations of the
+    reference that the candidate does not have.
     """
 
     samples: int
@@ -25,6 +32,7 @@ class Comparison:
     unmatched: tuple[str, ...] = ()
     detections: tuple[DetectionRow, ...] = attrs.field(default=(), kw_only=True)
     labels: tuple[LabelRow, ...] = ()
+    metrics: tuple[MetricRow, ...] = attrs.field(default=(), kw_only=True)
 
     @property
     def uninformative(self) -> tuple[str, ...]:
@@ -54,6 +62,7 @@ class Comparison:
             ],
             "labels": [attrs.asdict(row) for row in self.labels],
             "detections": [attrs.asdict(row) for row in self.detections],
+            "metrics": [_metric(row) for row in self.metrics],
             "layers": [
                 {
                     "name": row.name,
@@ -82,6 +91,7 @@ class Comparison:
             layers=self.layers,
             labels=self.labels,
             detections=self.detections,
+            metrics=self.metrics,
             unmatched=self.unmatched,
             samples=self.samples,
             hint=hint,
@@ -113,3 +123,11 @@ def _agreement(agreement: Agreement | None) -> dict[str, Any]:
         return {}
     top5 = {} if agreement.top5_share is None else {"top5": agreement.top5_share}
     return {"top1": agreement.top1_share, "not_a_number": agreement.not_a_number, **top5}
+
+
+def _metric(row: MetricRow) -> dict[str, Any]:
+    values = attrs.asdict(row)
+    return {
+        key: finite_or_text(value) if isinstance(value, float) else value
+        for key, value in values.items()
+    }

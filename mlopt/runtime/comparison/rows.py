@@ -60,6 +60,25 @@ class DetectionRow:
 
 
 @attrs.frozen
+class MetricRow:
+    """A number that models are judged by: one for each model, or one for the pair.
+
+    output: the output that it is about, empty for a function of the caller; unit: "share" (from 0
+    to 1), "nats" or empty; count: how many positions or rows of scores it is a mean over, None if
+    unknown; note: why there is no number, or why it is NaN.
+    """
+
+    name: str
+    output: str = ""
+    reference: float | None = None
+    candidate: float | None = None
+    pair: float | None = None
+    unit: str = ""
+    count: int | None = None
+    note: str = ""
+
+
+@attrs.frozen
 class LayerRow:
     """One operation with a weight.
 

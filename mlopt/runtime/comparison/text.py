@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from mlopt.runtime.comparison.measures import Distance
-from mlopt.runtime.comparison.rows import DetectionRow, LabelRow, LayerRow, OutputRow
+from mlopt.runtime.comparison.rows import (
+    DetectionRow,
+    LabelRow,
+    LayerRow,
+    MetricRow,
+    OutputRow,
+)
 from mlopt.text.names import elided_apart, printable
 from mlopt.text.tables import Column, text_table
 from mlopt.text.words import counted
@@ -26,6 +32,7 @@ def comparison_text(
     layers: Sequence[LayerRow],
     labels: Sequence[LabelRow],
     detections: Sequence[DetectionRow],
+    metrics: Sequence[MetricRow],
     unmatched: Sequence[str],
     samples: int,
     hint: bool,
@@ -38,12 +45,15 @@ def comparison_text(
     parts = []
     if outputs:
         parts.append(_output_table(outputs))
+    if any(map(_has_value, metrics)):
+        parts.append(_metric_table([row for row in metrics if _has_value(row)]))
     if layers:
         parts.append(_layer_table(sorted(layers, key=_badness)))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
     parts += _states(outputs)
     parts += _notes(outputs, labels, detections)
+    parts += _metric_notes(metrics)
     if unmatched:
         parts.append(f"Not in the candidate, so not compared: {', '.join(shortened(unmatched))}")
     if hint and not all(row.is_informative for row in outputs):
@@ -81,6 +91,43 @@ def _output_table(outputs: Sequence[OutputRow]) -> str:
         if any(share is not None for share in of_outputs)
     ]
     return text_table(columns)
+
+
+def _metric_table(metrics: Sequence[MetricRow]) -> str:
+    values = {
+        "reference": [_value(row.reference, row.unit) for row in metrics],
+        "candidate": [_value(row.candidate, row.unit) for row in metrics],
+        "both": [_value(row.pair, row.unit) for row in metrics],
+        "count": ["" if row.count is None else str(row.count) for row in metrics],
+    }
+    return text_table(
+        [
+            Column("metric", shortened(row.name for row in metrics)),
+            Column("output", shortened(row.output for row in metrics)),
+            *(
+                Column(title, cells, is_number=True)
+                for title, cells in values.items()
+                if any(cells)
+            ),
+        ]
+    )
+
+
+def _metric_notes(metrics: Sequence[MetricRow]) -> Iterator[str]:
+    """Yield each note with the names of its metrics."""
+    for note in dict.fromkeys(row.note for row in metrics if row.note):
+        names = shortened(row.name for row in metrics if row.note == note)
+        yield f"{', '.join(names)}: {printable(note)}."
+
+
+def _has_value(row: MetricRow) -> bool:
+    return any(value is not None for value in (row.reference, row.candidate, row.pair))
+
+
+def _value(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2%}" if unit == "share" else f"{value:.6g} {unit}".rstrip()
 
 
 def _layer_table(layers: Sequence[LayerRow]) -> str:
