@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from mlopt.cli.functions import imported_function
 from mlopt.cli.model_inputs import arrays_of
 from mlopt.runtime.comparison.split_samples import split_samples
 from mlopt.runtime.pipeline import Pipeline
@@ -51,21 +49,6 @@ class _Folder:
 
 
 def _of_function(data: str) -> Iterable[Mapping[str, Any]]:
-    module_name, _, name = data.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:
-        raise typer.BadParameter(
-            f"the module {module_name!r} cannot be imported: {error}; {_WANTED}",
-            param_hint=_OPTION,
-        ) from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise typer.BadParameter(
-            f"the module {module_name!r} has no function {name!r}; {_WANTED}", param_hint=_OPTION
-        )
+    function = imported_function(data, _OPTION, _WANTED)
     samples: Iterable[Mapping[str, Any]] = function()
     return samples

@@ -12,6 +12,7 @@ from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, show, write_text
 
 if TYPE_CHECKING:
+    from mlopt.cli.metric_options import MetricOptions
     from mlopt.runtime.comparison.float16_results import Float16Comparison
     from mlopt.runtime.comparison.results import Comparison
 
@@ -94,6 +95,41 @@ def compare_models(
         Backend,
         typer.Option(help="PyTorch on any machine, or Core ML itself on a Mac (no layers)."),
     ] = "runtime",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The input of token ids of a language model, where it is not recognized.",
+        ),
+    ] = None,
+    logits: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The output of logits of the next token."),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An input with zeros for tokens to leave out."),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An output with scores of classes in its last axis."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The array of --inputs with the right classes: shows the accuracy of both models.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="A function of the outputs of the reference, those of the candidate and the "
+            "inputs, three lists of dictionaries, that returns a number, or one for each model; "
+            "repeatable. Modules of the current folder can be imported.",
+        ),
+    ] = None,
 ) -> None:
     """Run two models on the same inputs and measure how far their outputs are apart.
 
@@ -102,13 +138,22 @@ def compare_models(
     labels how often they are the same. Scores are the probabilities of a classifier, and outputs of
     one row from a softmax, a sigmoid or a last layer. NaN and infinite elements are counted; a
     reference that is zero, constant or saturated is reported as such.
+
+    Language models are judged by their perplexity on --inputs, and by how often and how much their
+    next tokens differ.
     """
     with errors_explained():
         if inputs is not None and random is not None:
             raise typer.BadParameter("give either --inputs or --random", param_hint="'--random'")
         _check_models(candidate, float16=float16)
+        from mlopt.cli.metric_options import MetricOptions
+
+        metrics = MetricOptions(tokens, logits, mask, classes, labels, metric or ())
         if float16:
-            _check_float16_takes(precision, backend, needs_layers=layers or picture is not None)
+            _check_float16_takes(
+                precision, backend, metrics, needs_layers=layers or picture is not None
+            )
+        metrics.check(inputs)
         if backend == "coreml":
             _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
         if picture is not None:
@@ -122,12 +167,15 @@ def compare_models(
             _check_ratio(by_itself, min_snr)
             return
         if backend == "coreml":
-            comparison = _by_core_ml(reference, candidate, inputs, drawn, seed, function)
+            comparison = _by_core_ml(
+                reference, candidate, inputs, metrics, random=drawn, seed=seed, function=function
+            )
         else:
             comparison = _by_runtime(
                 reference,
                 candidate,
                 inputs,
+                metrics,
                 random=drawn,
                 seed=seed,
                 layers=layers or picture is not None,
@@ -162,12 +210,13 @@ def _check_models(candidate: Path | None, *, float16: bool) -> None:
 
 
 def _check_float16_takes(
-    precision: Precision | None, backend: Backend, *, needs_layers: bool
+    precision: Precision | None, backend: Backend, metrics: MetricOptions, *, needs_layers: bool
 ) -> None:
     given = {
         "--precision": precision is not None,
         "--backend": backend == "coreml",
         "--layers and --picture": needs_layers,
+        **dict.fromkeys(metrics.given, True),
     }
     wrong = [option for option, is_given in given.items() if is_given]
     if wrong:
@@ -214,16 +263,23 @@ def _float16(reference: Path, inputs: Path | None, **options: Any) -> Float16Com
 
 
 def _by_runtime(
-    reference: Path, candidate: Path, inputs: Path | None, *, precision: Any, **options: Any
+    reference: Path,
+    candidate: Path,
+    inputs: Path | None,
+    metrics: MetricOptions,
+    *,
+    precision: Any,
+    **options: Any,
 ) -> Comparison:
     from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import compare, load
     from mlopt.runtime.comparison.answers import blamed
     from mlopt.runtime.comparison.split_samples import split_samples
 
+    arrays = {} if inputs is None else arrays_of(inputs)
+    options |= metrics.taken_from(arrays)
     if inputs is None:
         return compare(reference, candidate, precision=precision, **options)
-    arrays = arrays_of(inputs)
     with blamed("reference"):
         model = load(reference, options["function"], precision=precision)
     samples = split_samples(model, arrays)
@@ -234,6 +290,8 @@ def _by_core_ml(
     reference: Path,
     candidate: Path,
     inputs: Path | None,
+    metrics: MetricOptions,
+    *,
     random: int,
     seed: int,
     function: str | None,
@@ -243,20 +301,27 @@ def _by_core_ml(
     from mlopt.runtime.comparison.answers import blamed, score_names
     from mlopt.runtime.comparison.coreml_backend import CoreMLModel
     from mlopt.runtime.comparison.ends import ends_of_outputs
+    from mlopt.runtime.comparison.metrics import metrics_of
     from mlopt.runtime.comparison.outputs import compare_outputs
     from mlopt.runtime.comparison.random_samples import random_samples
     from mlopt.runtime.comparison.split_samples import split_samples
 
-    arrays = None if inputs is None else arrays_of(inputs)
+    arrays = {} if inputs is None else arrays_of(inputs)
+    options = metrics.taken_from(arrays)
     first, second = (CoreMLModel(path, function) for path in (reference, candidate))
     # models that PyTorch does not run are still described by it
     with blamed("reference"):
         model = load(reference, function)
+    samples = (
+        random_samples(model, random, seed) if inputs is None else split_samples(model, arrays)
+    )
+    measured = metrics_of(model, samples=len(samples), are_drawn=inputs is None, **options)
     return compare_outputs(
         first.predict,
         second.predict,
-        random_samples(model, random, seed) if arrays is None else split_samples(model, arrays),
+        samples,
         labels=first.labels,
         scores=score_names(model),
         ends=ends_of_outputs(model),
+        metrics=measured,
     )

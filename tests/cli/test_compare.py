@@ -1,13 +1,17 @@
 """``mlopt compare`` with PyTorch."""
 
 import json
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
 
-from tests.cli.commands import invoke
+from mlopt.runtime import compare, load
+from tests.cli.commands import invoke, json_of
+from tests.cli.small_models import saved
+from tests.runtime.comparison.language_models import HEADS, TEXTS, language_model
 from tests.runtime.programs import convert
 
 
@@ -80,6 +84,11 @@ def test_compare_on_a_file_of_samples(packages, tmp_path):
         (["--picture", "-"], "binary data cannot go to standard output; name"),
         (["--picture", "p.foo"], "it has the extension '.foo'; use one of .eps, .jpeg"),
         (["--picture", "p"], "it has no extension; use one of"),
+        (["--labels", "y"], "it names an array of the file of --inputs; give --inputs"),
+        (["--metric", "f"], "'f' does not name a function; give module:function"),
+        (["--metric", "no_such_module:f"], "'no_such_module' cannot be imported"),
+        (["--metric", "json:f"], "the module 'json' has no function 'f'; give"),
+        (["--mask", "m"], "mask='m': the reference has no such input"),
     ],
 )
 def test_what_compare_refuses(packages, arguments, message, monkeypatch):
@@ -133,3 +142,65 @@ def test_compare_on_a_file_of_images(image_model, tmp_path):
             "compare", image_model, image_model, "--inputs", tmp_path / "x.npz", "--json", "-"
         )
         assert json.loads(result.stdout)["samples"] == count
+
+
+@pytest.fixture
+def language(tmp_path):
+    """Two language models and a file of texts."""
+    for name, head in zip(("first", "second"), HEADS, strict=True):
+        saved(language_model(head), tmp_path / f"{name}.mlpackage")
+    np.savez(tmp_path / "texts.npz", ids=np.stack([text["ids"] for text in TEXTS]))
+    return [tmp_path / "first.mlpackage", tmp_path / "second.mlpackage"], tmp_path / "texts.npz"
+
+
+def test_compare_language_models(language):
+    models, texts = language
+    plain, named = (
+        json_of(invoke("compare", *models, "--inputs", texts, "--json", "-", *options))["metrics"]
+        for options in ((), ("--tokens", "ids", "--logits", "logits"))
+    )
+    assert plain == named == compare(*models, TEXTS).as_dict()["metrics"]
+    assert plain[0]["name"] == "perplexity"
+    shown = invoke("compare", *models, "--inputs", texts).stdout
+    assert "next-token KL divergence" in shown
+    result = invoke("compare", *models, "--inputs", texts, "--logits", "x", "--mask", "ids")
+    assert result.exit_code == 2
+    assert "logits='x': the reference has no such output" in result.output
+
+
+def test_compare_with_labels(digits, tmp_path):
+    images = np.random.default_rng(0).uniform(size=(3, 1, 1, 8, 8)).astype(np.float32)
+    labels = [int(load(digits).predict({"image": image})["logits"].argmax()) for image in images]
+    labels[0] = (labels[0] + 1) % 10
+    np.savez(tmp_path / "x.npz", image=images, digit=labels)
+    options = ("--inputs", tmp_path / "x.npz", "--labels", "digit", "--classes", "logits")
+    rows = json_of(invoke("compare", digits, digits, *options, "--json", "-"))["metrics"]
+    assert [row["name"] for row in rows] == ["top-1 agreement", "top-5 agreement", "accuracy"]
+    assert (rows[2]["reference"], rows[2]["candidate"]) == (2 / 3, 2 / 3)
+    result = invoke("compare", digits, digits, "--inputs", tmp_path / "x.npz", "--labels", "digits")
+    assert result.exit_code == 2
+    assert "has no array 'digits'; it has 'image', 'digit'" in " ".join(result.output.split())
+
+
+def test_compare_with_functions(packages, tmp_path, monkeypatch):
+    (tmp_path / "judges_of_compare.py").write_text(
+        "def count(reference, candidate, samples):\n    return len(samples), len(candidate)\n"
+        "def fails(reference, candidate, samples):\n    raise ValueError('no words')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path.copy())
+    model = packages / "model.mlpackage"
+    count, fails = ("--metric", "judges_of_compare:count"), ("--metric", "judges_of_compare:fails")
+    rows = json_of(invoke("compare", model, model, "--random", 2, *count, "--json", "-"))["metrics"]
+    assert [(row["name"], row["reference"], row["candidate"]) for row in rows] == [
+        ("judges_of_compare:count", 2, 2)
+    ]
+    result = invoke("compare", model, model, "--random", 1, *count, *fails)
+    assert result.exit_code == 1
+    assert "metric 'judges_of_compare:fails' failed: ValueError: no words" in result.output
+
+
+def test_float16_takes_no_metrics(packages):
+    result = invoke("compare", packages / "model.mlpackage", "--float16", "--classes", "y")
+    assert result.exit_code == 2
+    assert "leave --classes out" in " ".join(result.output.split())

@@ -29,7 +29,7 @@ PRINTED = {
         "hidden_weight_to_fp16_sparsified",
     ),
     "docs/guide/reports.md": ("2.00 bits per weight",),
-    "docs/guide/running.md": ("(1, 10)", "logits"),
+    "docs/guide/running.md": ("(1, 10)", "logits", "top-5 agreement", "accuracy", "margin"),
     "docs/guide/pytorch.md": ("palettized",),
     "docs/guide/lint.md": ("Target: iOS15",),
 }
