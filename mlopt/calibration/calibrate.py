@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
+from torch import nn
 
-from mlopt.calibration.feeds import Feed, Feeds, feeds_of
-from mlopt.calibration.samples import check_sample, digest_after, numbered_samples
+from mlopt.calibration.modules import ModuleRun
+from mlopt.calibration.programs import ProgramRun
+from mlopt.calibration.readers.reader import Arguments
+from mlopt.calibration.runs import Run
+from mlopt.calibration.samples import digest_after, numbered_samples
 from mlopt.calibration.sums import Sums, open_sums
 from mlopt.calibration.updates import update_of
 from mlopt.choices import STATISTICS, Statistics
 from mlopt.coreml.models import ModelSource
-from mlopt.coreml.weights import weights_of
 from mlopt.errors import ConfigError, InputError, RunError
-from mlopt.mil.opening import open_package
-from mlopt.runtime import Pipeline, Program, load
-from mlopt.runtime.execution import Execution
-from mlopt.runtime.plan import Step
 from mlopt.statistics import Calibration
 from mlopt.text.names import shortlist
 
@@ -30,13 +30,13 @@ Progress = Callable[[int, int | None], None]
 
 
 def calibrate(
-    model: ModelSource,
-    samples: Iterable[Mapping[str, Any]],
+    model: ModelSource | nn.Module,
+    samples: Iterable[Any],
     *,
     statistics: Statistics = "hessian",
     output: str | os.PathLike[str] | None = None,
     function: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     part: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -49,10 +49,12 @@ def calibrate(
     Parameters
     ----------
     model
-        The path of an ``.mlpackage``, or an ``MLModel``, of one ML program.
+        The path of an ``.mlpackage``, or an ``MLModel``, of one ML program; or a
+        ``torch.nn.Module``, which runs in eval mode without gradients and is left as it was.
     samples
-        Inputs by name, as ``predict`` takes them. A few dozen of the kind that the model will get
-        are useful. A model with states has new ones for each sample.
+        Inputs by name, as ``predict`` takes them; for a module its arguments: a tensor, a tuple of
+        positional arguments, or a dictionary of keyword arguments. A few dozen of the kind that
+        the model will get are useful. A model with states has new ones for each sample.
     statistics
         ``"hessian"``: the means of all products of two inputs, which takes 4 bytes for each pair;
         ``"diagonal"``: the mean squares alone.
@@ -63,7 +65,8 @@ def calibrate(
     function
         The function of a model that has several.
     device
-        The torch device that computes, such as ``"cuda"``.
+        The torch device that computes, such as ``"cuda"``; None: the CPU. A module runs where its
+        parameters are, and its samples are moved there.
     part
         ``(i, n)``: take every n-th sample from the i-th on, counted from 1. The calibrations of all
         n parts are merged by :func:`mlopt.statistics.merge`.
@@ -77,7 +80,8 @@ def calibrate(
         inputs are multiplied by, an input of a weight is NaN or infinite, or the unfinished file is
         of another calibration.
     InputError
-        There are no samples, or one does not fit the model; the message has its number.
+        There are no samples, or one does not fit the model, or a module raised an error; the
+        message has its number.
     RunError
         An operation failed.
     ModelFormatError
@@ -89,9 +93,8 @@ def calibrate(
         allowed = " or ".join(map(repr, STATISTICS))
         raise ConfigError(f"statistics must be {allowed}, got {statistics!r}")
     chosen, total = numbered_samples(samples, part)
-    program = _program(model, function, device)
-    weights, nodes_of_programs = weights_of(open_package(model))
-    feeds = feeds_of(program, weights, nodes_of_programs[0], statistics)
+    run = _run_of(model, function, statistics, device)
+    feeds = run.feeds
     if not feeds.weights:
         raise ConfigError(
             "the model has no weight that inputs are multiplied by; its weights are "
@@ -105,39 +108,50 @@ def calibrate(
         without=feeds.without,
         remarks=feeds.remarks,
     )
-    identity = f"{empty.identity} {program.function} {part}"
+    identity = f"{empty.identity} {run.identity} {part}"
     sums = open_sums(feeds, empty, None if output is None else Path(output), identity)
     with contextlib.closing(sums):
-        for number, sample in _remaining(chosen, sums):
-            _add_sample(program, sample, number, feeds, sums)
+        for number, inputs in _remaining(run, chosen, sums):
+            _add_sample(run, inputs, number, sums)
             if progress is not None:
                 progress(sums.samples, total)
         if not sums.samples:
             raise InputError("there are no samples; give one or more, a few dozen are useful")
+        sums.empty = attrs.evolve(sums.empty, remarks=(*sums.empty.remarks, *run.remarks()))
         return sums.finish()
 
 
-def _program(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
-    program = load(model, function, device=device)
-    if isinstance(program, Pipeline):
+def _run_of(
+    model: ModelSource | nn.Module,
+    function: str | None,
+    statistics: Statistics,
+    device: str | torch.device | None,
+) -> Run:
+    if not isinstance(model, nn.Module):
+        return ProgramRun(model, function, statistics, "cpu" if device is None else device)
+    if function is not None:
         raise ConfigError(
-            "calibrate takes a model of one ML program, and this is a pipeline; calibrate its "
-            "models one by one, each as a package of its own"
+            f"function must be None for a module, got {function!r}; modules have no functions"
         )
-    return program
+    if device is not None:
+        raise ConfigError(
+            f"device must be None for a module, which runs where its parameters are, got "
+            f"{str(device)!r}; move the module there with .to(device) before"
+        )
+    return ModuleRun(model, statistics)
 
 
 def _remaining(
-    samples: Iterator[tuple[int, Any]], sums: Sums
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Return the samples that are not summed; those that are must be the same as then."""
+    run: Run, samples: Iterator[tuple[int, Any]], sums: Sums
+) -> Iterator[tuple[int, Mapping[Any, Any]]]:
+    """Return the inputs that are not summed; those that are must be the same as then."""
     done, digest, given = sums.samples, bytes(32), 0
     for given, (number, sample) in enumerate(samples, start=1):
-        check_sample(sample, number)
+        inputs = run.inputs(sample, number)
         if given > done:
-            yield number, sample
+            yield number, inputs
             continue
-        digest = digest_after(digest, sample)
+        digest = digest_after(digest, inputs)
         if given == done and digest != sums.digest:
             raise ConfigError(
                 f"the unfinished calibration has summed {done} samples, and they are not the first "
@@ -150,30 +164,25 @@ def _remaining(
         )
 
 
-def _add_sample(
-    program: Program, sample: Mapping[str, Any], number: int, feeds: Feeds, sums: Sums
-) -> None:
-    def observe(
-        execution: Execution, step: Step, arguments: Mapping[str, Any], results: tuple[Any, ...]
-    ) -> None:
-        for feed in feeds.by_node.get(id(step.node), ()):
-            if sums.expects(feed.moments):
-                _add(feed, step, arguments, results)
+def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) -> None:
+    feeds = run.feeds
 
-    def _add(
-        feed: Feed, step: Step, arguments: Mapping[str, Any], results: tuple[Any, ...]
-    ) -> None:
-        update = update_of(feed.reader, feeds.moments[feed.moments], arguments, results)
-        if not bool(torch.isfinite(update.firsts).all()):
-            raise ConfigError(
-                f"sample {number}: an input of {step.title} has NaN or infinite elements, or such "
-                "whose squares are; leave the sample out, or mend the model"
-            )
-        sums.add(feed.moments, update, feed.times)
+    def observe(key: int, title: str, arguments: Arguments, results: tuple[Any, ...]) -> None:
+        for feed in feeds.by_operation[key]:
+            update = update_of(feed.reader, feeds.moments[feed.moments], arguments, results)
+            # only now: inputs that do not fit raise an error above, and are not counted
+            if not sums.expects(feed.moments):
+                continue
+            if not bool(torch.isfinite(update.firsts).all()):
+                raise ConfigError(
+                    f"sample {number}: an input of {title} has NaN or infinite elements, or such "
+                    "whose squares are; leave the sample out, or mend the model"
+                )
+            sums.add(feed.moments, update, feed.times)
 
     sums.begin_sample()
     try:
-        program.run(sample, program.make_state(), observer=observe, seed=number)
+        run.run(inputs, number, observe)
     except (InputError, RunError) as error:
         raise type(error)(f"sample {number}: {error}") from error
-    sums.end_sample(digest_after(sums.digest, sample))
+    sums.end_sample(digest_after(sums.digest, inputs))

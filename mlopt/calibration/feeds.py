@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import attrs
 
+from mlopt.calibration.choice import chosen_readers
 from mlopt.calibration.readers import NoStatisticsError, Reader, Use, reader_of
 from mlopt.choices import Statistics
 from mlopt.coreml.weights import Weight
@@ -46,12 +47,12 @@ class Feed:
 class Feeds:
     """What a calibration does.
 
-    moments: the sums; by_node: what is summed after an operation, by the identity of its node;
-    weights, without, remarks: as a calibration has them.
+    moments: the sums; by_operation: what is summed after an operation, by the identity of its node
+    or module; weights, without, remarks: as a calibration has them.
     """
 
     moments: tuple[Moments, ...]
-    by_node: dict[int, list[Feed]]
+    by_operation: dict[int, list[Feed]]
     weights: tuple[WeightStatistics, ...]
     without: dict[str, str]
     remarks: tuple[str, ...]
@@ -113,7 +114,7 @@ class _Feeding:
             weight.release()
         return Feeds(
             moments=tuple(self.described),
-            by_node=self.feeds_by_node,
+            by_operation=self.feeds_by_node,
             weights=tuple(known),
             without=without,
             remarks=tuple(self.remarks),
@@ -137,22 +138,11 @@ class _Feeding:
         self, weight: Weight, readers: list[tuple[_Place, Reader]], reasons: list[str]
     ) -> list[tuple[_Place, Reader]]:
         """Return the readers whose moments are added: those that have second ones, if any do."""
-        multiplying = [each for each in readers if not each[1].is_lookup] or readers
-        first = multiplying[0][1].arrangement
-        chosen = [each for each in multiplying if each[1].arrangement == first]
-        if len(readers) > 1 or reasons:
-            titles = ", ".join(dict.fromkeys(place.step.title for place, _ in chosen))
-            others = [
-                place.step.title for place, reader in readers if (place, reader) not in chosen
-            ]
-            note = f"weight {weight.name!r} has the statistics of {titles}"
-            if others or reasons:
-                left_out = list(dict.fromkeys(others))
-                left_out += [reason.split(" reads it as ")[0] for reason in reasons]
-                note += f", not those of {', '.join(left_out)}, which reads it too"
-            if len(chosen) > 1 or others or reasons:
-                self.remarks.append(note)
-        return chosen
+        titled = [(place.step.title, reader) for place, reader in readers]
+        numbers, remark = chosen_readers(weight.name, titled, reasons)
+        if remark is not None:
+            self.remarks.append(remark)
+        return [readers[number] for number in numbers]
 
     def _moments_of(self, chosen: list[tuple[_Place, Reader]]) -> int:
         """Return the number of the moments that are the sum of those of the readers' inputs."""

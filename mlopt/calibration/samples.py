@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mlopt.errors import ConfigError, InputError
-
-_WANTED = "samples must be dictionaries of inputs by name, as for predict"
 
 
 def numbered_samples(
@@ -32,29 +32,45 @@ def numbered_samples(
     first, every = (1, 1) if part is None else part
     if not 1 <= first <= every:
         raise ConfigError(f"part must be (i, n) with i from 1 to n, got {part}")
-    if isinstance(samples, Mapping):
+    if isinstance(samples, Mapping | Tensor):
         samples = [samples]
     try:
         iterator = enumerate(samples)
     except TypeError:
-        raise InputError(f"{_WANTED}; got {type(samples).__name__}") from None
+        raise InputError(
+            f"samples must be an iterable of samples, got {type(samples).__name__}; give a list"
+        ) from None
     total = len(range(first - 1, len(samples), every)) if isinstance(samples, Sized) else None
     return itertools.islice(iterator, first - 1, None, every), total
 
 
-def check_sample(sample: Any, number: int) -> None:
-    """Refuse a sample that is not a dictionary, with an InputError."""
-    if not isinstance(sample, Mapping):
-        raise InputError(f"{_WANTED}; sample {number} is {type(sample).__name__}")
-
-
-def digest_after(digest: bytes, sample: Mapping[str, Any]) -> bytes:
+def digest_after(digest: bytes, inputs: Mapping[Any, Any]) -> bytes:
     """Return the digest, 32 bytes, of samples and one more."""
     hashed = hashlib.blake2b(digest, digest_size=32)
-    for name in sorted(sample, key=str):
-        given = sample[name]
-        value = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    for name, value in _leaves(inputs):
         hashed.update(f"{name} {value.dtype} {value.shape} ".encode())
         content = repr(value.tolist()).encode() if value.dtype.kind in "OUS" else value.tobytes()
         hashed.update(content)
     return hashed.digest()
+
+
+def _leaves(inputs: Mapping[Any, Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield the arrays in inputs by name; modules may have tensors nested in lists and so on."""
+    for name in sorted(inputs, key=str):
+        given = inputs[name]
+        if isinstance(given, Mapping) or _has_tensors(given):
+            nested = given if isinstance(given, Mapping) else dict(enumerate(given))
+            for inner, value in _leaves(nested):
+                yield f"{name}.{inner}", value
+            continue
+        if isinstance(given, Tensor):
+            given = given.detach().cpu()
+            # which numpy does not know
+            given = given.view(torch.int16) if given.dtype is torch.bfloat16 else given
+        yield str(name), np.asarray(given)
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, tuple | list) and any(
+        isinstance(each, Tensor | Mapping) or _has_tensors(each) for each in value
+    )

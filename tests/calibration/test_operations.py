@@ -156,12 +156,12 @@ def test_the_second_moments_of_a_convolution_are_those_of_its_patches():
 
 
 def test_large_patches_are_taken_in_parts(monkeypatch):
-    from mlopt.calibration.readers import convolutions
+    from mlopt.calibration.readers import patches
 
     x, weight = normal(2, 3, 17, 16), normal(4, 3, 3, 2, seed=1)
     model = model_of(conv(), weight, x)
     _, whole = only(calibrate(model, [{"x": x}]))
-    monkeypatch.setattr(convolutions, "CHUNK", 200)
+    monkeypatch.setattr(patches, "CHUNK", 200)
     _, parts = only(calibrate(model, [{"x": x}]))
     assert parts.count == whole.count
     assert np.allclose(parts.second, whole.second, rtol=1e-5, atol=1e-5)

@@ -21,27 +21,37 @@ def gather_reader(use: Use) -> Reader:
     axis = _axis(use)
     if use.constant("batch_dims", 0):
         raise NoStatisticsError(f"{use.step.title} looks up rows of several tables (batch_dims)")
-    before, length, after = _cut(use.shape, axis)
-    arrangement = Arrangement(
-        shape=use.shape,
-        split=use.shape,
-        order=_with_last(axis, len(use.shape)),
+    length = use.shape[axis]
+
+    def counts(arguments: Arguments) -> tuple[Tensor, int]:
+        return row_counts(_indices(arguments), length)
+
+    return Reader(
+        arrangement=lookup_arrangement(use.shape, axis),
+        sources=use.sources("indices"),
+        geometry=("lookup", length),
+        counts=counts,
+    )
+
+
+def lookup_arrangement(shape: tuple[int, ...], axis: int) -> Arrangement:
+    """Return a table whose rows lie along an axis: that axis the columns, all else rows."""
+    before, length, after = _cut(shape, axis)
+    return Arrangement(
+        shape=shape,
+        split=shape,
+        order=_with_last(axis, len(shape)),
         blocks=1,
         rows=before * after,
         columns=length,
     )
 
-    def counts(arguments: Arguments) -> tuple[Tensor, int]:
-        indices = _indices(arguments).reshape(-1)
-        indices = torch.where(indices < 0, indices + length, indices)
-        return torch.bincount(indices, minlength=length).reshape(1, -1), indices.numel()
 
-    return Reader(
-        arrangement=arrangement,
-        sources=use.sources("indices"),
-        geometry=("lookup", length),
-        counts=counts,
-    )
+def row_counts(indices: Tensor, length: int) -> tuple[Tensor, int]:
+    """Return how often each of ``length`` rows is read, [1, length], and the number of reads."""
+    indices = indices.reshape(-1)
+    indices = torch.where(indices < 0, indices + length, indices)
+    return torch.bincount(indices, minlength=length).reshape(1, -1), indices.numel()
 
 
 def gather_along_axis_reader(use: Use) -> Reader:

@@ -23,7 +23,7 @@ def linear_reader(use: Use) -> Reader:
         return [arguments["x"].reshape(1, -1, columns)]
 
     return Reader(
-        arrangement=_matrix(use.shape),
+        arrangement=matrix_arrangement(use.shape),
         sources=use.sources("x"),
         geometry=(_ROWS, columns),
         inputs=inputs,
@@ -38,10 +38,10 @@ def matmul_reader(use: Use) -> Reader:
     turns_other = bool(use.constant(f"transpose_{other}", False))
     batch = use.shape[:-2]
     if len(use.shape) == 1:
-        arrangement = _matrix((1, *use.shape), shape=use.shape)
+        arrangement = matrix_arrangement((1, *use.shape), shape=use.shape)
     else:
         # rows are outputs: those of a left operand are, and of a right one the columns
-        arrangement = _stacked(use.shape, has_rows_first=on_left != is_transposed)
+        arrangement = stacked_arrangement(use.shape, has_rows_first=on_left != is_transposed)
 
     def inputs(arguments: Arguments, results: tuple[Any, ...]) -> Iterable[Tensor]:
         x = arguments[other]
@@ -93,7 +93,10 @@ def einsum_reader(use: Use) -> Reader:
     )
 
 
-def _matrix(lengths: tuple[int, ...], *, shape: tuple[int, ...] | None = None) -> Arrangement:
+def matrix_arrangement(
+    lengths: tuple[int, ...], *, shape: tuple[int, ...] | None = None
+) -> Arrangement:
+    """Return a weight [rows, columns] as its matrix; ``shape``: of the weight if it is another."""
     rows, columns = lengths
     return Arrangement(
         shape=lengths if shape is None else shape,
@@ -105,7 +108,7 @@ def _matrix(lengths: tuple[int, ...], *, shape: tuple[int, ...] | None = None) -
     )
 
 
-def _stacked(shape: tuple[int, ...], *, has_rows_first: bool) -> Arrangement:
+def stacked_arrangement(shape: tuple[int, ...], *, has_rows_first: bool) -> Arrangement:
     """Return matrices in the last two axes, of rows and columns or the other way round."""
     rank = len(shape)
     inner = (rank - 2, rank - 1) if has_rows_first else (rank - 1, rank - 2)

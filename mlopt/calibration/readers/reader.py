@@ -14,9 +14,6 @@ from mlopt.runtime.plan import Source, Step
 Arguments = Mapping[str, Any]
 """Arguments of a step by parameter."""
 
-CHUNK = 1 << 23
-"""Numbers that patches of an input are copied to at once."""
-
 
 class NoStatisticsError(Exception):
     """An operation does not multiply inputs by the weight as matrices do; the message says why."""
@@ -52,15 +49,16 @@ class Use:
 class Reader:
     """How one use of a weight multiplies inputs.
 
-    arrangement: the matrices of the weight; sources: where the inputs come from; geometry: how
-    these are cut into columns, equal where equal inputs give equal columns; inputs: from the
-    arguments and results of the step parts of [blocks, positions, columns]; counts: for lookups
-    instead how often each row was read, [blocks, columns], and the number of positions.
+    arrangement: the matrices of the weight; sources: where the inputs come from, for steps of a
+    program; geometry: how these are cut into columns, equal where equal inputs give equal columns;
+    inputs: from the arguments and results of the step parts of [blocks, positions, columns];
+    counts: for lookups instead how often each row was read, [blocks, columns], and the number of
+    positions.
     """
 
     arrangement: Arrangement
-    sources: tuple[Source, ...]
-    geometry: Hashable
+    sources: tuple[Source, ...] = ()
+    geometry: Hashable = ()
     inputs: Callable[[Arguments, tuple[Any, ...]], Iterable[Tensor]] | None = None
     counts: Callable[[Arguments], tuple[Tensor, int]] | None = None
 

@@ -1,0 +1,45 @@
+"""``Run``: what a calibration needs of a model, whatever kind of model it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+from mlopt.calibration.feeds import Feeds
+from mlopt.calibration.readers.reader import Arguments
+
+Observer: TypeAlias = Callable[[int, str, Arguments, tuple[Any, ...]], None]
+"""Gets the key of an operation in ``Feeds.by_operation``, its title, arguments and results."""
+
+
+class Run(Protocol):
+    """A model that is run on one sample after the other."""
+
+    @property
+    def feeds(self) -> Feeds:
+        """What is summed."""
+
+    @property
+    def identity(self) -> str:
+        """A text that differs where a model of the same weights is run in another way."""
+
+    def inputs(self, sample: Any, number: int) -> Mapping[Any, Any]:
+        """Return the inputs in a sample, by name or position.
+
+        Raises
+        ------
+        InputError
+            It is not a sample; the message has its number.
+        """
+
+    def run(self, inputs: Mapping[Any, Any], number: int, observer: Observer) -> None:
+        """Run the model on a sample, and have every operation with feeds observed.
+
+        Raises
+        ------
+        InputError, RunError
+            The inputs do not fit, or an operation failed.
+        """
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what came up while it was run, for the calibration's notes."""
