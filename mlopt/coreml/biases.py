@@ -58,12 +58,16 @@ def bias_place(weight: Weight) -> BiasPlace | None:
     return BiasPlace(reader, bias, element_type) if element_type in _FLOATS else None
 
 
-def corrected(place: BiasPlace, mean_error: npt.NDArray[np.floating[Any]]) -> NewBias:
-    """The bias plus the mean error [outputs], rounded to the dtype of the bias."""
+def corrected(
+    place: BiasPlace | None, mean_error: npt.NDArray[np.float64] | None
+) -> NewBias | None:
+    """The bias plus the mean error [outputs], rounded to the dtype of the bias; None without."""
+    if place is None or mean_error is None:
+        return None
     dtype = _FLOATS[place.element_type]
     before = 0.0 if place.bias is None else np.asarray(place.bias.value(), np.float64)
     limit = float(np.finfo(dtype).max)
-    return NewBias(place, np.clip(before + mean_error.reshape(-1), -limit, limit).astype(dtype))
+    return NewBias(place, np.clip(before + mean_error, -limit, limit).astype(dtype))
 
 
 def bias_operation(name: str, element_type: str, shape: tuple[int, ...]) -> Operation:

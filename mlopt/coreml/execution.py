@@ -8,8 +8,7 @@ from functools import partial
 
 import attrs
 
-from mlopt.coreml.calibrated import Guides
-from mlopt.coreml.guidance import UNGUIDED, Guidance
+from mlopt.coreml.biases import BiasPlace
 from mlopt.coreml.joint import Clustered, strategy_of
 from mlopt.coreml.plans import Plan, WeightDecision
 from mlopt.coreml.progress import Progress
@@ -23,10 +22,11 @@ from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import done_ahead, share_of
 from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette
+from mlopt.statistics.guidance import UNGUIDED, Guidance, Guides
 
 
 def compute(
-    weight: Weight, spec: PaletteSpec, workers: int = 1, guidance: Guidance = UNGUIDED
+    weight: Weight, spec: PaletteSpec, workers: int = 1, guidance: Guidance[BiasPlace] = UNGUIDED
 ) -> Clustered | NoPaletteError:
     """Cluster one weight; return the error if no table can hold it."""
     try:
@@ -39,7 +39,7 @@ def compute(
 
 def carry_out(
     plan: Plan,
-    guides: Guides,
+    guides: Guides[BiasPlace],
     writer: PackageWriter,
     *,
     workers: int,
@@ -78,7 +78,7 @@ def carry_out(
 
 
 def _job(
-    decision: WeightDecision, guides: Guides, workers: int
+    decision: WeightDecision, guides: Guides[BiasPlace], workers: int
 ) -> Callable[[], Clustered | NoPaletteError] | None:
     """Return the job that clusters a weight; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from mlopt.choices import METHODS, Method
-from mlopt.coreml.calibrated import CalibrationSource, guides_for
+from mlopt.coreml.calibrated import guides_of
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
 from mlopt.coreml.execution import carry_out, compute, row_of
@@ -29,6 +29,7 @@ from mlopt.requests.checked import integer, word
 from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
+from mlopt.statistics.guidance import CalibrationSource
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -163,7 +164,7 @@ def palettize(
         strict=strict,
         joint_compression=joint_compression,
     )
-    guides = guides_for(plan.decisions, calibration, method=method, correct_biases=correct_biases)
+    guides = guides_of(plan.decisions, calibration, method=method, correct_biases=correct_biases)
     with contextlib.ExitStack() as cleanup:
         path = Path(output) if output is not None else temporary_package(cleanup)
         with PackageWriter(package, path) as writer:

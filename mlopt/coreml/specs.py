@@ -5,7 +5,6 @@ from __future__ import annotations
 import attrs
 
 from mlopt.coreml.channels import channels_of_one_group, output_axes
-from mlopt.coreml.guidance import UNGUIDED
 from mlopt.coreml.joint import strategy_of
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.opsets import FunctionTargets
@@ -17,6 +16,7 @@ from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.forms import PaletteForm
 from mlopt.requests.keep import Keep, without_unusable_codes
 from mlopt.requests.layout import ChosenLayout, choose_layout
+from mlopt.statistics.guidance import UNGUIDED
 
 
 @attrs.frozen

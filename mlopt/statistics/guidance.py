@@ -1,19 +1,35 @@
-"""What a calibration says for the clustering of one weight."""
+"""Guidance: what a calibration says for the clustering of the weights of a model."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
+import numpy as np
 import numpy.typing as npt
 
-from mlopt.coreml.biases import BiasPlace, NewBias, corrected
+from mlopt.choices import Method
+from mlopt.errors import ConfigError
 from mlopt.palette.moments import InputMoments
+from mlopt.palette.moments.solve import can_refine
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.statistics.calibration import Calibration
+from mlopt.statistics.weight_statistics import content_of
+from mlopt.text.names import shortlist
+from mlopt.text.words import counted
+
+CalibrationSource: TypeAlias = "Calibration | str | os.PathLike[str]"
+"""A calibration, or the path of its file."""
+
+BiasT = TypeVar("BiasT")
+"""A bias of an operation of a program, or of a module."""
 
 
 @attrs.frozen(eq=False)
-class Guidance:
+class Guidance(Generic[BiasT]):
     """How a calibration guides the clustering of one weight.
 
     Parameters
@@ -32,16 +48,26 @@ class Guidance:
 
     method: str = "plain"
     moments: InputMoments | None = None
-    bias: BiasPlace | None = None
+    bias: BiasT | None = None
     uncentred: InputMoments | None = None
     notes: tuple[str, ...] = ()
 
     def outcome(
         self, weight: npt.NDArray[Any], stored: npt.NDArray[Any]
-    ) -> tuple[NewBias | None, float | None]:
-        """Return the corrected bias, if any, and the signal-to-noise ratio of the outputs in dB.
+    ) -> tuple[npt.NDArray[np.float64] | None, float | None]:
+        """Return the mean error of the outputs, and their signal-to-noise ratio in dB.
 
-        weight, stored: what was and what is stored, both decompressed.
+        Parameters
+        ----------
+        weight, stored
+            What was and what is stored, both decompressed.
+
+        Returns
+        -------
+        mean_error
+            float64[outputs], to be added to the bias; None where there is none to correct.
+        ratio
+            As in a report's rows; None without statistics.
         """
         if self.moments is None:
             return None, None
@@ -49,7 +75,7 @@ class Guidance:
         ratio = _decibels(self.moments.output_power(weight), error)
         if self.bias is None or self.uncentred is None:
             return None, ratio
-        return corrected(self.bias, self.uncentred.mean_error(weight, stored)), ratio
+        return self.uncentred.mean_error(weight, stored).reshape(-1), ratio
 
 
 def _decibels(power: float, error: float) -> float:
@@ -58,4 +84,130 @@ def _decibels(power: float, error: float) -> float:
     return 10.0 * math.log10(power / error) if power > 0.0 else -math.inf
 
 
-UNGUIDED = Guidance()
+UNGUIDED: Guidance[Any] = Guidance()
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Candidate(Generic[BiasT]):
+    """A weight that is to be palettized.
+
+    Parameters
+    ----------
+    weight
+        The weight itself, by whose identity its guidance is looked up.
+    name, shape, spec
+        As the report has them, and the palette that it gets.
+    value
+        Returns its plain values.
+    release
+        Called when these are no longer needed.
+    is_lookup
+        Whether all that reads it looks up rows.
+    bias
+        The bias that can absorb its mean error; None: there is none, or biases are kept.
+    method
+        What its rule says; None: as the run.
+    """
+
+    weight: object
+    name: str
+    shape: tuple[int, ...]
+    spec: PaletteSpec
+    value: Callable[[], npt.NDArray[Any]]
+    release: Callable[[], None] = lambda: None
+    is_lookup: bool = False
+    bias: BiasT | None = None
+    method: Method | None = None
+
+
+@attrs.frozen(eq=False)
+class Guides(Generic[BiasT]):
+    """The guidance of every weight that is to be palettized, and notes on the whole run."""
+
+    by_weight: Mapping[int, Guidance[BiasT]] = attrs.Factory(dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, weight: object) -> Guidance[BiasT]:
+        """The guidance of a weight; plain clustering if there is none."""
+        return self.by_weight.get(id(weight), UNGUIDED)
+
+
+def guides_for(
+    candidates: Iterable[Candidate[BiasT]],
+    source: CalibrationSource | None,
+    *,
+    method: Method = "auto",
+) -> Guides[BiasT]:
+    """Match the statistics of a calibration with the weights that are to be palettized.
+
+    Raises
+    ------
+    ConfigError
+        A method that needs a calibration has none, or the calibration knows none of the weights.
+    """
+    if source is None:
+        if method in ("hessian", "diagonal"):
+            raise ConfigError(
+                f"method {method!r} needs a calibration, got None; make one with "
+                "mlopt.calibration.calibrate, or use method='plain'"
+            )
+        return Guides()
+    calibration = source if isinstance(source, Calibration) else Calibration.load(source)
+    guides: dict[int, Guidance[BiasT]] = {}
+    unknown: list[str] = []
+    changed: list[str] = []
+    for candidate in candidates:
+        asked = candidate.method or method
+        if candidate.spec.mode != "kmeans" or asked == "plain":
+            continue
+        content = content_of(candidate.value())
+        candidate.release()
+        match = calibration.find(candidate.name, candidate.shape, content)
+        if match is None:
+            unknown.append(candidate.name)
+            continue
+        if not match.is_exact:
+            changed.append(candidate.name)
+        guides[id(candidate.weight)] = _guidance(candidate, match.moments, asked)
+    if unknown and not guides:
+        raise ConfigError(
+            f"the calibration has no statistics of any of the {len(unknown)} weights to be "
+            f"palettized, such as {shortlist(unknown)}; it was made of another model: calibrate "
+            "this one"
+        )
+    return Guides(guides, (*calibration.notes, *_notes(unknown, changed)))
+
+
+def _notes(unknown: list[str], changed: list[str]) -> list[str]:
+    notes = []
+    if unknown:
+        notes.append(
+            f"{counted(len(unknown), 'weight')} without statistics in the calibration, clustered "
+            f"by their values: {shortlist(unknown)}."
+        )
+    if changed:
+        notes.append(
+            f"The calibration was made with other values of {counted(len(changed), 'weight')} of "
+            f"the same names and shapes ({shortlist(changed)}): of another version of the model."
+        )
+    return notes
+
+
+def _guidance(
+    candidate: Candidate[BiasT], moments: InputMoments, method: Method
+) -> Guidance[BiasT]:
+    if candidate.is_lookup:
+        # how often rows are read: as if each had been read once more, since others will be
+        return Guidance(
+            "diagonal",
+            attrs.evolve(moments, diagonal=moments.diagonal + np.float32(1 / moments.count)),
+        )
+    if moments.second is None or method == "diagonal":
+        return Guidance("diagonal", attrs.evolve(moments, second=None))
+    reason = can_refine(candidate.spec, moments)
+    if reason is not None:
+        notes = (f"clustered by the mean squares of its inputs alone: {reason}",)
+        return Guidance("diagonal", attrs.evolve(moments, second=None), notes=notes)
+    if candidate.bias is None:
+        return Guidance("hessian", moments)
+    return Guidance("hessian", moments.centred(), candidate.bias, moments)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.coreml.biases import BiasPlace, corrected
 from mlopt.coreml.constexpr.parameters import unpacked
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
 from mlopt.mil.program import Constant
@@ -19,6 +19,7 @@ from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.quantized import QuantizedTable
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.statistics.guidance import Guidance
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +42,9 @@ def _data(weight: Weight) -> Constant:
     return constant
 
 
-def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
+def _palettize(
+    weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance[BiasPlace]
+) -> Clustered:
     """Cluster the integers; the tables are repeated for each block with its own scale."""
     codes = unpacked(_data(weight))
     scale, offset = _blocks_of(weight)
@@ -62,9 +65,9 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidan
         )
     entries = palettized.table.size * scale.dtype.itemsize
     palette = PackedPalette.of(joint)
-    bias, ratio = guidance.outcome(weight.value(), joint.dequantize())
+    mean_error, ratio = guidance.outcome(weight.value(), joint.dequantize())
     notes = (*guidance.notes, *joint_notes(palette.nbytes, joint.indices_nbytes + entries))
-    return Clustered(palette, distortion, notes, bias, ratio)
+    return Clustered(palette, distortion, notes, corrected(guidance.bias, mean_error), ratio)
 
 
 def _blocks_of(weight: Weight) -> tuple[Array, Array | None]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from mlopt.coreml.biases import BiasPlace, corrected
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.joint.strategy import Clustered, Strategy
 from mlopt.coreml.weights import Weight
-from mlopt.palette.palettize import palettize
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.statistics.fitting import fit
+from mlopt.statistics.guidance import Guidance
 
 
-def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
-    value = weight.value()
-    palettized, distortion = palettize(value, spec, workers=workers, moments=guidance.moments)
-    notes = guidance.notes if distortion.note is None else (*guidance.notes, distortion.note)
-    bias, ratio = guidance.outcome(value, palettized.dequantize())
-    return Clustered(PackedPalette.of(palettized), distortion, notes, bias, ratio)
+def _palettize(
+    weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance[BiasPlace]
+) -> Clustered:
+    fitted = fit(weight.value(), spec, guidance, workers=workers)
+    return Clustered(
+        PackedPalette.of(fitted.palettized),
+        fitted.distortion,
+        fitted.notes,
+        corrected(guidance.bias, fitted.mean_error),
+        fitted.output_snr_db,
+    )
 
 
 def _check(weight: Weight, spec: PaletteSpec) -> None:

@@ -6,14 +6,15 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.coreml.biases import BiasPlace, corrected
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
 from mlopt.palette.palettize import NoPaletteError, palettize
 from mlopt.palette.value.bits import pack_bits, packed_nbytes, unpack_bits
 from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.statistics.guidance import Guidance
 
 Mask = npt.NDArray[np.bool_]
 
@@ -31,7 +32,9 @@ def mask_of(weight: Weight) -> Mask:
     return unpack_bits(packed, 1, weight.size).reshape(weight.shape).view(np.bool_)
 
 
-def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance) -> Clustered:
+def _palettize(
+    weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidance[BiasPlace]
+) -> Clustered:
     value, mask = weight.value(), mask_of(weight)
     stored = _mask_of_indices(mask, spec)
     palettized, _ = palettize(
@@ -49,9 +52,9 @@ def _palettize(weight: Weight, spec: PaletteSpec, workers: int, guidance: Guidan
         nbytes=plain_nbytes - saved,
         mask=stored,
     )
-    bias, ratio = guidance.outcome(value, np.where(mask, palettized.dequantize(), value))
+    mean_error, ratio = guidance.outcome(value, np.where(mask, palettized.dequantize(), value))
     notes = (*guidance.notes, *joint_notes(palette.nbytes, plain_nbytes))
-    return Clustered(palette, distortion, notes, bias, ratio)
+    return Clustered(palette, distortion, notes, corrected(guidance.bias, mean_error), ratio)
 
 
 def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import attrs
 
-from mlopt.coreml.biases import NewBias
+from mlopt.coreml.biases import BiasPlace, NewBias
 from mlopt.coreml.constexpr.parameters import is_constexpr
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.guidance import Guidance
 from mlopt.coreml.weights import Weight
 from mlopt.palette.value.distortion import Distortion
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.statistics.guidance import Guidance
 from mlopt.text.words import human_bytes
 
 
@@ -48,7 +48,7 @@ class Strategy:
         ``lut_dtype``.
     """
 
-    palettize: Callable[[Weight, PaletteSpec, int, Guidance], Clustered]
+    palettize: Callable[[Weight, PaletteSpec, int, Guidance[BiasPlace]], Clustered]
     check: Callable[[Weight, PaletteSpec], None]
     has_scales: bool = False
 
