@@ -10,15 +10,18 @@ from functools import partial
 import torch
 from torch import nn
 
+from mlopt.choices import Method
 from mlopt.errors import ConfigError
-from mlopt.palette.palettize import palettize
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.lookahead import done_together, share_of
 from mlopt.requests.report import Report
+from mlopt.statistics.fitting import fit
+from mlopt.statistics.guidance import CalibrationSource, Guidance
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter
+from mlopt.torch.palettization.calibrated import corrected, guides_of, with_notes_on_biases
 from mlopt.torch.palettization.config import OptimizationConfig
 from mlopt.torch.palettization.decisions import ParameterDecision, decide
 from mlopt.torch.palettization.module_configs import ModuleConfigT
@@ -37,6 +40,9 @@ def compress(
     workers: int,
     inplace: bool,
     notes: Sequence[str] = (),
+    calibration: CalibrationSource | None = None,
+    method: Method = "auto",
+    correct_biases: bool = True,
 ) -> tuple[nn.Module, Report]:
     """Palettize the parameters of a model as a configuration says.
 
@@ -51,6 +57,8 @@ def compress(
         False: change a copy.
     notes
         For the report.
+    calibration, method, correct_biases
+        As for :meth:`PostTrainingPalettizer.compress`.
 
     Returns
     -------
@@ -66,47 +74,70 @@ def compress(
         raise ConfigError(f"num_kmeans_workers must be an integer of at least 1, got {workers!r}")
     workers = max(workers, torch.get_num_threads())
     decisions, unmatched = decide(model, config)
-    jobs = [_job(decision, importance, workers) for decision in decisions]
+    guides = guides_of(decisions, calibration, method=method, correct_biases=correct_biases)
+    jobs = [
+        _job(decision, importance, guides.of(decision.weight), workers) for decision in decisions
+    ]
     sizes = [decision.weight.tensor.numel() for decision in decisions]
     with contextlib.closing(done_together(jobs, sizes, workers)) as results:
         outcomes = list(results) if inplace else results
         taker = _Taker(model, decisions, inplace=inplace)
         rows = []
-        for decision, computed in zip(decisions, outcomes, strict=True):
+        noted = with_notes_on_biases(decisions, guides)
+        for decision, computed in zip(noted, outcomes, strict=True):
             if computed is not None:
                 taker.take(decision.weight, computed.palettized)
+                if computed.bias is not None:
+                    taker.take_bias(*computed.bias)
             rows.append(row_of(decision, computed))
     if any(row.is_palettized for row in rows):
         mark(taker.model)
-    return taker.model, Report(rows=rows, unmatched_rules=unmatched, notes=notes)
+    return taker.model, Report(rows=rows, unmatched_rules=unmatched, notes=(*notes, *guides.notes))
 
 
 def _job(
-    decision: ParameterDecision, importance: Importance | None, workers: int
+    decision: ParameterDecision,
+    importance: Importance | None,
+    guidance: Guidance[ModelParameter],
+    workers: int,
 ) -> Callable[[], Computed] | None:
     """Cluster a parameter; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     share = share_of(decision.weight.tensor.numel(), workers)
-    return partial(_compute, decision.weight, decision.result, importance, share)
+    return partial(_compute, decision.weight, decision.result, importance, guidance, share)
 
 
 def _compute(
-    parameter: ModelParameter, spec: PaletteSpec, importance: Importance | None, workers: int
+    parameter: ModelParameter,
+    spec: PaletteSpec,
+    importance: Importance | None,
+    guidance: Guidance[ModelParameter],
+    workers: int,
 ) -> Computed:
     weights, note = (None, None) if importance is None else importance(parameter)
-    palettized, distortion = palettize(
+    fitted = fit(
         as_array(parameter.tensor),
         spec,
+        guidance,
         importance=None if weights is None else as_array(weights),
         workers=workers,
     )
-    return Computed(palettized, distortion, tuple(filter(None, (note, distortion.note))))
+    bias = None
+    if guidance.bias is not None and fitted.mean_error is not None:
+        bias = guidance.bias, corrected(guidance.bias, fitted.mean_error)
+    return Computed(
+        palettized=fitted.palettized,
+        distortion=fitted.distortion,
+        notes=(*filter(None, (note,)), *fitted.notes),
+        method=guidance.method,
+        output_snr_db=fitted.output_snr_db,
+        bias=bias,
+    )
 
 
-def store(parameter: torch.Tensor, palettized: Palettized) -> None:
-    """Write the values of a palette into a parameter, which keeps device, dtype and identity."""
-    values = as_tensor(palettized.dequantize())
+def store(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Write values into a parameter, which keeps device, dtype and identity."""
     with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
         parameter.copy_(values)
 
@@ -153,6 +184,13 @@ class _Taker:
             # the new parameter's own memory is still uninitialized
             taking.data = as_tensor(palettized.dequantize())
         else:
-            store(taking, palettized)
+            store(taking, as_tensor(palettized.dequantize()))
         for module, name in {(id(m), n): (m, n) for m, n in owners}.values():
             attach(module, name, palettized, parameter.gates)
+
+    def take_bias(self, bias: ModelParameter, values: torch.Tensor) -> None:
+        """Give a bias new values."""
+        owner = bias.owners[0]
+        taking = self.model.get_submodule(owner.module_name)._parameters[owner.parameter_name]
+        assert taking is not None
+        store(taking, values)

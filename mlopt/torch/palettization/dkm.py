@@ -34,7 +34,7 @@ from mlopt.torch.palettization.fake_palettize import FakePalettize
 from mlopt.torch.palettization.recurrent import compute_weights_in_passes, keep_weights_again
 from mlopt.torch.palettization.rows import Computed, row_of
 from mlopt.torch.sensitivity.sharded import is_sharded
-from mlopt.torch.tensors import as_array
+from mlopt.torch.tensors import as_array, as_tensor
 
 
 class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
@@ -192,7 +192,7 @@ class DKMPalettizer(Palettizer[DKMPalettizerConfig]):
             _, weight = _parametrization(*owners[0])
             for module, name in owners:
                 _remove_parametrization(module, name)
-            store(weight, result.palettized)
+            store(weight, as_tensor(result.palettized.dequantize()))
             for module, name in owners:
                 attach(module, name, result.palettized, decision.weight.gates)
         freeze_quantizers(prepared)

@@ -1,16 +1,20 @@
-"""Post-training palettization of a PyTorch model, by k-means on its weights alone."""
+"""Post-training palettization of a PyTorch model, by k-means on its weights."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from mlopt.choices import Method
+from mlopt.statistics.guidance import CalibrationSource
 from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import compress
 from mlopt.torch.palettization.config import PostTrainingPalettizerConfig
 
 
 class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
-    """Palettizes the weights of a model without data, by clusters of least squared error.
+    """Palettizes the weights of a model, by clusters of least squared error.
+
+    No data are needed. With a calibration the error is that of the outputs of the modules.
 
     The weights of convolutions, transposed convolutions, linear and bilinear layers (``Conv1D`` of
     transformers among them), embeddings, attention (``MultiheadAttention``), layer norms, recurrent
@@ -39,7 +43,15 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
 
     config_class = PostTrainingPalettizerConfig
 
-    def compress(self, num_kmeans_workers: int = 1, inplace: bool = False) -> nn.Module:
+    def compress(
+        self,
+        num_kmeans_workers: int = 1,
+        inplace: bool = False,
+        *,
+        calibration: CalibrationSource | None = None,
+        method: Method = "auto",
+        correct_biases: bool = True,
+    ) -> nn.Module:
         """Palettize the model.
 
         Parameters
@@ -50,6 +62,18 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
         inplace
             Change the model itself; an error leaves it as it was. False: it stays as it is, and a
             copy is palettized and returned.
+        calibration
+            Statistics of the inputs that weights multiply, or the path of their file: see
+            :func:`mlopt.calibration.calibrate`. Tables are then fitted to the outputs of the
+            modules. Weights without statistics are clustered by their values, and the report's
+            notes name them.
+        method
+            ``"auto"``: the best that the calibration has for a weight. ``"hessian"``: the same
+            (all second moments of the inputs, where they are known). ``"diagonal"``: their mean
+            squares alone. ``"plain"``: no calibration.
+        correct_biases
+            Add the mean error of the outputs to the bias, with ``hessian``, of a linear layer or a
+            convolution that has one, if no other module shares weight or bias.
 
         Returns
         -------
@@ -60,7 +84,8 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
         Raises
         ------
         ConfigError
-            The model has parameters without values, or that are distributed over processes.
+            The model has parameters without values, or that are distributed over processes; the
+            calibration is damaged, or that of another model; or ``method`` needs one.
         """
         model, self._report = compress(
             self._model,
@@ -68,5 +93,8 @@ class PostTrainingPalettizer(Palettizer[PostTrainingPalettizerConfig]):
             importance=None,
             workers=num_kmeans_workers,
             inplace=inplace,
+            calibration=calibration,
+            method=method,
+            correct_biases=correct_biases,
         )
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import torch
 
 from mlopt.palette.value.distortion import Distortion
 from mlopt.palette.value.palettized import Palettized
@@ -18,11 +19,18 @@ from mlopt.torch.tensors import dtype_name
 
 @attrs.frozen(eq=False)
 class Computed:
-    """The result of clustering a parameter, with notes for its row."""
+    """The result of clustering a parameter, with notes for its row.
+
+    method, output_snr_db: as in :class:`WeightRow`; bias: the bias that absorbs its mean error, and
+    the new values; None for no change.
+    """
 
     palettized: Palettized
     distortion: Distortion
     notes: tuple[str, ...]
+    method: str = "plain"
+    output_snr_db: float | None = None
+    bias: tuple[ModelParameter, torch.Tensor] | None = None
 
 
 def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
@@ -33,7 +41,12 @@ def row_of(decision: ParameterDecision, computed: Computed | None) -> WeightRow:
         return rows.row_of(decision, _stored(parameter), decision.result)
     palettized = computed.palettized
     notes = (*computed.notes, *conversion_notes(parameter, palettized))
-    palette = StoredPalette.of(palettized, computed.distortion, notes)
+    palette = attrs.evolve(
+        StoredPalette.of(palettized, computed.distortion, notes),
+        method=computed.method,
+        output_snr_db=computed.output_snr_db,
+        has_corrected_bias=computed.bias is not None,
+    )
     return rows.row_of(decision, _stored(parameter), palette)
 
 
