@@ -191,7 +191,8 @@ def test_gather(axis):
     assert importance.shape == weight.shape == table.shape
     shape = [1, 1, 1]
     shape[axis] = length
-    assert np.allclose(importance, np.broadcast_to(share.reshape(shape), table.shape))
+    damped = share + 0.01 / length  # of the mean share
+    assert np.allclose(importance, np.broadcast_to(damped.reshape(shape), table.shape))
 
 
 def test_gather_along_axis():
@@ -204,7 +205,8 @@ def test_gather_along_axis():
     )
     _, moments = only(calibrate(model, [{"indices": indices}]))
     share = [np.bincount(column % 7, minlength=7) / 4 for column in indices.T]
-    assert np.allclose(moments.importance(), np.stack(share, axis=1))
+    damped = np.stack(share, axis=1) + 0.01 / 7  # of the mean share
+    assert np.allclose(moments.importance(), damped)
 
 
 def recurrent_model(name, x, weights, **options):

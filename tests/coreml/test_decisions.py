@@ -331,7 +331,7 @@ def test_a_preview_has_the_same_rows_without_clustering(
     config = global_config(**CONFIGS[form])
     real = palettize(source, config, output=tmp_path / "out.mlpackage").report.as_dict()
     if form != "unique":
-        module = sys.modules["mlopt.coreml.joint.plain"]
+        module = sys.modules["mlopt.statistics.fitting"]
         monkeypatch.setattr(module, "palettize", lambda *a, **k: pytest.fail("clustered"))
     seen = preview(source, config).as_dict()
     for row in [*real["rows"], *seen["rows"]]:

@@ -64,7 +64,7 @@ def subject(cell):
 def no_clustering(monkeypatch):
     """Whatever makes a palette fails, but for a look at whether ``unique`` can be had."""
 
-    plain = sys.modules["mlopt.coreml.joint.plain"]
+    plain = sys.modules["mlopt.statistics.fitting"]
     look = plain.palettize
 
     def fail(*args, **kwargs):

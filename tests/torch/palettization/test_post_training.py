@@ -189,7 +189,7 @@ def test_a_copy_keeps_flags_and_memory_format():
 def test_an_error_leaves_the_model_as_it_was(monkeypatch):
     model = every_kind()
     before = copy.deepcopy(model.state_dict())
-    from mlopt.torch.palettization import compression
+    from mlopt.statistics import fitting
 
     calls = []
 
@@ -199,7 +199,7 @@ def test_an_error_leaves_the_model_as_it_was(monkeypatch):
             raise MemoryError
         return palettize(*args, **kwargs)
 
-    monkeypatch.setattr(compression, "palettize", failing)
+    monkeypatch.setattr(fitting, "palettize", failing)
     with pytest.raises(MemoryError):
         PostTrainingPalettizer(model, config(n_bits=2)).compress(inplace=True)
     after = model.state_dict()
