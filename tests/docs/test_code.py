@@ -30,7 +30,7 @@ PRINTED = {
     ),
     "docs/guide/reports.md": ("2.00 bits per weight",),
     "docs/guide/running.md": ("(1, 10)", "logits", "top-5 agreement", "accuracy", "margin"),
-    "docs/guide/pytorch.md": ("palettized",),
+    "docs/guide/pytorch.md": ("palettized", "2.weight hessian"),
     "docs/guide/lint.md": ("Target: iOS15",),
 }
 """What pages say, or what readers should see, of what their code prints."""
