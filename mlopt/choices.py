@@ -25,14 +25,15 @@ Nbits: TypeAlias = Literal[1, 2, 3, 4, 6, 8]
 LutDtype: TypeAlias = Literal["int8", "uint8"]
 """Dtypes of a lookup table that is stored in 8 bits."""
 
-Method: TypeAlias = Literal["auto", "hessian", "diagonal", "plain"]
+Method: TypeAlias = Literal["auto", "guided", "hessian", "diagonal", "plain"]
 """What tables are fitted to: answers as far as a calibration tells, or the values of weights."""
 
 Precision: TypeAlias = Literal["float32", "as_declared"]
 """In what numbers a model is run."""
 
-Statistics: TypeAlias = Literal["diagonal", "hessian"]
-"""What a calibration knows of the inputs of weights: mean squares, or all second moments."""
+Statistics: TypeAlias = Literal["diagonal", "hessian", "guided"]
+"""What a calibration knows of the inputs of weights: mean squares, all second moments, or these
+weighted by how much the outputs of the model depend on each position."""
 
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""

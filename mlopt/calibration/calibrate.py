@@ -12,10 +12,11 @@ import attrs
 import torch
 from torch import nn
 
+from mlopt.calibration.feeds import Feed
 from mlopt.calibration.modules import ModuleRun
 from mlopt.calibration.programs import ProgramRun
 from mlopt.calibration.readers.reader import Arguments
-from mlopt.calibration.runs import Run
+from mlopt.calibration.runs import Factors, Run
 from mlopt.calibration.samples import digest_after, numbered_samples
 from mlopt.calibration.sums import Sums, open_sums
 from mlopt.calibration.updates import update_of
@@ -57,7 +58,15 @@ def calibrate(
         the model will get are useful. A model with states has new ones for each sample.
     statistics
         ``"hessian"``: the means of all products of two inputs, which takes 4 bytes for each pair;
-        ``"diagonal"``: the mean squares alone.
+        ``"diagonal"``: the mean squares alone. ``"guided"``, of programs: as ``"hessian"``, with
+        each position weighted by how much the outputs of the model depend on what the operation
+        computes there: the mean squared gradient of a random product of the outputs, whose seed is
+        the sample's number (GuidedQuant, arXiv 2505.07004). All outputs of floats count, each
+        relative to the root of its sum of squares, and scores or probabilities of classes as all
+        others do. It takes two to three times the time, memory for what all operations compute for
+        a sample and for all weights in the numbers that are computed with, and weights that share
+        an input have matrices of their own. Weights that no gradient reaches have the statistics of
+        ``"hessian"`` and are named in the notes.
     output
         A file for the result, which appears when it is complete. Until then the sums are in
         ``output + ".partial"``: an interrupted run with the same arguments and samples goes on
@@ -78,7 +87,8 @@ def calibrate(
     ConfigError
         An argument is not one of those allowed, the model is a pipeline or has no weight that
         inputs are multiplied by, an input of a weight is NaN or infinite, or the unfinished file is
-        of another calibration.
+        of another calibration. With ``"guided"`` also: the model is a module, an output or a
+        gradient is NaN or infinite, or no gradient reaches any weight.
     InputError
         There are no samples, or one does not fit the model, or a module raised an error; the
         message has its number.
@@ -167,18 +177,20 @@ def _remaining(
 def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) -> None:
     feeds = run.feeds
 
-    def observe(key: int, title: str, arguments: Arguments, results: tuple[Any, ...]) -> None:
-        for feed in feeds.by_operation[key]:
-            update = update_of(feed.reader, feeds.moments[feed.moments], arguments, results)
-            # only now: inputs that do not fit raise an error above, and are not counted
-            if not sums.expects(feed.moments):
-                continue
-            if not bool(torch.isfinite(update.firsts).all()):
-                raise ConfigError(
-                    f"sample {number}: an input of {title} has NaN or infinite elements, or such "
-                    "whose squares are; leave the sample out, or mend the model"
-                )
-            sums.add(feed.moments, update, feed.times)
+    def observe(
+        feed: Feed, title: str, arguments: Arguments, results: tuple[Any, ...], factors: Factors
+    ) -> None:
+        moments = feeds.moments[feed.moments]
+        update = update_of(feed.reader, moments, arguments, results, factors)
+        # only now: inputs that do not fit raise an error above, and are not counted
+        if not sums.expects(feed.moments):
+            return
+        if not bool(torch.isfinite(update.firsts).all()):
+            raise ConfigError(
+                f"sample {number}: an input of {title} has NaN or infinite elements, or such "
+                "whose squares are; leave the sample out, or mend the model"
+            )
+        sums.add(feed.moments, update, feed.times)
 
     sums.begin_sample()
     try:

@@ -1,6 +1,7 @@
 """Feeds: which moments a calibration sums, of which inputs, and for which weights.
 
-Weights that read the same input have the same moments, which are summed once.
+Weights that read the same input have the same moments, which are summed once. Guided ones have
+moments of their own, since the gradients at their outputs differ.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ _Input: TypeAlias = tuple[Hashable, ...]
 
 @attrs.frozen(eq=False, kw_only=True)
 class Moments:
-    """Moments to be summed: their key in the file, and the shape of their matrices."""
+    """Moments to be summed: their key in the file, and the shape of their matrices.
+
+    is_guided: whether positions are weighted, by the gradients at the outputs.
+    """
 
     key: str
     blocks: int
     columns: int
     has_second: bool
+    is_guided: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -65,11 +70,11 @@ def feeds_of(
 
     weights, nodes: those of the model, from another opening of it.
     """
-    return _Feeding(program, nodes, has_second=statistics == "hessian").feeds(weights)
+    return _Feeding(program, nodes, statistics).feeds(weights)
 
 
 @attrs.frozen(eq=False)
-class _Place:
+class Place:
     """A step, and the body that it is in."""
 
     step: Step
@@ -77,11 +82,12 @@ class _Place:
 
 
 class _Feeding:
-    def __init__(self, program: Program, nodes: Sequence[Node], *, has_second: bool) -> None:
-        self.function, self.has_second = program.function, has_second
+    def __init__(self, program: Program, nodes: Sequence[Node], statistics: Statistics) -> None:
+        self.function = program.function
+        self.has_second, self.is_guided = statistics != "diagonal", statistics == "guided"
         # nodes and steps are in the same order, constants and decompressions apart
         run = [node for node in nodes if node.function == self.function and _is_run(node)]
-        places = list(_places(program.plan.body))
+        places = list(places_of(program.plan.body))
         self.places = {id(n): place for n, place in zip(run, places, strict=True)}
         self.moments: dict[Hashable, int] = {}
         self.described: list[Moments] = []
@@ -120,7 +126,7 @@ class _Feeding:
             remarks=tuple(self.remarks),
         )
 
-    def _readers(self, weight: Weight) -> tuple[list[tuple[_Place, Reader]], list[str]]:
+    def _readers(self, weight: Weight) -> tuple[list[tuple[Place, Reader]], list[str]]:
         """Return the operations that multiply inputs by a weight, and why others do not."""
         readers, reasons = [], []
         for consumer in weight.consumers:
@@ -135,8 +141,8 @@ class _Feeding:
         return readers, list(dict.fromkeys(reasons))
 
     def _chosen(
-        self, weight: Weight, readers: list[tuple[_Place, Reader]], reasons: list[str]
-    ) -> list[tuple[_Place, Reader]]:
+        self, weight: Weight, readers: list[tuple[Place, Reader]], reasons: list[str]
+    ) -> list[tuple[Place, Reader]]:
         """Return the readers whose moments are added: those that have second ones, if any do."""
         titled = [(place.step.title, reader) for place, reader in readers]
         numbers, remark = chosen_readers(weight.name, titled, reasons)
@@ -144,11 +150,13 @@ class _Feeding:
             self.remarks.append(remark)
         return [readers[number] for number in numbers]
 
-    def _moments_of(self, chosen: list[tuple[_Place, Reader]]) -> int:
+    def _moments_of(self, chosen: list[tuple[Place, Reader]]) -> int:
         """Return the number of the moments that are the sum of those of the readers' inputs."""
         inputs: Counter[_Input] = Counter()
         for place, reader in chosen:
             given: _Input = (id(place.body), reader.sources, reader.geometry)
+            if self.is_guided:
+                given = (*given, id(place.step))  # equal inputs have gradients of their own
             inputs[given] += 1
             self.owners.setdefault(given, reader)
             self.owner_nodes.setdefault(given, id(place.step.node))
@@ -162,6 +170,7 @@ class _Feeding:
                     blocks=arrangement.blocks,
                     columns=arrangement.columns,
                     has_second=self.has_second and not chosen[0][1].is_lookup,
+                    is_guided=self.is_guided,
                 )
             )
             for given, times in inputs.items():
@@ -180,8 +189,9 @@ def _is_run(node: Node) -> bool:
     return node.op_type != "const" and not node.op_type.startswith("constexpr_")
 
 
-def _places(body: Body) -> Iterator[_Place]:
+def places_of(body: Body) -> Iterator[Place]:
+    """Yield the steps of a body and its blocks, in program order."""
     for step in body.steps:
-        yield _Place(step, body)
+        yield Place(step, body)
         for nested in step.blocks:
-            yield from _places(nested)
+            yield from places_of(nested)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mlopt.calibration.feeds import Feeds, feeds_of
+from mlopt.calibration.gradients import readings_of
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Observer
 from mlopt.choices import Statistics
@@ -36,6 +37,7 @@ class ProgramRun:
         weights, nodes_of_programs = weights_of(open_package(model))
         self.feeds: Feeds = feeds_of(self.program, weights, nodes_of_programs[0], statistics)
         self.identity = str(self.program.function)
+        self.is_guided = statistics == "guided"
 
     def inputs(self, sample: Any, number: int) -> Mapping[Any, Any]:
         """Return the sample, which has to be a dictionary."""
@@ -49,9 +51,14 @@ class ProgramRun:
         def observe(
             execution: Execution, step: Step, arguments: Arguments, results: tuple[Any, ...]
         ) -> None:
-            if id(step.node) in self.feeds.by_operation:
-                observer(id(step.node), step.title, arguments, results)
+            for feed in self.feeds.by_operation.get(id(step.node), ()):
+                observer(feed, step.title, arguments, results, None)
 
+        if self.is_guided:
+            for reading in readings_of(self.program, inputs, number, self.feeds):
+                title, given = reading.step.title, (reading.arguments, reading.results)
+                observer(reading.feed, title, *given, reading.factors)
+            return
         self.program.run(inputs, self.program.make_state(), observer=observe, seed=number)
 
     def remarks(self) -> tuple[str, ...]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from mlopt.calibration.feeds import Feeds
+from torch import Tensor
+
+from mlopt.calibration.feeds import Feed, Feeds
 from mlopt.calibration.readers.reader import Arguments
 
-Observer: TypeAlias = Callable[[int, str, Arguments, tuple[Any, ...]], None]
-"""Gets the key of an operation in ``Feeds.by_operation``, its title, arguments and results."""
+Factors: TypeAlias = "Sequence[Tensor] | None"
+"""What positions count, float32 [blocks, positions] for each part of the inputs; None: 1."""
+
+Observer: TypeAlias = Callable[[Feed, str, Arguments, "tuple[Any, ...]", Factors], None]
+"""Gets a feed of an operation, and its title, arguments and results, and what positions count."""
 
 
 class Run(Protocol):

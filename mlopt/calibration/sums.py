@@ -69,14 +69,40 @@ class Sums:
         return bool(self.seen[number] > row[_DONE] - row[_START])
 
     def add(self, number: int, update: Update, times: int) -> None:
-        """Add an update to the moments of that number."""
-        key, row = self.feeds.moments[number].key, self.rows[number]
+        """Add an update to the moments of that number.
+
+        Those of guided moments that no gradient has reached count until one that a gradient has
+        reached, and from then on only such do.
+        """
+        row = self.rows[number]
         row[_BEGUN] += 1
-        if update.second is not None:
-            torch.from_numpy(self.arrays[f"{key}.second"]).add_(update.second, alpha=times)
-        self.arrays[f"{key}.firsts"] += update.firsts.numpy() * times
+        if self._is_counted(number, update):
+            key = self.feeds.moments[number].key
+            if update.second is not None:
+                torch.from_numpy(self.arrays[f"{key}.second"]).add_(update.second, alpha=times)
+            self.arrays[f"{key}.firsts"] += update.firsts.numpy() * times
+            if update.sensitivity is not None:
+                self.arrays[f"{key}.factors"] += update.sensitivity.numpy() * times
         row[_COUNT] += update.count * times
         row[_DONE] += 1
+
+    def _has_gradients(self, number: int) -> bool:
+        """Whether updates of guided moments that no gradient has reached count no more."""
+        factors = self.arrays.get(f"{self.feeds.moments[number].key}.factors")
+        return factors is not None and bool(factors.any())
+
+    def _is_counted(self, number: int, update: Update) -> bool:
+        """Whether an update is added; one that a gradient has reached replaces those before."""
+        has_gradients = self._has_gradients(number)
+        if update.sensitivity is None:
+            return not has_gradients
+        if not has_gradients and self.rows[number, _COUNT]:
+            key = self.feeds.moments[number].key
+            for field in ("second", "firsts"):
+                array = self.arrays.get(f"{key}.{field}")
+                if array is not None:
+                    array[...] = 0
+        return True
 
     def end_sample(self, digest: bytes) -> None:
         """Note that a sample is done; digest: of all until now."""
@@ -96,20 +122,32 @@ class Sums:
         moments = {}
         for described, row in zip(self.feeds.moments, self.rows, strict=True):
             key, count = described.key, int(row[_COUNT])
+            size, of_blocks = self._sizes(key, count)
             second = self.arrays.get(f"{key}.second")
             for matrix in () if second is None else second:
                 # the two halves of a product may be rounded apart
                 np.add(matrix, matrix.T, out=matrix)
-                matrix *= np.float32(0.5 / max(count, 1))
-            firsts = self.arrays[f"{key}.firsts"] / max(count, 1)
-            self.arrays[f"{key}.diagonal"][...], self.arrays[f"{key}.mean"][...] = firsts
+                matrix *= np.float32(0.5 / size)
+            firsts = self.arrays[f"{key}.firsts"]
+            self.arrays[f"{key}.diagonal"][...] = firsts[0] / size
+            self.arrays[f"{key}.mean"][...] = firsts[1] / of_blocks
+            if described.is_guided:
+                self.arrays[f"{key}.sensitivity"][...] = self.arrays[f"{key}.factors"]
             moments[key] = MomentArrays(
                 second=second,
                 diagonal=self.arrays[f"{key}.diagonal"],
                 mean=self.arrays[f"{key}.mean"],
                 count=count,
+                sensitivity=self.arrays.get(f"{key}.sensitivity"),
             )
         return moments
+
+    def _sizes(self, key: str, count: int) -> tuple[float, Any]:
+        """Return what second moments are divided by, and means of the inputs, [blocks, 1]."""
+        factors = self.arrays.get(f"{key}.factors")
+        if factors is None or not factors.any():
+            return max(count, 1), max(count, 1)
+        return float(factors.mean()), np.where(factors > 0, factors, 1)[:, None]
 
     def close(self) -> None:
         """Let go of the file, if there is one; what is summed stays in it."""
@@ -279,6 +317,9 @@ def _entries(feeds: Feeds) -> list[Entry]:
             final.append(Entry(f"{each.key}.second", np.dtype("<f4"), (*shape, each.columns)))
         final += [Entry(f"{each.key}.{f}", np.dtype("<f4"), shape) for f in ("diagonal", "mean")]
         behind.append(Entry(f"{each.key}.firsts", np.dtype("<f8"), (2, *shape)))
+        if each.is_guided:
+            final.append(Entry(f"{each.key}.sensitivity", np.dtype("<f4"), shape[:1]))
+            behind.append(Entry(f"{each.key}.factors", np.dtype("<f8"), shape[:1]))
     # what comes behind stays aligned to its eight bytes
     odd = sum(entry.nbytes for entry in final) % 8
     behind.append(Entry(_JOURNAL, np.dtype("<i8"), (_FIRST + 4 * len(feeds.moments),)))
@@ -288,7 +329,8 @@ def _entries(feeds: Feeds) -> list[Entry]:
 def _header(feeds: Feeds, empty: Calibration, identity: str) -> bytes:
     metadata = metadata_of(empty)
     names = sum(len(text) for text in metadata.values())
-    length = 2 * names + _FOR_NOTES + 512 * len(feeds.moments)
+    each = 1024 if any(moments.is_guided for moments in feeds.moments) else 512
+    length = 2 * names + _FOR_NOTES + each * len(feeds.moments)
     length += -length % 64
     partial = {"format": f"{FORMAT}.partial", "identity": identity, "content": metadata["content"]}
     return header_of(_entries(feeds), partial, length=length)

@@ -220,15 +220,7 @@ class Program:
                 else:
                     substitutes[source] = leaf(name, execution.value(source))
             execution.replaced, execution.substitutes = replaced, substitutes
-            try:
-                outputs = dict(zip(self.plan.outputs, execution.run(values), strict=True))
-                value = loss(outputs)
-                _check_loss(value)
-                if value.requires_grad:
-                    value.backward()  # type: ignore[no-untyped-call]
-            finally:
-                if state is not None:
-                    state.detach()
+            self._propagate(execution, values, loss, state)
         _check_computed(sources, leaves)
         return {
             name: torch.zeros_like(leaves[name])
@@ -236,6 +228,57 @@ class Program:
             else torch.as_tensor(leaves[name].grad)
             for name in sources
         }
+
+    def backpropagate(
+        self,
+        data: Mapping[str, Any],
+        loss: Callable[[dict[str, Tensor]], Tensor],
+        replaced: Mapping[int, Callable[[Any], Any]],
+        state: State | None = None,
+        *,
+        observer: Observer | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Run the model with autograd, and propagate the gradient of a loss back.
+
+        Parameters
+        ----------
+        data, state, observer, seed
+            As for :meth:`run`.
+        loss
+            As for :meth:`gradients`. One that depends on nothing that requires a gradient has none.
+        replaced
+            Functions by slot, from a value as it is computed to the one to go on with. They may
+            make it a leaf that requires a gradient, or add hooks. Nothing else requires one.
+
+        Raises
+        ------
+        ConfigError
+            The loss is not a scalar tensor.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            execution, values = self._started(data, state, {}, seed)
+            execution.kept = None
+            execution.observer, execution.replaced = observer, replaced
+            self._propagate(execution, values, loss, state)
+
+    def _propagate(
+        self,
+        execution: Execution,
+        values: dict[str, Any],
+        loss: Callable[[dict[str, Tensor]], Tensor],
+        state: State | None,
+    ) -> None:
+        """Take all steps, and propagate the gradient of a loss of the outputs back."""
+        try:
+            outputs = dict(zip(self.plan.outputs, execution.run(values), strict=True))
+            value = loss(outputs)
+            _check_loss(value)
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]
+        finally:
+            if state is not None:
+                state.detach()
 
     def execution(self, seed: int | None = None) -> Execution:
         """Return the execution of the plan, for callers that run the steps themselves."""

@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.choices import Statistics
+from mlopt.choices import STATISTICS, Statistics
 from mlopt.errors import ConfigError
 from mlopt.palette.moments import InputMoments
 from mlopt.statistics.container import Entry, read, write
@@ -27,6 +27,9 @@ VERSION = "1"
 FEWEST_SAMPLES = 8
 """Samples below which a calibration says that they are few."""
 
+FIELDS = ("second", "diagonal", "mean", "sensitivity")
+"""The arrays of moments, in the order of a file."""
+
 _FLOAT = np.dtype("<f4")
 
 Array = npt.NDArray[Any]
@@ -37,13 +40,30 @@ class MomentArrays:
     """Moments of one input: means over ``count`` positions.
 
     second: float32 [blocks, columns, columns], of x x^T, None where only its diagonal is known;
-    diagonal: float32 [blocks, columns], of x^2; mean: float32 [blocks, columns], of x.
+    diagonal: float32 [blocks, columns], of x^2; mean: float32 [blocks, columns], of x;
+    sensitivity: float32 [blocks], of guided statistics the sum of the factors s that positions are
+    weighted by, all 0 if these are equal after all. Second moments are then the sums of s x x^T
+    divided by the mean sensitivity of all blocks, means those of s x divided by that of their own.
     """
 
     second: Array | None
     diagonal: Array
     mean: Array
     count: int
+    sensitivity: Array | None = None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether positions are weighted by gradients."""
+        return self.sensitivity is not None and bool(self.sensitivity.any())
+
+    @property
+    def shares(self) -> Array | None:
+        """The sensitivity of each block by their mean, float32 [blocks]; None if not guided."""
+        if self.sensitivity is None or not self.is_guided:
+            return None
+        shares: Array = self.sensitivity / self.sensitivity.mean()
+        return shares
 
 
 @attrs.frozen(eq=False)
@@ -51,11 +71,12 @@ class Match:
     """What a calibration knows of a weight.
 
     moments: of its inputs; is_exact: whether it is the weight that was calibrated; otherwise one
-    of the same name and shape, with other values.
+    of the same name and shape, with other values; is_guided: whether gradients weight its inputs.
     """
 
     moments: InputMoments
     is_exact: bool
+    is_guided: bool = False
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -65,7 +86,8 @@ class Calibration:
     Attributes
     ----------
     statistics
-        ``"hessian"``: second moments; ``"diagonal"``: only their diagonals.
+        ``"hessian"``: second moments; ``"diagonal"``: only their diagonals; ``"guided"``: second
+        moments weighted by gradients.
     samples
         How many samples they are the means of.
     weights
@@ -104,6 +126,12 @@ class Calibration:
         unread = [w.name for w in self.weights if not self.moments[w.moments].count]
         if unread:
             notes.append(f"no sample reached {counted(len(unread), 'weight')}: {shortlist(unread)}")
+        plain = [w.name for w in self.weights if self._is_without_gradient(w)]
+        if plain:
+            notes.append(
+                f"no gradient reached {counted(len(plain), 'weight')}, whose inputs all count "
+                f"alike: {shortlist(plain)}"
+            )
         few = [weight.name for weight in self.weights if self._has_few(weight)]
         if few:
             notes.append(
@@ -132,8 +160,10 @@ class Calibration:
         same = [each for each in same if name in each.names] or same
         named = same or self._by_name.get((name, tuple(shape)), [])
         for weight in named:
-            if self.moments[weight.moments].count:
-                return Match(self.moments_of(weight), is_exact=bool(same))
+            arrays = self.moments[weight.moments]
+            if arrays.count:
+                moments = self.moments_of(weight)
+                return Match(moments, is_exact=bool(same), is_guided=arrays.is_guided)
         return None
 
     def moments_of(self, weight: WeightStatistics) -> InputMoments:
@@ -152,6 +182,7 @@ class Calibration:
                 diagonal=arrays.diagonal,
                 mean=arrays.mean,
                 count=arrays.count,
+                shares=arrays.shares,
             )
         except ConfigError as error:
             raise ConfigError(
@@ -202,7 +233,8 @@ class Calibration:
                 "again, or calibrate again"
             ) from None
         for key, moments in loaded.moments.items():
-            if not (np.isfinite(moments.diagonal).all() and np.isfinite(moments.mean).all()):
+            arrays_of_key = (moments.diagonal, moments.mean, moments.sensitivity)
+            if not all(a is None or np.isfinite(a).all() for a in arrays_of_key):
                 readers = [w.name for w in loaded.weights if w.moments == key]
                 raise ConfigError(
                     f"{file}: the calibration is damaged: it holds NaN or infinite numbers for "
@@ -225,6 +257,10 @@ class Calibration:
                 index.setdefault((name, weight.shape), []).append(weight)
         return index
 
+    def _is_without_gradient(self, weight: WeightStatistics) -> bool:
+        moments = self.moments[weight.moments]
+        return self.statistics == "guided" and moments.count > 0 and not moments.is_guided
+
     def _has_few(self, weight: WeightStatistics) -> bool:
         moments = self.moments[weight.moments]
         return moments.second is not None and 0 < moments.count < weight.arrangement.columns
@@ -235,7 +271,7 @@ def entries_of(moments: Mapping[str, MomentArrays]) -> list[Entry]:
     return [
         Entry(f"{key}.{field}", _FLOAT, array.shape)
         for key, arrays in moments.items()
-        for field in ("second", "diagonal", "mean")
+        for field in FIELDS
         if (array := getattr(arrays, field)) is not None
     ]
 
@@ -279,12 +315,13 @@ def _moments(arrays: Mapping[str, Array], key: str, count: int) -> MomentArrays:
         diagonal=arrays[f"{key}.diagonal"],
         mean=arrays[f"{key}.mean"],
         count=count,
+        sensitivity=arrays.get(f"{key}.sensitivity"),
     )
 
 
 def _check_shapes(calibration: Calibration) -> None:
     """Refuse moments that do not fit their weights, with a ValueError."""
-    if calibration.statistics not in ("hessian", "diagonal"):
+    if calibration.statistics not in STATISTICS:
         raise ValueError(f"unknown statistics {calibration.statistics!r}")
     for weight in calibration.weights:
         matrices, arrays = weight.arrangement, calibration.moments[weight.moments]
@@ -292,5 +329,9 @@ def _check_shapes(calibration: Calibration) -> None:
         fits = arrays.diagonal.shape == arrays.mean.shape == shape and arrays.count >= 0
         if arrays.second is not None:
             fits &= arrays.second.shape == (*shape, matrices.columns)
+        if arrays.sensitivity is not None:
+            fits &= arrays.sensitivity.shape == shape[:1]
+        if (calibration.statistics == "guided") != (arrays.sensitivity is not None):
+            raise ValueError(f"the sensitivity of {weight.name!r} is missing, or too much")
         if not fits or matrices.shape != weight.shape:
             raise ValueError(f"the moments of {weight.name!r} do not fit its shape")

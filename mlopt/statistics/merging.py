@@ -25,7 +25,7 @@ def merge(
 ) -> Calibration:
     """Return the calibration of all samples from those of parts of them.
 
-    Means are averaged, weighted by their numbers of positions.
+    Means are averaged, weighted by their numbers of positions, or by their sensitivities.
 
     Parameters
     ----------
@@ -73,6 +73,9 @@ def merge(
                 diagonal=_average(loaded, key, "diagonal"),
                 mean=_average(loaded, key, "mean"),
                 count=arrays.count,
+                sensitivity=None
+                if arrays.sensitivity is None
+                else _average(loaded, key, "sensitivity"),
             )
             for key, arrays in merged.moments.items()
         },
@@ -80,12 +83,28 @@ def merge(
 
 
 def _average(parts: Sequence[Calibration], key: str, field: str) -> Array:
-    counts = [part.moments[key].count for part in parts]
-    total = max(sum(counts), 1)
-    result: Array = np.zeros_like(getattr(parts[0].moments[key], field))
-    for part, count in zip(parts, counts, strict=True):
-        result += getattr(part.moments[key], field) * np.float32(count / total)
+    """Return the means of all parts; of sensitivities, which are sums, the sum."""
+    moments = [part.moments[key] for part in parts]
+    result: Array = np.zeros_like(getattr(moments[0], field))
+    if field == "sensitivity":
+        sums = np.array([each.sensitivity for each in moments], np.float32)
+        return np.asarray(sums.sum(axis=0))
+    for each, share in zip(moments, _shares(moments, by_block=field == "mean"), strict=True):
+        result += getattr(each, field) * share.reshape(-1, *[1] * (result.ndim - 1))
     return result
+
+
+def _shares(moments: Sequence[MomentArrays], *, by_block: bool) -> Array:
+    """Return what each of several moments counts, float32 [parts, blocks or 1], 1 in sum or all 0.
+
+    If a gradient has reached some, those that none has reached count nothing.
+    """
+    sizes = np.array([[each.count] for each in moments], np.float64)
+    if any(each.is_guided for each in moments):
+        sizes = np.array([each.sensitivity for each in moments], np.float64)
+        sizes = sizes if by_block else sizes.mean(axis=1, keepdims=True)
+    total = sizes.sum(axis=0)
+    return np.asarray(sizes / np.where(total > 0, total, 1), np.float32)
 
 
 def _check_alike(first: Calibration, other: Calibration, number: int) -> None:

@@ -316,7 +316,7 @@ def test_samples_that_do_not_fit_are_named(digits, digit_samples):
 
 
 def test_wrong_arguments_are_refused(digits, digit_samples, package_of, tmp_path):
-    with pytest.raises(ConfigError, match="'diagonal' or 'hessian', got 'all'"):
+    with pytest.raises(ConfigError, match="'diagonal' or 'hessian' or 'guided', got 'all'"):
         calibrate(digits, digit_samples, statistics="all")
     with pytest.raises(ConfigError, match=r"i from 1 to n, got \(3, 2\)"):
         calibrate(digits, digit_samples, part=(3, 2))

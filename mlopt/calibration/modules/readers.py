@@ -147,11 +147,11 @@ def _transposed_reader(module: Any, shape: tuple[int, ...]) -> Reader:
 
 
 def _lookup_reader(shape: tuple[int, ...]) -> Reader:
-    def counts(arguments: Arguments) -> tuple[Tensor, int]:
+    def counts(arguments: Arguments, weights: Tensor | None) -> tuple[Tensor, int]:
         x = arguments["x"]
         if not isinstance(x, Tensor) or x.is_floating_point():
             raise UnfitError
-        return row_counts(x.long(), shape[0])
+        return row_counts(x.long(), shape[0], weights)
 
     return Reader(arrangement=lookup_arrangement(shape, 0), counts=counts)
 

@@ -43,6 +43,11 @@ class ModuleRun:
                 "parameters that are sharded over processes cannot be calibrated; calibrate the "
                 "model as it is before it is sharded, with part=(i, n) in each process"
             )
+        if statistics == "guided":
+            raise ConfigError(
+                "guided statistics are of programs, got a module; convert it and calibrate the "
+                "package, or use statistics='hessian'"
+            )
         prepared = feeds_of_module(self.model, statistics)
         self.feeds, self.modules = prepared.feeds, prepared.modules
         self.identity = type(self.model).__qualname__
@@ -94,7 +99,8 @@ class ModuleRun:
             title = self.modules[id(module)][0]
             x = args[0] if args else kwargs.get("input", kwargs.get("x"))
             try:
-                observer(id(module), title, {"x": x}, (output,))
+                for feed in self.feeds.by_operation[id(module)]:
+                    observer(feed, title, {"x": x}, (output,), None)
             except UnfitError:
                 self.unfit[title] = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from mlopt.calibration.readers.patches import (
     conv_arrangement,
     conv_patches,
+    results_at_patches,
     transposed_arrangement,
     transposed_patches,
 )
@@ -34,11 +36,15 @@ def conv_reader(use: Use) -> Reader:
             padded(x, amounts, 0.0), kernel, strides=strides, dilations=dilations, groups=groups
         )
 
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        return results_at_patches(result, groups * math.prod(use.shape[1:]), groups)
+
     return Reader(
         arrangement=conv_arrangement(use.shape, groups),
         sources=use.sources("x"),
         geometry=("conv", kernel, groups, strides, dilations, pad_type, pad),
         inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -63,9 +69,13 @@ def conv_transpose_reader(use: Use) -> Reader:
             x, kernel, strides=strides, dilations=dilations, groups=groups, crops=crops
         )
 
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        return results_at_patches(result, use.shape[0] * math.prod(kernel), groups)
+
     return Reader(
         arrangement=transposed_arrangement(use.shape, groups),
         sources=use.sources("x"),
         geometry=("conv_transpose", use.shape, groups, strides, dilations, *cropping.values()),
         inputs=inputs,
+        outputs=outputs,
     )

@@ -7,7 +7,7 @@ are diagonal: how often each row is read, a share of all reads, which is its mea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,14 +23,21 @@ def gather_reader(use: Use) -> Reader:
         raise NoStatisticsError(f"{use.step.title} looks up rows of several tables (batch_dims)")
     length = use.shape[axis]
 
-    def counts(arguments: Arguments) -> tuple[Tensor, int]:
-        return row_counts(_indices(arguments), length)
+    before, _, after = _cut(use.shape, axis)
+
+    def counts(arguments: Arguments, weights: Tensor | None) -> tuple[Tensor, int]:
+        return row_counts(_indices(arguments), length, weights)
+
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        # the axis is replaced by those of the indices
+        return [result.reshape(before, -1, after).transpose(0, 1).reshape(1, -1, before * after)]
 
     return Reader(
         arrangement=lookup_arrangement(use.shape, axis),
         sources=use.sources("indices"),
         geometry=("lookup", length),
         counts=counts,
+        outputs=outputs,
     )
 
 
@@ -47,11 +54,15 @@ def lookup_arrangement(shape: tuple[int, ...], axis: int) -> Arrangement:
     )
 
 
-def row_counts(indices: Tensor, length: int) -> tuple[Tensor, int]:
-    """Return how often each of ``length`` rows is read, [1, length], and the number of reads."""
+def row_counts(indices: Tensor, length: int, weights: Tensor | None = None) -> tuple[Tensor, int]:
+    """Return how often each of ``length`` rows is read, [1, length], and the number of reads.
+
+    weights: what each read counts, of as many elements as the indices; None: 1.
+    """
     indices = indices.reshape(-1)
     indices = torch.where(indices < 0, indices + length, indices)
-    return torch.bincount(indices, minlength=length).reshape(1, -1), indices.numel()
+    given = None if weights is None else weights.reshape(-1)
+    return torch.bincount(indices, given, minlength=length).reshape(1, -1), indices.numel()
 
 
 def gather_along_axis_reader(use: Use) -> Reader:
@@ -67,19 +78,25 @@ def gather_along_axis_reader(use: Use) -> Reader:
         columns=length,
     )
 
-    def counts(arguments: Arguments) -> tuple[Tensor, int]:
-        indices = _indices(arguments)
-        each = indices.reshape(before, indices.shape[axis], after).transpose(1, 2)
-        each = each.reshape(before * after, -1)
+    def by_blocks(x: Tensor) -> Tensor:
+        return x.reshape(before, x.shape[axis], after).transpose(1, 2).reshape(before * after, -1)
+
+    def counts(arguments: Arguments, weights: Tensor | None) -> tuple[Tensor, int]:
+        each = by_blocks(_indices(arguments))
         each = torch.where(each < 0, each + length, each)
-        result = each.new_zeros(before * after, length)
-        return result.scatter_add_(1, each, torch.ones_like(each)), each.shape[1]
+        given = torch.ones_like(each) if weights is None else weights
+        result = given.new_zeros(before * after, length)
+        return result.scatter_add_(1, each, given), each.shape[1]
+
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        return [by_blocks(result)[..., None]]
 
     return Reader(
         arrangement=arrangement,
         sources=use.sources("indices"),
         geometry=("lookup along", before, length, after),
         counts=counts,
+        outputs=outputs,
     )
 
 

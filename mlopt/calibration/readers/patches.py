@@ -101,17 +101,34 @@ def _patches(windows: Tensor, groups: int, *, is_turned: bool = False) -> Iterat
     """
     rank = (windows.dim() - 2) // 2
     channels = windows.shape[1]
-    axis = max(range(2, 2 + rank), key=lambda each: windows.shape[each])
-    each = math.prod(windows.shape[1:]) // max(windows.shape[axis], 1)
-    step = max(1, CHUNK // max(each, 1))
-    for sample in torch.split(windows, 1):
-        for part in torch.split(sample, step, dim=axis):
-            lengths, kernel = part.shape[2 : 2 + rank], part.shape[2 + rank :]
-            parted = part.reshape(groups, channels // groups, *lengths, *kernel)
-            if is_turned:
-                parted = parted.flip(*range(2 + rank, 2 + 2 * rank))
-            order = (0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))
-            yield parted.permute(order).reshape(groups, math.prod(lengths), -1)
+    columns = channels * math.prod(windows.shape[2 + rank :])
+    for part in _cut(windows, windows.shape[2 : 2 + rank], columns):
+        lengths, kernel = part.shape[2 : 2 + rank], part.shape[2 + rank :]
+        parted = part.reshape(groups, channels // groups, *lengths, *kernel)
+        if is_turned:
+            parted = parted.flip(*range(2 + rank, 2 + 2 * rank))
+        order = (0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))
+        yield parted.permute(order).reshape(groups, math.prod(lengths), -1)
+
+
+def results_at_patches(result: Tensor, columns: int, groups: int) -> Iterator[Tensor]:
+    """Yield the parts of a result [N, O, *positions] as [groups, positions, rows].
+
+    columns: the numbers in a patch of all groups. The parts are those of the patches.
+    """
+    for part in _cut(result, result.shape[2:], columns):
+        yield part.reshape(groups, part.shape[1] // groups, -1).transpose(1, 2)
+
+
+def _cut(x: Tensor, lengths: Sequence[int], columns: int) -> Iterator[Tensor]:
+    """Yield parts [1, C, *positions, ...] of [N, C, *positions, ...], in which patches are small.
+
+    lengths: of the positions; columns: the numbers in a patch.
+    """
+    axis = max(range(len(lengths)), key=lambda each: lengths[each])
+    each = columns * math.prod(lengths) // max(lengths[axis], 1)
+    for sample in torch.split(x, 1):
+        yield from torch.split(sample, max(1, CHUNK // max(each, 1)), dim=2 + axis)
 
 
 def _spread(x: Tensor, strides: Sequence[int]) -> Tensor:

@@ -17,16 +17,20 @@ _ROWS = "rows of the last axis"
 
 def linear_reader(use: Use) -> Reader:
     """Return the reader of a linear's weight [O, I]; x: [*, I]."""
-    columns = use.shape[1]
+    rows, columns = use.shape
 
     def inputs(arguments: Arguments, results: tuple[Any, ...]) -> Iterable[Tensor]:
         return [arguments["x"].reshape(1, -1, columns)]
+
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        return [result.reshape(1, -1, rows)]
 
     return Reader(
         arrangement=matrix_arrangement(use.shape),
         sources=use.sources("x"),
         geometry=(_ROWS, columns),
         inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -52,11 +56,24 @@ def matmul_reader(use: Use) -> Reader:
             x = x.transpose(-1, -2)
         return [_by_blocks(x, batch)]
 
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        if len(use.shape) == 1:
+            return [result.reshape(1, -1, 1)]
+        if arguments[other].dim() == 1:
+            result = result[..., None, :]
+        elif on_left:
+            result = result.transpose(-1, -2)
+        return [_by_blocks(result, batch)]
+
     is_plain = math.prod(batch) == 1 and on_left == turns_other
     others = ("matmul", batch, on_left != turns_other)
     geometry = (_ROWS, arrangement.columns) if is_plain else others
     return Reader(
-        arrangement=arrangement, sources=use.sources(other), geometry=geometry, inputs=inputs
+        arrangement=arrangement,
+        sources=use.sources(other),
+        geometry=geometry,
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
@@ -85,11 +102,16 @@ def einsum_reader(use: Use) -> Reader:
         x = arguments["values"][1 - use.index].transpose(-3, -2)
         return [_by_blocks(x.transpose(-1, -2) if on_left else x, batch)]
 
+    def outputs(arguments: Arguments, result: Tensor) -> Iterable[Tensor]:
+        result = result.transpose(-3, -2)
+        return [_by_blocks(result.transpose(-1, -2) if on_left else result, batch)]
+
     return Reader(
         arrangement=arrangement,
         sources=use.sources("values")[1 - use.index : 2 - use.index],
         geometry=("einsum", on_left, batch),
         inputs=inputs,
+        outputs=outputs,
     )
 
 

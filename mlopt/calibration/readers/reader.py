@@ -53,14 +53,17 @@ class Reader:
     program; geometry: how these are cut into columns, equal where equal inputs give equal columns;
     inputs: from the arguments and results of the step parts of [blocks, positions, columns];
     counts: for lookups instead how often each row was read, [blocks, columns], and the number of
-    positions.
+    positions; a second argument weights them, float [blocks, positions]; outputs: from the
+    arguments and a tensor of the result's shape its parts of [blocks, positions, rows], at the
+    positions of the inputs; None where the products are not a result of the step.
     """
 
     arrangement: Arrangement
     sources: tuple[Source, ...] = ()
     geometry: Hashable = ()
     inputs: Callable[[Arguments, tuple[Any, ...]], Iterable[Tensor]] | None = None
-    counts: Callable[[Arguments], tuple[Tensor, int]] | None = None
+    counts: Callable[[Arguments, Tensor | None], tuple[Tensor, int]] | None = None
+    outputs: Callable[[Arguments, Tensor], Iterable[Tensor]] | None = None
 
     @property
     def is_lookup(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ def recurrent_reader(use: Use) -> Reader:
     The hidden states are the outputs, one step later. They are known if all steps are put out.
     """
     if use.parameter.startswith("weight_ih"):
-        return linear_reader(use)
+        # what the products are added to, before the gates, is not a result
+        return attrs.evolve(linear_reader(use), outputs=None)
     step = use.step
     if not use.constant("output_sequence", False):
         raise NoStatisticsError(f"{step.title} puts out its last step only, not its states")

@@ -51,6 +51,9 @@ class InputMoments:
         float32[blocks, columns], the mean of x.
     count
         Number of input vectors averaged, at least 1.
+    shares
+        float32[blocks], not negative, what ``second`` and ``diagonal`` of each block have been
+        multiplied by: its inputs count so much more than those of other blocks. None for 1.
 
     Raises
     ------
@@ -63,6 +66,7 @@ class InputMoments:
     diagonal: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float32]
     count: int
+    shares: npt.NDArray[np.float32] | None = None
 
     def __attrs_post_init__(self) -> None:
         blocks, columns = self.arrangement.blocks, self.arrangement.columns
@@ -78,6 +82,8 @@ class InputMoments:
                 f"moments must be averages of at least 1 input, got count={self.count}; calibrate "
                 "with samples that reach the operation"
             )
+        if self.shares is not None:
+            _check_array("shares", self.shares, (blocks,))
         if self.second is not None:
             _check_array("second", self.second, (blocks, columns, columns))
             for matrix, diagonal in zip(self.second, self.diagonal, strict=True):
@@ -103,15 +109,16 @@ class InputMoments:
         return np.asarray(DAMPING * np.where(means > 0, means, means.mean()))
 
     def centred(self) -> InputMoments:
-        """Return the moments about the mean: ``H - mu mu^T``, with the mean 0.
+        """Return the moments about the mean: ``H - s mu mu^T`` with the shares s, and the mean 0.
 
         They are what is left of the error once the mean error is part of the bias (Nagel et al.,
         arXiv 1906.04721, section 4.2).
         """
-        diagonal = np.maximum(self.diagonal - np.square(self.mean), 0)
+        roots = self.mean if self.shares is None else np.sqrt(self.shares)[:, None] * self.mean
+        diagonal = np.maximum(self.diagonal - np.square(roots), 0)
         second = self.second
         if second is not None:
-            second = second - self.mean[:, :, None] * self.mean[:, None, :]
+            second = second - roots[:, :, None] * roots[:, None, :]
             of_each = np.einsum("bii->bi", second)
             of_each[:] = diagonal
         return attrs.evolve(self, second=second, diagonal=diagonal, mean=np.zeros_like(self.mean))
