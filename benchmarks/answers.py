@@ -30,9 +30,11 @@ from benchmarks.lib.output import number, print_table, write_json
 from benchmarks.lib.packages import missing, package
 from benchmarks.lib.progress import say
 from benchmarks.tasks import answer_trials
+from mlopt.choices import Statistics
 
 SUBJECT = "answers of palettized models"
-METHODS = ("plain", "diagonal", "hessian")
+METHODS = ("plain", "diagonal", "hessian", "guided")
+STATISTICS: tuple[Statistics, ...] = ("hessian", "guided")
 MEASURES = ("held-out", "other", "top-1")
 DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "digits.mlpackage"
 
@@ -127,23 +129,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(model: str, path: str, forms: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each form and method, after one for the float model (runs in a child).
+    """A row for each form and method, after some for the float model (runs in a child).
 
-    The seconds of the first are those of the calibration, those of the others of palettizing.
+    The seconds of these are those of the calibrations, those of the others of palettizing.
     """
     from mlopt.calibration import calibrate
 
     trial = TRIALS[model]
     samples, ask = trial.judge(path)
-    began = time.perf_counter()
-    calibration = calibrate(path, samples)
-    rows = [_row(model, "float", "", path, ask, time.perf_counter() - began)]
-    say(f"{model}: {rows[-1]}")
+    calibrations, rows = {}, []
+    for statistics in STATISTICS:
+        began = time.perf_counter()
+        calibrations[statistics] = calibrate(path, samples, statistics=statistics)
+        seconds = time.perf_counter() - began
+        rows.append(_row(model, "float", f"calibrating: {statistics}", path, ask, seconds))
+        say(f"{model}: {rows[-1]}")
     with tempfile.TemporaryDirectory() as folder:
         for name in filter(trial.forms.__contains__, forms):
             for method in METHODS:
                 output = Path(folder) / "palettized.mlpackage"
                 began = time.perf_counter()
+                calibration = calibrations["guided" if method == "guided" else "hessian"]
                 _palettize(path, trial.forms[name], output, calibration, method)
                 seconds = time.perf_counter() - began
                 rows.append(_row(model, name, method, str(output), ask, seconds))

@@ -150,8 +150,9 @@ def palettize_model(
         typer.Option(
             case_sensitive=False,
             help="What tables are fitted to with a calibration: the best that it has (auto), all "
-            "second moments of the inputs (hessian), their mean squares (diagonal), or nothing "
-            "but the weights (plain).",
+            "second moments of the inputs (hessian), the same of a calibration with guided "
+            "statistics only (guided), their mean squares (diagonal), or nothing but the weights "
+            "(plain).",
         ),
     ] = "auto",
     keep_biases: Annotated[

@@ -131,11 +131,14 @@ def palettize(
         of the operations that read the weights.
     method
         ``"auto"``: the best that the calibration has for a weight. ``"hessian"``: the same (all
-        second moments of the inputs, where they are known). ``"diagonal"``: their mean squares
-        alone. ``"plain"``: no calibration. Rules may have their own.
+        second moments of the inputs, where they are known; those of guided statistics stay weighted
+        by gradients). ``"guided"``: the same, and only with guided statistics. ``"diagonal"``:
+        their mean squares alone. ``"plain"``: no calibration. Rules may have
+        their own.
     correct_biases
-        Fold the mean error of the outputs into the bias, with ``hessian``, of a linear layer or a
-        convolution that alone reads the weight; where there is none, one is added.
+        Fold the mean error of the outputs into the bias, where all second moments are used, of a
+        linear layer or a convolution that alone reads the weight; where there is none, one is
+        added.
 
     Returns
     -------

@@ -72,7 +72,8 @@ class WeightRow:
     method
         What the table was fitted to: ``"plain"``, the values; ``"diagonal"`` or ``"hessian"``, the
         outputs of the operation that reads the weight, by the mean squares of its inputs or all
-        their second moments. None for a kept weight.
+        their second moments; ``"guided"``, the outputs of the model, by second moments weighted by
+        gradients. None for a kept weight.
     output_snr_db
         ``10 log10(sum (W x)^2 / sum ((W - stored) x)^2)`` over the inputs of a calibration, after
         the correction of a bias; None without statistics.
@@ -371,7 +372,8 @@ class Report:
     def _fitted(self) -> str:
         """How many weights a calibration served, and how."""
         methods = Counter(row.method for row in self.palettized)
-        by = ", ".join(f"{method} {methods[method]}" for method in ("hessian", "diagonal"))
+        fitted = (*(["guided"] if methods["guided"] else []), "hessian", "diagonal")
+        by = ", ".join(f"{method} {methods[method]}" for method in fitted)
         biases = sum(row.has_corrected_bias for row in self.palettized)
         return (
             f"Fitted to outputs by the calibration: {by}; to the values alone: "

@@ -16,7 +16,7 @@ from mlopt.errors import ConfigError
 from mlopt.palette.moments import InputMoments
 from mlopt.palette.moments.solve import can_refine
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.statistics.calibration import Calibration
+from mlopt.statistics.calibration import Calibration, Match
 from mlopt.statistics.weight_statistics import content_of
 from mlopt.text.names import shortlist
 from mlopt.text.words import counted
@@ -35,7 +35,7 @@ class Guidance(Generic[BiasT]):
     Parameters
     ----------
     method
-        ``"hessian"``, ``"diagonal"``, or ``"plain"`` where nothing is known.
+        ``"guided"``, ``"hessian"``, ``"diagonal"``, or ``"plain"`` where nothing is known.
     moments
         Of the inputs; None for ``"plain"``. About their mean if there is a bias to correct.
     bias
@@ -146,7 +146,7 @@ def guides_for(
         A method that needs a calibration has none, or the calibration knows none of the weights.
     """
     if source is None:
-        if method in ("hessian", "diagonal"):
+        if method in ("guided", "hessian", "diagonal"):
             raise ConfigError(
                 f"method {method!r} needs a calibration, got None; make one with "
                 "mlopt.calibration.calibrate, or use method='plain'"
@@ -158,6 +158,12 @@ def guides_for(
     changed: list[str] = []
     for candidate in candidates:
         asked = candidate.method or method
+        if asked == "guided" and calibration.statistics != "guided":
+            raise ConfigError(
+                f"method 'guided' needs statistics 'guided', and the calibration has "
+                f"{calibration.statistics!r}; calibrate with statistics='guided', or use "
+                "method='auto'"
+            )
         if candidate.spec.mode != "kmeans" or asked == "plain":
             continue
         content = content_of(candidate.value())
@@ -168,7 +174,7 @@ def guides_for(
             continue
         if not match.is_exact:
             changed.append(candidate.name)
-        guides[id(candidate.weight)] = _guidance(candidate, match.moments, asked)
+        guides[id(candidate.weight)] = _guidance(candidate, match, asked)
     if unknown and not guides:
         raise ConfigError(
             f"the calibration has no statistics of any of the {len(unknown)} weights to be "
@@ -193,9 +199,8 @@ def _notes(unknown: list[str], changed: list[str]) -> list[str]:
     return notes
 
 
-def _guidance(
-    candidate: Candidate[BiasT], moments: InputMoments, method: Method
-) -> Guidance[BiasT]:
+def _guidance(candidate: Candidate[BiasT], match: Match, method: Method) -> Guidance[BiasT]:
+    moments = match.moments
     if candidate.is_lookup:
         # how often rows are read: as if each had been read once more, since others will be
         return Guidance(
@@ -208,6 +213,7 @@ def _guidance(
     if reason is not None:
         notes = (f"clustered by the mean squares of its inputs alone: {reason}",)
         return Guidance("diagonal", attrs.evolve(moments, second=None), notes=notes)
+    of_all = "guided" if match.is_guided else "hessian"
     if candidate.bias is None:
-        return Guidance("hessian", moments)
-    return Guidance("hessian", moments.centred(), candidate.bias, moments)
+        return Guidance(of_all, moments)
+    return Guidance(of_all, moments.centred(), candidate.bias, moments)

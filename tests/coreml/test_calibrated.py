@@ -321,3 +321,52 @@ def test_other_modes_are_as_they_were(source, calibration, tmp_path):
         for n, given in enumerate((None, calibration))
     )
     assert judges.messages_equal_except(one.path, other.path) == []
+
+
+def test_guided_statistics_keep_the_outputs_of_the_model(tmp_path):
+    """Half of the positions, with inputs of another kind, hardly reach the output."""
+    mask = np.repeat([1.0, 0.05], 16)[:, None].astype(np.float32)
+    parts = [4 * normal(6, FEATURES) for _ in mask[::16]]
+    samples = [
+        {
+            "x": np.concatenate(
+                [GENERATOR.standard_normal((16, 6)) @ part for part in parts]
+            ).astype(np.float32)
+        }
+        for _ in range(16)
+    ]
+    model = convert(
+        lambda x: mb.mul(x=mb.linear(x=x, weight=W0, name="only"), y=mask),
+        samples[0],
+        target="iOS18",
+    )
+    source = saved(model, tmp_path / "source.mlpackage")
+    reference, noise = runtime.load(source), {}
+    for statistics in ("hessian", "guided"):
+        given = calibrate(source, samples, statistics=statistics)
+        path = tmp_path / f"{statistics}.mlpackage"
+        palettize(source, config(), output=path, calibration=given)
+        changed = runtime.load(path)
+        noise[statistics] = sum(
+            np.square(next(iter(changed.predict(s).values())) - y).sum()
+            for s in samples
+            for y in reference.predict(s).values()
+        )
+    assert noise["guided"] < 0.7 * noise["hessian"]
+
+
+def test_guided_statistics_are_reported(source, calibration):
+    guided = calibrate(source, SAMPLES, statistics="guided")
+    report = palettize(source, config(), calibration=guided).report
+    assert {row.method for row in report.palettized} == {"guided"}
+    assert sum(row.has_corrected_bias for row in report.palettized) == 3
+    assert "by the calibration: guided 4, hessian 0, diagonal 0" in report.summary()
+    same = palettize(source, config(), calibration=guided, method="guided").report
+    assert [row.output_snr_db for row in same] == [row.output_snr_db for row in report]
+    diagonal = palettize(source, config(), calibration=guided, method="diagonal").report
+    assert {row.method for row in diagonal.palettized} == {"diagonal"}
+    assert "guided" not in palettize(source, config(), calibration=calibration).report.summary()
+    with pytest.raises(ConfigError, match="needs statistics 'guided', and the calibration has 'he"):
+        palettize(source, config(), calibration=calibration, method="guided")
+    with pytest.raises(ConfigError, match="method 'guided' needs a calibration, got None"):
+        palettize(source, config(), method="guided")
