@@ -33,6 +33,15 @@ def test_a_file_of_samples(digits, data, tmp_path):
     assert Calibration.load(output).samples == 9
 
 
+def test_guided_statistics(digits, data, tmp_path):
+    output = tmp_path / "digits.calibration"
+    result = invoke("calibrate", digits, "--data", data, "-o", output, "--statistics", "guided")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("9 samples, guided statistics of 4 weights: ")
+    assert "gradient" not in result.stdout
+    assert Calibration.load(output).statistics == "guided"
+
+
 def test_a_folder_of_samples_and_a_number_of_them(digits, data, tmp_path):
     folder = tmp_path / "samples"
     folder.mkdir()

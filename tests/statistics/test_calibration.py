@@ -142,6 +142,43 @@ def test_merged_parts_are_the_whole(tmp_path):
     assert in_file.moments["0"].count == 40
 
 
+def guided_of(rows, sensitivity):
+    given = np.array([sensitivity], np.float32)
+    moments = attrs.evolve(moments_of(rows), sensitivity=given)
+    return calibration_of(rows, statistics="guided", moments={"0": moments})
+
+
+def test_guided_parts_count_by_their_sensitivities(tmp_path):
+    parts = [guided_of(ROWS[:25], 3.0), guided_of(ROWS[25:], 1.0)]
+    merged = merge(parts, tmp_path / "merged")
+    for field in ("second", "diagonal", "mean"):
+        one, other = (getattr(part.moments["0"], field) for part in parts)
+        assert np.allclose(getattr(merged.moments["0"], field), 0.75 * one + 0.25 * other)
+    assert merged.moments["0"].sensitivity == 4
+    assert merged.moments["0"].count == 40
+    assert merged.find("first", FIRST.shape, content_of(FIRST)).is_guided
+
+
+def test_parts_that_no_gradient_reached_count_nothing_beside_others():
+    parts = [guided_of(ROWS[:25], 0.0), guided_of(ROWS[25:], 1.0)]
+    merged = merge(parts)
+    assert np.array_equal(merged.moments["0"].second, parts[1].moments["0"].second)
+    none = merge([parts[0], guided_of(ROWS[25:], 0.0)])
+    whole = calibration_of(ROWS).moments["0"]
+    assert np.allclose(none.moments["0"].second, whole.second, rtol=1e-5, atol=1e-6)
+    assert any(note.startswith("no gradient reached 2 weights") for note in none.notes)
+    assert not none.find("first", FIRST.shape, content_of(FIRST)).is_guided
+
+
+@pytest.mark.parametrize("sensitivity", [None, [1.0, 1.0], [np.nan]])
+def test_a_damaged_sensitivity_is_refused(tmp_path, sensitivity):
+    given = None if sensitivity is None else np.array(sensitivity, np.float32)
+    moments = {"0": attrs.evolve(moments_of(ROWS), sensitivity=given)}
+    calibration_of(ROWS, statistics="guided", moments=moments).save(tmp_path / "a")
+    with pytest.raises(ConfigError, match="the calibration is damaged"):
+        Calibration.load(tmp_path / "a")
+
+
 def test_parts_of_different_models_are_refused():
     with pytest.raises(ConfigError, match=r"different models cannot be merged: .* number 2"):
         merge([calibration_of(ROWS), calibration_of(ROWS, weights=(weight_of("x", FIRST),))])

@@ -58,6 +58,25 @@ def test_centred_moments_leave_out_what_a_bias_corrects(pair):
     assert moments.output_error(weight, stored) > centred.output_error(weight, stored)
 
 
+def test_blocks_that_count_more_are_centred_by_their_share(pair):
+    weight, stored = pair
+    inputs = random_inputs(ARRANGEMENT)
+    shares = np.array([1.75, 0.25], np.float32)
+    plain = of_inputs(ARRANGEMENT, inputs)
+    shared = attrs.evolve(
+        plain,
+        second=shares[:, None, None] * plain.second,
+        diagonal=shares[:, None] * plain.diagonal,
+        shares=shares,
+    ).centred()
+    error = outputs(stored.astype(np.float64) - weight, inputs) + plain.mean_error(weight, stored)
+    assert shared.output_error(weight, stored) == pytest.approx(
+        float(((error**2).sum(axis=2) * shares).sum(axis=1).mean()), rel=1e-4
+    )
+    with pytest.raises(ConfigError, match=r"shares of moments must be float32 \(2,\)"):
+        attrs.evolve(plain, shares=shares[:1])
+
+
 def test_without_second_moments_the_diagonal_serves(pair):
     weight, stored = pair
     moments = random_moments(ARRANGEMENT)
