@@ -43,7 +43,5 @@ def fit(
         value, spec, importance=importance, workers=workers, moments=guidance.moments
     )
     notes = guidance.notes if distortion.note is None else (*guidance.notes, distortion.note)
-    if guidance.moments is None:
-        return Fitted(palettized, distortion, notes)
-    mean_error, ratio = guidance.outcome(value, palettized.dequantize())
+    mean_error, ratio = guidance.outcome(value, palettized.dequantize)
     return Fitted(palettized, distortion, notes, ratio, mean_error)

@@ -53,14 +53,16 @@ class Guidance(Generic[BiasT]):
     notes: tuple[str, ...] = ()
 
     def outcome(
-        self, weight: npt.NDArray[Any], stored: npt.NDArray[Any]
+        self, weight: npt.NDArray[Any], decompress: Callable[[], npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.float64] | None, float | None]:
         """Return the mean error of the outputs, and their signal-to-noise ratio in dB.
 
         Parameters
         ----------
-        weight, stored
-            What was and what is stored, both decompressed.
+        weight
+            The plain weight.
+        decompress
+            Returns what is stored for it, decompressed; called only if there are statistics.
 
         Returns
         -------
@@ -71,6 +73,7 @@ class Guidance(Generic[BiasT]):
         """
         if self.moments is None:
             return None, None
+        stored = decompress()
         error = self.moments.output_error(weight, stored)
         ratio = _decibels(self.moments.output_power(weight), error)
         if self.bias is None or self.uncentred is None:

@@ -58,14 +58,15 @@ def _palettize(
     )
     table = _scaled_table(palettized, scale, offset)
     joint = Palettized(table.decode(), palettized.indices, palettized.vector_axis, quantized=table)
-    distortion = measure_distortion(weight.value(), joint)
+    value = weight.value()
+    distortion = measure_distortion(value, joint)
     if not math.isfinite(distortion.noise):
         raise NoPaletteError(
             "its scales would take entries of the table out of the range of floats"
         )
     entries = palettized.table.size * scale.dtype.itemsize
     palette = PackedPalette.of(joint)
-    mean_error, ratio = guidance.outcome(weight.value(), joint.dequantize())
+    mean_error, ratio = guidance.outcome(value, joint.dequantize)
     notes = (*guidance.notes, *joint_notes(palette.nbytes, joint.indices_nbytes + entries))
     return Clustered(palette, distortion, notes, corrected(guidance.bias, mean_error), ratio)
 

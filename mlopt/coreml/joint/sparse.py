@@ -52,7 +52,9 @@ def _palettize(
         nbytes=plain_nbytes - saved,
         mask=stored,
     )
-    mean_error, ratio = guidance.outcome(value, np.where(mask, palettized.dequantize(), value))
+    mean_error, ratio = guidance.outcome(
+        value, lambda: np.where(mask, palettized.dequantize(), value)
+    )
     notes = (*guidance.notes, *joint_notes(palette.nbytes, plain_nbytes))
     return Clustered(palette, distortion, notes, corrected(guidance.bias, mean_error), ratio)
 
