@@ -78,15 +78,22 @@ def mark_long(items: Iterable[pytest.Item]) -> None:
     _mark_short(functions)
 
 
-def _mark_covering(items: Iterable[pytest.Function]) -> None:
+def _marked(
+    items: Iterable[pytest.Function], marker: str
+) -> Iterator[tuple[tuple[Any, ...], list[pytest.Function]]]:
+    """Yield the arguments of the marker and the cases of each test that has it."""
     tests: dict[tuple[Any, ...], list[pytest.Function]] = {}
     for item in items:
-        if item.get_closest_marker("covering"):
+        if item.get_closest_marker(marker):
             tests.setdefault((item.parent, item.originalname), []).append(item)
     for cases in tests.values():
-        marker = cases[0].get_closest_marker("covering")
-        assert marker is not None
-        (strength,) = marker.args
+        mark = cases[0].get_closest_marker(marker)
+        assert mark is not None
+        yield mark.args, cases
+
+
+def _mark_covering(items: Iterable[pytest.Function]) -> None:
+    for (strength,), cases in _marked(items, "covering"):
         short = set(covering([case.callspec.params for case in cases], strength))
         for place, case in enumerate(cases):
             if place not in short:
@@ -94,19 +101,13 @@ def _mark_covering(items: Iterable[pytest.Function]) -> None:
 
 
 def _mark_short(items: Iterable[pytest.Function]) -> None:
-    tests: dict[tuple[Any, ...], list[pytest.Function]] = {}
-    for item in items:
-        if item.get_closest_marker("short"):
-            tests.setdefault((item.parent, item.originalname), []).append(item)
-    for (_, test), cases in tests.items():
-        marker = cases[0].get_closest_marker("short")
-        assert marker is not None
-        unknown = set(marker.args) - {case.callspec.id for case in cases}
+    for names, cases in _marked(items, "short"):
+        unknown = set(names) - {case.callspec.id for case in cases}
         # Fewer cases than names: some were asked for by their ids.
-        if unknown and len(cases) > len(marker.args):
+        if unknown and len(cases) > len(names):
             raise pytest.UsageError(
-                f"{test} has no case {sorted(unknown)}; mend its marker `short`"
+                f"{cases[0].originalname} has no case {sorted(unknown)}; mend its marker `short`"
             )
         for case in cases:
-            if case.callspec.id not in marker.args:
+            if case.callspec.id not in names:
                 case.add_marker(pytest.mark.long)

@@ -53,14 +53,21 @@ def test_no_strength_is_refused() -> None:
         covering(PRODUCT, 0)
 
 
-def test_the_short_run_leaves_out_what_is_not_needed(pytester: pytest.Pytester) -> None:
+@pytest.fixture
+def selecting(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project whose cases are marked by the selection."""
     pytester.makeini("[pytest]\nmarkers =\n    long: a\n    covering: b\n    short: c\n")
     pytester.makeconftest(
         "from tests.selection import mark_long\n"
         "def pytest_collection_modifyitems(items):\n"
         "    mark_long(items)\n"
     )
-    pytester.makepyfile(
+    pytester.syspathinsert(Path(__file__).parents[1])
+    return pytester
+
+
+def test_the_short_run_leaves_out_what_is_not_needed(selecting: pytest.Pytester) -> None:
+    selecting.makepyfile(
         "import pytest\n"
         "@pytest.mark.parametrize('a', range(3))\n"
         "@pytest.mark.parametrize('b', range(3))\n"
@@ -70,29 +77,21 @@ def test_the_short_run_leaves_out_what_is_not_needed(pytester: pytest.Pytester) 
         "def test_long(): pass\n"
         "def test_other(): pass\n"
     )
-    pytester.syspathinsert(Path(__file__).parents[1])
-    pytester.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=4)
-    pytester.inline_run("-p", "no:xdist").assertoutcome(passed=11)
+    selecting.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=4)
+    selecting.inline_run("-p", "no:xdist").assertoutcome(passed=11)
 
 
-def test_cases_are_chosen_by_name(pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\nmarkers =\n    long: a\n    covering: b\n    short: c\n")
-    pytester.makeconftest(
-        "from tests.selection import mark_long\n"
-        "def pytest_collection_modifyitems(items):\n"
-        "    mark_long(items)\n"
-    )
-    test = pytester.makepyfile(
+def test_cases_are_chosen_by_name(selecting: pytest.Pytester) -> None:
+    test = selecting.makepyfile(
         "import pytest\n"
         "@pytest.mark.parametrize('a', range(4))\n"
         "@pytest.mark.short('0', '2')\n"
         "def test_slow(a): assert a != 1\n"
     )
-    pytester.syspathinsert(Path(__file__).parents[1])
-    pytester.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=2)
-    pytester.inline_run("-p", "no:xdist").assertoutcome(passed=3, failed=1)
-    pytester.inline_run("-p", "no:xdist", f"{test}::test_slow[3]").assertoutcome(passed=1)
+    selecting.inline_run("-m", "not long", "-p", "no:xdist").assertoutcome(passed=2)
+    selecting.inline_run("-p", "no:xdist").assertoutcome(passed=3, failed=1)
+    selecting.inline_run("-p", "no:xdist", f"{test}::test_slow[3]").assertoutcome(passed=1)
     test.write_text(test.read_text().replace("'2'", "'7'"))
-    result = pytester.runpytest_inprocess("-p", "no:xdist")
+    result = selecting.runpytest_inprocess("-p", "no:xdist")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "test_slow has no case [" in result.stdout.str() + result.stderr.str()

@@ -16,28 +16,12 @@ from mlopt.mil.opening import open_package
 from mlopt.runtime import load
 from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.statistics import content_of
+from tests.calibration.comparisons import assert_same
 from tests.runtime.programs import convert
-
-FIELDS = ("second", "diagonal", "mean")
 
 
 def samples_for(model, count, function=None):
     return random_samples(load(model, function), count, 0)
-
-
-def assert_same(one, other, *, exactly=False):
-    assert one.weights == other.weights
-    assert one.samples == other.samples
-    for key, moments in one.moments.items():
-        assert moments.count == other.moments[key].count
-        for field in FIELDS:
-            a, b = getattr(moments, field), getattr(other.moments[key], field)
-            if a is None:
-                assert b is None
-            elif exactly:
-                assert np.array_equal(a, b)
-            else:
-                assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
 
 
 def named(calibration, part):

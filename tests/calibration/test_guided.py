@@ -13,11 +13,11 @@ from mlopt.errors import ConfigError
 from mlopt.runtime import load
 from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.statistics import content_of
+from tests.calibration.comparisons import assert_same
 from tests.calibration.test_operations import CASES, model_of, normal, powers
 from tests.runtime.programs import convert
 
 F32 = np.float32
-FIELDS = ("second", "diagonal", "mean", "sensitivity")
 
 
 def guided(model, samples, **options):
@@ -35,20 +35,6 @@ def moments_for(calibration, weight):
     match = calibration.find("", weight.shape, content_of(weight))
     known = next(w for w in calibration.weights if w.content == content_of(weight))
     return match.moments, calibration.moments[known.moments]
-
-
-def assert_same(one, other, *, exactly=False):
-    assert one.weights == other.weights
-    for key, moments in one.moments.items():
-        assert moments.count == other.moments[key].count
-        for field in FIELDS:
-            a, b = getattr(moments, field), getattr(other.moments[key], field)
-            if a is None:
-                assert b is None
-            elif exactly:
-                assert np.array_equal(a, b)
-            else:
-                assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
 
 
 def squares_by_position(case, shape, gradient):

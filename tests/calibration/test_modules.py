@@ -15,24 +15,13 @@ from torch import nn
 from mlopt.calibration import Calibration, calibrate, merge
 from mlopt.errors import ConfigError, InputError
 from mlopt.statistics import content_of
+from tests.calibration.comparisons import only, powers
 from tests.torch.conversions import quietly
 from tests.torch.networks import IDS, every_kind
 
 
 def normal(*shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(0.3, 1, shape).astype(np.float32))
-
-
-def only(calibration):
-    (weight,) = calibration.weights
-    return weight, calibration.moments_of(weight)
-
-
-def powers(moments, weight):
-    """Return ``tr(W H W^T)`` and ``1^T W mu``, over all blocks."""
-    matrices = moments.arrangement.matrices(weight).astype(np.float64)
-    power = np.einsum("bri,bij,brj->", matrices, moments.second.astype(np.float64), matrices)
-    return power, np.einsum("bri,bi->", matrices, moments.mean.astype(np.float64))
 
 
 class Conv1D(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mlopt.calibration import calibrate
 from mlopt.runtime import load
 from mlopt.statistics import content_of
+from tests.calibration.comparisons import only, powers
 from tests.runtime.programs import convert
 
 F32 = np.float32
@@ -110,18 +111,6 @@ CASES = {
 
 def model_of(operation, weight, x, target="iOS16"):
     return convert(lambda x: operation(weight, x), {"x": x}, target=target)
-
-
-def only(calibration):
-    (weight,) = calibration.weights
-    return weight, calibration.moments_of(weight)
-
-
-def powers(moments, weight):
-    """Return ``tr(W H W^T)`` and ``1^T W mu``, over all blocks."""
-    matrices = moments.arrangement.matrices(weight).astype(np.float64)
-    power = np.einsum("bri,bij,brj->", matrices, moments.second.astype(np.float64), matrices)
-    return power, np.einsum("bri,bi->", matrices, moments.mean.astype(np.float64))
 
 
 @pytest.mark.parametrize("case", CASES)
