@@ -7,7 +7,7 @@ moments of their own, since the gradients at their outputs differ.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -85,10 +85,7 @@ class _Feeding:
     def __init__(self, program: Program, nodes: Sequence[Node], statistics: Statistics) -> None:
         self.function = program.function
         self.has_second, self.is_guided = statistics != "diagonal", statistics == "guided"
-        # nodes and steps are in the same order, constants and decompressions apart
-        run = [node for node in nodes if node.function == self.function and _is_run(node)]
-        places = list(places_of(program.plan.body))
-        self.places = {id(n): place for n, place in zip(run, places, strict=True)}
+        self.places = places_by_operation(program, nodes)
         self.moments: dict[Hashable, int] = {}
         self.described: list[Moments] = []
         self.owners: dict[_Input, Reader] = {}
@@ -130,7 +127,7 @@ class _Feeding:
         """Return the operations that multiply inputs by a weight, and why others do not."""
         readers, reasons = [], []
         for consumer in weight.consumers:
-            place = self.places.get(id(consumer.node))
+            place = self.places.get(id(consumer.node.op))
             if place is None:
                 continue  # of another function
             use = Use(weight.shape, place.step, consumer.parameter, consumer.index)
@@ -183,6 +180,17 @@ class _Feeding:
         if functions and self.function not in weight.functions:
             return f"only function {functions[0]!r} has it, and {self.function!r} was calibrated"
         return "no operation reads it"
+
+
+def places_by_operation(program: Program, nodes: Iterable[Node]) -> dict[int, Place]:
+    """Return the steps of a program by the operations of another opening of its package.
+
+    nodes: all of that opening; the keys are the identities of their messages.
+    """
+    # nodes and steps are in the same order, constants and decompressions apart
+    run = [node for node in nodes if node.function == program.function and _is_run(node)]
+    places = list(places_of(program.plan.body))
+    return {id(node.op): place for node, place in zip(run, places, strict=True)}
 
 
 def _is_run(node: Node) -> bool:

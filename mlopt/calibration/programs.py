@@ -33,7 +33,7 @@ class ProgramRun:
         statistics: Statistics,
         device: str | torch.device,
     ) -> None:
-        self.program = _program(model, function, device)
+        self.program = program_of(model, function, device)
         weights, nodes_of_programs = weights_of(open_package(model))
         self.feeds: Feeds = feeds_of(self.program, weights, nodes_of_programs[0], statistics)
         self.identity = str(self.program.function)
@@ -41,9 +41,7 @@ class ProgramRun:
 
     def inputs(self, sample: Any, number: int) -> Mapping[Any, Any]:
         """Return the sample, which has to be a dictionary."""
-        if not isinstance(sample, Mapping):
-            raise InputError(f"{_WANTED}; sample {number} is {type(sample).__name__}")
-        return sample
+        return checked_sample(sample, number)
 
     def run(self, inputs: Mapping[Any, Any], number: int, observer: Observer) -> None:
         """Run the function, with new states."""
@@ -66,7 +64,27 @@ class ProgramRun:
         return ()
 
 
-def _program(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
+def checked_sample(sample: Any, number: int) -> Mapping[Any, Any]:
+    """Return a sample, which has to be a dictionary.
+
+    Raises
+    ------
+    InputError
+        It is something else; the message has its number.
+    """
+    if not isinstance(sample, Mapping):
+        raise InputError(f"{_WANTED}; sample {number} is {type(sample).__name__}")
+    return sample
+
+
+def program_of(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
+    """Load a function of a model.
+
+    Raises
+    ------
+    ConfigError
+        The model is a pipeline, or has no such function.
+    """
     program = load(model, function, device=device)
     if isinstance(program, Pipeline):
         raise ConfigError(

@@ -10,6 +10,7 @@ whose output is the ``lut``. The nonzero values of a sparse weight are a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
 from mlopt.mil.values import int32_value, string_value, tensor_type
 from mlopt.mil.writer import PackageWriter
-from mlopt.palette.value.bits import pack_bits
+from mlopt.palette.value.bits import pack_bits, unpack_bits
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.quantized import QuantizedTable
 
@@ -70,6 +71,20 @@ class PackedPalette:
             nbytes=palettized.nbytes,
             quantized=palettized.quantized,
         )
+
+    def values(self) -> npt.NDArray[Any]:
+        """Return the weight that is stored, decompressed; of a sparse one with its zeros."""
+        stored = unpack_bits(self.packed, self.nbits, math.prod(self.indices_shape))
+        if self.mask is None:
+            indices = stored.reshape(self.indices_shape)
+            return Palettized(self.table, indices, self.vector_axis, self.scale).dequantize()
+        indices = np.zeros(self.mask.shape, np.uint8)
+        indices[self.mask] = stored
+        dense = Palettized(self.table, indices, self.vector_axis, self.scale).dequantize()
+        mask, axis = self.mask, self.vector_axis
+        if axis is not None:
+            mask = np.repeat(mask, dense.shape[axis] // mask.shape[axis], axis)
+        return np.where(mask, dense, dense.dtype.type(0))
 
 
 class PaletteOperations:

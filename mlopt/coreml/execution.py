@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 import attrs
 
@@ -24,10 +25,13 @@ from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette
 from mlopt.statistics.guidance import UNGUIDED, Guidance, Guides
 
+Computed: TypeAlias = "Clustered | NoPaletteError"
+"""The palette of a weight, or why there is none."""
+
 
 def compute(
     weight: Weight, spec: PaletteSpec, workers: int = 1, guidance: Guidance[BiasPlace] = UNGUIDED
-) -> Clustered | NoPaletteError:
+) -> Computed:
     """Cluster one weight; return the error if no table can hold it."""
     try:
         return strategy_of(weight).palettize(weight, spec, workers, guidance)
@@ -44,16 +48,18 @@ def carry_out(
     *,
     workers: int,
     progress: Progress | None,
+    computed: Mapping[int, Computed] | None = None,
 ) -> list[WeightRow]:
     """Cluster weights, then replace them and raise programs in one edit; return a row for each.
 
     The messages of the package do not change, and can be read, until everything is clustered.
+    computed: results of :func:`compute` that are there already, by the identity of their weights.
     """
     replacements = Replacements(writer, plan.raises)
     rows = []
     total = sum(d.weight.size for d in plan.decisions if isinstance(d.result, PaletteSpec))
     done = 0
-    jobs = (_job(decision, guides, workers) for decision in plan.decisions)
+    jobs = (_job(decision, guides, workers, computed or {}) for decision in plan.decisions)
     with contextlib.closing(done_ahead(jobs, workers)) as results:
         for decision, clustered in zip(plan.decisions, results, strict=True):
             weight = decision.weight
@@ -78,19 +84,22 @@ def carry_out(
 
 
 def _job(
-    decision: WeightDecision, guides: Guides[BiasPlace], workers: int
-) -> Callable[[], Clustered | NoPaletteError] | None:
+    decision: WeightDecision,
+    guides: Guides[BiasPlace],
+    workers: int,
+    computed: Mapping[int, Computed],
+) -> Callable[[], Computed] | None:
     """Return the job that clusters a weight; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     weight = decision.weight
+    if id(weight) in computed:
+        return partial(computed.__getitem__, id(weight))
     share = share_of(weight.size, workers)
     return partial(compute, weight, decision.result, share, guides.of(weight))
 
 
-def row_of(
-    decision: WeightDecision, clustered: Clustered | NoPaletteError, method: str = "plain"
-) -> WeightRow:
+def row_of(decision: WeightDecision, clustered: Computed, method: str = "plain") -> WeightRow:
     """Return the row of a weight that was to be palettized; ``method``: as in ``Guidance``."""
     if isinstance(clustered, NoPaletteError):
         return kept_row(decision, Keep(str(clustered)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from mlopt.choices import METHODS, Method
+from mlopt.coreml.biases import BiasPlace
 from mlopt.coreml.calibrated import guides_of
 from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
-from mlopt.coreml.execution import carry_out, compute, row_of
+from mlopt.coreml.execution import Computed, carry_out, compute, row_of
 from mlopt.coreml.guards import COMPRESSED
 from mlopt.coreml.joint import can_be_palettized
 from mlopt.coreml.links import link_notes
@@ -29,7 +31,7 @@ from mlopt.requests.checked import integer, word
 from mlopt.requests.keep import Keep
 from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
-from mlopt.statistics.guidance import CalibrationSource
+from mlopt.statistics.guidance import CalibrationSource, Guides
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -154,6 +156,79 @@ def palettize(
     ModelFormatError
         The source is damaged or no ML program.
     """
+    job = prepare(
+        source,
+        config,
+        output=output,
+        minimum_deployment_target=minimum_deployment_target,
+        strict=strict,
+        joint_compression=joint_compression,
+        workers=workers,
+        calibration=calibration,
+        method=method,
+        correct_biases=correct_biases,
+    )
+    return job.finish(progress=progress)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Job:
+    """A palettization that is decided, and not carried out.
+
+    source, output: as given to :func:`palettize`; package: the source, opened; plan, guides: what
+    happens to its weights, and what a calibration says for them; workers: threads.
+    """
+
+    source: ModelSource
+    output: str | os.PathLike[str] | None
+    package: Package
+    plan: Plan
+    guides: Guides[BiasPlace]
+    workers: int
+
+    def finish(
+        self,
+        *,
+        computed: Mapping[int, Computed] | None = None,
+        progress: Progress | None = None,
+    ) -> PalettizationResult:
+        """Cluster, and write the package.
+
+        computed: what has been clustered before, by the identity of the weights.
+        """
+        with contextlib.ExitStack() as cleanup:
+            is_temporary = self.output is None
+            path = temporary_package(cleanup) if self.output is None else Path(self.output)
+            with PackageWriter(self.package, path) as writer:
+                rows = carry_out(
+                    self.plan,
+                    self.guides,
+                    writer,
+                    workers=self.workers,
+                    progress=progress,
+                    computed=computed,
+                )
+                path = writer.finish()
+            cleanup.pop_all()
+        report = _report(self.plan, rows, self.package, self.guides.notes)
+        like = self.source if hasattr(self.source, "get_spec") else None
+        return PalettizationResult(report, path, like, is_temporary)
+
+
+def prepare(
+    source: ModelSource,
+    config: OptimizationConfig,
+    *,
+    output: str | os.PathLike[str] | None,
+    minimum_deployment_target: TargetName | None,
+    strict: bool,
+    joint_compression: bool,
+    workers: int | None,
+    calibration: CalibrationSource | None,
+    method: Method,
+    correct_biases: bool,
+) -> Job:
+    """Decide about every weight; parameters and errors as for :func:`palettize`."""
     config = for_palettization(config)
     method = word(method, "method", METHODS)
     threads = _threads(workers, config)
@@ -168,15 +243,9 @@ def palettize(
         joint_compression=joint_compression,
     )
     guides = guides_of(plan.decisions, calibration, method=method, correct_biases=correct_biases)
-    with contextlib.ExitStack() as cleanup:
-        path = Path(output) if output is not None else temporary_package(cleanup)
-        with PackageWriter(package, path) as writer:
-            rows = carry_out(plan, guides, writer, workers=threads, progress=progress)
-            path = writer.finish()
-        cleanup.pop_all()
-    report = _report(plan, rows, package, guides.notes)
-    is_model = hasattr(source, "get_spec")
-    return PalettizationResult(report, path, source if is_model else None, output is None)
+    return Job(
+        source=source, output=output, package=package, plan=plan, guides=guides, workers=threads
+    )
 
 
 def preview(

@@ -225,6 +225,14 @@ class Execution:
         whole = {n: v.whole() if isinstance(v, Rows) else v for n, v in arguments.items()}
         return {n: copied(value) if n in weights else value for n, value in whole.items()}
 
+    def inputs_of(self, step: Step) -> dict[str, Any]:
+        """Return the arguments of a step that are computed, as it would be given them now."""
+        return {
+            parameter.name: parameter.coerce(tuple(map(self.value, sources)))
+            for parameter, sources in step.arguments
+            if any(isinstance(source, int) for source in sources)
+        }
+
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the results of a step for arguments by parameter."""
         returned = self._called(step, dict(arguments))

@@ -363,7 +363,7 @@ def _release(body: Body, own: set[int]) -> None:
         own |= set(step.results)
     last: dict[int, int] = {}
     for number, step in enumerate(body.steps):
-        for slot in (*_read(step), *step.results):
+        for slot in (*slots_read(step), *step.results):
             last[slot] = number
         for nested in step.blocks:
             _release(nested, set())
@@ -375,14 +375,14 @@ def _release(body: Body, own: set[int]) -> None:
         step.released = tuple(released.get(number, ()))
 
 
-def _read(step: Step) -> Iterator[int]:
+def slots_read(step: Step) -> Iterator[int]:
     """Return the slots that a step reads, including its blocks."""
     for _, sources in step.arguments:
         yield from _slots(sources)
     for nested in step.blocks:
         yield from _slots(nested.outputs)
         for inner in nested.steps:
-            yield from _read(inner)
+            yield from slots_read(inner)
 
 
 def _slots(sources: Sequence[Source]) -> Iterator[int]:
@@ -390,7 +390,7 @@ def _slots(sources: Sequence[Source]) -> Iterator[int]:
         if isinstance(source, int):
             yield source
         elif isinstance(source, Lazy):
-            yield from _read(source.step)
+            yield from slots_read(source.step)
 
 
 def _title(node: Node) -> str:

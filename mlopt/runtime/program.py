@@ -74,6 +74,11 @@ class Program:
         return self.plan.name
 
     @property
+    def device(self) -> torch.device:
+        """The device that computes."""
+        return self._device
+
+    @property
     def opset(self) -> str:
         """The opset of the function, such as ``"CoreML7"``."""
         return self.plan.opset

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.palette.palettize import palettize
-from mlopt.palette.value.distortion import Distortion
+from mlopt.palette.value.distortion import Distortion, measure_distortion
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.statistics.guidance import Guidance
@@ -40,8 +40,14 @@ def fit(
 ) -> Fitted:
     """Palettize a weight; parameters and errors as for :func:`mlopt.palette.palettize`."""
     palettized, distortion = palettize(
-        value, spec, importance=importance, workers=workers, moments=guidance.moments
+        guidance.target(value),
+        spec,
+        importance=importance,
+        workers=workers,
+        moments=guidance.moments,
     )
+    if guidance.shift is not None:
+        distortion = measure_distortion(value, palettized)
     notes = guidance.notes if distortion.note is None else (*guidance.notes, distortion.note)
     mean_error, ratio = guidance.outcome(value, palettized.dequantize)
     return Fitted(palettized, distortion, notes, ratio, mean_error)

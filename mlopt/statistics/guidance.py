@@ -29,13 +29,26 @@ BiasT = TypeVar("BiasT")
 
 
 @attrs.frozen(eq=False)
+class Shift:
+    """What is aimed at instead of a weight W, where its inputs have errors from before it.
+
+    weight: float32 of the weight's shape, added to the weight before it is clustered; outputs:
+    float64[outputs], the mean error of the outputs of W itself, added to the bias as well.
+    """
+
+    weight: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float64]
+
+
+@attrs.frozen(eq=False)
 class Guidance(Generic[BiasT]):
     """How a calibration guides the clustering of one weight.
 
     Parameters
     ----------
     method
-        ``"guided"``, ``"hessian"``, ``"diagonal"``, or ``"plain"`` where nothing is known.
+        ``"sequential"``, ``"guided"``, ``"hessian"``, ``"diagonal"``, or ``"plain"`` where nothing
+        is known.
     moments
         Of the inputs; None for ``"plain"``. About their mean if there is a bias to correct.
     bias
@@ -44,6 +57,8 @@ class Guidance(Generic[BiasT]):
         The moments about zero, for the mean.
     notes
         What a reader of the report should know, one sentence each.
+    shift
+        What is aimed at instead of the weight; None: the weight.
     """
 
     method: str = "plain"
@@ -51,6 +66,15 @@ class Guidance(Generic[BiasT]):
     bias: BiasT | None = None
     uncentred: InputMoments | None = None
     notes: tuple[str, ...] = ()
+    shift: Shift | None = None
+
+    def target(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what is to be clustered for a weight, of its shape and dtype."""
+        if self.shift is None:
+            return weight
+        with np.errstate(over="ignore"):
+            moved = (weight.astype(np.float32) + self.shift.weight).astype(weight.dtype)
+        return np.where(np.isfinite(moved.astype(np.float32)), moved, weight)
 
     def outcome(
         self, weight: npt.NDArray[Any], decompress: Callable[[], npt.NDArray[Any]]
@@ -75,13 +99,15 @@ class Guidance(Generic[BiasT]):
             return None, None
         stored = decompress()
         error = self.moments.output_error(weight, stored)
-        ratio = _decibels(self.moments.output_power(weight), error)
+        ratio = decibels(self.moments.output_power(weight), error)
         if self.bias is None or self.uncentred is None:
             return None, ratio
-        return self.uncentred.mean_error(weight, stored).reshape(-1), ratio
+        mean_error = self.uncentred.mean_error(weight, stored).reshape(-1)
+        return mean_error if self.shift is None else mean_error + self.shift.outputs, ratio
 
 
-def _decibels(power: float, error: float) -> float:
+def decibels(power: float, error: float) -> float:
+    """Return the ratio of two mean squares, signal and error, in dB."""
     if error <= 0.0:
         return math.inf
     return 10.0 * math.log10(power / error) if power > 0.0 else -math.inf

@@ -1,0 +1,282 @@
+"""``palettize_sequentially``: weights in program order, each for what those before it leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlopt.calibration.programs import checked_sample, program_of
+from mlopt.calibration.readers import Reader
+from mlopt.calibration.samples import numbered_samples
+from mlopt.calibration.sequential.factors import Factors, factors_of
+from mlopt.calibration.sequential.lockstep import Lockstep, Pair
+from mlopt.calibration.sequential.sites import Site, sites_of
+from mlopt.calibration.sequential.targets import Part, Target
+from mlopt.choices import Method
+from mlopt.coreml.biases import NewBias
+from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.execution import Computed, compute
+from mlopt.coreml.joint import Clustered
+from mlopt.coreml.models import ModelSource, TargetName
+from mlopt.coreml.palettize import Job, PalettizationResult, prepare
+from mlopt.coreml.progress import Progress
+from mlopt.errors import ConfigError, InputError
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.runtime.program import Program
+from mlopt.statistics import Calibration
+from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance, Guides, decibels
+
+
+def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is its own
+    source: ModelSource,
+    config: OptimizationConfig,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    calibration: CalibrationSource,
+    output: str | os.PathLike[str] | None = None,
+    minimum_deployment_target: TargetName | None = None,
+    strict: bool = False,
+    joint_compression: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    method: Method = "auto",
+    correct_biases: bool = True,
+    alpha: float = 0.5,
+    function: str | None = None,
+    device: str | torch.device = "cpu",
+) -> PalettizationResult:
+    """Palettize a model, and have each weight make up for errors of those before it.
+
+    The model runs on all samples twice, in step: as it is, and with the weights that are palettized
+    so far. A weight is fitted to the inputs that it then gets, and aims, as far as ``alpha`` says,
+    at the outputs of the float model and at its residual stream: where the result of an operation
+    is added to another tensor, the error of that tensor too.
+
+    Parameters
+    ----------
+    samples
+        Inputs by name, as for :func:`mlopt.calibration.calibrate`: those of the calibration, or
+        others of the kind that the model will get. They are held in memory, and of each the values
+        between two operations, twice, while weights there are fitted.
+    calibration
+        As for :func:`mlopt.coreml.palettize`. Its statistics serve the weights that are not fitted
+        in sequence: those that several operations read or that are looked up, such as embeddings,
+        those in nested blocks and recurrent operations, and those of other functions. Where it is
+        guided, positions are weighted by a gradient for each sample, as there.
+    alpha
+        From 0 (the errors before a weight are not made up for) to 1 (as far as it can on these
+        samples, which fits less well to others).
+    function
+        The function of a model that has several; the others' own weights are palettized as without
+        samples.
+    device
+        The torch device that the model runs on.
+    source, config, output, minimum_deployment_target, strict, joint_compression, workers, progress,
+    method, correct_biases
+        As for :func:`mlopt.coreml.palettize`.
+
+    Returns
+    -------
+    PalettizationResult
+        The method of its report's rows is ``"sequential"`` for the weights fitted in sequence, and
+        the signal-to-noise ratio of their outputs the one between the two runs: it has the errors
+        of all weights before.
+
+    Raises
+    ------
+    ConfigError, TargetError, ModelFormatError
+        As for :func:`mlopt.coreml.palettize`, and where the model is a pipeline, or an input of a
+        weight is NaN or infinite.
+    InputError, RunError
+        As for :func:`mlopt.calibration.calibrate`.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha must be from 0 to 1, got {alpha}; 0.5 serves most models")
+    chosen = _checked(samples)
+    known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    job = prepare(
+        source,
+        config,
+        output=output,
+        minimum_deployment_target=minimum_deployment_target,
+        strict=strict,
+        joint_compression=joint_compression,
+        workers=workers,
+        calibration=known,
+        method=method,
+        correct_biases=correct_biases,
+    )
+    program = program_of(source, function, device)
+    nodes = [node for each in job.package.programs for node in each.nodes()]
+    sites = sites_of(program, nodes, job.plan.decisions, job.guides)
+    factors: Factors = {}
+    if known.statistics == "guided":
+        factors = factors_of(program, sites, chosen, lambda done: None)
+    sequence = _Sequence(job, program, chosen, factors, alpha=alpha, progress=progress)
+    with torch.inference_mode():
+        for site in sites:
+            sequence.solve(site)
+    computed = sequence.computed
+    job = attrs.evolve(job, guides=Guides(sequence.guides, job.guides.notes))
+    is_done = sequence.done == sequence.total
+    return job.finish(computed=computed, progress=None if is_done else progress)
+
+
+class _Sequence:
+    """The weights in order: what is computed for each, and how it is guided."""
+
+    def __init__(
+        self,
+        job: Job,
+        program: Program,
+        samples: list[Mapping[str, Any]],
+        factors: Factors,
+        *,
+        alpha: float,
+        progress: Progress | None,
+    ) -> None:
+        self.job, self.factors, self.alpha, self.progress = job, factors, alpha, progress
+        self.computed: dict[int, Computed] = {}
+        self.guides: dict[int, Guidance[Any]] = dict(job.guides.by_weight)
+        self.runs = Lockstep(program, samples)
+        palettized = [d for d in job.plan.decisions if isinstance(d.result, PaletteSpec)]
+        self.total, self.done = sum(d.weight.size for d in palettized), 0
+
+    def solve(self, site: Site) -> None:
+        """Palettize a weight, and go on with what is stored for it."""
+        weight = site.decision.weight
+        self.runs.advance(site.first)
+        if site.reader is None:
+            clustered = self._clustered(site)
+            self._replace(site, clustered)
+        else:
+            self.guides[id(weight)], wanted = self._guidance(site, site.reader)
+            clustered = self._clustered(site)
+            self._replace(site, clustered)
+            ratio = self._ratio(site, wanted)
+            if isinstance(clustered, Clustered):
+                clustered = attrs.evolve(clustered, output_snr_db=ratio)
+        self.computed[id(weight)] = clustered
+        self.done += weight.size
+        if self.progress is not None:
+            self.progress(self.done, self.total, weight.name)
+
+    def _clustered(self, site: Site) -> Computed:
+        weight, spec = site.decision.weight, site.decision.result
+        assert isinstance(spec, PaletteSpec)
+        guidance = self.guides.get(id(weight), UNGUIDED)
+        return compute(weight, spec, self.job.workers, guidance)
+
+    def _guidance(self, site: Site, reader: Reader) -> tuple[Guidance[Any], list[Tensor | None]]:
+        """Return what the inputs of both models ask for, and the results in the float one.
+
+        The runs of the float model take the step.
+        """
+        step, weight = self.runs.steps[site.first], site.decision.weight
+        target, scale = Target(reader), self._scale(site)
+        wanted = []
+        for pair in self.runs.pairs:
+            before = pair.reference.inputs_of(step)
+            self.runs.take(pair, pair.reference)
+            wanted.append(pair.reference.value(step.results[0]))
+            target.add(self._parts(site, reader, pair, before, scale))
+        guidance = target.guidance(
+            weight.value(), self.guides[id(weight)], alpha=self.alpha, title=step.title
+        )
+        return guidance, wanted
+
+    def _parts(
+        self,
+        site: Site,
+        reader: Reader,
+        pair: Pair,
+        before: Mapping[str, Any],
+        scale: float,
+    ) -> Iterator[Part]:
+        """Yield what the operation is given for a sample; ``before``: in the float model."""
+        assert reader.inputs is not None
+        assert reader.outputs is not None
+        step = self.runs.steps[site.first]
+        given = pair.compressed.inputs_of(step)
+        result = pair.reference.value(step.results[0])
+        stream = _stream_error(site, pair, result)
+        streams = repeat(None) if stream is None else reader.outputs(given, stream)
+        factors = self.factors.get((site.first, pair.number))
+        counts = repeat(None) if factors is None else (part.float() * scale for part in factors)
+        inputs, others = reader.inputs(given, ()), reader.inputs(before, ())
+        for parts in zip(inputs, others, streams, counts, strict=False):
+            yield Part(*parts)
+
+    def _scale(self, site: Site) -> float:
+        """Return what makes the mean of a site's factors 1: they may be tiny."""
+        parts = [
+            part.double().mean()
+            for pair in self.runs.pairs
+            for part in self.factors.get((site.first, pair.number), ())
+        ]
+        mean = float(torch.stack(parts).mean()) if parts else 0.0
+        return 1.0 / mean if mean else 1.0
+
+    def _replace(self, site: Site, clustered: Computed) -> None:
+        """Have the compressed model compute with what is stored for a weight, and a new bias."""
+        if not isinstance(clustered, Clustered):
+            return
+        # in float32, which numpy and torch both know
+        values = torch.from_numpy(clustered.palette.values().astype(np.float32, copy=False))
+        self.runs.replace(site.sources, values, until=site.last, widens=site.widens)
+        if clustered.bias is not None:
+            step = self.runs.steps[site.first]
+            axis = -1 if step.node.op_type == "linear" else 1
+            self.runs.replaced[step.results[0]] = partial(
+                _with_bias, change=_change(clustered.bias), axis=axis
+            )
+
+    def _ratio(self, site: Site, wanted: list[Tensor | None]) -> float | None:
+        """Have the compressed model take the step; return the SNR of its results in dB."""
+        slot = self.runs.steps[site.first].results[0]
+        power = noise = 0.0
+        for pair, reference in zip(self.runs.pairs, wanted, strict=True):
+            self.runs.take(pair, pair.compressed)
+            result = pair.compressed.value(slot)
+            if reference is not None and result is not None:
+                power += float(reference.double().square().sum())
+                noise += float((result.double() - reference.double()).square().sum())
+        self.runs.position += 1
+        return decibels(power, noise)
+
+
+def _checked(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    numbered, _ = numbered_samples(samples, None)
+    chosen = [checked_sample(sample, number) for number, sample in numbered]
+    if not chosen:
+        raise InputError("there are no samples; give one or more, a few dozen are useful")
+    return chosen
+
+
+def _stream_error(site: Site, pair: Pair, result: Tensor | None) -> Tensor | None:
+    """Return the error of the stream that the result is added to; None where there is none."""
+    if site.stream is None or result is None:
+        return None
+    wanted: Tensor = pair.reference.value(site.stream)
+    given: Tensor = pair.compressed.value(site.stream)
+    return wanted.float() - given.float() if wanted.shape == result.shape else None
+
+
+def _change(bias: NewBias) -> Tensor:
+    """Return a new bias less the one before."""
+    before = 0.0 if bias.place.bias is None else np.asarray(bias.place.bias.value(), np.float32)
+    return torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before))
+
+
+def _with_bias(result: Tensor, *, change: Tensor, axis: int) -> Tensor:
+    shape = [1] * result.dim()
+    shape[axis] = -1
+    return (result.float() + change.to(result.device).reshape(shape)).to(result.dtype)
