@@ -33,7 +33,10 @@ from mlopt.cli.terminal import (
 from mlopt.text.words import human_bytes, size_change
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlopt.coreml.config import OptimizationConfig
+    from mlopt.coreml.palettize import PalettizationResult
     from mlopt.requests.report import Report
 
 # In narrower tables, reasons break after every word; a terminal's own wrapping reads better.
@@ -155,6 +158,18 @@ def palettize_model(
             "(plain).",
         ),
     ] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="With --calibration: run the model on these samples (as for `mlopt calibrate`) "
+            "while it is palettized, so that each weight makes up for errors of those before it.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Take the first N samples of --data only."),
+    ] = None,
     keep_biases: Annotated[
         bool,
         typer.Option(
@@ -224,6 +239,7 @@ def palettize_model(
             skip_type=tuple(skip_type or ()),
         )
         optimization = settings.configuration(config)
+        _check_data(data, calibration, samples)
         options = {
             "minimum_deployment_target": minimum_deployment_target,
             "strict": strict,
@@ -251,6 +267,8 @@ def palettize_model(
                             "method": method,
                             "correct_biases": not keep_biases,
                         },
+                        data=data,
+                        samples=samples,
                         quiet=quiet,
                     ),
                     quiet=quiet,
@@ -281,16 +299,48 @@ def _palettized(
     output: Path,
     options: dict[str, Any],
     *,
+    data: str | None,
+    samples: int | None,
     quiet: bool,
 ) -> Done:
     from mlopt.coreml.inspection import package_bytes
-    from mlopt.coreml.palettize import palettize
 
     before = package_bytes(model)  # OUT may be MODEL itself
+    palettize = _way(model, data, samples)
     with progress_bar("Palettizing", quiet=quiet) as progress:
         result = palettize(model, config, output=output, progress=progress, **options)
     report = result.report
     return written(_text(report), before, result.path, values=report.as_dict(), code=_code(report))
+
+
+def _check_data(data: str | None, calibration: Path | None, samples: int | None) -> None:
+    if data is not None and calibration is None:
+        raise typer.BadParameter(
+            "samples alone are not enough; also give the --calibration that `mlopt calibrate` "
+            "made with them",
+            param_hint="'--data'",
+        )
+    if samples is not None and data is None:
+        raise typer.BadParameter(
+            "it counts samples of --data; give that, or leave it out", param_hint="'--samples'"
+        )
+
+
+def _way(model: Path, data: str | None, samples: int | None) -> Callable[..., PalettizationResult]:
+    """Return the function that palettizes: all weights at once, or in sequence on samples."""
+    if data is None:
+        from mlopt.coreml.palettize import palettize
+
+        return palettize
+    from functools import partial
+    from itertools import islice
+
+    from mlopt.calibration import palettize_sequentially
+    from mlopt.cli.calibration_data import samples_of
+    from mlopt.runtime import load
+
+    chosen = islice(samples_of(data, load(model)), samples)
+    return partial(palettize_sequentially, samples=chosen)
 
 
 def _code(report: Report) -> ExitCode:

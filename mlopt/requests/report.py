@@ -73,10 +73,12 @@ class WeightRow:
         What the table was fitted to: ``"plain"``, the values; ``"diagonal"`` or ``"hessian"``, the
         outputs of the operation that reads the weight, by the mean squares of its inputs or all
         their second moments; ``"guided"``, the outputs of the model, by second moments weighted by
-        gradients. None for a kept weight.
+        gradients; ``"sequential"``, the outputs of the float model, for the inputs that compressed
+        operations give. None for a kept weight.
     output_snr_db
         ``10 log10(sum (W x)^2 / sum ((W - stored) x)^2)`` over the inputs of a calibration, after
-        the correction of a bias; None without statistics.
+        the correction of a bias; None without statistics. For ``"sequential"`` the ratio of what
+        the operation computes in the float model and in the compressed one, over the samples.
     has_corrected_bias
         Whether the mean error of the outputs went into the bias.
     """
@@ -372,7 +374,8 @@ class Report:
     def _fitted(self) -> str:
         """How many weights a calibration served, and how."""
         methods = Counter(row.method for row in self.palettized)
-        fitted = (*(["guided"] if methods["guided"] else []), "hessian", "diagonal")
+        better = [method for method in ("sequential", "guided") if methods[method]]
+        fitted = (*better, "hessian", "diagonal")
         by = ", ".join(f"{method} {methods[method]}" for method in fitted)
         biases = sum(row.has_corrected_bias for row in self.palettized)
         return (

@@ -3,6 +3,7 @@
 import json
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from mlopt.choices import GranularityName, Mode, TableMode
@@ -152,3 +153,45 @@ def test_an_output_is_replaced_only_when_told_to(model, tmp_path):
     assert result.exit_code == 0
     assert "3.60 times smaller" in result.stdout
     assert package_bytes(model) < before / 3
+
+
+@pytest.fixture
+def calibrated(digits, tmp_path):
+    """Samples of digits, and the calibration that was made with them."""
+    images = np.random.default_rng(0).uniform(size=(6, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", image=images)
+    output = tmp_path / "digits.calibration"
+    result = invoke("calibrate", digits, "--data", tmp_path / "data.npz", "-o", output, "-q")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "data.npz", output
+
+
+def test_in_sequence_on_samples(digits, calibrated, tmp_path):
+    data, calibration = calibrated
+    options = ("--nbits", 2, "--weight-threshold", 100, "--calibration", calibration)
+    reports = []
+    for name, more in (("all", ()), ("few", ("--samples", 2))):
+        output, report = tmp_path / f"{name}.mlpackage", tmp_path / f"{name}.json"
+        given = (*options, "--data", data, *more, "-o", output, "--report", report)
+        result = invoke("palettize", digits, *given)
+        assert result.exit_code == 0, result.output
+        reports.append(json.loads(report.read_text())["rows"])
+    for rows in reports:
+        assert {row["method"] for row in rows if row["method"]} == {"sequential"}
+    assert reports[0] != reports[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "data.npz"), "also give the --calibration"),
+        (("--samples", 3), "it counts samples of --data"),
+        (("--data", "missing.npz", "--calibration", "digits.calibration"), "does not exist"),
+    ],
+)
+def test_samples_that_are_no_use(digits, calibrated, options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("palettize", digits, "--nbits", 2, *options, "-o", "out.mlpackage")
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.output.split())
+    assert not (tmp_path / "out.mlpackage").exists()
