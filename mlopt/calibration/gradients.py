@@ -151,7 +151,7 @@ def _check(readings: list[Reading], number: int) -> None:
 def _computed(step: Step, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are not weights alone: these would stay in memory."""
     given = {p.name for p, sources in step.arguments if any(isinstance(s, int) for s in sources)}
-    return {name: value for name, value in arguments.items() if name in given}
+    return {name: arguments[name] for name in given}
 
 
 def _detached(value: Any) -> Any:

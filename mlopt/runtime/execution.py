@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,28 @@ from mlopt.runtime.weights.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
 """A function called after each step with its arguments by parameter, and its results."""
+
+
+class _Observed(Mapping[str, Any]):
+    """The arguments of a step as an observer gets them, while it runs.
+
+    Weights are copied when they are asked for: they may be the mapped file, or kept for other runs.
+    """
+
+    def __init__(self, step: Step, arguments: Mapping[str, Any]) -> None:
+        self._step, self._arguments = step, arguments
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._arguments[name]
+        value = value.whole() if isinstance(value, Rows) else value
+        sources = next((s for spec, s in self._step.arguments if spec.name == name), ())
+        return value if all(isinstance(s, int) for s in sources) else copied(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._arguments)
 
 
 @attrs.define(eq=False)
@@ -212,18 +234,8 @@ class Execution:
                 f"{_described(arguments)}"
             ) from error
         if self.observer is not None:
-            self.observer(self, step, self._observed(step, arguments), results)
+            self.observer(self, step, _Observed(step, arguments), results)
         return results
-
-    def _observed(self, step: Step, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments, weights copied: they may be the mapped file, or kept for other runs."""
-        weights = {
-            parameter.name
-            for parameter, sources in step.arguments
-            if not all(isinstance(source, int) for source in sources)
-        }
-        whole = {n: v.whole() if isinstance(v, Rows) else v for n, v in arguments.items()}
-        return {n: copied(value) if n in weights else value for n, value in whole.items()}
 
     def inputs_of(self, step: Step) -> dict[str, Any]:
         """Return the arguments of a step that are computed, as it would be given them now."""

@@ -158,7 +158,7 @@ class Program:
         observer
             Called after each operation with the execution, its step (``step.node``: the operation),
             its arguments by parameter, such as the input and the weight of a convolution, and its
-            results. These are the run's own: copy what you change.
+            results. These are the run's own: copy what you change; weights are copies.
         """
         sources = self._named_sources(taps)
         with torch.inference_mode():
