@@ -35,6 +35,9 @@ Statistics: TypeAlias = Literal["diagonal", "hessian", "guided"]
 """What a calibration knows of the inputs of weights: mean squares, all second moments, or these
 weighted by how much the outputs of the model depend on each position."""
 
+LossName: TypeAlias = Literal["squared", "kl"]
+"""What errors of a model's outputs cost, for guided statistics."""
+
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""
 
@@ -44,6 +47,7 @@ LUT_DTYPES: tuple[LutDtype, ...] = get_args(LutDtype)
 METHODS: tuple[Method, ...] = get_args(Method)
 NBITS: tuple[Nbits, ...] = get_args(Nbits)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
+LOSSES: tuple[LossName, ...] = get_args(LossName)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
 

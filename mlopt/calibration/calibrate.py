@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mlopt.calibration.feeds import Feed
+from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.modules import ModuleRun
 from mlopt.calibration.programs import ProgramRun
 from mlopt.calibration.readers.reader import Arguments
@@ -35,6 +36,7 @@ def calibrate(
     samples: Iterable[Any],
     *,
     statistics: Statistics = "hessian",
+    loss: Loss = "squared",
     output: str | os.PathLike[str] | None = None,
     function: str | None = None,
     device: str | torch.device | None = None,
@@ -59,14 +61,18 @@ def calibrate(
     statistics
         ``"hessian"``: the means of all products of two inputs, which takes 4 bytes for each pair;
         ``"diagonal"``: the mean squares alone. ``"guided"``, of programs: as ``"hessian"``, with
-        each position weighted by how much the outputs of the model depend on what the operation
-        computes there: the mean squared gradient of a random product of the outputs, whose seed is
-        the sample's number (GuidedQuant, arXiv 2505.07004). All outputs of floats count, each
-        relative to the root of its sum of squares, and scores or probabilities of classes as all
-        others do. It takes two to three times the time, memory for what all operations compute for
-        a sample and for all weights in the numbers that are computed with, and weights that share
-        an input have matrices of their own. Weights that no gradient reaches have the statistics of
-        ``"hessian"`` and are named in the notes.
+        each position weighted by how much a loss of the model's outputs depends on what the
+        operation computes there: the mean squared gradient (GuidedQuant, arXiv 2505.07004). It
+        takes two to three times the time, memory for what all operations compute for a sample and
+        for all weights in the numbers that are computed with, and weights that share an input have
+        matrices of their own. Weights that no gradient reaches have the statistics of ``"hessian"``
+        and are named in the notes.
+    loss
+        Of guided statistics. ``"squared"``: the squared error of all outputs of floats, each
+        relative to its sum of squares. ``"kl"``: the divergence of the classes or next tokens that
+        the last axis of an output has scores or probabilities of. Both are random, with the number
+        of the sample as the seed, and need no labels. Or a function from the outputs, tensors by
+        name, to a scalar tensor, such as one with labels.
     output
         A file for the result, which appears when it is complete. Until then the sums are in
         ``output + ".partial"``: an interrupted run with the same arguments and samples goes on
@@ -102,8 +108,14 @@ def calibrate(
     if statistics not in STATISTICS:
         allowed = " or ".join(map(repr, STATISTICS))
         raise ConfigError(f"statistics must be {allowed}, got {statistics!r}")
+    name = loss_name(loss)
+    if statistics != "guided" and name != "squared":
+        raise ConfigError(
+            f"loss {name!r} is for guided statistics, got {statistics!r}; leave it out, or use "
+            "statistics='guided'"
+        )
     chosen, total = numbered_samples(samples, part)
-    run = _run_of(model, function, statistics, device)
+    run = _run_of(model, function, statistics, device, loss)
     feeds = run.feeds
     if not feeds.weights:
         raise ConfigError(
@@ -117,6 +129,7 @@ def calibrate(
         moments={},
         without=feeds.without,
         remarks=feeds.remarks,
+        loss=name,
     )
     identity = f"{empty.identity} {run.identity} {part}"
     sums = open_sums(feeds, empty, None if output is None else Path(output), identity)
@@ -136,9 +149,10 @@ def _run_of(
     function: str | None,
     statistics: Statistics,
     device: str | torch.device | None,
+    loss: Loss,
 ) -> Run:
     if not isinstance(model, nn.Module):
-        return ProgramRun(model, function, statistics, "cpu" if device is None else device)
+        return ProgramRun(model, function, statistics, "cpu" if device is None else device, loss)
     if function is not None:
         raise ConfigError(
             f"function must be None for a module, got {function!r}; modules have no functions"

@@ -1,14 +1,10 @@
 """Gradients at the outputs of the operations that read weights, for one sample.
 
-The outputs of the model are multiplied by random numbers v ~ N(0, I), and the gradient g of the sum
-is propagated back. The mean of ``g g^T`` over v is the Gauss-Newton matrix of the squared error of
-the outputs: what an error at a position of an operation costs there. No labels are needed.
-A position counts ``s = mean g^2`` over the outputs of a block of the weight (Kim et al.,
-*GuidedQuant*, arXiv 2505.07004, with one group).
-
-Each output is divided by the root of its sum of squares first, so that none dominates: what is
-measured is the sum of the relative squared errors. Class scores and probabilities are outputs like
-all others, and so are those of the next token: their squared errors are meant, not the divergence.
+The gradient g of a random loss of the model's outputs (:mod:`mlopt.calibration.losses`) is
+propagated back. The mean of ``g g^T`` is a Gauss-Newton or Fisher matrix: what an error at a
+position of an operation costs at the outputs. No labels are needed. A position counts
+``s = mean g^2`` over the outputs of a block of the weight (Kim et al., *GuidedQuant*,
+arXiv 2505.07004, with one group).
 """
 
 from __future__ import annotations
@@ -18,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-import torch
 from torch import Tensor
 
 from mlopt.calibration.feeds import Feed, Feeds, places_of
+from mlopt.calibration.losses import Loss, loss_of
 from mlopt.errors import ConfigError, RunError
 from mlopt.runtime import Program
 from mlopt.runtime.execution import Execution
@@ -49,12 +45,12 @@ class Reading:
 
 
 def readings_of(
-    program: Program, sample: Mapping[str, Any], number: int, feeds: Feeds
+    program: Program, sample: Mapping[str, Any], number: int, feeds: Feeds, loss: Loss = "squared"
 ) -> Iterator[Reading]:
     """Run a sample, and yield what all feeds were given, with the factors of the positions.
 
     Memory holds what the operations computed for the sample, and the weights as they compute with
-    them. number: of the sample, the seed of v.
+    them. number: of the sample, the seed of the loss.
 
     Raises
     ------
@@ -90,7 +86,7 @@ def readings_of(
     try:
         program.backpropagate(
             sample,
-            lambda outputs: _product(outputs, number),
+            lambda outputs: loss_of(loss, outputs, number),
             {slot: followed for place in places for slot in place.step.results[:1]},
             program.make_state(),
             observer=observe,
@@ -107,25 +103,6 @@ def readings_of(
     readings.reverse()
     while readings:
         yield readings.pop()
-
-
-def _product(outputs: Mapping[str, Any], number: int) -> Tensor:
-    """Return the product of random numbers and all outputs of floats, each of length 1."""
-    generator = torch.Generator().manual_seed(number)
-    total = torch.zeros(())
-    for name, output in outputs.items():
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            continue
-        v = torch.randn(output.shape, generator=generator).to(output.device)
-        length = math.sqrt(float(output.detach().double().square().sum()))
-        if not math.isfinite(length):
-            raise ConfigError(
-                f"sample {number}: output {name!r} has NaN or infinite elements, which have no "
-                "gradients; leave the sample out, or use statistics='hessian'"
-            )
-        if length and output.requires_grad:
-            total = total.to(output.device) + (output.float() * v).sum() / length
-    return total
 
 
 def _check(readings: list[Reading], number: int) -> None:

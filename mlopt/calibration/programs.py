@@ -9,6 +9,7 @@ import torch
 
 from mlopt.calibration.feeds import Feeds, feeds_of
 from mlopt.calibration.gradients import readings_of
+from mlopt.calibration.losses import Loss
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Observer
 from mlopt.choices import Statistics
@@ -32,7 +33,9 @@ class ProgramRun:
         function: str | None,
         statistics: Statistics,
         device: str | torch.device,
+        loss: Loss = "squared",
     ) -> None:
+        self.loss = loss
         self.program = program_of(model, function, device)
         weights, nodes_of_programs = weights_of(open_package(model))
         self.feeds: Feeds = feeds_of(self.program, weights, nodes_of_programs[0], statistics)
@@ -53,7 +56,7 @@ class ProgramRun:
                 observer(feed, step.title, arguments, results, None)
 
         if self.is_guided:
-            for reading in readings_of(self.program, inputs, number, self.feeds):
+            for reading in readings_of(self.program, inputs, number, self.feeds, self.loss):
                 title, given = reading.step.title, (reading.arguments, reading.results)
                 observer(reading.feed, title, *given, reading.factors)
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlopt.choices import Statistics
+from mlopt.choices import LossName, Statistics
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import checked_named_file, sample_bar, show
 
@@ -54,6 +54,13 @@ def calibrate_model(
             "depend on each position, in two to three times the time."
         ),
     ] = "hessian",
+    loss: Annotated[
+        LossName,
+        typer.Option(
+            help="What errors of the outputs cost, for guided statistics: their squares, relative "
+            "to each output's size (squared), or the divergence of classes or next tokens (kl)."
+        ),
+    ] = "squared",
     samples: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Take the first N samples only.")
     ] = None,
@@ -105,6 +112,7 @@ def calibrate_model(
                 data,
                 output,
                 statistics=statistics,
+                loss=loss,
                 samples=samples,
                 part=_parsed_part(part),
                 function=function,
@@ -121,6 +129,7 @@ def _calibrated(
     output: Path,
     *,
     statistics: Statistics,
+    loss: LossName,
     samples: int | None,
     part: tuple[int, int] | None,
     function: str | None,
@@ -151,6 +160,7 @@ def _calibrated(
             models[0],
             chosen,
             statistics=statistics,
+            loss=loss,
             output=output,
             function=function,
             device=device,

@@ -98,6 +98,9 @@ class Calibration:
         The weights without statistics, by name, and why.
     remarks
         What a reader should know about how weights are read.
+    loss
+        Of guided statistics the name of the loss whose gradients weight positions, ``"custom"`` for
+        one of the user's own.
     """
 
     statistics: Statistics
@@ -106,12 +109,14 @@ class Calibration:
     moments: Mapping[str, MomentArrays]
     without: Mapping[str, str]
     remarks: tuple[str, ...] = ()
+    loss: str = "squared"
 
     @cached_property
     def identity(self) -> str:
         """A digest that is equal for calibrations of the same model with the same statistics."""
         described = [weight.to_dict() for weight in self.weights]
-        text = json.dumps([self.statistics, described, sorted(self.without)], sort_keys=True)
+        statistics = [self.statistics] if self.loss == "squared" else [self.statistics, self.loss]
+        text = json.dumps([*statistics, described, sorted(self.without)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
     @property
@@ -225,6 +230,7 @@ class Calibration:
                 moments={key: _moments(arrays, key, count) for key, count in counts.items()},
                 without={str(name): str(why) for name, why in content["without"].items()},
                 remarks=tuple(map(str, content["remarks"])),
+                loss=str(content.get("loss", "squared")),
             )
             _check_shapes(loaded)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -285,6 +291,7 @@ def metadata_of(calibration: Calibration) -> dict[str, str]:
         "counts": {key: arrays.count for key, arrays in calibration.moments.items()},
         "without": dict(calibration.without),
         "remarks": calibration.remarks,
+        "loss": calibration.loss,
     }
     text = json.dumps(content, separators=(",", ":"))
     return {"format": FORMAT, "version": VERSION, "content": text}

@@ -113,6 +113,11 @@ def _check_alike(first: Calibration, other: Calibration, number: int) -> None:
             f"calibrations of different statistics cannot be merged: the first has "
             f"{first.statistics!r}, number {number + 1} {other.statistics!r}"
         )
+    if first.loss != other.loss:
+        raise ConfigError(
+            f"calibrations of different losses cannot be merged: the first has {first.loss!r}, "
+            f"number {number + 1} {other.loss!r}"
+        )
     if first.identity != other.identity:
         raise ConfigError(
             f"calibrations of different models cannot be merged: the weights of number "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlopt.calibration.feeds import Feed, Feeds
 from mlopt.calibration.gradients import readings_of
+from mlopt.calibration.losses import Loss
 from mlopt.calibration.sequential.sites import Site
 from mlopt.runtime.program import Program
 
@@ -23,12 +24,11 @@ def factors_of(
     program: Program,
     sites: Sequence[Site],
     samples: Sequence[Mapping[str, Any]],
-    done: Callable[[int], None],
+    loss: Loss,
 ) -> Factors:
     """Return the factors of all positions, from a gradient for each sample; see ``gradients``.
 
-    done: called with the number of samples that are done. Where no gradient arrives, as before an
-    operation without one, there are none.
+    Where no gradient arrives, as before an operation without one, there are none.
 
     Raises
     ------
@@ -51,9 +51,8 @@ def factors_of(
     if not feeds.by_operation:
         return factors
     for number, sample in enumerate(samples):
-        for reading in readings_of(program, sample, number, feeds):
+        for reading in readings_of(program, sample, number, feeds, loss):
             if reading.factors is not None:
                 parts = [part.to(torch.bfloat16) for part in reading.factors]
                 factors[reading.feed.moments, number] = parts
-        done(number + 1)
     return factors

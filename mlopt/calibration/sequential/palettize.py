@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.programs import checked_sample, program_of
 from mlopt.calibration.readers import Reader
 from mlopt.calibration.samples import numbered_samples
@@ -50,6 +51,7 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     method: Method = "auto",
     correct_biases: bool = True,
     alpha: float = 0.5,
+    loss: Loss | None = None,
     function: str | None = None,
     device: str | torch.device = "cpu",
 ) -> PalettizationResult:
@@ -74,6 +76,9 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     alpha
         From 0 (the errors before a weight are not made up for) to 1 (as far as it can on these
         samples, which fits less well to others).
+    loss
+        What gradients are those of, with a guided calibration; None: its own. One that was made
+        with a function needs that again.
     function
         The function of a model that has several; the others' own weights are palettized as without
         samples.
@@ -119,7 +124,7 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     sites = sites_of(program, nodes, job.plan.decisions, job.guides)
     factors: Factors = {}
     if known.statistics == "guided":
-        factors = factors_of(program, sites, chosen, lambda done: None)
+        factors = factors_of(program, sites, chosen, _loss(loss, known))
     sequence = _Sequence(job, program, chosen, factors, alpha=alpha, progress=progress)
     with torch.inference_mode():
         for site in sites:
@@ -251,6 +256,17 @@ class _Sequence:
                 noise += float((result.double() - reference.double()).square().sum())
         self.runs.position += 1
         return decibels(power, noise)
+
+
+def _loss(loss: Loss | None, calibration: Calibration) -> Loss:
+    if loss is None and calibration.loss == "custom":
+        raise ConfigError(
+            "the calibration was made with a loss of your own; give the function again, as loss="
+        )
+    given: Any = calibration.loss if loss is None else loss
+    loss_name(given)
+    chosen: Loss = given
+    return chosen
 
 
 def _checked(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
