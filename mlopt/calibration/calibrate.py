@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import attrs
 import torch
 from torch import nn
 
+from mlopt.calibration.distributed import NoSamplesError, calibrate_together, is_distributed
 from mlopt.calibration.feeds import Feed
 from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.modules import ModuleRun
@@ -84,7 +86,10 @@ def calibrate(
         parameters are, and its samples are moved there.
     part
         ``(i, n)``: take every n-th sample from the i-th on, counted from 1. The calibrations of all
-        n parts are merged by :func:`mlopt.statistics.merge`.
+        n parts are merged by :func:`mlopt.statistics.merge`. None: all samples; in processes of
+        ``torch.distributed``, such as those of ``torchrun``, each takes its part, and all get the
+        merged result. Samples are then to be the same ones in all of them, and ``output`` on a file
+        system that they share.
     progress
         Called after each sample.
 
@@ -108,6 +113,18 @@ def calibrate(
     if statistics not in STATISTICS:
         allowed = " or ".join(map(repr, STATISTICS))
         raise ConfigError(f"statistics must be {allowed}, got {statistics!r}")
+    if part is None and is_distributed():
+        of_part = partial(
+            calibrate,
+            model,
+            samples,
+            statistics=statistics,
+            loss=loss,
+            function=function,
+            device=device,
+            progress=progress,
+        )
+        return calibrate_together(of_part, output)
     name = loss_name(loss)
     if statistics != "guided" and name != "squared":
         raise ConfigError(
@@ -139,7 +156,8 @@ def calibrate(
             if progress is not None:
                 progress(sums.samples, total)
         if not sums.samples:
-            raise InputError("there are no samples; give one or more, a few dozen are useful")
+            sums.discard()
+            raise NoSamplesError("there are no samples; give one or more, a few dozen are useful")
         sums.empty = attrs.evolve(sums.empty, remarks=(*sums.empty.remarks, *run.remarks()))
         return sums.finish()
 

@@ -152,6 +152,9 @@ class Sums:
     def close(self) -> None:
         """Let go of the file, if there is one; what is summed stays in it."""
 
+    def discard(self) -> None:
+        """Keep nothing: there was no sample."""
+
     def finish(self) -> Calibration:
         """Return the calibration."""
         return attrs.evolve(self.empty, samples=self.samples, moments=self.means())
@@ -180,6 +183,10 @@ class FileSums(Sums):
         if (self.rows[:, _BEGUN] != self.rows[:, _DONE]).any():
             return "it was adding to a matrix"
         return ""
+
+    def discard(self) -> None:
+        """Delete the file, which then has no sums."""
+        self.path.unlink(missing_ok=True)
 
     def finish(self) -> Calibration:
         """Return the calibration, from its complete file."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,7 +121,7 @@ def calibrate_model(
                 device=device,
                 quiet=quiet,
             )
-        if not quiet:
+        if not quiet and os.environ.get("RANK", "0") == "0":
             show(_described(calibration, output))
 
 
@@ -155,7 +157,7 @@ def _calibrated(
     chosen = samples_of(data, load(models[0], function))
     if samples is not None:
         chosen = chosen[:samples] if isinstance(chosen, list) else islice(chosen, samples)
-    with sample_bar("Calibrating", None, quiet=quiet) as progress:
+    with _processes(), sample_bar("Calibrating", None, quiet=quiet) as progress:
         return calibrate(
             models[0],
             chosen,
@@ -167,6 +169,21 @@ def _calibrated(
             part=part,
             progress=progress,
         )
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    """Have the processes that ``torchrun`` started find each other while the block runs."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def _parsed_part(text: str | None) -> tuple[int, int] | None:

@@ -287,6 +287,12 @@ def test_inputs_of_numbers_that_are_not_finite_are_refused(digits, digit_samples
         calibrate(digits, [*digit_samples[:2], wrong])
 
 
+def test_without_samples_nothing_is_left(digits, tmp_path):
+    with pytest.raises(InputError, match="there are no samples"):
+        calibrate(digits, [], output=tmp_path / "digits.calibration")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_samples_that_do_not_fit_are_named(digits, digit_samples):
     with pytest.raises(InputError, match="there are no samples"):
         calibrate(digits, [])
