@@ -43,9 +43,12 @@ def calibrate_model(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="An .npz file with an array for each input, several samples along one more axis "
-            "in front; a folder of .npz files; or module:function, which returns dictionaries of "
-            "inputs (modules of the current folder can be imported).",
+            help="Samples: a file or a folder of .npz archives with an array for each input, or, "
+            "of a model with one input, of .npy arrays or images; or a folder with a folder for "
+            "each input, named as it, with files of equal names. An array may hold several "
+            "samples along one more axis in front. Images are scaled, their aspect kept, and cut "
+            "in the middle to the size of the input. Or module:function, which returns "
+            "dictionaries of inputs (modules of the current folder can be imported).",
         ),
     ] = None,
     statistics: Annotated[
@@ -148,15 +151,11 @@ def _calibrated(
         raise typer.BadParameter(
             "it is needed: a file or folder of samples, or module:function", param_hint="'--data'"
         )
-    from itertools import islice
-
     from mlopt.calibration import calibrate
     from mlopt.cli.calibration_data import samples_of
     from mlopt.runtime import load
 
-    chosen = samples_of(data, load(models[0], function))
-    if samples is not None:
-        chosen = chosen[:samples] if isinstance(chosen, list) else islice(chosen, samples)
+    chosen = samples_of(data, load(models[0], function), count=samples, quiet=quiet)
     with _processes(), sample_bar("Calibrating", None, quiet=quiet) as progress:
         return calibrate(
             models[0],

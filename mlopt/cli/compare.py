@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -12,9 +13,13 @@ from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, show, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mlopt.cli.metric_options import MetricOptions
     from mlopt.runtime.comparison.float16_results import Float16Comparison
     from mlopt.runtime.comparison.results import Comparison
+    from mlopt.runtime.pipeline import Pipeline
+    from mlopt.runtime.program import Program
 
 Backend: TypeAlias = Literal["runtime", "coreml"]
 """The backend that runs the models."""
@@ -41,10 +46,11 @@ def compare_models(
     inputs: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.npz",
-            help="Arrays by input name: one sample, or several along one more axis in "
-            "front. An image is [channels, height, width], 0 to 255; a grey one may lack the "
-            "first axis.",
+            metavar="DATA",
+            help="An .npz file of arrays by input name: one sample, or several along one more axis "
+            "in front. An image is [channels, height, width], 0 to 255; a grey one may lack the "
+            "first axis. Or a folder of files with samples, as for calibrate --data; all are held "
+            "in memory.",
         ),
     ] = None,
     random: Annotated[
@@ -251,15 +257,35 @@ def _check_core_ml_takes(precision: Precision | None, *, needs_layers: bool) -> 
 
 
 def _float16(reference: Path, inputs: Path | None, **options: Any) -> Float16Comparison:
-    from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import compare_float16, load
-    from mlopt.runtime.comparison.split_samples import split_samples
 
     if inputs is None:
         return compare_float16(reference, **options)
-    arrays = arrays_of(inputs)
-    samples = split_samples(load(reference, options["function"]), arrays)
+    arrays = _arrays(inputs)
+    samples = _samples(inputs, arrays, load(reference, options["function"]))
     return compare_float16(reference, samples, **options)
+
+
+def _arrays(inputs: Path | None) -> dict[str, np.ndarray]:
+    """Return the arrays of --inputs, if that is an .npz file."""
+    from mlopt.cli.model_inputs import arrays_of
+    from mlopt.cli.sample_files import is_archive
+
+    return {} if inputs is None or not is_archive(inputs) else arrays_of(inputs)
+
+
+def _samples(
+    inputs: Path, arrays: dict[str, np.ndarray], model: Program | Pipeline
+) -> Sequence[Mapping[str, Any]]:
+    """Return the samples of --inputs; arrays: those in it that are inputs."""
+    from mlopt.cli.sample_files import is_archive, samples_in
+    from mlopt.runtime.comparison.split_samples import split_samples
+
+    if is_archive(inputs):
+        return split_samples(model, arrays)
+    samples = samples_in(inputs, model, "'--inputs'")
+    samples.show_left_out()
+    return list(samples)
 
 
 def _by_runtime(
@@ -271,18 +297,16 @@ def _by_runtime(
     precision: Any,
     **options: Any,
 ) -> Comparison:
-    from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import compare, load
     from mlopt.runtime.comparison.answers import blamed
-    from mlopt.runtime.comparison.split_samples import split_samples
 
-    arrays = {} if inputs is None else arrays_of(inputs)
+    arrays = _arrays(inputs)
     options |= metrics.taken_from(arrays)
     if inputs is None:
         return compare(reference, candidate, precision=precision, **options)
     with blamed("reference"):
         model = load(reference, options["function"], precision=precision)
-    samples = split_samples(model, arrays)
+    samples = _samples(inputs, arrays, model)
     return compare(model, candidate, samples, precision=precision, **options)
 
 
@@ -296,7 +320,6 @@ def _by_core_ml(
     seed: int,
     function: str | None,
 ) -> Comparison:
-    from mlopt.cli.model_inputs import arrays_of
     from mlopt.runtime import load
     from mlopt.runtime.comparison.answers import blamed, score_names
     from mlopt.runtime.comparison.coreml_backend import CoreMLModel
@@ -304,16 +327,15 @@ def _by_core_ml(
     from mlopt.runtime.comparison.metrics import metrics_of
     from mlopt.runtime.comparison.outputs import compare_outputs
     from mlopt.runtime.comparison.random_samples import random_samples
-    from mlopt.runtime.comparison.split_samples import split_samples
 
-    arrays = {} if inputs is None else arrays_of(inputs)
+    arrays = _arrays(inputs)
     options = metrics.taken_from(arrays)
     first, second = (CoreMLModel(path, function) for path in (reference, candidate))
     # models that PyTorch does not run are still described by it
     with blamed("reference"):
         model = load(reference, function)
     samples = (
-        random_samples(model, random, seed) if inputs is None else split_samples(model, arrays)
+        random_samples(model, random, seed) if inputs is None else _samples(inputs, arrays, model)
     )
     measured = metrics_of(model, samples=len(samples), are_drawn=inputs is None, **options)
     return compare_outputs(

@@ -35,7 +35,9 @@ class MetricOptions:
 
     def check(self, inputs: Path | None) -> None:
         """Refuse labels without a file that has them."""
-        if self.labels is not None and inputs is None:
+        from mlopt.cli.sample_files import is_archive
+
+        if self.labels is not None and (inputs is None or not is_archive(inputs)):
             raise typer.BadParameter(
                 "it names an array of the file of --inputs; give --inputs FILE.npz",
                 param_hint="'--labels'",

@@ -16,8 +16,12 @@ from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.described import Feature, PlainFeature
 from mlopt.runtime.features.images import ImageFeature
 
-_ARRAYS = (".npy",)
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy",)
+"""Endings of files with one array, in small letters."""
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings of images, in small letters."""
+
 # errors of numpy and Pillow for files that are damaged or of another kind
 _DAMAGED_ARRAYS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 _DAMAGED_IMAGES = (OSError, ValueError, EOFError, SyntaxError, zlib.error)
@@ -49,11 +53,44 @@ def parsed_inputs(texts: Mapping[str, str], features: Mapping[str, Feature]) -> 
     }
 
 
+def array_of(path: Path, option: str = "'--input'") -> Any:
+    """Return the array of an .npy file; option: the one that errors are about."""
+    with _opened(path, option) as file:
+        array = _loaded(file, option)
+    if isinstance(array, np.lib.npyio.NpzFile):
+        raise typer.BadParameter(
+            f"{path} holds several arrays; give a file with one, as numpy.save writes it",
+            param_hint=option,
+        )
+    return array
+
+
+def image_of(path: Path, option: str = "'--input'") -> Any:
+    """Return the ``PIL.Image`` in a file; option: the one that errors are about."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise typer.BadParameter(
+            "images need Pillow; install mlopt[torch]", param_hint=option
+        ) from None
+    try:
+        with Image.open(path) as image:
+            # the pixels are read here, so that a damaged file can be named
+            image.load()
+            return image.copy()
+    except FileNotFoundError:
+        raise typer.BadParameter(f"{path} does not exist", param_hint=option) from None
+    except (*_DAMAGED_IMAGES, Image.DecompressionBombError) as error:
+        raise typer.BadParameter(
+            f"{path} cannot be read as an image: {error}", param_hint=option
+        ) from error
+
+
 def arrays_of(path: Path, option: str = "'--inputs'") -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file by name; option: the one that errors are about."""
     # opened here: numpy leaves files open that are damaged
-    with _opened(path) as file:
-        archive = _loaded(file)
+    with _opened(path, option) as file:
+        archive = _loaded(file, option)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise typer.BadParameter(f"{path} is not an .npz file of arrays", param_hint=option)
         return {name: _member(archive, name, path, option) for name in archive.files}
@@ -92,10 +129,10 @@ def _value(text: str, feature: Feature) -> Any:
     if isinstance(feature, PlainFeature) and feature.kind == "stringType":
         return text
     path = Path(text)
-    if path.suffix.lower() in _ARRAYS:
-        return _array(path)
-    if path.suffix.lower() in _IMAGES:
-        return _image(path)
+    if path.suffix.lower() in ARRAYS:
+        return array_of(path)
+    if path.suffix.lower() in IMAGES:
+        return image_of(path)
     number = _number(text)
     if number is None or not _takes_number(feature):
         raise typer.BadParameter(
@@ -121,7 +158,7 @@ def _takes_number(feature: Feature) -> bool:
 
 
 def _allowed(feature: Feature) -> str:
-    images = f"a file with an image ({', '.join(_IMAGES)})"
+    images = f"a file with an image ({', '.join(IMAGES)})"
     if isinstance(feature, ImageFeature):
         return f"the input is an image of {feature.described_sizes()}; give {images} or .npy"
     if isinstance(feature, PlainFeature):
@@ -133,31 +170,21 @@ def _allowed(feature: Feature) -> str:
     )
 
 
-def _array(path: Path) -> Any:
-    with _opened(path) as file:
-        array = _loaded(file)
-    if isinstance(array, np.lib.npyio.NpzFile):
-        raise typer.BadParameter(
-            f"{path} holds several arrays; give a file with one, as numpy.save writes it"
-        )
-    return array
-
-
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path, option: str) -> IO[bytes]:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        raise typer.BadParameter(f"{path} does not exist") from None
+        raise typer.BadParameter(f"{path} does not exist", param_hint=option) from None
     except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+        raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint=option) from error
 
 
-def _loaded(file: IO[bytes]) -> Any:
+def _loaded(file: IO[bytes], option: str) -> Any:
     try:
         return np.load(file, allow_pickle=False)
     except _DAMAGED_ARRAYS as error:
         raise typer.BadParameter(
-            f"{file.name} cannot be read as arrays of numpy: {error}"
+            f"{file.name} cannot be read as arrays of numpy: {error}", param_hint=option
         ) from error
 
 
@@ -173,19 +200,3 @@ def _member(archive: Any, name: str, path: Path, option: str) -> np.ndarray:
             param_hint=option,
         ) from error
     return member
-
-
-def _image(path: Path) -> Any:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise typer.BadParameter("images need Pillow; install mlopt[torch]") from None
-    try:
-        with Image.open(path) as image:
-            # the pixels are read here, so that a damaged file can be named
-            image.load()
-            return image.copy()
-    except FileNotFoundError:
-        raise typer.BadParameter(f"{path} does not exist") from None
-    except (*_DAMAGED_IMAGES, Image.DecompressionBombError) as error:
-        raise typer.BadParameter(f"{path} cannot be read as an image: {error}") from error

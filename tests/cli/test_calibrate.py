@@ -109,7 +109,7 @@ def test_an_existing_output_is_kept(digits, data, tmp_path):
     [
         ((), "it is needed"),
         (("--data", "missing.npz"), "missing.npz does not exist"),
-        (("--data", "."), "has no .npz files"),
+        (("--data", "."), "has no files with samples"),
         (("--data", "notes.txt"), "cannot be read as arrays"),
         (("--data", "other.npz"), "the model has no input 'x'"),
         (("--data", "nan.npz"), "sample 1: an input of conv"),

@@ -20,8 +20,8 @@ def split_samples(
     """Cut samples from arrays that hold all of them.
 
     An array has the shape of the input, for one sample; or one more axis in front; or, if the
-    input's first axis has length 1, several along that. An image is [channels, height, width], and
-    a grey one may lack the first axis.
+    input's first axis has length 1, several along that, or lacks it. An image is
+    [channels, height, width], and a grey one may lack the first axis.
     """
     unknown = [name for name in arrays if name not in model.inputs]
     if unknown:
@@ -60,6 +60,8 @@ def _split_array(feature: ArrayFeature, array: np.ndarray) -> list[Any]:
         return list(array)
     if array.ndim and feature.takes((1, *array.shape[1:])):
         return list(array[:, None])
+    if feature.takes((1, *array.shape)):
+        return [array[None]]
     raise InputError(
         f"input {feature.name!r} has shape {list(array.shape)}; one sample has "
         f"{feature.described_shapes()}, and several one more axis in front"
