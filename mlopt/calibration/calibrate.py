@@ -27,6 +27,7 @@ from mlopt.choices import STATISTICS, Statistics
 from mlopt.coreml.models import ModelSource
 from mlopt.errors import ConfigError, InputError, RunError
 from mlopt.statistics import Calibration
+from mlopt.statistics.notes import FEWEST_SAMPLES
 from mlopt.text.names import shortlist
 
 Progress = Callable[[int, int | None], None]
@@ -48,8 +49,13 @@ def calibrate(
     """Run a model on samples, and return statistics of what each of its weights multiplies.
 
     The sums of one sample are computed in float32. Over samples, matrices are summed in float32,
-    means and mean squares in float64. Memory holds the model, and three matrices of the widest
+    means and mean squares in float64. Memory holds the model, and four matrices of the widest
     input; with ``output`` all sums are in a file of about the size of the result.
+
+    The last sample shows whether there were enough: what tables fitted to those before it would
+    gain on these, and on it (:attr:`Calibration.held_out`; the notes say where that is much less).
+    Where the number of samples is not known before, it is the last of 8, 16, 32 and so on. A check
+    takes a third of n^3 operations for a weight of n columns, about as much as a sample.
 
     Parameters
     ----------
@@ -152,6 +158,7 @@ def calibrate(
     sums = open_sums(feeds, empty, None if output is None else Path(output), identity)
     with contextlib.closing(sums):
         for number, inputs in _remaining(run, chosen, sums):
+            sums.begin_sample(is_held_out=_is_held_out(sums.samples + 1, total))
             _add_sample(run, inputs, number, sums)
             if progress is not None:
                 progress(sums.samples, total)
@@ -206,6 +213,16 @@ def _remaining(
         )
 
 
+def _is_held_out(count: int, total: int | None) -> bool:
+    """Whether the moments of the sample of that count are compared with those before it.
+
+    It is the last one; where their number is not known, the eighth and each at which it doubles.
+    """
+    if total is not None:
+        return 1 < count == total
+    return count >= FEWEST_SAMPLES and count.bit_count() == 1
+
+
 def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) -> None:
     feeds = run.feeds
 
@@ -224,7 +241,6 @@ def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) ->
             )
         sums.add(feed.moments, update, feed.times)
 
-    sums.begin_sample()
     try:
         run.run(inputs, number, observe)
     except (InputError, RunError) as error:

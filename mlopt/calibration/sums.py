@@ -23,13 +23,15 @@ import torch
 from mlopt.calibration.feeds import Feeds
 from mlopt.calibration.updates import Update
 from mlopt.errors import ConfigError, DestinationError
-from mlopt.statistics import Calibration, MomentArrays
+from mlopt.statistics import Calibration, HeldOut, MomentArrays
 from mlopt.statistics.calibration import FORMAT, entries_of, metadata_of
 from mlopt.statistics.container import Entry, header_of
+from mlopt.statistics.held_out import held_out
 
 Array = npt.NDArray[Any]
 
 _JOURNAL = "journal"
+_CHECKS = "checks"
 _SAMPLES, _CLOSING, _FINISHING, _DIGEST, _NEXT_DIGEST, _FIRST = 0, 1, 2, 3, 7, 11
 """Places in the journal, int64: samples done; the same while a sample is closed; whether the sums
 are being made means; digests of the samples done, and of these and the next one; and of each of the
@@ -46,7 +48,9 @@ class Sums:
         self.feeds, self.empty, self.arrays = feeds, empty, arrays
         self.journal: Array = arrays[_JOURNAL]
         self.rows: Array = self.journal[_FIRST:].reshape(len(feeds.moments), 4)
+        self.checks: Array = arrays[_CHECKS]
         self.seen = [0] * len(feeds.moments)
+        self.is_held_out = False
 
     @property
     def samples(self) -> int:
@@ -58,9 +62,13 @@ class Sums:
         """A digest of these samples, 32 bytes."""
         return self.journal[_DIGEST:_NEXT_DIGEST].tobytes()
 
-    def begin_sample(self) -> None:
-        """Prepare for the updates of the next sample, in the order of an earlier attempt."""
+    def begin_sample(self, *, is_held_out: bool = False) -> None:
+        """Prepare for the updates of the next sample, in the order of an earlier attempt.
+
+        is_held_out: it shows what fitting to the samples before it would gain on others.
+        """
         self.seen = [0] * len(self.rows)
+        self.is_held_out = is_held_out
 
     def expects(self, number: int) -> bool:
         """Whether the next update of moments was not made by an earlier attempt."""
@@ -75,6 +83,9 @@ class Sums:
         reached, and from then on only such do.
         """
         row = self.rows[number]
+        # later ones of the same sample would be judged by the first
+        if self.is_held_out and self.seen[number] == 1:
+            self._check(number, update)
         row[_BEGUN] += 1
         if self._is_counted(number, update):
             key = self.feeds.moments[number].key
@@ -85,6 +96,17 @@ class Sums:
                 self.arrays[f"{key}.factors"] += update.sensitivity.numpy() * times
         row[_COUNT] += update.count * times
         row[_DONE] += 1
+
+    def _check(self, number: int, update: Update) -> None:
+        """Note what fitting to the sums would gain on these, and on an update to come."""
+        moments = self.feeds.moments[number]
+        is_weighted = update.sensitivity is not None and self._has_gradients(number)
+        if update.second is None or (moments.is_guided and not is_weighted):
+            return
+        seen = self.arrays[f"{moments.key}.second"]
+        check = held_out(seen, update.second.numpy(), self.samples)
+        if check is not None:
+            self.checks[number] = attrs.astuple(check)
 
     def _has_gradients(self, number: int) -> bool:
         """Whether updates of guided moments that no gradient has reached count no more."""
@@ -120,7 +142,7 @@ class Sums:
         """Return the moments; the sums are made means in place, so this ends them."""
         self.journal[_FINISHING] = 1
         moments = {}
-        for described, row in zip(self.feeds.moments, self.rows, strict=True):
+        for described, row, check in zip(self.feeds.moments, self.rows, self.checks, strict=True):
             key, count = described.key, int(row[_COUNT])
             size, of_blocks = self._sizes(key, count)
             second = self.arrays.get(f"{key}.second")
@@ -139,6 +161,7 @@ class Sums:
                 mean=self.arrays[f"{key}.mean"],
                 count=count,
                 sensitivity=self.arrays.get(f"{key}.sensitivity"),
+                held_out=HeldOut(int(check[0]), *map(float, check[1:])) if check[0] else None,
             )
         return moments
 
@@ -217,6 +240,7 @@ class FileSums(Sums):
     def _unmap(self) -> None:
         """Unmap the file: some systems cannot cut one that is mapped."""
         self.arrays, self.journal, self.rows = {}, np.empty(0), np.empty(0)
+        self.checks = np.empty(0)
         with contextlib.suppress(BufferError):
             self.map.close()
 
@@ -329,6 +353,7 @@ def _entries(feeds: Feeds) -> list[Entry]:
             behind.append(Entry(f"{each.key}.factors", np.dtype("<f8"), shape[:1]))
     # what comes behind stays aligned to its eight bytes
     odd = sum(entry.nbytes for entry in final) % 8
+    behind.append(Entry(_CHECKS, np.dtype("<f8"), (len(feeds.moments), 3)))
     behind.append(Entry(_JOURNAL, np.dtype("<i8"), (_FIRST + 4 * len(feeds.moments),)))
     return [*final, *([Entry("gap", np.dtype("<f4"), (1,))] if odd else []), *behind]
 
@@ -336,7 +361,7 @@ def _entries(feeds: Feeds) -> list[Entry]:
 def _header(feeds: Feeds, empty: Calibration, identity: str) -> bytes:
     metadata = metadata_of(empty)
     names = sum(len(text) for text in metadata.values())
-    each = 1024 if any(moments.is_guided for moments in feeds.moments) else 512
+    each = 1152 if any(moments.is_guided for moments in feeds.moments) else 640
     length = 2 * names + _FOR_NOTES + each * len(feeds.moments)
     length += -length % 64
     partial = {"format": f"{FORMAT}.partial", "identity": identity, "content": metadata["content"]}

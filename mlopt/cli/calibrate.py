@@ -204,6 +204,12 @@ def _described(calibration: Calibration, output: Path) -> str:
         f"{counted(len(calibration.weights), 'weight')}: {output}, "
         f"{human_bytes(output.stat().st_size)}."
     ]
+    check = calibration.held_out
+    if check is not None:
+        lines.append(
+            f"Held-out check: tables fitted to {counted(check.samples, 'sample')} would gain "
+            f"{check.seen_db:.1f} dB on these, {check.held_out_db:.1f} dB on others."
+        )
     lines += [f"Note: {note}." for note in calibration.notes]
     if calibration.without:
         lines.append(f"Without statistics: {counted(len(calibration.without), 'weight')}.")

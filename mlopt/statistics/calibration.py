@@ -18,52 +18,20 @@ from mlopt.choices import STATISTICS, Statistics
 from mlopt.errors import ConfigError
 from mlopt.palette.moments import InputMoments
 from mlopt.statistics.container import Entry, read, write
+from mlopt.statistics.held_out import HeldOut, mean_of
+from mlopt.statistics.moment_arrays import MomentArrays
+from mlopt.statistics.notes import notes_on
 from mlopt.statistics.weight_statistics import WeightStatistics
 from mlopt.text.names import shortlist
-from mlopt.text.words import counted
 
 FORMAT = "mlopt.calibration"
 VERSION = "1"
-FEWEST_SAMPLES = 8
-"""Samples below which a calibration says that they are few."""
-
 FIELDS = ("second", "diagonal", "mean", "sensitivity")
 """The arrays of moments, in the order of a file."""
 
 _FLOAT = np.dtype("<f4")
 
 Array = npt.NDArray[Any]
-
-
-@attrs.frozen(eq=False, kw_only=True)
-class MomentArrays:
-    """Moments of one input: means over ``count`` positions.
-
-    second: float32 [blocks, columns, columns], of x x^T, None where only its diagonal is known;
-    diagonal: float32 [blocks, columns], of x^2; mean: float32 [blocks, columns], of x;
-    sensitivity: float32 [blocks], of guided statistics the sum of the factors s that positions are
-    weighted by, all 0 if these are equal after all. Second moments are then the sums of s x x^T
-    divided by the mean sensitivity of all blocks, means those of s x divided by that of their own.
-    """
-
-    second: Array | None
-    diagonal: Array
-    mean: Array
-    count: int
-    sensitivity: Array | None = None
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether positions are weighted by gradients."""
-        return self.sensitivity is not None and bool(self.sensitivity.any())
-
-    @property
-    def shares(self) -> Array | None:
-        """The sensitivity of each block by their mean, float32 [blocks]; None if not guided."""
-        if self.sensitivity is None or not self.is_guided:
-            return None
-        shares: Array = self.sensitivity / self.sensitivity.mean()
-        return shares
 
 
 @attrs.frozen(eq=False)
@@ -122,28 +90,14 @@ class Calibration:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know: the remarks, and where samples are few."""
-        notes = list(self.remarks)
-        if self.samples < FEWEST_SAMPLES:
-            notes.append(
-                f"{counted(self.samples, 'sample')}: {FEWEST_SAMPLES} or more are useful, 32 and "
-                "more are better"
-            )
-        unread = [w.name for w in self.weights if not self.moments[w.moments].count]
-        if unread:
-            notes.append(f"no sample reached {counted(len(unread), 'weight')}: {shortlist(unread)}")
-        plain = [w.name for w in self.weights if self._is_without_gradient(w)]
-        if plain:
-            notes.append(
-                f"no gradient reached {counted(len(plain), 'weight')}, whose inputs all count "
-                f"alike: {shortlist(plain)}"
-            )
-        few = [weight.name for weight in self.weights if self._has_few(weight)]
-        if few:
-            notes.append(
-                f"fewer positions than columns for {counted(len(few), 'weight')}: "
-                f"{shortlist(few)}; give more samples, or longer ones"
-            )
-        return tuple(notes)
+        known = [(weight.name, self.moments[weight.moments]) for weight in self.weights]
+        return (*self.remarks, *notes_on(self.samples, known))
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The means of what fitting gains on samples and on others; None if it is not known."""
+        checks = [check for w in self.weights if (check := self.moments[w.moments].held_out)]
+        return mean_of(checks) if checks else None
 
     def find(self, name: str, shape: Sequence[int], content: str) -> Match | None:
         """Return what is known of a weight; None if there is nothing.
@@ -223,11 +177,19 @@ class Calibration:
         try:
             content = json.loads(metadata["content"])
             counts = {str(key): int(count) for key, count in content["counts"].items()}
+            # earlier versions had none
+            checks = {
+                key: HeldOut(int(samples), float(seen), float(other))
+                for key, (samples, seen, other) in content.get("held_out", {}).items()
+            }
             loaded = cls(
                 statistics=content["statistics"],
                 samples=int(content["samples"]),
                 weights=tuple(map(WeightStatistics.from_dict, content["weights"])),
-                moments={key: _moments(arrays, key, count) for key, count in counts.items()},
+                moments={
+                    key: _moments(arrays, key, count, checks.get(key))
+                    for key, count in counts.items()
+                },
                 without={str(name): str(why) for name, why in content["without"].items()},
                 remarks=tuple(map(str, content["remarks"])),
                 loss=str(content.get("loss", "squared")),
@@ -263,14 +225,6 @@ class Calibration:
                 index.setdefault((name, weight.shape), []).append(weight)
         return index
 
-    def _is_without_gradient(self, weight: WeightStatistics) -> bool:
-        moments = self.moments[weight.moments]
-        return self.statistics == "guided" and moments.count > 0 and not moments.is_guided
-
-    def _has_few(self, weight: WeightStatistics) -> bool:
-        moments = self.moments[weight.moments]
-        return moments.second is not None and 0 < moments.count < weight.arrangement.columns
-
 
 def entries_of(moments: Mapping[str, MomentArrays]) -> list[Entry]:
     """Return the arrays of a file, in order, as ``"KEY.second"`` and so on."""
@@ -292,6 +246,11 @@ def metadata_of(calibration: Calibration) -> dict[str, str]:
         "without": dict(calibration.without),
         "remarks": calibration.remarks,
         "loss": calibration.loss,
+        "held_out": {
+            key: attrs.astuple(arrays.held_out)
+            for key, arrays in calibration.moments.items()
+            if arrays.held_out is not None
+        },
     }
     text = json.dumps(content, separators=(",", ":"))
     return {"format": FORMAT, "version": VERSION, "content": text}
@@ -316,13 +275,16 @@ def _check_format(file: Path, metadata: Mapping[str, str]) -> None:
         )
 
 
-def _moments(arrays: Mapping[str, Array], key: str, count: int) -> MomentArrays:
+def _moments(
+    arrays: Mapping[str, Array], key: str, count: int, held_out: HeldOut | None
+) -> MomentArrays:
     return MomentArrays(
         second=arrays.get(f"{key}.second"),
         diagonal=arrays[f"{key}.diagonal"],
         mean=arrays[f"{key}.mean"],
         count=count,
         sensitivity=arrays.get(f"{key}.sensitivity"),
+        held_out=held_out,
     )
 
 

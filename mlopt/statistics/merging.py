@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError
-from mlopt.statistics.calibration import Calibration, MomentArrays, entries_of, metadata_of
+from mlopt.statistics.calibration import Calibration, entries_of, metadata_of
 from mlopt.statistics.container import Entry, write
+from mlopt.statistics.held_out import HeldOut, held_out
+from mlopt.statistics.moment_arrays import MomentArrays
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +27,8 @@ def merge(
 ) -> Calibration:
     """Return the calibration of all samples from those of parts of them.
 
-    Means are averaged, weighted by their numbers of positions, or by their sensitivities.
+    Means are averaged, weighted by their numbers of positions, or by their sensitivities. The
+    held-out check is that of the last part by those before it.
 
     Parameters
     ----------
@@ -54,7 +57,7 @@ def merge(
         remarks=tuple(dict.fromkeys(r for part in loaded for r in part.remarks)),
         moments={
             # shapes and counts; the arrays follow
-            key: attrs.evolve(arrays, count=counts[key])
+            key: attrs.evolve(arrays, count=counts[key], held_out=_held_out(loaded, key))
             for key, arrays in first.moments.items()
         },
     )
@@ -76,10 +79,25 @@ def merge(
                 sensitivity=None
                 if arrays.sensitivity is None
                 else _average(loaded, key, "sensitivity"),
+                held_out=arrays.held_out,
             )
             for key, arrays in merged.moments.items()
         },
     )
+
+
+def _held_out(parts: Sequence[Calibration], key: str) -> HeldOut | None:
+    """Return the gain of what all parts but the last would be fitted to, on these and on the last.
+
+    None if no part has such a check, as moments of lookups, which have no matrices.
+    """
+    *seen, last = [part.moments[key] for part in parts]
+    if not seen or not any(part.moments[key].held_out for part in parts):
+        return last.held_out
+    if last.second is None or not last.count or not any(each.count for each in seen):
+        return None
+    samples = sum(part.samples for part in parts[:-1])
+    return held_out(_average(parts[:-1], key, "second"), last.second, samples)
 
 
 def _average(parts: Sequence[Calibration], key: str, field: str) -> Array:

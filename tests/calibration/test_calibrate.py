@@ -16,6 +16,7 @@ from mlopt.mil.opening import open_package
 from mlopt.runtime import load
 from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.statistics import content_of
+from mlopt.statistics.held_out import held_out
 from tests.calibration.comparisons import assert_same
 from tests.runtime.programs import convert
 
@@ -325,3 +326,23 @@ def test_a_model_without_such_weights_is_refused():
     model = convert(lambda x: mb.mul(x=x, y=np.ones((4, 5), np.float32)), {"x": x})
     with pytest.raises(ConfigError, match="no weight that inputs are multiplied by"):
         calibrate(model, [{"x": x}])
+
+
+@pytest.mark.parametrize("statistics", ["hessian", "guided"])
+@pytest.mark.parametrize(("is_counted", "last"), [(True, 8), (False, 7)])
+def test_the_last_sample_is_held_out(digits, tmp_path, statistics, is_counted, last):
+    samples = samples_for(digits, 9)
+    given = samples if is_counted else iter(samples)
+    calibration = calibrate(digits, given, statistics=statistics, output=tmp_path / "a")
+    before = calibrate(digits, samples[:last], statistics=statistics)
+    alone = calibrate(digits, samples, statistics=statistics, part=(last + 1, 100))
+    assert alone.held_out is None
+    for key, moments in calibration.moments.items():
+        wanted = held_out(before.moments[key].second, alone.moments[key].second, last)
+        assert moments.held_out.samples == last
+        assert moments.held_out.seen_db == pytest.approx(wanted.seen_db, abs=0.05)
+        assert moments.held_out.held_out_db == pytest.approx(wanted.held_out_db, abs=0.05)
+
+
+def test_mean_squares_are_not_checked(digits, digit_samples):
+    assert calibrate(digits, digit_samples, statistics="diagonal").held_out is None
