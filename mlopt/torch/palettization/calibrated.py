@@ -15,7 +15,7 @@ from torch import nn
 from mlopt.choices import METHODS, Method
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.checked import word
-from mlopt.statistics.guidance import CalibrationSource, Candidate, Guides, guides_for
+from mlopt.statistics.guidance import CalibrationSource, Candidate, Guidance, Guides, guides_for
 from mlopt.torch.modules import ModelParameter, Owner
 from mlopt.torch.palettization.decisions import ParameterDecision
 from mlopt.torch.tensors import FLOATS, as_array
@@ -75,6 +75,27 @@ def corrected(bias: ModelParameter, mean_error: npt.NDArray[np.float64]) -> torc
     tensor = bias.tensor.detach().cpu()
     limit = torch.finfo(tensor.dtype).max
     return (tensor.double() + torch.from_numpy(mean_error)).clamp(-limit, limit).to(tensor.dtype)
+
+
+def importance_of_outputs(
+    sensitivity: npt.NDArray[np.float32], guidance: Guidance[ModelParameter]
+) -> npt.NDArray[np.float32]:
+    """Return the importance of a weight's elements beside the moments of its inputs.
+
+    A sensitivity, E[(g x)^2], has the squares of the inputs x in it, which the moments have too.
+    What is left for each output is the mean squared gradient there, as if that did not depend on x:
+    the sum of the sensitivities over that of the squares. Without moments all is left.
+    """
+    moments = guidance.uncentred or guidance.moments
+    if moments is None:
+        return sensitivity
+    arrangement = moments.arrangement
+    matrices = arrangement.matrices(sensitivity).astype(np.float64)
+    squares = moments.diagonal.sum(axis=1, dtype=np.float64)
+    # a block whose inputs were always 0 has no gradients either
+    shares = matrices.sum(axis=2) / np.where(squares > 0, squares, 1)[:, None]
+    spread = np.broadcast_to(shares[..., None], matrices.shape)
+    return np.ascontiguousarray(arrangement.weight(spread), np.float32)
 
 
 def _candidates(

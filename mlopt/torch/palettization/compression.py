@@ -21,7 +21,12 @@ from mlopt.statistics.guidance import CalibrationSource, Guidance
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter
-from mlopt.torch.palettization.calibrated import corrected, guides_of, with_notes_on_biases
+from mlopt.torch.palettization.calibrated import (
+    corrected,
+    guides_of,
+    importance_of_outputs,
+    with_notes_on_biases,
+)
 from mlopt.torch.palettization.config import OptimizationConfig
 from mlopt.torch.palettization.decisions import ParameterDecision, decide
 from mlopt.torch.palettization.module_configs import ModuleConfigT
@@ -49,7 +54,8 @@ def compress(
     Parameters
     ----------
     importance
-        For each parameter, by what its squared errors are weighted. None: all alike.
+        For each parameter, by what its squared errors are weighted; where there is a calibration,
+        by what those of its outputs are (:func:`importance_of_outputs`). None: all alike.
     workers
         Threads, at least as many as PyTorch has. The result does not depend on it.
     inplace
@@ -120,7 +126,7 @@ def _compute(
         as_array(parameter.tensor),
         spec,
         guidance,
-        importance=None if weights is None else as_array(weights),
+        importance=None if weights is None else importance_of_outputs(as_array(weights), guidance),
         workers=workers,
     )
     bias = None

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlopt.choices import Method
 from mlopt.errors import ConfigError
+from mlopt.statistics.guidance import CalibrationSource
 from mlopt.torch.modules import ModelParameter, parameters_of, unwrapped
 from mlopt.torch.palettization.base import Palettizer
 from mlopt.torch.palettization.compression import compress
@@ -122,14 +124,18 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         num_sensitivity_workers: int = 1,
         inplace: bool = False,
         fsdp_auto_wrap_policy: Any = None,
+        *,
+        calibration: CalibrationSource | None = None,
+        method: Method = "auto",
+        correct_biases: bool = True,
     ) -> nn.Module:
         """Palettize the model.
 
         Parameters
         ----------
         dataloader, loss_fn
-            As for :meth:`compute_sensitivity`. Needed without ``sensitivity_path``, and not used
-            with it.
+            As for :meth:`compute_sensitivity`. Needed without ``sensitivity_path`` and
+            ``calibration``, and not used with the former.
         sensitivity_path
             A file of sensitivities, as :meth:`compute_sensitivity` or coremltools saved it.
         num_kmeans_workers
@@ -142,6 +148,15 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
             copy is palettized and returned.
         fsdp_auto_wrap_policy
             As for :meth:`compute_sensitivity`.
+        calibration
+            Statistics of the inputs that weights multiply, or the path of their file, as for
+            :meth:`PostTrainingPalettizer.compress`. Tables are then fitted to the outputs of the
+            modules, each output of a weight weighted by the mean squared gradient of the loss
+            there: its sensitivities divided by the mean squares of its inputs. Weights without
+            statistics are clustered by their sensitivities alone. Without samples and a file of
+            sensitivities, all outputs count alike.
+        method, correct_biases
+            As for :meth:`PostTrainingPalettizer.compress`.
 
         Returns
         -------
@@ -152,31 +167,42 @@ class SKMPalettizer(Palettizer[SKMPalettizerConfig]):
         Raises
         ------
         ConfigError
-            Neither samples with a loss nor a file are given; see also :meth:`compute_sensitivity`.
+            Neither samples with a loss, nor a file, nor a calibration are given; see also
+            :meth:`compute_sensitivity`. The calibration is damaged, or that of another model; or
+            ``method`` needs one.
         """
         _refuse_policy(fsdp_auto_wrap_policy)
         reasons: Mapping[str, str] = {}
         notes: list[str] = []
+        values: Mapping[str, torch.Tensor] | None = None
         if sensitivity_path is not None:
             values = load_sensitivities(sensitivity_path)
+        elif calibration is not None and dataloader is None and loss_fn is None:
+            notes.append("sensitivities were not given: all outputs of a weight count alike")
         elif dataloader is None or loss_fn is None:
             missing = "dataloader" if dataloader is None else "loss_fn"
             raise ConfigError(
                 f"sensitive k-means needs samples and a loss, got no {missing}; give dataloader "
-                "and loss_fn, or the sensitivity_path of a file"
+                "and loss_fn, or the sensitivity_path of a file, or a calibration alone"
             )
         else:
             computed = self._sensitivities(dataloader, loss_fn, None, num_sensitivity_workers)
             values, reasons, notes = computed.values, computed.without_gradient, _notes(computed)
         model = unwrapped(self._model)
-        _check_names(values, model, sensitivity_path)
+        importance = None
+        if values is not None:
+            _check_names(values, model, sensitivity_path)
+            importance = functools.partial(_importance, values=values, reasons=reasons)
         compressed, self._report = compress(
             model,
             self._config,
-            importance=functools.partial(_importance, values=values, reasons=reasons),
+            importance=importance,
             workers=num_kmeans_workers,
             inplace=inplace,
             notes=notes,
+            calibration=calibration,
+            method=method,
+            correct_biases=correct_biases,
         )
         return compressed
 

@@ -11,8 +11,15 @@ from torch import nn
 import mlopt
 from mlopt.calibration import calibrate
 from mlopt.errors import ConfigError
+from mlopt.palette import palettize
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.torch.carried import carried_palettes
-from mlopt.torch.palettization import PostTrainingPalettizer, PostTrainingPalettizerConfig
+from mlopt.torch.palettization import (
+    PostTrainingPalettizer,
+    PostTrainingPalettizerConfig,
+    SKMPalettizer,
+    SKMPalettizerConfig,
+)
 from tests.torch.conversions import compressed_weights, quietly, same_arrays
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -253,3 +260,59 @@ def test_what_does_not_fit_is_refused(model, calibration, tmp_path):
     (tmp_path / "a").write_bytes(b"no calibration")
     with pytest.raises(ConfigError, match="is not a calibration"):
         compressed(model, calibration=tmp_path / "a")
+
+
+def sensitive(model, path, **arguments):
+    config = SKMPalettizerConfig.from_dict({"global_config": {"n_bits": 2}})
+    palettizer = SKMPalettizer(model, config)
+    result = palettizer.compress(sensitivity_path=path, **arguments)
+    return result, palettizer.report()
+
+
+def test_sensitivities_weigh_the_outputs(model, calibration, tmp_path):
+    """Sensitivities that are those of the inputs times a factor for each output."""
+    known = {weight.name: calibration.moments_of(weight) for weight in calibration.weights}
+    factors, values = {}, {}
+    for name in LAYERS:
+        moments = known[f"{name}.weight"]
+        a = moments.arrangement
+        factor = torch.rand(a.blocks, a.rows, generator=GENERATOR).numpy() ** 4 + 1e-3
+        spread = np.broadcast_to(factor[..., None], (a.blocks, a.rows, a.columns))
+        factors[name] = a.weight(spread.astype(np.float32))
+        squares = np.broadcast_to(moments.diagonal[:, None], spread.shape)
+        values[f"{name}.weight"] = torch.tensor(a.weight(spread * squares), dtype=torch.float32)
+    torch.save(values, tmp_path / "sensitivities.pt")
+    result, report = sensitive(model, tmp_path / "sensitivities.pt", calibration=calibration)
+    for name in LAYERS:
+        assert report[f"{name}.weight"].method == "hessian"
+        assert report[f"{name}.weight"].has_corrected_bias == (name != "head")
+        moments = known[f"{name}.weight"]
+        moments = moments if name == "head" else moments.centred()
+        weight = model.get_parameter(f"{name}.weight").detach().numpy()
+        wanted, _ = palettize(weight, PaletteSpec(nbits=2), factors[name], moments=moments)
+        found = result.get_parameter(f"{name}.weight").detach().numpy()
+        np.testing.assert_allclose(found, wanted.dequantize(), rtol=1e-3, atol=1e-4)
+
+
+def test_sensitive_k_means_without_sensitivities_or_statistics(model, calibration, tmp_path):
+    alone, report = sensitive(model, None, calibration=calibration)
+    wanted, _ = compressed(model, calibration=calibration)
+    assert all(torch.equal(t, wanted.state_dict()[n]) for n, t in alone.state_dict().items())
+    assert "sensitivities were not given: all outputs of a weight count alike" in report.notes
+    values = {
+        f"{name}.weight": normal(*model.get_parameter(f"{name}.weight").shape).square()
+        for name in LAYERS
+    }
+    torch.save(values, tmp_path / "a.pt")
+    some = attrs.evolve(calibration, weights=calibration.weights[:1])
+    mixed, report = sensitive(model, tmp_path / "a.pt", calibration=some)
+    plain, _ = sensitive(model, tmp_path / "a.pt")
+    assert [report[f"{name}.weight"].method for name in LAYERS] == ["hessian", *["plain"] * 3]
+    assert not torch.equal(mixed.conv.weight, plain.conv.weight)
+    assert torch.equal(mixed.head.weight, plain.head.weight)
+    same, _ = sensitive(model, tmp_path / "a.pt", calibration=calibration, method="plain")
+    assert torch.equal(same.conv.weight, plain.conv.weight)
+    with pytest.raises(ConfigError, match="got no loss_fn; give dataloader and loss_fn, or"):
+        SKMPalettizer(model).compress(dataloader=[], calibration=calibration)
+    with pytest.raises(ConfigError, match="method 'hessian' needs a calibration"):
+        sensitive(model, tmp_path / "a.pt", method="hessian")
