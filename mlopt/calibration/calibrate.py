@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Factors, Run
 from mlopt.calibration.samples import digest_after, numbered_samples
 from mlopt.calibration.sums import Sums, open_sums
-from mlopt.calibration.updates import update_of
+from mlopt.calibration.updates import Update, update_of
 from mlopt.choices import STATISTICS, Statistics
 from mlopt.coreml.models import ModelSource
 from mlopt.errors import ConfigError, InputError, RunError
@@ -226,12 +226,25 @@ def _is_held_out(count: int, total: int | None) -> bool:
 def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) -> None:
     feeds = run.feeds
 
+    last: dict[Hashable, Update] = {}
+
     def observe(
-        feed: Feed, title: str, arguments: Arguments, results: tuple[Any, ...], factors: Factors
+        feed: Feed,
+        title: str,
+        arguments: Arguments,
+        results: tuple[Any, ...],
+        factors: Factors,
+        *,
+        inputs: Hashable = None,
     ) -> None:
-        moments = feeds.moments[feed.moments]
-        update = update_of(feed.reader, moments, arguments, results, factors)
+        moments, geometry = feeds.moments[feed.moments], feed.reader.geometry
+        same = (inputs, geometry) if inputs is not None and geometry else None
+        if same is None or same not in last:
+            last.clear()
+            last[same] = update_of(feed.reader, moments, arguments, results, factors)
+        update = last[same]
         # only now: inputs that do not fit raise an error above, and are not counted
+        sums.sharing.give(feed.moments, None if same is None else (same, feed.times))
         if not sums.expects(feed.moments):
             return
         if not bool(torch.isfinite(update.firsts).all()):

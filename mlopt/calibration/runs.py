@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -13,8 +13,25 @@ from mlopt.calibration.readers.reader import Arguments
 Factors: TypeAlias = "Sequence[Tensor] | None"
 """What positions count, float32 [blocks, positions] for each part of the inputs; None: 1."""
 
-Observer: TypeAlias = Callable[[Feed, str, Arguments, "tuple[Any, ...]", Factors], None]
-"""Gets a feed of an operation, and its title, arguments and results, and what positions count."""
+
+class Observer(Protocol):
+    """What a run calls for each feed of an operation, once that is done."""
+
+    def __call__(
+        self,
+        feed: Feed,
+        title: str,
+        arguments: Arguments,
+        results: tuple[Any, ...],
+        factors: Factors,
+        *,
+        inputs: Hashable = None,
+    ) -> None:
+        """Take the title, arguments and results of the operation, and what positions count.
+
+        inputs: equal for operations of one run that were given the very same inputs; None where
+        that is not known.
+        """
 
 
 class Run(Protocol):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from mlopt.calibration.feeds import Feeds
+from mlopt.calibration.sharing import Sharing
 from mlopt.calibration.updates import Update
 from mlopt.errors import ConfigError, DestinationError
 from mlopt.statistics import Calibration, HeldOut, MomentArrays
@@ -35,8 +36,9 @@ _CHECKS = "checks"
 _SAMPLES, _CLOSING, _FINISHING, _DIGEST, _NEXT_DIGEST, _FIRST = 0, 1, 2, 3, 7, 11
 """Places in the journal, int64: samples done; the same while a sample is closed; whether the sums
 are being made means; digests of the samples done, and of these and the next one; and of each of the
-moments the updates begun, done, and done before this sample, and the positions."""
-_BEGUN, _DONE, _START, _COUNT = range(4)
+moments the updates begun, done, and done before this sample, the positions, and the first moments
+that have been equal."""
+_BEGUN, _DONE, _START, _COUNT, _LEADER, _ROW = range(6)
 _FOR_NOTES = 4096
 """Bytes that the header of an unfinished file has left for numbers and notes."""
 
@@ -47,10 +49,12 @@ class Sums:
     def __init__(self, feeds: Feeds, empty: Calibration, arrays: Mapping[str, Array]) -> None:
         self.feeds, self.empty, self.arrays = feeds, empty, arrays
         self.journal: Array = arrays[_JOURNAL]
-        self.rows: Array = self.journal[_FIRST:].reshape(len(feeds.moments), 4)
+        self.rows: Array = self.journal[_FIRST:].reshape(len(feeds.moments), _ROW)
+        self.sharing = Sharing(self.rows[:, _LEADER])
         self.checks: Array = arrays[_CHECKS]
         self.seen = [0] * len(feeds.moments)
         self.is_held_out = False
+        self.last_check: tuple[Update, int, HeldOut | None] | None = None
 
     @property
     def samples(self) -> int:
@@ -68,7 +72,8 @@ class Sums:
         is_held_out: it shows what fitting to the samples before it would gain on others.
         """
         self.seen = [0] * len(self.rows)
-        self.is_held_out = is_held_out
+        self.sharing.begin_sample()
+        self.is_held_out, self.last_check = is_held_out, None
 
     def expects(self, number: int) -> bool:
         """Whether the next update of moments was not made by an earlier attempt."""
@@ -103,8 +108,12 @@ class Sums:
         is_weighted = update.sensitivity is not None and self._has_gradients(number)
         if update.second is None or (moments.is_guided and not is_weighted):
             return
-        seen = self.arrays[f"{moments.key}.second"]
-        check = held_out(seen, update.second.numpy(), self.samples)
+        leader = int(self.rows[number, _LEADER])
+        if self.last_check is None or self.last_check[:2] != (update, leader):
+            seen = self.arrays[f"{moments.key}.second"]
+            check = held_out(seen, update.second.numpy(), self.samples)
+            self.last_check = update, leader, check
+        check = self.last_check[2]
         if check is not None:
             self.checks[number] = attrs.astuple(check)
 
@@ -128,6 +137,7 @@ class Sums:
 
     def end_sample(self, digest: bytes) -> None:
         """Note that a sample is done; digest: of all until now."""
+        self.sharing.end_sample()
         self.journal[_NEXT_DIGEST:_FIRST] = np.frombuffer(digest, "<i8")
         self.journal[_CLOSING] += 1
         self.close_sample()
@@ -138,11 +148,25 @@ class Sums:
         self.journal[_DIGEST:_NEXT_DIGEST] = self.journal[_NEXT_DIGEST:_FIRST]
         self.journal[_SAMPLES] = self.journal[_CLOSING]
 
+    def keys(self) -> dict[str, str]:
+        """Return the key of the moments that each are equal to, by the key of all."""
+        described = self.feeds.moments
+        return {
+            # those that nothing has reached are of several shapes
+            each.key: described[row[_LEADER]].key if row[_COUNT] else each.key
+            for each, row in zip(described, self.rows, strict=True)
+        }
+
     def means(self) -> dict[str, MomentArrays]:
-        """Return the moments; the sums are made means in place, so this ends them."""
+        """Return the moments, of equal ones the first.
+
+        The sums are made means in place, so this ends them.
+        """
         self.journal[_FINISHING] = 1
-        moments = {}
+        moments, keys = {}, self.keys()
         for described, row, check in zip(self.feeds.moments, self.rows, self.checks, strict=True):
+            if keys[described.key] != described.key:
+                continue
             key, count = described.key, int(row[_COUNT])
             size, of_blocks = self._sizes(key, count)
             second = self.arrays.get(f"{key}.second")
@@ -180,7 +204,10 @@ class Sums:
 
     def finish(self) -> Calibration:
         """Return the calibration."""
-        return attrs.evolve(self.empty, samples=self.samples, moments=self.means())
+        keys = self.keys()
+        weights = tuple(attrs.evolve(w, moments=keys[w.moments]) for w in self.empty.weights)
+        moments = self.means()
+        return attrs.evolve(self.empty, samples=self.samples, weights=weights, moments=moments)
 
 
 class FileSums(Sums):
@@ -193,7 +220,9 @@ class FileSums(Sums):
         self.file = _locked(path)
         self.map = mmap.mmap(self.file.fileno(), 0)
         arrays, position = {}, len(header)
+        self.positions: dict[str, int] = {}
         for entry in _entries(feeds):
+            self.positions[entry.name] = position
             data = np.frombuffer(self.map, np.uint8, entry.nbytes, position)
             arrays[entry.name] = data.view(entry.dtype).reshape(entry.shape)
             position += entry.nbytes
@@ -215,7 +244,12 @@ class FileSums(Sums):
         """Return the calibration, from its complete file."""
         finished = super().finish()
         entries = entries_of(finished.moments)
-        size = self.header_size + sum(entry.nbytes for entry in entries)
+        size = self.header_size
+        for entry in entries:
+            # the first of equal moments move up to where others have been
+            if size != self.positions[entry.name]:
+                self.map.move(size, self.positions[entry.name], entry.nbytes)
+            size += entry.nbytes
         self.map[: self.header_size] = header_of(
             entries, metadata_of(finished), length=self.header_size
         )
@@ -240,7 +274,7 @@ class FileSums(Sums):
     def _unmap(self) -> None:
         """Unmap the file: some systems cannot cut one that is mapped."""
         self.arrays, self.journal, self.rows = {}, np.empty(0), np.empty(0)
-        self.checks = np.empty(0)
+        self.checks, self.sharing = np.empty(0), Sharing(np.empty(0))
         with contextlib.suppress(BufferError):
             self.map.close()
 
@@ -354,7 +388,7 @@ def _entries(feeds: Feeds) -> list[Entry]:
     # what comes behind stays aligned to its eight bytes
     odd = sum(entry.nbytes for entry in final) % 8
     behind.append(Entry(_CHECKS, np.dtype("<f8"), (len(feeds.moments), 3)))
-    behind.append(Entry(_JOURNAL, np.dtype("<i8"), (_FIRST + 4 * len(feeds.moments),)))
+    behind.append(Entry(_JOURNAL, np.dtype("<i8"), (_FIRST + _ROW * len(feeds.moments),)))
     return [*final, *([Entry("gap", np.dtype("<f4"), (1,))] if odd else []), *behind]
 
 

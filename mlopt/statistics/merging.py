@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError
-from mlopt.statistics.calibration import Calibration, entries_of, metadata_of
+from mlopt.statistics.calibration import FIELDS, Calibration, entries_of, metadata_of
 from mlopt.statistics.container import Entry, write
 from mlopt.statistics.held_out import HeldOut, held_out
 from mlopt.statistics.moment_arrays import MomentArrays
@@ -50,64 +50,84 @@ def merge(
     first = loaded[0]
     for number, part in enumerate(loaded):
         _check_alike(first, part, number)
-    counts = {key: sum(part.moments[key].count for part in loaded) for key in first.moments}
+    sources = _sources(loaded)
+    keys = {tuple(names): key for key, names in sources.items()}
+    weights = tuple(
+        attrs.evolve(each[0], moments=keys[tuple(weight.moments for weight in each)])
+        for each in zip(*(part.weights for part in loaded), strict=True)
+    )
+    moments = {
+        key: [part.moments[name] for part, name in zip(loaded, names, strict=True)]
+        for key, names in sources.items()
+    }
+    before = sum(part.samples for part in loaded[:-1])
     merged = attrs.evolve(
         first,
         samples=sum(part.samples for part in loaded),
+        weights=weights,
         remarks=tuple(dict.fromkeys(r for part in loaded for r in part.remarks)),
         moments={
             # shapes and counts; the arrays follow
-            key: attrs.evolve(arrays, count=counts[key], held_out=_held_out(loaded, key))
-            for key, arrays in first.moments.items()
+            key: attrs.evolve(
+                parts[0],
+                count=sum(each.count for each in parts),
+                held_out=_held_out(parts, before),
+            )
+            for key, parts in moments.items()
         },
     )
     if output is not None:
         contents: dict[Entry, Callable[[], Array]] = {}
         for entry in entries_of(merged.moments):
             key, _, field = entry.name.rpartition(".")
-            contents[entry] = partial(_average, loaded, key, field)
+            contents[entry] = partial(_average, moments[key], field)
         write(Path(output), contents, metadata_of(merged))
         return Calibration.load(output)
     return attrs.evolve(
         merged,
-        moments={
-            key: MomentArrays(
-                second=None if arrays.second is None else _average(loaded, key, "second"),
-                diagonal=_average(loaded, key, "diagonal"),
-                mean=_average(loaded, key, "mean"),
-                count=arrays.count,
-                sensitivity=None
-                if arrays.sensitivity is None
-                else _average(loaded, key, "sensitivity"),
-                held_out=arrays.held_out,
-            )
-            for key, arrays in merged.moments.items()
-        },
+        moments={key: _averaged(arrays, moments[key]) for key, arrays in merged.moments.items()},
     )
 
 
-def _held_out(parts: Sequence[Calibration], key: str) -> HeldOut | None:
+def _sources(parts: Sequence[Calibration]) -> dict[str, list[str]]:
+    """Return, for each of the moments of all samples, their keys in the parts.
+
+    Weights share moments that share them in each part.
+    """
+    names = {
+        tuple(weight.moments for weight in each): None
+        for each in zip(*(part.weights for part in parts), strict=True)
+    }
+    return {str(number): list(each) for number, each in enumerate(names)}
+
+
+def _held_out(parts: Sequence[MomentArrays], samples: int) -> HeldOut | None:
     """Return the gain of what all parts but the last would be fitted to, on these and on the last.
 
     None if no part has such a check, as moments of lookups, which have no matrices.
     """
-    *seen, last = [part.moments[key] for part in parts]
-    if not seen or not any(part.moments[key].held_out for part in parts):
+    *seen, last = parts
+    if not seen or not any(each.held_out for each in parts):
         return last.held_out
     if last.second is None or not last.count or not any(each.count for each in seen):
         return None
-    samples = sum(part.samples for part in parts[:-1])
-    return held_out(_average(parts[:-1], key, "second"), last.second, samples)
+    return held_out(_average(seen, "second"), last.second, samples)
 
 
-def _average(parts: Sequence[Calibration], key: str, field: str) -> Array:
+def _averaged(described: MomentArrays, parts: Sequence[MomentArrays]) -> MomentArrays:
+    """Return moments of all parts; described: all but the arrays of the result."""
+    fields = [field for field in FIELDS if getattr(described, field) is not None]
+    arrays: dict[str, Any] = {field: _average(parts, field) for field in fields}
+    return attrs.evolve(described, **arrays)
+
+
+def _average(parts: Sequence[MomentArrays], field: str) -> Array:
     """Return the means of all parts; of sensitivities, which are sums, the sum."""
-    moments = [part.moments[key] for part in parts]
-    result: Array = np.zeros_like(getattr(moments[0], field))
+    result: Array = np.zeros_like(getattr(parts[0], field))
     if field == "sensitivity":
-        sums = np.array([each.sensitivity for each in moments], np.float32)
+        sums = np.array([each.sensitivity for each in parts], np.float32)
         return np.asarray(sums.sum(axis=0))
-    for each, share in zip(moments, _shares(moments, by_block=field == "mean"), strict=True):
+    for each, share in zip(parts, _shares(parts, by_block=field == "mean"), strict=True):
         result += getattr(each, field) * share.reshape(-1, *[1] * (result.ndim - 1))
     return result
 

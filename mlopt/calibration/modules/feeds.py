@@ -24,7 +24,9 @@ class ModuleFeeds:
 
 
 def feeds_of_module(model: nn.Module, statistics: Statistics) -> ModuleFeeds:
-    """Return what the calibration of a module does; the moments of each weight are its own.
+    """Return what the calibration of a module does.
+
+    Each weight has moments of its own; those that turn out to be equal are kept once.
 
     Raises
     ------

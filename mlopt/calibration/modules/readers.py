@@ -39,7 +39,8 @@ def module_reader(owner: Owner, parent: nn.Module | None) -> Reader:
     """Return how a module multiplies inputs by one of its parameters.
 
     The reader's arguments are ``{"x": the first argument}``, its result is what the module
-    returned. It raises :class:`UnfitError` where that cannot be what it multiplies.
+    returned. It raises :class:`UnfitError` where that cannot be what it multiplies. Its geometry is
+    () where equal inputs may give other columns.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def _matrix_reader(arrangement: Arrangement) -> Reader:
             raise UnfitError
         return [x.reshape(1, -1, columns)]
 
-    return Reader(arrangement=arrangement, inputs=inputs)
+    return Reader(arrangement=arrangement, geometry=("rows", columns), inputs=inputs)
 
 
 def _conv_reader(module: Any, shape: tuple[int, ...]) -> Reader:
@@ -106,7 +107,8 @@ def _conv_reader(module: Any, shape: tuple[int, ...]) -> Reader:
             groups=groups,
         )
 
-    return Reader(arrangement=conv_arrangement(shape, groups), inputs=inputs)
+    geometry = ("patches", mode, tuple(flat), kernel, module.stride, dilations, groups)
+    return Reader(arrangement=conv_arrangement(shape, groups), geometry=geometry, inputs=inputs)
 
 
 def _amounts(module: Any, kernel: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -153,7 +155,8 @@ def _lookup_reader(shape: tuple[int, ...]) -> Reader:
             raise UnfitError
         return row_counts(x.long(), shape[0], weights)
 
-    return Reader(arrangement=lookup_arrangement(shape, 0), counts=counts)
+    geometry = ("counts", shape[0])
+    return Reader(arrangement=lookup_arrangement(shape, 0), geometry=geometry, counts=counts)
 
 
 def _floats(x: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlopt.calibration.modules.feeds import feeds_of_module
 from mlopt.calibration.modules.readers import UnfitError
+from mlopt.calibration.modules.same_inputs import SameInputs
 from mlopt.calibration.runs import Observer
 from mlopt.choices import Statistics
 from mlopt.errors import ConfigError, InputError, MlOptError
@@ -95,12 +96,15 @@ class ModuleRun:
 
     @contextlib.contextmanager
     def _observed(self, observer: Observer) -> Iterator[None]:
+        same = SameInputs()
+
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             title = self.modules[id(module)][0]
             x = args[0] if args else kwargs.get("input", kwargs.get("x"))
+            number = same.number(x)
             try:
                 for feed in self.feeds.by_operation[id(module)]:
-                    observer(feed, title, {"x": x}, (output,), None)
+                    observer(feed, title, {"x": x}, (output,), None, inputs=number)
             except UnfitError:
                 self.unfit[title] = None
 
