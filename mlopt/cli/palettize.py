@@ -306,7 +306,7 @@ def _palettized(
     from mlopt.coreml.inspection import package_bytes
 
     before = package_bytes(model)  # OUT may be MODEL itself
-    palettize = _way(model, data, samples)
+    palettize = _way(model, data, samples, quiet=quiet)
     with progress_bar("Palettizing", quiet=quiet) as progress:
         result = palettize(model, config, output=output, progress=progress, **options)
     report = result.report
@@ -326,20 +326,21 @@ def _check_data(data: str | None, calibration: Path | None, samples: int | None)
         )
 
 
-def _way(model: Path, data: str | None, samples: int | None) -> Callable[..., PalettizationResult]:
+def _way(
+    model: Path, data: str | None, samples: int | None, *, quiet: bool
+) -> Callable[..., PalettizationResult]:
     """Return the function that palettizes: all weights at once, or in sequence on samples."""
     if data is None:
         from mlopt.coreml.palettize import palettize
 
         return palettize
     from functools import partial
-    from itertools import islice
 
     from mlopt.calibration import palettize_sequentially
     from mlopt.cli.calibration_data import samples_of
     from mlopt.runtime import load
 
-    chosen = islice(samples_of(data, load(model)), samples)
+    chosen = samples_of(data, load(model), count=samples, quiet=quiet)
     return partial(palettize_sequentially, samples=chosen)
 
 
