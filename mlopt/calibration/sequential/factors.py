@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -25,10 +25,12 @@ def factors_of(
     sites: Sequence[Site],
     samples: Sequence[Mapping[str, Any]],
     loss: Loss,
+    told: Callable[[int, int], None],
 ) -> Factors:
     """Return the factors of all positions, from a gradient for each sample; see ``gradients``.
 
-    Where no gradient arrives, as before an operation without one, there are none.
+    told: called with the number of gradients that are done, and of all. Where no gradient arrives,
+    as before an operation without one, there are no factors.
 
     Raises
     ------
@@ -55,4 +57,5 @@ def factors_of(
             if reading.factors is not None:
                 parts = [part.to(torch.bfloat16) for part in reading.factors]
                 factors[reading.feed.moments, number] = parts
+        told(number + 1, len(samples))
     return factors

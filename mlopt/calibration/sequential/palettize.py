@@ -67,7 +67,8 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     samples
         Inputs by name, as for :func:`mlopt.calibration.calibrate`: those of the calibration, or
         others of the kind that the model will get. They are held in memory, and of each the values
-        between two operations, twice, while weights there are fitted.
+        between two operations, twice, while weights there are fitted; with a guided calibration
+        two bytes for each position of an operation.
     calibration
         As for :func:`mlopt.coreml.palettize`. Its statistics serve the weights that are not fitted
         in sequence: those that several operations read or that are looked up, such as embeddings,
@@ -122,17 +123,39 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     program = program_of(source, function, device)
     nodes = [node for each in job.package.programs for node in each.nodes()]
     sites = sites_of(program, nodes, job.plan.decisions, job.guides)
+    sizes = [d.weight.size for d in job.plan.decisions if isinstance(d.result, PaletteSpec)]
+    told = _Told(progress, sum(sizes))
     factors: Factors = {}
     if known.statistics == "guided":
-        factors = factors_of(program, sites, chosen, _loss(loss, known))
-    sequence = _Sequence(job, program, chosen, factors, alpha=alpha, progress=progress)
+        factors = factors_of(program, sites, chosen, _loss(loss, known), told.gradient)
+    sequence = _Sequence(job, program, chosen, factors, alpha=alpha, told=told)
     with torch.inference_mode():
         for site in sites:
             sequence.solve(site)
     computed = sequence.computed
     job = attrs.evolve(job, guides=Guides(sequence.guides, job.guides.notes))
-    is_done = sequence.done == sequence.total
+    is_done = told.done == told.total
     return job.finish(computed=computed, progress=None if is_done else progress)
+
+
+@attrs.define
+class _Told:
+    """What a progress callback is told: elements done of all, and of what."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    def gradient(self, number: int, samples: int) -> None:
+        """A gradient is done; no weight is."""
+        if self.progress is not None:
+            self.progress(0, self.total, f"gradient {number} of {samples}")
+
+    def weight(self, size: int, name: str) -> None:
+        """A weight is done."""
+        self.done += size
+        if self.progress is not None:
+            self.progress(self.done, self.total, name)
 
 
 class _Sequence:
@@ -146,14 +169,12 @@ class _Sequence:
         factors: Factors,
         *,
         alpha: float,
-        progress: Progress | None,
+        told: _Told,
     ) -> None:
-        self.job, self.factors, self.alpha, self.progress = job, factors, alpha, progress
+        self.job, self.factors, self.alpha, self.told = job, factors, alpha, told
         self.computed: dict[int, Computed] = {}
         self.guides: dict[int, Guidance[Any]] = dict(job.guides.by_weight)
         self.runs = Lockstep(program, samples)
-        palettized = [d for d in job.plan.decisions if isinstance(d.result, PaletteSpec)]
-        self.total, self.done = sum(d.weight.size for d in palettized), 0
 
     def solve(self, site: Site) -> None:
         """Palettize a weight, and go on with what is stored for it."""
@@ -170,9 +191,7 @@ class _Sequence:
             if isinstance(clustered, Clustered):
                 clustered = attrs.evolve(clustered, output_snr_db=ratio)
         self.computed[id(weight)] = clustered
-        self.done += weight.size
-        if self.progress is not None:
-            self.progress(self.done, self.total, weight.name)
+        self.told.weight(weight.size, weight.name)
 
     def _clustered(self, site: Site) -> Computed:
         weight, spec = site.decision.weight, site.decision.result

@@ -195,6 +195,19 @@ def test_progress_counts_every_weight_once(source, calibration):
     assert [done for done, _, _ in calls] == sorted(done for done, _, _ in calls)
 
 
+def test_progress_says_that_gradients_come_first(source, guided):
+    calls = []
+    palettize_sequentially(
+        source,
+        config(),
+        SAMPLES[:3],
+        calibration=guided,
+        progress=lambda done, total, name: calls.append((done, name)),
+    )
+    assert calls[:3] == [(0, f"gradient {number} of 3") for number in (1, 2, 3)]
+    assert len(calls) == 12
+
+
 @pytest.mark.parametrize(
     ("samples", "options", "error", "message"),
     [
