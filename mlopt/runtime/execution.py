@@ -245,6 +245,10 @@ class Execution:
             if any(isinstance(source, int) for source in sources)
         }
 
+    def replace(self, slot: int, value: Any) -> None:
+        """Replace a value that was computed, for the steps that follow."""
+        self._frame[slot] = value
+
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the results of a step for arguments by parameter."""
         returned = self._called(step, dict(arguments))

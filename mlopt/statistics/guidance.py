@@ -29,18 +29,6 @@ BiasT = TypeVar("BiasT")
 
 
 @attrs.frozen(eq=False)
-class Shift:
-    """What is aimed at instead of a weight W, where its inputs have errors from before it.
-
-    weight: float32 of the weight's shape, added to the weight before it is clustered; outputs:
-    float64[outputs], the mean error of the outputs of W itself, added to the bias as well.
-    """
-
-    weight: npt.NDArray[np.float32]
-    outputs: npt.NDArray[np.float64]
-
-
-@attrs.frozen(eq=False)
 class Guidance(Generic[BiasT]):
     """How a calibration guides the clustering of one weight.
 
@@ -58,7 +46,8 @@ class Guidance(Generic[BiasT]):
     notes
         What a reader of the report should know, one sentence each.
     shift
-        What is aimed at instead of the weight; None: the weight.
+        float32 of the weight's shape, added to it before it is clustered: what makes up for errors
+        of its inputs. None for 0.
     """
 
     method: str = "plain"
@@ -66,14 +55,14 @@ class Guidance(Generic[BiasT]):
     bias: BiasT | None = None
     uncentred: InputMoments | None = None
     notes: tuple[str, ...] = ()
-    shift: Shift | None = None
+    shift: npt.NDArray[np.float32] | None = None
 
     def target(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what is to be clustered for a weight, of its shape and dtype."""
         if self.shift is None:
             return weight
         with np.errstate(over="ignore"):
-            moved = (weight.astype(np.float32) + self.shift.weight).astype(weight.dtype)
+            moved = (weight.astype(np.float32) + self.shift).astype(weight.dtype)
         return np.where(np.isfinite(moved.astype(np.float32)), moved, weight)
 
     def outcome(
@@ -102,8 +91,7 @@ class Guidance(Generic[BiasT]):
         ratio = decibels(self.moments.output_power(weight), error)
         if self.bias is None or self.uncentred is None:
             return None, ratio
-        mean_error = self.uncentred.mean_error(weight, stored).reshape(-1)
-        return mean_error if self.shift is None else mean_error + self.shift.outputs, ratio
+        return self.uncentred.mean_error(weight, stored).reshape(-1), ratio
 
 
 def decibels(power: float, error: float) -> float:

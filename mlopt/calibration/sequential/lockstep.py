@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -37,7 +37,6 @@ class Lockstep:
         self.steps = program.plan.body.steps
         self.position = 0
         self.substitutes: dict[Source, Tensor] = {}
-        self.replaced: dict[int, Callable[[Any], Any]] = {}
         self._until: dict[Source, int] = {}
         self._kept: dict[tuple[Source, bool], Any] = {}
         self._device = program.device
@@ -47,7 +46,6 @@ class Lockstep:
         ]
         for pair in self.pairs:
             pair.compressed.substitutes = self.substitutes
-            pair.compressed.replaced = self.replaced
 
     def advance(self, number: int) -> None:
         """Take all steps before the one of a number."""

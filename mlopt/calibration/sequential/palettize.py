@@ -17,12 +17,13 @@ from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.programs import checked_sample, program_of
 from mlopt.calibration.readers import Reader
 from mlopt.calibration.samples import numbered_samples
+from mlopt.calibration.sequential.corrections import Results, correction
 from mlopt.calibration.sequential.factors import Factors, factors_of
 from mlopt.calibration.sequential.lockstep import Lockstep, Pair
 from mlopt.calibration.sequential.sites import Site, sites_of
 from mlopt.calibration.sequential.targets import Part, Target
 from mlopt.choices import Method
-from mlopt.coreml.biases import NewBias
+from mlopt.coreml.biases import BiasPlace, NewBias, corrected
 from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.execution import Computed, compute
 from mlopt.coreml.joint import Clustered
@@ -31,6 +32,7 @@ from mlopt.coreml.palettize import Job, PalettizationResult, prepare
 from mlopt.coreml.progress import Progress
 from mlopt.errors import ConfigError, InputError
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.runtime.plan import Step
 from mlopt.runtime.program import Program
 from mlopt.statistics import Calibration
 from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance, Guides, decibels
@@ -75,8 +77,8 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
         those in nested blocks and recurrent operations, and those of other functions. Where it is
         guided, positions are weighted by a gradient for each sample, as there.
     alpha
-        From 0 (the errors before a weight are not made up for) to 1 (as far as it can on these
-        samples, which fits less well to others).
+        From 0 (the errors before a weight are not made up for) to 1 (as far as that holds on the
+        samples that are kept for a check, every fourth one).
     loss
         What gradients are those of, with a guided calibration; None: its own. One that was made
         with a function needs that again.
@@ -184,12 +186,7 @@ class _Sequence:
             clustered = self._clustered(site)
             self._replace(site, clustered)
         else:
-            self.guides[id(weight)], wanted = self._guidance(site, site.reader)
-            clustered = self._clustered(site)
-            self._replace(site, clustered)
-            ratio = self._ratio(site, wanted)
-            if isinstance(clustered, Clustered):
-                clustered = attrs.evolve(clustered, output_snr_db=ratio)
+            clustered = self._fitted(site, site.reader)
         self.computed[id(weight)] = clustered
         self.told.weight(weight.size, weight.name)
 
@@ -199,7 +196,37 @@ class _Sequence:
         guidance = self.guides.get(id(weight), UNGUIDED)
         return compute(weight, spec, self.job.workers, guidance)
 
-    def _guidance(self, site: Site, reader: Reader) -> tuple[Guidance[Any], list[Tensor | None]]:
+    def _replace(self, site: Site, clustered: Computed) -> None:
+        """Have the compressed model compute with what is stored for a weight."""
+        if isinstance(clustered, Clustered):
+            # in float32, which numpy and torch both know
+            values = torch.from_numpy(clustered.palette.values().astype(np.float32, copy=False))
+            self.runs.replace(site.sources, values, until=site.last, widens=site.widens)
+
+    def _fitted(self, site: Site, reader: Reader) -> Computed:
+        """Fit a weight to the inputs of both models; all runs take the step that reads it."""
+        weight, slot = site.decision.weight, self.runs.steps[site.first].results[0]
+        before = self.guides[id(weight)]
+        self.guides[id(weight)], wanted = self._guidance(site, reader, before)
+        clustered = self._clustered(site)
+        self._replace(site, clustered)
+        for pair in self.runs.pairs:
+            self.runs.take(pair, pair.compressed)
+        self.runs.position += 1
+        if not isinstance(clustered, Clustered):
+            return clustered
+        if before.bias is not None:
+            bias = self._corrected(site, reader, before.bias, wanted)
+            clustered = attrs.evolve(clustered, bias=bias)
+        power = noise = 0.0
+        for pair, reference in zip(self.runs.pairs, wanted, strict=True):
+            power += float(reference.double().square().sum())
+            noise += float((pair.compressed.value(slot).double() - reference).square().sum())
+        return attrs.evolve(clustered, output_snr_db=decibels(power, noise))
+
+    def _guidance(
+        self, site: Site, reader: Reader, before: Guidance[Any]
+    ) -> tuple[Guidance[Any], list[Tensor]]:
         """Return what the inputs of both models ask for, and the results in the float one.
 
         The runs of the float model take the step.
@@ -208,13 +235,11 @@ class _Sequence:
         target, scale = Target(reader), self._scale(site)
         wanted = []
         for pair in self.runs.pairs:
-            before = pair.reference.inputs_of(step)
+            inputs = pair.reference.inputs_of(step)
             self.runs.take(pair, pair.reference)
             wanted.append(pair.reference.value(step.results[0]))
-            target.add(self._parts(site, reader, pair, before, scale))
-        guidance = target.guidance(
-            weight.value(), self.guides[id(weight)], alpha=self.alpha, title=step.title
-        )
+            target.add(self._parts(site, reader, pair, inputs, scale), pair.number)
+        guidance = target.guidance(weight.value(), before, alpha=self.alpha, title=step.title)
         return guidance, wanted
 
     def _parts(
@@ -230,14 +255,17 @@ class _Sequence:
         assert reader.outputs is not None
         step = self.runs.steps[site.first]
         given = pair.compressed.inputs_of(step)
-        result = pair.reference.value(step.results[0])
-        stream = _stream_error(site, pair, result)
+        stream = _stream_error(site, pair, pair.reference.value(step.results[0]))
         streams = repeat(None) if stream is None else reader.outputs(given, stream)
-        factors = self.factors.get((site.first, pair.number))
-        counts = repeat(None) if factors is None else (part.float() * scale for part in factors)
+        counts = self._counts(site, pair, scale)
         inputs, others = reader.inputs(given, ()), reader.inputs(before, ())
         for parts in zip(inputs, others, streams, counts, strict=False):
             yield Part(*parts)
+
+    def _counts(self, site: Site, pair: Pair, scale: float) -> Iterable[Tensor | None]:
+        """Return what the positions of a sample count, by part."""
+        factors = self.factors.get((site.first, pair.number))
+        return repeat(None) if factors is None else (part.float() * scale for part in factors)
 
     def _scale(self, site: Site) -> float:
         """Return what makes the mean of a site's factors 1: they may be tiny."""
@@ -249,32 +277,36 @@ class _Sequence:
         mean = float(torch.stack(parts).mean()) if parts else 0.0
         return 1.0 / mean if mean else 1.0
 
-    def _replace(self, site: Site, clustered: Computed) -> None:
-        """Have the compressed model compute with what is stored for a weight, and a new bias."""
-        if not isinstance(clustered, Clustered):
-            return
-        # in float32, which numpy and torch both know
-        values = torch.from_numpy(clustered.palette.values().astype(np.float32, copy=False))
-        self.runs.replace(site.sources, values, until=site.last, widens=site.widens)
-        if clustered.bias is not None:
-            step = self.runs.steps[site.first]
-            axis = -1 if step.node.op_type == "linear" else 1
-            self.runs.replaced[step.results[0]] = partial(
-                _with_bias, change=_change(clustered.bias), axis=axis
-            )
+    def _corrected(
+        self, site: Site, reader: Reader, place: BiasPlace, wanted: list[Tensor]
+    ) -> NewBias | None:
+        """Correct the bias of a step that all runs have taken, and its results."""
+        assert reader.outputs is not None
+        of_parts, step, scale = reader.outputs, self.runs.steps[site.first], self._scale(site)
+        slot = step.results[0]
 
-    def _ratio(self, site: Site, wanted: list[Tensor | None]) -> float | None:
-        """Have the compressed model take the step; return the SNR of its results in dB."""
-        slot = self.runs.steps[site.first].results[0]
-        power = noise = 0.0
-        for pair, reference in zip(self.runs.pairs, wanted, strict=True):
-            self.runs.take(pair, pair.compressed)
-            result = pair.compressed.value(slot)
-            if reference is not None and result is not None:
-                power += float(reference.double().square().sum())
-                noise += float((result.double() - reference.double()).square().sum())
-        self.runs.position += 1
-        return decibels(power, noise)
+        def results() -> Iterator[Results]:
+            for pair, result in zip(self.runs.pairs, wanted, strict=True):
+                stream = _stream_error(site, pair, result)
+                aim = result if stream is None else result.float() + stream
+                given = pair.compressed.value(slot)
+                # of operations with biases, parts of results do not depend on arguments
+                parts = of_parts({}, aim), of_parts({}, given), self._counts(site, pair, scale)
+                for each in zip(*parts, strict=False):
+                    yield Results(*each)
+
+        activation = site.activation
+        function = None
+        if activation is not None:
+            function = partial(_applied, activation)
+        bias = corrected(place, correction(results, function))
+        if bias is not None:
+            axis = -1 if step.node.op_type == "linear" else 1
+            change = _change(bias)
+            for pair in self.runs.pairs:
+                moved = _with_bias(pair.compressed.value(slot), change, axis)
+                pair.compressed.replace(slot, moved)
+        return bias
 
 
 def _loss(loss: Loss | None, calibration: Calibration) -> Loss:
@@ -296,9 +328,9 @@ def _checked(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return chosen
 
 
-def _stream_error(site: Site, pair: Pair, result: Tensor | None) -> Tensor | None:
+def _stream_error(site: Site, pair: Pair, result: Tensor) -> Tensor | None:
     """Return the error of the stream that the result is added to; None where there is none."""
-    if site.stream is None or result is None:
+    if site.stream is None:
         return None
     wanted: Tensor = pair.reference.value(site.stream)
     given: Tensor = pair.compressed.value(site.stream)
@@ -311,7 +343,13 @@ def _change(bias: NewBias) -> Tensor:
     return torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before))
 
 
-def _with_bias(result: Tensor, *, change: Tensor, axis: int) -> Tensor:
+def _applied(step: Step, values: Tensor) -> Tensor:
+    """Return the results of an elementwise operation for values of any shape, in their dtype."""
+    result: Tensor = step.operation.function(x=values, **step.fixed)
+    return result
+
+
+def _with_bias(result: Tensor, change: Tensor, axis: int) -> Tensor:
     shape = [1] * result.dim()
     shape[axis] = -1
     return (result.float() + change.to(result.device).reshape(shape)).to(result.dtype)

@@ -25,7 +25,8 @@ class Site:
     first, last: numbers of the steps of the function's body that read it, or have blocks that do;
     sources: what these steps read it from; reader: how the one step that reads it multiplies
     inputs, None where it cannot be fitted to those of the compressed model; stream: the slot of
-    the tensor that the result is added to, None for none.
+    the tensor that the result is added to, None for none; activation: the elementwise operation
+    that alone reads the result, None for another.
     """
 
     decision: WeightDecision
@@ -35,6 +36,7 @@ class Site:
     widens: bool
     reader: Reader | None = None
     stream: int | None = None
+    activation: Step | None = None
 
 
 def sites_of(
@@ -96,9 +98,14 @@ def _site(
     if places[id(weight.consumers[0].node.op)].body is not streams.body:
         return site
     reader = _reader(uses[0])
-    if reader is None:
+    if reader is None or not streams.is_read(steps[0]):
         return site
-    return attrs.evolve(site, reader=reader, stream=streams.added_to(steps[0]))
+    return attrs.evolve(
+        site,
+        reader=reader,
+        stream=streams.added_to(steps[0]),
+        activation=streams.read_by(steps[0]),
+    )
 
 
 def _reader(use: Use) -> Reader | None:

@@ -6,6 +6,28 @@ from collections.abc import Sequence
 
 from mlopt.runtime.plan import Body, Source, Step, slots_read
 
+_ACTIVATIONS = frozenset(
+    {
+        "clamped_relu",
+        "clip",
+        "elu",
+        "erf",
+        "gelu",
+        "leaky_relu",
+        "relu",
+        "relu6",
+        "sigmoid",
+        "sigmoid_hard",
+        "silu",
+        "softplus",
+        "softsign",
+        "scaled_tanh",
+        "tanh",
+        "thresholded_relu",
+    }
+)
+"""Operations on single elements that do not fall, but for a dip."""
+
 
 class Streams:
     """The body of a function, asked for what results are added to.
@@ -43,6 +65,21 @@ class Streams:
                 return None
             slot, *others = reader.results
         return None
+
+    def is_read(self, step: Step) -> bool:
+        """Whether anything reads the result of a step."""
+        return any(slot in self._readers or slot in self._outputs for slot in step.results)
+
+    def read_by(self, step: Step) -> Step | None:
+        """Return the elementwise operation that alone reads the result of a step; None for none."""
+        (slot, *others) = step.results
+        readers = self._readers.get(slot, [])
+        if others or len(readers) != 1 or slot in self._outputs:
+            return None
+        (reader,) = readers
+        given = [(spec.name, sources) for spec, sources in reader.arguments]
+        is_alone = given == [("x", (slot,))]
+        return reader if is_alone and reader.node.op_type in _ACTIVATIONS else None
 
 
 def _other_term(step: Step, slot: int) -> Source | None:
