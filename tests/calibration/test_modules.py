@@ -237,37 +237,32 @@ def test_every_kind_has_statistics_or_a_reason():
     names = {weight.name for weight in calibration.weights}
     assert names == {
         "embedding.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        *(f"separate.{name}_proj_weight" for name in "qkv"),
+        "separate.out_proj.weight",
         *(f"{name}.weight" for name in ("key", "value", "conv1", "up1", "conv2", "grouped")),
         *(f"{name}.weight" for name in ("depthwise", "up2", "grouped_up", "conv3", "up3")),
     }
     assert names | set(calibration.without) == {name for name, _ in model.named_parameters()}
-    assert calibration.without["separate.q_proj_weight"] == (
-        "MultiheadAttention(separate) reads it as q_proj_weight, inside of one operation of "
-        "MultiheadAttention, whose products are not measured"
+    assert calibration.without["attention.in_proj_bias"] == (
+        "MultiheadAttention(attention) reads it as in_proj_bias, which multiplies no inputs"
     )
-    assert "of MultiheadAttention" in calibration.without["attention.out_proj.weight"]
     assert calibration.without["norm.weight"].endswith("multiplies no inputs that are measured")
-
-
-def test_recurrent_layers_are_named():
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(self.lstm(x)[0])
-
-    calibration = calibrate(Recurrent(), [normal(5, 1, 3)])
-    assert [weight.name for weight in calibration.weights] == ["head.weight"]
-    assert "inside of one operation of LSTM" in calibration.without["lstm.weight_ih_l0"]
 
 
 def test_transformer_layers_are_observed_despite_their_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    calibration = calibrate(layer, [normal(1, 5, 8)])
+    model = nn.TransformerEncoder(layer, 2)
+    padding = torch.arange(5) >= torch.tensor([[5], [3]])
+    sample = {"src": normal(2, 5, 8), "src_key_padding_mask": padding}
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    calibration = calibrate(model, [sample])
+    assert torch.backends.mha.get_fastpath_enabled() == was_enabled
+    names = ("self_attn.in_proj_weight", "self_attn.out_proj.weight")
+    names = (*names, "linear1.weight", "linear2.weight")
     counts = {w.name: calibration.moments[w.moments].count for w in calibration.weights}
-    assert counts == {"linear1.weight": 5, "linear2.weight": 5}
+    assert counts == {f"layers.{i}.{name}": 10 for i in range(2) for name in names}
 
 
 class Tied(nn.Module):

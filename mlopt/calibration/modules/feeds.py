@@ -7,7 +7,7 @@ from torch import nn
 
 from mlopt.calibration.choice import chosen_readers
 from mlopt.calibration.feeds import Feed, Feeds, Moments
-from mlopt.calibration.modules.readers import module_reader, title_of
+from mlopt.calibration.modules.readers import module_reader, observed_module, title_of
 from mlopt.calibration.readers import NoStatisticsError, Reader
 from mlopt.choices import Statistics
 from mlopt.statistics import WeightStatistics, content_of
@@ -51,8 +51,9 @@ def feeds_of_module(model: nn.Module, statistics: Statistics) -> ModuleFeeds:
         first = readers[numbers[0]][1]
         key = str(len(moments))
         for owner, reader in (readers[number] for number in numbers):
-            by_module.setdefault(id(owner.module), []).append(Feed(reader, len(moments), 1))
-            modules[id(owner.module)] = (title_of(owner), owner.module)
+            module = observed_module(owner, _parent(model, owner))
+            by_module.setdefault(id(module), []).append(Feed(reader, len(moments), 1))
+            modules.setdefault(id(module), (title_of(owner), module))
         moments.append(
             Moments(
                 key=key,
@@ -94,10 +95,14 @@ def _readers(
     for owner in parameter.owners:
         owners.setdefault((id(owner.module), owner.parameter_name), owner)
     for owner in owners.values():
-        outer = owner.module_name.rpartition(".")[0]
-        parent = model.get_submodule(outer) if owner.module_name else None
         try:
-            readers.append((owner, module_reader(owner, parent)))
+            readers.append((owner, module_reader(owner, _parent(model, owner))))
         except NoStatisticsError as error:
             reasons.append(str(error))
     return readers, list(dict.fromkeys(reasons))
+
+
+def _parent(model: nn.Module, owner: Owner) -> nn.Module | None:
+    """Return the module that an owner is a part of; None for the model itself."""
+    outer = owner.module_name.rpartition(".")[0]
+    return model.get_submodule(outer) if owner.module_name else None

@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mlopt.calibration.modules.attention import attention_reader
+from mlopt.calibration.modules.called import UnfitError, floats
+from mlopt.calibration.modules.recurrent import cell_reader, recurrent_reader
 from mlopt.calibration.readers import NoStatisticsError, Reader
 from mlopt.calibration.readers.lookups import lookup_arrangement, row_counts
 from mlopt.calibration.readers.patches import (
@@ -23,11 +26,14 @@ from mlopt.torch.modules import Owner
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_IN_ONE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
-class UnfitError(Exception):
-    """A module was called with something other than what modules of its kind multiply."""
+def observed_module(owner: Owner, parent: nn.Module | None) -> nn.Module:
+    """Return the module whose calls show what is multiplied by a parameter of a module.
+
+    Attention does not call the linear layer that is a part of it.
+    """
+    return parent if isinstance(parent, nn.MultiheadAttention) else owner.module
 
 
 def title_of(owner: Owner) -> str:
@@ -38,9 +44,9 @@ def title_of(owner: Owner) -> str:
 def module_reader(owner: Owner, parent: nn.Module | None) -> Reader:
     """Return how a module multiplies inputs by one of its parameters.
 
-    The reader's arguments are ``{"x": the first argument}``, its result is what the module
-    returned. It raises :class:`UnfitError` where that cannot be what it multiplies. Its geometry is
-    () where equal inputs may give other columns.
+    The reader's arguments are those of :func:`mlopt.calibration.modules.called.call_of`, its result
+    is what the module returned. It raises :class:`UnfitError` where that cannot be what it
+    multiplies. Its geometry is () where equal inputs may give other columns.
 
     Parameters
     ----------
@@ -53,14 +59,25 @@ def module_reader(owner: Owner, parent: nn.Module | None) -> Reader:
         It does not, or not so that there are statistics of it; the message says why.
     """
     module, name = owner.module, owner.parameter_name
+    try:
+        if isinstance(parent, nn.MultiheadAttention):
+            return attention_reader(parent, name, is_output=True)
+        if isinstance(module, nn.MultiheadAttention):
+            return attention_reader(module, name, is_output=False)
+        if isinstance(module, nn.RNNBase):
+            return recurrent_reader(module, name)
+        if isinstance(module, nn.RNNCellBase):
+            return cell_reader(module, name)
+        return _layer_reader(owner)
+    except NoStatisticsError as error:
+        raise NoStatisticsError(f"{title_of(owner)} reads it as {name}, {error}") from None
+
+
+def _layer_reader(owner: Owner) -> Reader:
+    """Return the reader of a module that computes one product; errors do not name it."""
+    module, name = owner.module, owner.parameter_name
     parameter = module._parameters[name]
     assert parameter is not None
-    if isinstance(parent, nn.MultiheadAttention) or isinstance(module, _IN_ONE):
-        whole = module if isinstance(module, _IN_ONE) else parent
-        raise NoStatisticsError(
-            f"{title_of(owner)} reads it as {name}, inside of one operation of "
-            f"{type(whole).__name__}, whose products are not measured"
-        )
     shape = tuple(parameter.shape)
     if name == "weight" and 0 not in shape:
         if isinstance(module, nn.Linear):
@@ -76,16 +93,14 @@ def module_reader(owner: Owner, parent: nn.Module | None) -> Reader:
             # Conv1D of transformers
             return _matrix_reader(stacked_arrangement(shape, has_rows_first=False))
     products = "no inputs" if len(shape) < 2 else "no inputs that are measured"
-    raise NoStatisticsError(f"{title_of(owner)} reads it as {name}, which multiplies {products}")
+    raise NoStatisticsError(f"which multiplies {products}")
 
 
 def _matrix_reader(arrangement: Arrangement) -> Reader:
     columns = arrangement.columns
 
     def inputs(arguments: Arguments, results: tuple[Any, ...]) -> Iterable[Tensor]:
-        x = _floats(arguments["x"])
-        if not x.dim() or x.shape[-1] != columns:
-            raise UnfitError
+        x = floats(arguments["x"], columns=columns)
         return [x.reshape(1, -1, columns)]
 
     return Reader(arrangement=arrangement, geometry=("rows", columns), inputs=inputs)
@@ -159,15 +174,9 @@ def _lookup_reader(shape: tuple[int, ...]) -> Reader:
     return Reader(arrangement=lookup_arrangement(shape, 0), geometry=geometry, counts=counts)
 
 
-def _floats(x: Any) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise UnfitError
-    return x
-
-
 def _batched(x: Any, *, rank: int, channels: int) -> Tensor:
     """Return [N, C, *D] of a tensor that may lack its first axis."""
-    given = _floats(x)
+    given = floats(x)
     batched = given[None] if given.dim() == rank + 1 else given
     if batched.dim() != rank + 2 or batched.shape[1] != channels:
         raise UnfitError

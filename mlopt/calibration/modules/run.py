@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlopt.calibration.modules.called import UnfitError, call_of
 from mlopt.calibration.modules.feeds import feeds_of_module
-from mlopt.calibration.modules.readers import UnfitError
 from mlopt.calibration.modules.same_inputs import SameInputs
 from mlopt.calibration.runs import Observer
 from mlopt.choices import Statistics
@@ -74,7 +74,8 @@ class ModuleRun:
         device = next((parameter.device for parameter in self.model.parameters()), None)
         positional = [_moved(v, device) for k, v in inputs.items() if not isinstance(k, str)]
         named = {k: _moved(v, device) for k, v in inputs.items() if isinstance(k, str)}
-        with _in_eval_mode(self.model), torch.no_grad(), self._observed(observer):
+        contexts = _in_eval_mode(self.model), torch.no_grad(), _without_fast_path()
+        with contexts[0], contexts[1], contexts[2], self._observed(observer):
             try:
                 self.model(*positional, **named)
             except MlOptError:
@@ -100,11 +101,11 @@ class ModuleRun:
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             title = self.modules[id(module)][0]
-            x = args[0] if args else kwargs.get("input", kwargs.get("x"))
-            number = same.number(x)
+            call = call_of(args, kwargs)
+            number = same.number(call["x"])
             try:
                 for feed in self.feeds.by_operation[id(module)]:
-                    observer(feed, title, {"x": x}, (output,), None, inputs=number)
+                    observer(feed, title, call, (output,), None, inputs=number)
             except UnfitError:
                 self.unfit[title] = None
 
@@ -123,6 +124,17 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Have attention computed by operations: its fast path takes nested tensors, and calls none."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:
