@@ -15,13 +15,28 @@ from benchmarks.tasks.prose import is_prose
 
 Text = Literal["calibration", "held-out", "other"]
 
+# Some that mlopt and its benchmarks need, so that the other text does not change with what else
+# an environment has.
+_DISTRIBUTIONS = (
+    "coremltools",
+    "matplotlib",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "scipy",
+    "sympy",
+    "threadpoolctl",
+    "torch",
+    "tqdm",
+)
+
 
 def paragraphs(text: Text) -> list[str]:
     """The paragraphs of a text, in a fixed order.
 
     calibration and held-out: every other topic of the manual inside ``pydoc``; a paragraph that
-    several topics quote belongs to the first. other: the descriptions and licences of the
-    distributions that are installed, of another kind and by other authors.
+    several topics quote belongs to the first. other: the descriptions and licences of ten
+    distributions, of another kind and by other authors; PackageNotFoundError where one is missing.
     """
     if text == "other":
         sources = _distributions()
@@ -45,11 +60,11 @@ def _prose(sources: list[str], seen: set[str]) -> list[str]:
 
 
 def _distributions() -> list[str]:
-    named = {d.metadata["Name"].lower(): d for d in metadata.distributions()}
     sources: list[str] = []
-    for name in sorted(named):
-        sources.append(named[name].read_text("METADATA") or "")
-        for file in named[name].files or ():
+    for name in _DISTRIBUTIONS:
+        found = metadata.distribution(name)
+        sources.append(found.read_text("METADATA") or "")
+        for file in found.files or ():
             if "license" in file.name.lower() and file.suffix in ("", ".txt", ".md"):
                 path = Path(str(file.locate()))
                 sources.append(path.read_text(errors="replace") if path.is_file() else "")
