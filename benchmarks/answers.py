@@ -1,6 +1,8 @@
 """How well tables keep the answers: fitted to the weights alone, or with a calibration.
 
-    python -m benchmarks.answers [--models NAME ...] [--forms NAME ...] [--json FILE]
+    python -m benchmarks.answers [--models NAME ...] [--forms NAME ...] [--methods NAME ...]
+        [--references] [--json FILE]
+    python -m benchmarks.answers --read FILE ... [--json FILE]
 
 Models with trained weights are palettized without and with the statistics of their inputs, and
 asked about samples that the calibration has not seen. Packages of one form take the same bytes.
@@ -11,150 +13,188 @@ asked about samples that the calibration has not seen. Packages of one form take
 - efficientnet-lite0: the signal-to-noise ratio of the logits in dB, and the share of crops that
   keep their first class; other photographs than those of the calibration.
 - digits: the share of held-out digits that are classified rightly.
+
+With --references, minilm is also compressed by coremltools with the same samples, and smollm2
+rounded to formats of GGML. The second command joins results that are stored.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
+import json
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from benchmarks.lib import child
-from benchmarks.lib.output import number, print_table, write_json
+from benchmarks.lib.memory import PeakMemory
+from benchmarks.lib.output import megabytes, number, print_table, write_json
 from benchmarks.lib.packages import missing, package
 from benchmarks.lib.progress import say
-from benchmarks.tasks import answer_trials
+from benchmarks.lib.sizes import bits_per_weight, weight_bytes
+from benchmarks.tasks.answer_forms import TRIALS
+from benchmarks.tasks.answer_references import REFERENCES, Compressed, Reference
+from benchmarks.tasks.answer_trials import Ask
 from mlopt.choices import Statistics
 
 SUBJECT = "answers of palettized models"
 METHODS = ("plain", "diagonal", "hessian", "guided")
-STATISTICS: tuple[Statistics, ...] = ("hessian", "guided")
-MEASURES = ("held-out", "other", "top-1")
-DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "digits.mlpackage"
-
-
-@attrs.frozen
-class Form:
-    """A request: the options of all weights; layers_only: embeddings stay as they are."""
-
-    options: dict[str, Any]
-    layers_only: bool = False
-
-
-@attrs.frozen
-class Trial:
-    """A model: who asks it, and its forms."""
-
-    judge: Callable[[str], tuple[list[answer_trials.Sample], answer_trials.Ask]]
-    forms: dict[str, Form]
-
-
-def _groups(size: int) -> dict[str, Any]:
-    return {"granularity": "per_grouped_channel", "group_size": size}
-
-
-TRIALS = {
-    "minilm": Trial(
-        answer_trials.sentences,
-        {
-            "layers, 2 bits": Form({"nbits": 2}, layers_only=True),
-            "layers, 3 bits": Form({"nbits": 3}, layers_only=True),
-            "layers, 4 bits": Form({"nbits": 4}, layers_only=True),
-            "3 bits": Form({"nbits": 3}),
-            "3 bits, groups of 16": Form({"nbits": 3, **_groups(16)}),
-        },
-    ),
-    "smollm2": Trial(
-        answer_trials.language,
-        {
-            "4 bits": Form({"nbits": 4}),
-            "4 bits, groups of 8": Form({"nbits": 4, **_groups(8)}),
-            "3 bits, groups of 8": Form({"nbits": 3, **_groups(8)}),
-        },
-    ),
-    "efficientnet-lite0": Trial(
-        answer_trials.photographs,
-        {
-            "4 bits": Form({"nbits": 4}),
-            "4 bits, scales": Form({"nbits": 4, "enable_per_channel_scale": True}),
-            "6 bits": Form({"nbits": 6}),
-        },
-    ),
-    "digits": Trial(
-        answer_trials.digits,
-        {
-            "1 bit": Form({"nbits": 1, "weight_threshold": 0}),
-            "2 bits": Form({"nbits": 2, "weight_threshold": 0}),
-        },
-    ),
+STATISTICS: dict[str, Statistics] = {
+    "diagonal": "hessian",  # which has the diagonal
+    "hessian": "hessian",
+    "guided": "guided",
 }
+"""The statistics that a method has; none: it has no calibration."""
+MEASURES = ("held-out", "other", "top-1")
+COLUMNS = ("model", "form", "method", *MEASURES, "bits", "bytes", "seconds", "peak, MB")
+DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "digits.mlpackage"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; 0 unless something raised."""
+    options = _options(argv)
+    rows: list[dict[str, Any]] = []
+    if options.read:
+        rows = arranged(json.loads(file.read_text())["rows"] for file in options.read)
+        write_json(options.json, SUBJECT, rows)
+    for model in () if options.read else options.models:
+        rows += _rows(model, options)
+        write_json(options.json, SUBJECT, rows)  # each time: a later model may fail
+    print_table(SUBJECT, COLUMNS, map(_line, rows))
+    failures = [row for row in rows if "error" in row]
+    for row in failures:
+        print(f"failed: {row['model']}, {row['form']}, {row['method']}: {row['error']}")
+    return 1 if failures else 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.answers", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument("--forms", nargs="+", help="names of forms; default: all")
+    parser.add_argument(
+        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="no name: none"
+    )
+    parser.add_argument(
+        "--references", action="store_true", help="also what other tools make of a model"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--read", nargs="+", type=Path, metavar="FILE", help="what --json wrote: measure nothing"
+    )
+    return parser.parse_args(argv)
+
+
+def _rows(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a model, each measured in a process of its own; none where it is missing."""
+    reason = _missing(model)
+    if reason is not None:
+        print(f"{model} is skipped: {reason}")
+        return []
+    path = str(DIGITS if model == "digits" else package(model))
+    forms = [name for name in TRIALS[model].forms if name in (options.forms or [name])]
     rows = []
-    for model in options.models:
-        reason = _missing(model)
-        if reason is not None:
-            print(f"{model} is skipped: {reason}")
-            continue
-        path = str(DIGITS if model == "digits" else package(model))
-        forms = options.forms or list(TRIALS[model].forms)
-        rows += child.call("benchmarks.answers:measure", model=model, path=path, forms=forms)
-    columns = ["model", "form", "method", *MEASURES, "bytes", "seconds"]
-    lines = [
-        [
-            *(row[name] for name in ("model", "form", "method")),
-            *(number(row.get(measure)) for measure in MEASURES),
-            f"{row['bytes']:,}",
-            number(row["seconds"], 3),
-        ]
-        for row in rows
+    if forms and options.methods:
+        asked = {"model": model, "path": path, "forms": forms, "methods": options.methods}
+        rows += child.call("benchmarks.answers:measure", **asked)
+    for reference in REFERENCES.get(model, ()) if options.references else ():
+        if reference.form in (options.forms or [reference.form]):
+            rows.append(_referred(model, path, reference))
+            say(str(rows[-1]))
+    return rows
+
+
+def _referred(model: str, path: str, reference: Reference) -> dict[str, Any]:
+    """The row of a reference, which has an ``error`` where it failed."""
+    row = _row(model, reference.form, reference.method)
+    try:
+        found: dict[str, Any] = child.call("benchmarks.answers:refer", path=path, **row)
+    except child.ChildError as error:
+        print(error, file=sys.stderr)
+        return row | {"error": str(error).strip().splitlines()[-1]}
+    return found
+
+
+def arranged(results: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of several results by model and form; of equal names the last."""
+    found = {(row["model"], row["form"], row["method"]): row for rows in results for row in rows}
+    models = list(TRIALS)
+    forms = ["float", *(form for trial in TRIALS.values() for form in trial.forms)]
+
+    def place(row: dict[str, Any]) -> tuple[int, int]:
+        form = row["form"]
+        return models.index(row["model"]), forms.index(form) if form in forms else len(forms)
+
+    return sorted(found.values(), key=place)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    return [
+        *(row[name] for name in ("model", "form", "method")),
+        *(number(row.get(name)) for name in (*MEASURES, "bits")),
+        f"{row['bytes']:,}" if "bytes" in row else "failed",
+        number(row.get("seconds"), 3),
+        megabytes(row.get("peak_bytes")),
     ]
-    print_table(SUBJECT, columns, lines)
-    write_json(options.json, SUBJECT, rows)
-    return 0
 
 
-def measure(model: str, path: str, forms: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each form and method, after some for the float model (runs in a child).
+def measure(
+    model: str, path: str, forms: Sequence[str], methods: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each form and method, and one for each calibration (runs in a child).
 
-    The seconds of these are those of the calibrations, those of the others of palettizing.
+    The seconds and the peak of memory of these are those of calibrating, those of the others of
+    palettizing. One calibration is held at a time.
     """
     from mlopt.calibration import calibrate
 
     trial = TRIALS[model]
     samples, ask = trial.judge(path)
-    calibrations, rows = {}, []
-    for statistics in STATISTICS:
-        began = time.perf_counter()
-        calibrations[statistics] = calibrate(path, samples, statistics=statistics)
-        seconds = time.perf_counter() - began
-        rows.append(_row(model, "float", f"calibrating: {statistics}", path, ask, seconds))
-        say(f"{model}: {rows[-1]}")
+    rows = []
+    for statistics in dict.fromkeys(map(STATISTICS.get, methods)):
+        calibration = None
+        if statistics is not None:
+            row = _row(model, "float", f"calibrating: {statistics}")
+            with _measuring(row):
+                calibration = calibrate(path, samples, statistics=statistics)
+            rows.append(row | _judged(path, ask))
+            say(str(rows[-1]))
+        for form, method in itertools.product(trial.forms, methods):
+            if form in forms and STATISTICS.get(method) == statistics:
+                rows.append(_palettized(_row(model, form, method), path, calibration, ask))
+                say(str(rows[-1]))
+    order = ["float", *trial.forms]
+    return sorted(rows, key=lambda row: order.index(row["form"]))
+
+
+def refer(model: str, path: str, form: str, method: str) -> dict[str, Any]:
+    """The row of a reference (runs in a child)."""
+    row = _row(model, form, method)
+    (reference,) = (r for r in REFERENCES[model] if (r.form, r.method) == (form, method))
+    samples, ask = TRIALS[model].judge(path)
     with tempfile.TemporaryDirectory() as folder:
-        for name in filter(trial.forms.__contains__, forms):
-            for method in METHODS:
-                output = Path(folder) / "palettized.mlpackage"
-                began = time.perf_counter()
-                calibration = calibrations["guided" if method == "guided" else "hessian"]
-                _palettize(path, trial.forms[name], output, calibration, method)
-                seconds = time.perf_counter() - began
-                rows.append(_row(model, name, method, str(output), ask, seconds))
-                say(f"{model}: {rows[-1]}")
-    return rows
+        output = Path(folder) / "reference.mlpackage"
+        with _measuring(row):
+            compressed = reference.compress(samples, output)
+        row |= _judged(str(output), ask)
+    return row | sizes(compressed, row["bytes"], weight_bytes(path))
+
+
+def sizes(compressed: Compressed, stored: int, original: int) -> dict[str, float]:
+    """The bytes of all weights and the bits of the compressed ones.
+
+    ``stored`` and ``original``: bytes of all weights in the package of the reference, and of the
+    float model; the former count only where the package has the compressed form.
+    """
+    if compressed.bytes is not None:
+        stored = round(original - 2 * compressed.elements + compressed.bytes)
+    return {"bytes": stored, "bits": bits_per_weight(stored, original, compressed.elements)}
 
 
 def _missing(model: str) -> str | None:
@@ -164,23 +204,39 @@ def _missing(model: str) -> str | None:
     return photographs.missing() if model == "efficientnet-lite0" and not lacking else lacking
 
 
-def _row(
-    model: str, form: str, method: str, path: str, ask: answer_trials.Ask, seconds: float
-) -> dict[str, Any]:
-    size = sum(file.stat().st_size for file in Path(path).rglob("weight.bin"))
-    row = {"model": model, "form": form, "method": method, "bytes": size, "seconds": seconds}
-    return row | ask(path)
+def _row(model: str, form: str, method: str) -> dict[str, Any]:
+    return {"model": model, "form": form, "method": method}
 
 
-def _palettize(path: str, form: Form, output: Path, calibration: Any, method: str) -> None:
+@contextlib.contextmanager
+def _measuring(row: dict[str, Any]) -> Iterator[None]:
+    """The seconds, and the peak of the memory that the whole process has meanwhile."""
+    memory, began = PeakMemory(), time.perf_counter()
+    yield
+    row["seconds"] = time.perf_counter() - began
+    row["peak_bytes"] = memory.start_bytes + memory.above_start_bytes()
+
+
+def _judged(path: str, ask: Ask) -> dict[str, Any]:
+    return {"bytes": weight_bytes(path), **ask(path)}
+
+
+def _palettized(row: dict[str, Any], path: str, calibration: Any, ask: Ask) -> dict[str, Any]:
+    """The row of a form and a method: ``path`` palettized, and asked."""
     from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 
+    form, method = TRIALS[row["model"]].forms[row["form"]], row["method"]
     config = OptimizationConfig(global_config=OpPalettizerConfig(**form.options))
     if form.layers_only:
         config.set_op_type("gather", None)
         config.set_op_type("add", None)
-    given = None if method == "plain" else calibration
-    palettize(path, config, output=output, calibration=given, method=method)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "palettized.mlpackage"
+        with _measuring(row):
+            result = palettize(path, config, output=output, calibration=calibration, method=method)
+        row |= _judged(str(output), ask)
+    elements = sum(math.prod(weight.shape) for weight in result.report.palettized)
+    return row | {"bits": bits_per_weight(row["bytes"], weight_bytes(path), elements)}
 
 
 if __name__ == "__main__":
