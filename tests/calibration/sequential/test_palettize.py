@@ -114,6 +114,49 @@ def test_the_report_has_what_the_layers_of_the_written_package_give(
         assert ratio(wanted, given) == pytest.approx(row.output_snr_db, abs=0.02)
 
 
+CHANNELS = 16
+IMAGES = [
+    {"x": normal(1, CHANNELS, 10, 10, seed=300 + number, scale=1.0) + 0.2} for number in range(16)
+]
+
+
+def kernel(seed, *shape):
+    return normal(*shape, seed=seed, scale=1.4 / np.sqrt(np.prod(shape[1:])))
+
+
+def convolutional_network(x):
+    """Blocks that expand, filter each channel, and are added to a stream; a head of features."""
+    for number in range(3):
+        wide = 2 * CHANNELS
+        up = kernel(3 * number, wide, CHANNELS, 1, 1)
+        h = mb.relu6(x=mb.conv(x=x, weight=up, bias=normal(wide, seed=number, scale=0.3)))
+        each = kernel(3 * number + 1, wide, 1, 3, 3)
+        h = mb.relu(x=mb.conv(x=h, weight=each, groups=wide, pad_type="same"))
+        down = kernel(3 * number + 2, CHANNELS, wide, 1, 1)
+        h = mb.conv(x=h, weight=down, bias=normal(CHANNELS, seed=number, scale=0.1))
+        x = mb.add(x=h, y=x)
+    turned = kernel(40, CHANNELS, 8, 2, 2)
+    x = mb.conv_transpose(x=x, weight=turned, strides=[2, 2])
+    x = mb.reduce_mean(x=mb.relu(x=x), axes=[-1, -2])
+    return mb.linear(x=x, weight=kernel(41, 32, 8), name="head")
+
+
+@pytest.mark.parametrize("statistics", ["hessian", "guided"])
+def test_a_convolutional_network(statistics, tmp_path):
+    path = saved(convert(convolutional_network, IMAGES[0]), tmp_path / "source.mlpackage")
+    known = calibrate(path, IMAGES, statistics=statistics)
+    wanted = answers(path, IMAGES)
+    ratios = []
+    for name, make in (("a", palettize), ("b", palettize_sequentially)):
+        given = () if make is palettize else (IMAGES,)
+        result = make(path, config(), *given, calibration=known, output=tmp_path / name)
+        ratios.append(ratio(wanted, answers(result.path, IMAGES)))
+    assert ratios[1] > ratios[0] + 1
+    (*_, last) = result.report.palettized
+    assert last.output_snr_db == pytest.approx(ratios[1], abs=0.02)
+    assert {row.method for row in result.report.palettized} == {"sequential"}
+
+
 def test_the_first_weight_is_fitted_as_without_samples(source, calibration, tmp_path):
     """What it gets is what the calibration has seen, and there is no error before it."""
     one_by_one = palettize(
