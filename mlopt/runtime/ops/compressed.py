@@ -7,6 +7,7 @@ is computed in a wider one.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.ops.quantization import dequantized
 from mlopt.runtime.registry import Ints, operation
 from mlopt.runtime.sizes import check_elements
-from mlopt.runtime.weights.lookup import looked_up
+from mlopt.runtime.weights.lookup import entries_at, looked_up
 from mlopt.runtime.weights.packed import Indices, Packed, unpacked
 from mlopt.runtime.weights.row_selection import Arguments, RowsOf, blocks_of, rows_of
 
@@ -79,7 +80,7 @@ def _replaced(arguments: Arguments, parts: Arguments) -> Arguments | None:
 @operation("constexpr_cast", since="CoreML6")
 def constexpr_cast(source_val: Tensor, output_dtype: str, call: Call) -> Tensor:
     """A weight in another element type."""
-    return source_val.to(_declared(call))
+    return _rounded(source_val, _declared(call))
 
 
 @operation(
@@ -90,7 +91,7 @@ def constexpr_affine_dequantize(
 ) -> Tensor:
     """``(quantized_data - zero_point) * scale``; a vector of either belongs to an axis."""
     weights = dequantized(quantized_data, scale.float(), zero_point, axis)
-    return weights.to(_declared(call))
+    return _rounded(weights, _declared(call))
 
 
 @operation("constexpr_lut_to_dense", since="CoreML6", rows=RowsOf("indices", _rows_of_stream))
@@ -116,7 +117,7 @@ def constexpr_lut_to_dense_of_tables(
             return looked_up(indices, runs).reshape(indices.shape)
         indices = indices.unpacked()
     rows = _places_in_tables(indices, lut)
-    entries = lut.reshape(-1, lut.shape[-1]).index_select(0, rows.reshape(-1))
+    entries = entries_at(lut.reshape(-1, lut.shape[-1]), rows.reshape(-1))
     length = lut.shape[-1]
     if length == 1:
         return entries.reshape(indices.shape)
@@ -252,14 +253,35 @@ def _shifted_and_scaled(
 ) -> Tensor:
     """Rounded after each of the two steps, as coremltools does."""
     blocks, factors = _blocks(data, scale, "scale")
-    blocks, factors = blocks.to(dtype), factors.to(dtype)
+    blocks, factors = _rounded(blocks, dtype), _rounded(factors, dtype)
     if offset is not None:
         if offset.shape != scale.shape:
             raise ValueError(
                 f"offset needs the shape of scale, {list(scale.shape)}, got {list(offset.shape)}"
             )
-        blocks = blocks - offset.to(dtype).reshape(factors.shape)
-    return (factors * blocks).reshape(data.shape)
+        blocks = _rounded(blocks - offset.to(dtype).reshape(factors.shape), dtype)
+    return _rounded(factors * blocks, dtype).reshape(data.shape)
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in a dtype; those with a gradient in float32, of the same values.
+
+    The gradient of rounding is taken to be 1. In float16 most gradients would be 0.
+    """
+    if not (exact.requires_grad and torch.is_grad_enabled()):
+        return exact.to(dtype)
+    rounded: Tensor = _Rounded.apply(exact.float(), dtype)  # type: ignore[no-untyped-call]
+    return rounded
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, dtype: torch.dtype) -> Tensor:
+        return exact.to(dtype).to(exact.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def _blocks(data: Tensor, each: Tensor, name: str) -> tuple[Tensor, Tensor]:

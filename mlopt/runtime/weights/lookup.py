@@ -7,7 +7,9 @@ indices are never unpacked.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from mlopt.runtime.weights.packed import Packed, unpacked, words_of_24_bits
 
 _WIDE = {4: torch.int32, 8: torch.float64, 16: torch.complex128}
 """Bytes of a row -> a type of that size, so that rows are gathered as single elements."""
+
+_COUNTED_AT_ONCE = 1 << 22
+"""Elements of a gradient that are held in float64 at the same time."""
 
 
 def looked_up(indices: Packed, tables: Tensor) -> Tensor:
@@ -81,4 +86,39 @@ def _one_by_one(indices: Packed, tables: Tensor) -> Tensor:
         entries = tables.shape[1]
         first = torch.arange(len(tables), dtype=torch.int32, device=flat.device) * entries
         flat = (flat.reshape(len(tables), -1) + first[:, None]).reshape(-1)
-    return tables.reshape(-1).index_select(0, flat)
+    return entries_at(tables.reshape(-1), flat)
+
+
+def entries_at(rows: Tensor, places: Tensor) -> Tensor:
+    """Return rows at places: ``rows.index_select(0, places)``, with a gradient that is fast.
+
+    That of torch adds one element after the other, and rounds each sum of millions to float32; this
+    one counts with weights, in float64.
+
+    rows: [entries] or [entries, length]; places: int32 or int64 [count].
+    """
+    if not (rows.requires_grad and torch.is_grad_enabled()):
+        return rows.index_select(0, places)
+    taken: Tensor = _EntriesAt.apply(rows, places)  # type: ignore[no-untyped-call]
+    return taken
+
+
+class _EntriesAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = rows.shape
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), (places,) = gradients, ctx.saved_tensors
+        entries, length = ctx.shape[0], math.prod(ctx.shape[1:])
+        columns = gradient.reshape(len(places), length)
+        sums = torch.zeros(entries, length, dtype=torch.float64, device=gradient.device)
+        for first in range(0, len(places), _COUNTED_AT_ONCE):
+            part = slice(first, first + _COUNTED_AT_ONCE)
+            for column in range(length):
+                weights = columns[part, column].double()
+                sums[:, column] += torch.bincount(places[part], weights, minlength=entries)
+        return sums.reshape(ctx.shape).to(gradient.dtype), None

@@ -531,3 +531,19 @@ def test_tables_that_are_not_there_and_indices_beyond_them():
     ):
         with pytest.raises(ValueError, match=message):
             compressed.constexpr_lut_to_dense_of_tables(indices, lut)
+
+
+@pytest.mark.parametrize("offset", [None, torch.tensor([[3], [-2]], dtype=torch.int8)])
+def test_gradients_of_scales_are_not_rounded_to_float16(offset):
+    data = torch.from_numpy(RANDOM.integers(-8, 8, (2, 3000)).astype(np.int8))
+    scale = torch.tensor([[0.37], [1.9]]).requires_grad_()
+    arrived = torch.from_numpy(1e-8 * RANDOM.normal(size=(2, 3000)).astype(np.float32))
+    weight = compressed._shifted_and_scaled(data, scale, offset, torch.float16)
+    weight.backward(arrived)
+    with torch.no_grad():
+        wanted = compressed._shifted_and_scaled(data, scale, offset, torch.float16)
+    assert wanted.dtype == torch.float16
+    np.testing.assert_array_equal(weight.detach().numpy(), wanted.float().numpy())
+    shifted = data.double() - (0 if offset is None else offset.double())
+    slopes = (arrived.double() * shifted).sum(1, keepdim=True)
+    torch.testing.assert_close(scale.grad.double(), slopes, rtol=1e-4, atol=1e-12)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mlopt.runtime.weights import lookup
-from mlopt.runtime.weights.lookup import looked_up
+from mlopt.runtime.weights.lookup import entries_at, looked_up
 from mlopt.runtime.weights.packed import Packed
 
 RANDOM = np.random.default_rng(0)
@@ -51,3 +51,22 @@ def test_gradients_of_a_table():
     indices = RANDOM.integers(0, 16, 10000)
     looked_up(packed(indices, 4), table).sum().backward()
     np.testing.assert_array_equal(table.grad[0], np.bincount(indices, minlength=16))
+
+
+@pytest.mark.parametrize(("shape", "count"), [((16,), 5000), ((7, 3), 1000), ((4, 1), 0)])
+def test_gradients_of_entries_are_those_of_torch(shape, count, monkeypatch):
+    monkeypatch.setattr(lookup, "_COUNTED_AT_ONCE", 300)
+    places = torch.from_numpy(RANDOM.integers(0, shape[0], count).astype(np.int32))
+    arrived = torch.from_numpy(RANDOM.normal(size=(count, *shape[1:])))
+    wanted, found = (torch.ones(shape, dtype=torch.float64).requires_grad_() for _ in range(2))
+    wanted.index_select(0, places).backward(arrived)
+    entries_at(found, places).backward(arrived)
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_millions_of_gradients_are_not_rounded_in_between():
+    table = torch.zeros(1).requires_grad_()
+    entries_at(table, torch.zeros(5_000_000, dtype=torch.int32)).backward(
+        torch.full((5_000_000,), 0.1)
+    )
+    assert float(table.grad) == pytest.approx(500_000 * float(np.float32(0.1)) * 10, rel=1e-7)
