@@ -36,7 +36,11 @@ Statistics: TypeAlias = Literal["diagonal", "hessian", "guided"]
 weighted by how much the outputs of the model depend on each position."""
 
 LossName: TypeAlias = Literal["squared", "kl"]
-"""What errors of a model's outputs cost, for guided statistics."""
+"""What errors of a model's outputs cost: their squares, or the divergence of classes."""
+
+Tuned: TypeAlias = Literal["tables", "scales", "biases", "norms"]
+"""What gradient steps can change: lookup tables, scales of weights, biases, and the factors and
+offsets of normalizations."""
 
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""
@@ -48,6 +52,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 NBITS: tuple[Nbits, ...] = get_args(Nbits)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 LOSSES: tuple[LossName, ...] = get_args(LossName)
+TUNED: tuple[Tuned, ...] = get_args(Tuned)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
 

@@ -289,6 +289,13 @@ class Program:
         """Return the execution of the plan, for callers that run the steps themselves."""
         return Execution(self.plan, self._types, self._device, seed=seed, kept=self._kept)
 
+    def converted(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return inputs as :meth:`Execution.run` takes them, without states.
+
+        data: as for :meth:`predict`, one dictionary, and its errors.
+        """
+        return self._converted(data)
+
     def begin(
         self, data: Mapping[str, Any], state: State | None = None, *, seed: int | None = None
     ) -> Execution:

@@ -1,0 +1,163 @@
+"""The steps: gradients of the loss on some samples, and the best state on those held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlopt.calibration.tuning.losses import Loss, SquaredError, decibels
+from mlopt.calibration.tuning.pairing import check_outputs
+from mlopt.calibration.tuning.result import HeldOut
+from mlopt.calibration.tuning.runner import Runner
+from mlopt.calibration.tuning.store import Store
+from mlopt.calibration.tuning.substitutes import Leaves, Substitutes
+from mlopt.errors import ConfigError, RunError
+
+_EVALUATIONS = 8
+"""How often the samples held out are run, beside before the first step."""
+
+
+@attrs.frozen(kw_only=True)
+class Schedule:
+    """How to go down: steps, their length relative to the size of a parameter, samples of each."""
+
+    steps: int
+    learning_rate: float
+    batch: int
+    seed: int
+
+    def rate(self, number: int) -> float:
+        """The length of a step, counted from 1: half a cosine, from the learning rate to 0."""
+        return self.learning_rate * (1 + math.cos(math.pi * (number - 1) / self.steps)) / 2
+
+    def is_evaluated(self, number: int) -> bool:
+        """Whether the samples held out are run after a step."""
+        every = max(1, math.ceil(self.steps / _EVALUATIONS))
+        return number % every == 0 or number == self.steps
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the samples of each step: all of them in a random order, and again."""
+        rng = np.random.default_rng(self.seed)
+        pending: list[int] = []
+        size = min(self.batch, len(numbers))
+        for _ in range(self.steps):
+            while len(pending) < size:
+                pending += rng.permutation(numbers).tolist()
+            yield pending[:size]
+            del pending[:size]
+
+
+@attrs.define(kw_only=True)
+class Descent:
+    """The outcome, whose parameters are left in their best state."""
+
+    before: HeldOut
+    after: HeldOut
+    steps: int = 0
+    best_step: int = 0
+    problem: str = ""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Tuning:
+    """What is needed to compute the loss of a sample."""
+
+    runner: Runner
+    substitutes: Substitutes
+    store: Store
+    loss: Loss
+    squares: SquaredError
+
+    def loss_of(self, number: int, leaves: Leaves) -> tuple[Tensor, float]:
+        """Return the loss of a sample, and the relative squared error of its outputs."""
+        inputs, originals = self.store.sample(number)
+        outputs = self.runner.outputs(inputs, number, leaves)
+        check_outputs(outputs, originals)
+        with torch.no_grad():
+            errors = self.squares.of_each(outputs, originals)
+            error = math.fsum(float(each) for each in errors.values()) / len(errors)
+        return self.loss(outputs, originals), error
+
+    def held_out(self, numbers: Sequence[int]) -> HeldOut:
+        """Run the samples held out."""
+        losses, errors = [], []
+        with torch.inference_mode(False), torch.no_grad():
+            leaves = self.substitutes.leaves(with_gradients=False)
+            for number in numbers:
+                loss, error = self.loss_of(number, leaves)
+                losses.append(loss.item())
+                errors.append(error)
+        return HeldOut(
+            loss=math.fsum(losses) / len(losses),
+            snr_db=decibels(math.fsum(errors) / len(errors)),
+        )
+
+    def step(self, batch: Sequence[int], number: int, rate: float) -> str:
+        """Take a step; return why not if it cannot be taken, "" if it was."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = self.substitutes.leaves(with_gradients=True)
+            for sample in batch:
+                loss, _ = self.loss_of(sample, leaves)
+                if not math.isfinite(loss.item()):
+                    return f"the loss of sample {sample} was {loss.item()}"
+                if not loss.requires_grad:
+                    continue
+                try:
+                    (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+                except RuntimeError as error:
+                    raise RunError(
+                        f"the gradient of the loss cannot be computed: {error}"
+                    ) from error
+            gradients = [*self.substitutes.gradients(leaves)]
+        for parameter, gradient in gradients:
+            if not bool(torch.isfinite(gradient).all()):
+                return f"the gradient of {parameter.tunable.name!r} has NaN or infinite elements"
+        for parameter, gradient in gradients:
+            parameter.step(gradient, number, rate)
+        return ""
+
+
+def descend(
+    tuning: Tuning,
+    schedule: Schedule,
+    *,
+    trained: Sequence[int],
+    held_out: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> Descent:
+    """Take the steps, and leave the parameters as they were best on the samples held out.
+
+    Raises
+    ------
+    ConfigError
+        The loss is NaN or infinite before the first step.
+    """
+    start = tuning.held_out(held_out)
+    if not math.isfinite(start.loss):
+        raise ConfigError(
+            f"the loss of the compressed model on the samples held out is {start.loss} before the "
+            "first step; its outputs, or the loss, are NaN or infinite"
+        )
+    outcome = Descent(before=start, after=start)
+    parameters = tuning.substitutes.parameters.values()
+    best = [each.numbers.clone() for each in parameters]
+    for number, batch in enumerate(schedule.batches(trained), start=1):
+        problem = tuning.step(batch, number, schedule.rate(number))
+        if problem:
+            outcome.problem = f"step {number} was not taken: {problem}"
+            break
+        outcome.steps = number
+        if schedule.is_evaluated(number):
+            found = tuning.held_out(held_out)
+            if found.loss < outcome.after.loss:
+                outcome.after, outcome.best_step = found, number
+                best = [each.numbers.clone() for each in parameters]
+        progress(number, schedule.steps)
+    for each, numbers in zip(parameters, best, strict=True):
+        each.numbers.copy_(numbers)
+    return outcome
