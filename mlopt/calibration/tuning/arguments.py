@@ -28,3 +28,13 @@ def number_up_to(value: Any, name: str, *, most: float) -> float:
     if not is_number or not 0 < value <= most:
         raise ConfigError(f"{name} must be more than 0 and at most {most}, got {shown(value)}")
     return float(value)
+
+
+def checked_values(values: Any) -> tuple[str, ...] | None:
+    """Return names of values, given as some names or as one, each once; None as it is."""
+    if values is None:
+        return None
+    names = (values,) if isinstance(values, str) else tuple(dict.fromkeys(values))
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"values must be names of values, got {shown(values)}")
+    return names

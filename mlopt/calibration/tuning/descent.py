@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,6 +21,10 @@ from mlopt.errors import ConfigError, RunError
 
 _EVALUATIONS = 8
 """How often the samples held out are run, beside before the first step."""
+
+
+class _NotFiniteError(Exception):
+    """A loss is NaN or infinite; the message says of which sample."""
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +89,13 @@ class Tuning:
         return self.loss(outputs, originals), error
 
     def held_out(self, numbers: Sequence[int]) -> HeldOut:
-        """Run the samples held out."""
+        """Run the samples held out.
+
+        Raises
+        ------
+        _NotFiniteError
+            The loss of one is NaN or infinite.
+        """
         losses, errors = [], []
         with torch.inference_mode(False), torch.no_grad():
             leaves = self.substitutes.leaves(with_gradients=False)
@@ -92,6 +103,8 @@ class Tuning:
                 loss, error = self.loss_of(number, leaves)
                 losses.append(loss.item())
                 errors.append(error)
+                if not math.isfinite(losses[-1]):
+                    raise _NotFiniteError(f"the loss of sample {number} is {losses[-1]}")
         return HeldOut(
             loss=math.fsum(losses) / len(losses),
             snr_db=decibels(math.fsum(errors) / len(errors)),
@@ -137,12 +150,13 @@ def descend(
     ConfigError
         The loss is NaN or infinite before the first step.
     """
-    start = tuning.held_out(held_out)
-    if not math.isfinite(start.loss):
+    try:
+        start = tuning.held_out(held_out)
+    except _NotFiniteError as error:
         raise ConfigError(
-            f"the loss of the compressed model on the samples held out is {start.loss} before the "
-            "first step; its outputs, or the loss, are NaN or infinite"
-        )
+            f"{error} before the first step: an output of the compressed model is NaN or infinite, "
+            "or the loss is; leave the sample out, or mend the model"
+        ) from None
     outcome = Descent(before=start, after=start)
     parameters = tuning.substitutes.parameters.values()
     best = [each.numbers.clone() for each in parameters]
@@ -153,8 +167,10 @@ def descend(
             break
         outcome.steps = number
         if schedule.is_evaluated(number):
-            found = tuning.held_out(held_out)
-            if found.loss < outcome.after.loss:
+            found = None
+            with contextlib.suppress(_NotFiniteError):
+                found = tuning.held_out(held_out)
+            if found is not None and found.loss < outcome.after.loss:
                 outcome.after, outcome.best_step = found, number
                 best = [each.numbers.clone() for each in parameters]
         progress(number, schedule.steps)

@@ -28,7 +28,7 @@ class Parameter:
     def __init__(self, tunable: Tunable, device: torch.device) -> None:
         self.tunable = tunable
         self.start = torch.from_numpy(tunable.value()).to(device)
-        self.numbers = self.start.float()
+        self.numbers = self.start.float().clone()
         self.unit = float(self.numbers.double().square().mean().sqrt())
         self.has_gradient = False
         self._means = torch.zeros_like(self.numbers), torch.zeros_like(self.numbers)

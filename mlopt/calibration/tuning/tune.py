@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mlopt.calibration.tuning.account import notes_of, tuned_constants, without_gradient
-from mlopt.calibration.tuning.arguments import checked_what, number_up_to
+from mlopt.calibration.tuning.arguments import checked_values, checked_what, number_up_to
 from mlopt.calibration.tuning.descent import Schedule, Tuning, descend
 from mlopt.calibration.tuning.losses import (
     Divergence,
@@ -49,6 +49,7 @@ def tune(
     *,
     output: str | os.PathLike[str] | None = None,
     loss: LossName | LossFunction = "squared",
+    values: Collection[str] | None = None,
     what: Collection[str] = TUNED,
     steps: int = 150,
     learning_rate: float = 2e-3,
@@ -66,9 +67,9 @@ def tune(
     the numbers. What counts are the numbers as they are stored, so that the loss is of the package
     that is written. It has the state that was best on samples held out, perhaps the first one.
 
-    Memory holds, in float32, all weights that tables or scales belong to, their gradients, and what
-    the operations compute for one sample. The samples and the original's outputs for them are in a
-    temporary file, so that ``samples`` is read once.
+    Memory holds, in float32, all weights of the function, the gradients of the compressed ones, and
+    what the operations compute for one sample. The samples and the original's outputs for them are
+    in a temporary file, so that ``samples`` is read once.
 
     Parameters
     ----------
@@ -87,6 +88,10 @@ def tune(
         mean over outputs. ``"kl"``: the divergence of classes or next tokens, from a softmax over
         the last axis; of a classifier, that of its probabilities, otherwise of all outputs. Or a
         function of the outputs of both models, tensors by name, that returns a scalar tensor.
+    values
+        The names of the outputs that the loss compares, or of intermediate values, which both
+        programs have under one name. None: all outputs of floats. Where an output is small, such as
+        one vector for a whole text, what it is made of tells more, and tuning generalizes better.
     what
         Some of ``"tables"`` (in 16 or 32 bits; 8-bit tables stay, their scale is tuned),
         ``"scales"`` of weights, ``"biases"`` of linear layers and convolutions, and ``"norms"``:
@@ -122,7 +127,7 @@ def tune(
     DestinationError
         ``output``, or the temporary file, cannot be written.
     """
-    chosen = checked_what(what)
+    chosen, names = checked_what(what), checked_values(values)
     share = number_up_to(held_out, "held_out", most=0.5)
     schedule = Schedule(
         steps=integer(steps, "steps", minimum=1),
@@ -146,11 +151,11 @@ def tune(
     notes = check_weights(weights, weights_of(open_package(original))[0])
     substitutes = _substitutes(programs[0], tunables, left, chosen)
 
-    runner = Runner(programs[0], keeps_weights=True)
+    runner = Runner(programs[0], keeps_weights=True, values=names)
     squares = SquaredError()
-    judge = _loss(loss, runner, programs[1])
+    judge = _loss(loss, runner, names or programs[1].plan.outputs)
     with contextlib.closing(Store(programs[0].execution().device)) as store:
-        original_runner = Runner(programs[1], keeps_weights=False)
+        original_runner = Runner(programs[1], keeps_weights=False, values=names)
         read_samples(samples, runner, original_runner, store, (squares, judge))
         trained, kept = divided(len(store), share)
         tuning = Tuning(
@@ -192,12 +197,12 @@ def _loaded(model: ModelSource, function: str | None, device: str | torch.device
     return program
 
 
-def _loss(loss: Any, runner: Runner, original: Program) -> Loss:
+def _loss(loss: Any, runner: Runner, names: Collection[str]) -> Loss:
     if callable(loss):
         return OwnLoss(loss)
     if word(loss, "loss", LOSSES) == "squared":
         return SquaredError()
-    return Divergence(runner.classes or original.plan.outputs, runner.probabilities)
+    return Divergence(runner.classes or names, runner.probabilities)
 
 
 def _substitutes(

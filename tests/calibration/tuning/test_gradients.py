@@ -83,7 +83,7 @@ def assert_gradients(distance):
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-@pytest.mark.covering(1)
+@pytest.mark.short("lut kmeans 4 iOS16", "lut vectors, grouped iOS18", "sparse, quantized iOS18")
 def test_every_form(case):
     name, target = case
     distance = Distance(foreign.build(name, target, "float32"), foreign.source(target, "float32"))
@@ -92,6 +92,7 @@ def test_every_form(case):
     assert_gradients(distance)
 
 
+@pytest.mark.short("transformer")
 @pytest.mark.parametrize("kind", ["convolutional", "transformer"])
 def test_biases_and_norms(kind):
     model = models.build(kind, "iOS18", "float32")

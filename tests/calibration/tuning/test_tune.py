@@ -111,6 +111,7 @@ def test_equal_arguments_give_equal_packages(digits, coarse, digit_samples, tmp_
     assert not all(np.array_equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.short("lut kmeans 4-iOS16", "lut scaled-iOS18", "sparse, palettized, quantized-iOS18")
 @pytest.mark.parametrize(
     ("name", "target"),
     [
@@ -203,6 +204,7 @@ def test_probabilities_of_a_classifier(tmp_path):
     assert result.model.get_spec() is not None
 
 
+@pytest.mark.short("control_flow", "stateful")
 @pytest.mark.parametrize("kind", ["control_flow", "recurrent", "stateful", "convolutional"])
 def test_kinds_of_models(kind, tmp_path):
     original = models.build(kind, "iOS18")
@@ -211,6 +213,30 @@ def test_kinds_of_models(kind, tmp_path):
     result = tune(path, original, samples, steps=4, learning_rate=0.01)
     assert result.after.loss < result.before.loss
     assert result.tuned
+
+
+def test_intermediate_values_are_compared(digits, coarse, digit_samples, tmp_path):
+    (hidden,) = [
+        step.node.outputs[0].name
+        for step in load(digits).plan.body.steps
+        if step.node.op_type == "linear" and step.outputs[0].shape == (1, 128)
+    ]
+    output = tmp_path / "tuned.mlpackage"
+    values = [hidden, hidden]
+    result = tune(coarse, digits, digit_samples, output=output, values=values, steps=8)
+    assert result.after.loss < result.before.loss
+    # what comes after it moves nothing
+    assert {name.split("_")[0] for name in result.left} == {"head"}
+    assert set(result.left.values()) == {"no gradient reached it"}
+    held_out = digit_samples[4::5]
+
+    def tapped(model, samples):
+        program = load(model)
+        return np.stack([program.run(s, taps=[hidden]).taps[hidden].numpy() for s in samples])
+
+    wanted, given = (tapped(model, held_out) for model in (digits, output))
+    error = np.square(given - wanted).mean() / np.square(tapped(digits, digit_samples)).mean()
+    assert result.after.loss == pytest.approx(error, rel=1e-3)
 
 
 def test_a_loss_of_ones_own(digits, coarse, digit_samples):
@@ -247,7 +273,7 @@ def test_a_loss_that_becomes_infinite_ends_it(digits, coarse, digit_samples):
     assert result.is_better
     (note,) = [note for note in result.notes if "step 6" in note]
     assert note.startswith("step 6 was not taken: the loss of sample ")
-    with pytest.raises(ConfigError, match="held out is nan before the first step"):
+    with pytest.raises(ConfigError, match="the loss of sample 4 is nan before the first"):
         tune(coarse, digits, digit_samples, loss=lambda a, b: a["logits"].sum() * np.nan)
 
 
@@ -283,6 +309,9 @@ def exploding(*_, **__):
         ({"what": ["tables", "weights"]}, ConfigError, "what must be one of tables, scales"),
         ({"what": []}, ConfigError, "what must be some of tables, scales"),
         ({"loss": "l1"}, ConfigError, "loss must be one of squared, kl"),
+        ({"values": "hidden"}, ConfigError, "the program computes no value 'hidden' that a loss"),
+        ({"values": "head_bias_to_fp16"}, ConfigError, "no value 'head_bias_to_fp16' that a loss"),
+        ({"values": []}, ConfigError, "values must be names of values, got"),
         ({"steps": 0}, ConfigError, "steps must be an integer of at least 1"),
         ({"learning_rate": 0}, ConfigError, "learning_rate must be more than 0"),
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate must be more than 0"),
