@@ -42,13 +42,13 @@ def tune_model(
     ],
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps to take.")] = 150,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="X",
             help="Length of the first step, relative to the numbers of each table; later ones are "
-            "shorter.",
+            "shorter. Default: by the error that there is, 0.005 at 6 dB, 0.0005 at 26 dB.",
         ),
-    ] = 2e-3,
+    ] = None,
     loss: Annotated[
         LossName,
         typer.Option(
@@ -56,6 +56,15 @@ def tune_model(
             "classes or next tokens."
         ),
     ] = "squared",
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--value",
+            metavar="NAME",
+            help="An output or intermediate value that the loss compares; repeatable. Default: "
+            "all outputs of floats.",
+        ),
+    ] = None,
     what: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,6 +112,7 @@ def tune_model(
                 chosen if samples is None else islice(chosen, samples),
                 output=output,
                 loss=loss,
+                values=values or None,
                 what=what or TUNED,
                 steps=steps,
                 learning_rate=learning_rate,

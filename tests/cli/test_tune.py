@@ -38,7 +38,8 @@ def test_a_package_is_tuned(given, tmp_path):
 
 
 def test_options(given, digits, coarse, tmp_path):
-    options = ("--what", "tables", "--loss", "kl", "--samples", 5, "--steps", 2, "--seed", 1)
+    options = ("--what", "tables", "--loss", "kl", "--samples", 5, "--seed", 1)
+    options = (*options, "--steps", 2, "--value", "logits")
     result = invoke(*given, *options)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("2 steps on 4 samples, best after ")
@@ -55,6 +56,7 @@ def test_options(given, digits, coarse, tmp_path):
     ("options", "code", "words"),
     [
         (("--loss", "l1"), 2, "'l1'"),
+        (("--value", "hidden"), 2, "no value 'hidden'"),
         (("--steps", "0"), 2, "--steps"),
         (("--learning-rate", "2"), 2, "learning_rate must be more than 0 and at most 1"),
         (("--samples", "3"), 2, "of 3 samples none is held out"),
@@ -70,6 +72,7 @@ def test_what_is_refused(given, tmp_path, options, code, words):
     assert {path.name for path in tmp_path.iterdir()} == {"data.npz"}
 
 
+@pytest.mark.long
 def test_in_a_process_of_its_own(given):
     result = run(*given, "--steps", 1)
     assert result.returncode == 0, result.stderr

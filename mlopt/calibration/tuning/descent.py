@@ -19,6 +19,8 @@ from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Leaves, Substitutes
 from mlopt.errors import ConfigError, RunError
 
+_SHARE = 0.01
+"""The first step, relative to the root of the relative squared error of the outputs."""
 _EVALUATIONS = 8
 """How often the samples held out are run, beside before the first step."""
 
@@ -29,16 +31,30 @@ class _NotFiniteError(Exception):
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """How to go down: steps, their length relative to the size of a parameter, samples of each."""
+    """How to go down: steps, their length relative to the size of a parameter, samples of each.
+
+    learning_rate: of the first step; None: a share of the error that there is, see
+    :meth:`first_rate`.
+    """
 
     steps: int
-    learning_rate: float
+    learning_rate: float | None
     batch: int
     seed: int
 
-    def rate(self, number: int) -> float:
-        """The length of a step, counted from 1: half a cosine, from the learning rate to 0."""
-        return self.learning_rate * (1 + math.cos(math.pi * (number - 1) / self.steps)) / 2
+    def first_rate(self, snr_db: float) -> float:
+        """Return the length of the first step, for outputs with that signal-to-noise ratio.
+
+        Tables that are nearly right would be thrown off by steps that coarse ones need: what a step
+        adds to the error has to be small beside it.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _SHARE * 10 ** (-max(snr_db, 0.0) / 20)
+
+    def share(self, number: int) -> float:
+        """Return the length of a step, counted from 1, by that of the first: half a cosine."""
+        return (1 + math.cos(math.pi * (number - 1) / self.steps)) / 2
 
     def is_evaluated(self, number: int) -> bool:
         """Whether the samples held out are run after a step."""
@@ -63,6 +79,7 @@ class Descent:
 
     before: HeldOut
     after: HeldOut
+    learning_rate: float
     steps: int = 0
     best_step: int = 0
     problem: str = ""
@@ -157,11 +174,12 @@ def descend(
             f"{error} before the first step: an output of the compressed model is NaN or infinite, "
             "or the loss is; leave the sample out, or mend the model"
         ) from None
-    outcome = Descent(before=start, after=start)
+    rate = schedule.first_rate(start.snr_db)
+    outcome = Descent(before=start, after=start, learning_rate=rate)
     parameters = tuning.substitutes.parameters.values()
     best = [each.numbers.clone() for each in parameters]
     for number, batch in enumerate(schedule.batches(trained), start=1):
-        problem = tuning.step(batch, number, schedule.rate(number))
+        problem = tuning.step(batch, number, rate * schedule.share(number))
         if problem:
             outcome.problem = f"step {number} was not taken: {problem}"
             break

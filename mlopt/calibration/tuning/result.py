@@ -72,6 +72,8 @@ class TuningResult:
     steps, best_step
         The steps that were taken, and after which of them the model was best; 0: before the first,
         and the package is as it was.
+    learning_rate
+        The length of the first step, relative to the root mean square of each constant.
     trained_samples, held_out_samples
         How many samples gradients were computed of, and how many were held out.
     tuned
@@ -88,6 +90,7 @@ class TuningResult:
     original_loss: float
     steps: int
     best_step: int
+    learning_rate: float
     trained_samples: int
     held_out_samples: int
     tuned: tuple[TunedConstant, ...]

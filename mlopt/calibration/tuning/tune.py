@@ -52,7 +52,7 @@ def tune(
     values: Collection[str] | None = None,
     what: Collection[str] = TUNED,
     steps: int = 150,
-    learning_rate: float = 2e-3,
+    learning_rate: float | None = None,
     batch: int = 8,
     held_out: float = 0.2,
     function: str | None = None,
@@ -90,8 +90,7 @@ def tune(
         function of the outputs of both models, tensors by name, that returns a scalar tensor.
     values
         The names of the outputs that the loss compares, or of intermediate values, which both
-        programs have under one name. None: all outputs of floats. Where an output is small, such as
-        one vector for a whole text, what it is made of tells more, and tuning generalizes better.
+        programs have under one name. None: all outputs of floats.
     what
         Some of ``"tables"`` (in 16 or 32 bits; 8-bit tables stay, their scale is tuned),
         ``"scales"`` of weights, ``"biases"`` of linear layers and convolutions, and ``"norms"``:
@@ -99,7 +98,8 @@ def tune(
         that read it, also in other functions.
     steps, learning_rate
         How many steps, and the length of the first, relative to the root mean square of each
-        constant; the later ones are shorter, along half a cosine.
+        constant; the later ones are shorter, along half a cosine. None: a hundredth of the root of
+        the relative squared error of the outputs at first, such as 0.005 at 6 dB and 0.0005 at 26.
     batch
         The samples whose gradients are added up for a step.
     held_out
@@ -131,7 +131,9 @@ def tune(
     share = number_up_to(held_out, "held_out", most=0.5)
     schedule = Schedule(
         steps=integer(steps, "steps", minimum=1),
-        learning_rate=number_up_to(learning_rate, "learning_rate", most=1.0),
+        learning_rate=None
+        if learning_rate is None
+        else number_up_to(learning_rate, "learning_rate", most=1.0),
         batch=integer(batch, "batch", minimum=1),
         seed=integer(seed, "seed", minimum=0),
     )
@@ -176,6 +178,7 @@ def tune(
         after=outcome.after,
         original_loss=original_loss,
         steps=outcome.steps,
+        learning_rate=outcome.learning_rate,
         best_step=outcome.best_step,
         trained_samples=len(trained),
         held_out_samples=len(kept),

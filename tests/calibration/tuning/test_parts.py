@@ -133,11 +133,15 @@ def test_what_is_held_out_is_spread_evenly(count, share, kept):
 
 def test_the_schedule():
     schedule = Schedule(steps=10, learning_rate=0.2, batch=4, seed=0)
-    rates = [schedule.rate(number) for number in range(1, 11)]
-    assert rates[0] == 0.2
-    assert rates[5] == pytest.approx(0.1)
-    assert rates == sorted(rates, reverse=True)
-    assert 0 < rates[-1] < 0.01
+    shares = [schedule.share(number) for number in range(1, 11)]
+    assert shares[0] == 1
+    assert shares[5] == pytest.approx(0.5)
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] < 0.05
+    assert schedule.first_rate(10.0) == 0.2
+    own = Schedule(steps=10, learning_rate=None, batch=4, seed=0)
+    rates = [own.first_rate(snr) for snr in (-3, 0, 6.0206, 40, np.inf)]
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 1e-4, 0])
     batches = list(schedule.batches(range(7)))
     assert [len(batch) for batch in batches] == [4] * 10
     counts = np.bincount(np.concatenate(batches))
