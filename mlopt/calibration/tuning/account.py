@@ -12,8 +12,10 @@ _FEW = 16
 """Samples to train on, below which the notes say that they are few."""
 
 
-def tuned_constants(substitutes: Substitutes) -> tuple[TunedConstant, ...]:
-    """Return the constants that a gradient reached, in program order."""
+def tuned_constants(substitutes: Substitutes, outcome: Descent) -> tuple[TunedConstant, ...]:
+    """Return the constants that a gradient reached, in program order; none if no step helped."""
+    if not outcome.best_step:
+        return ()
     return tuple(
         TunedConstant(
             name=each.tunable.name,

@@ -77,7 +77,7 @@ class TuningResult:
     trained_samples, held_out_samples
         How many samples gradients were computed of, and how many were held out.
     tuned
-        The constants that were tuned, in program order.
+        The constants that were tuned, in program order; none where no step helped.
     left
         The reason for each constant that could have been of a kind that is tuned.
     notes

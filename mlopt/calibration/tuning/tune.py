@@ -182,7 +182,7 @@ def tune(
         best_step=outcome.best_step,
         trained_samples=len(trained),
         held_out_samples=len(kept),
-        tuned=tuned_constants(substitutes),
+        tuned=tuned_constants(substitutes, outcome),
         left=left | without_gradient(substitutes, outcome),
         notes=(*link_notes(package), *notes, *notes_of(outcome, trained)),
         source=compressed if hasattr(compressed, "get_spec") else None,

@@ -249,13 +249,15 @@ def test_a_loss_of_ones_own(digits, coarse, digit_samples):
         tune(coarse, digits, digit_samples, loss=lambda a, b: 0.0)
 
 
-def test_nothing_better_leaves_the_package_as_it_was(digits, coarse, digit_samples, tmp_path):
+def test_nothing_better_leaves_the_package_as_it_was(digits, digit_samples, tmp_path):
+    fine = palettized(digits, tmp_path / "fine.mlpackage", nbits=8)
     output = tmp_path / "tuned.mlpackage"
-    result = tune(coarse, digits, digit_samples, output=output, steps=8, learning_rate=1.0)
+    result = tune(fine, digits, digit_samples, output=output, steps=4, learning_rate=1.0)
     assert not result.is_better
     assert result.after == result.before
+    assert result.tuned == ()
     assert any("the package is as it was" in note for note in result.notes)
-    assert not changed(coarse, output)
+    assert not changed(fine, output)
 
 
 def test_a_loss_that_becomes_infinite_ends_it(digits, coarse, digit_samples):
