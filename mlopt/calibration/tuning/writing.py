@@ -27,10 +27,14 @@ def write_tuned(
     """
     with PackageWriter(package, path) as writer:
         for program in package.programs:
-            keyed = [(key_of(constant), constant) for constant in program.constants()]
+            # in the order of the file, which gets the same layout
+            constants = sorted(program.constants(), key=lambda each: each.storage or ("", 0))
+            keyed = [(key_of(constant), constant) for constant in constants]
             for key, constant in keyed:
                 if key in values:
                     _replace(constant, values[key], writer)
+                else:
+                    writer.keep(constant.message)
         return writer.finish()
 
 
