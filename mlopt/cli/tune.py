@@ -46,7 +46,7 @@ def tune_model(
         typer.Option(
             metavar="X",
             help="Length of the first step, relative to the numbers of each table; later ones are "
-            "shorter. Default: by the error that there is, 0.005 at 6 dB, 0.0005 at 26 dB.",
+            "shorter. Default: by the error that there is, 0.003 at 6 dB, 0.0003 at 26 dB.",
         ),
     ] = None,
     loss: Annotated[

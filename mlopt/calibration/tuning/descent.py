@@ -19,7 +19,7 @@ from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Leaves, Substitutes
 from mlopt.errors import ConfigError, RunError
 
-_SHARE = 0.01
+_SHARE = 0.006
 """The first step, relative to the root of the relative squared error of the outputs."""
 _EVALUATIONS = 8
 """How often the samples held out are run, beside before the first step."""

@@ -53,7 +53,7 @@ def tune(
     what: Collection[str] = TUNED,
     steps: int = 150,
     learning_rate: float | None = None,
-    batch: int = 8,
+    batch: int = 4,
     held_out: float = 0.2,
     function: str | None = None,
     device: str | torch.device | None = None,
@@ -98,8 +98,8 @@ def tune(
         that read it, also in other functions.
     steps, learning_rate
         How many steps, and the length of the first, relative to the root mean square of each
-        constant; the later ones are shorter, along half a cosine. None: a hundredth of the root of
-        the relative squared error of the outputs at first, such as 0.005 at 6 dB and 0.0005 at 26.
+        constant; the later ones are shorter, along half a cosine. None: 0.006 times the root of the
+        relative squared error of the outputs at first, such as 0.003 at 6 dB and 0.0003 at 26 dB.
     batch
         The samples whose gradients are added up for a step.
     held_out

@@ -141,7 +141,7 @@ def test_the_schedule():
     assert schedule.first_rate(10.0) == 0.2
     own = Schedule(steps=10, learning_rate=None, batch=4, seed=0)
     rates = [own.first_rate(snr) for snr in (-3, 0, 6.0206, 40, np.inf)]
-    assert rates == pytest.approx([0.01, 0.01, 0.005, 1e-4, 0])
+    assert rates == pytest.approx([0.006, 0.006, 0.003, 6e-5, 0])
     batches = list(schedule.batches(range(7)))
     assert [len(batch) for batch in batches] == [4] * 10
     counts = np.bincount(np.concatenate(batches))

@@ -123,7 +123,7 @@ def test_equal_arguments_give_equal_packages(digits, coarse, digit_samples, tmp_
         ("lut grouped, axis 1", "iOS18"),
         ("lut vectors, grouped", "iOS18"),
         ("lut scaled", "iOS18"),
-        ("quantized int8", "iOS16"),
+        ("quantized int4", "iOS18"),
         ("sparse, palettized", "iOS18"),
         ("palettized, quantized", "iOS18"),
         ("sparse, palettized, quantized", "iOS18"),
