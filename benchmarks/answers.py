@@ -1,8 +1,8 @@
 """How well tables keep the answers: fitted to the weights alone, or with a calibration.
 
     python -m benchmarks.answers [--models NAME ...] [--forms NAME ...] [--methods NAME ...]
-        [--references] [--json FILE]
-    python -m benchmarks.answers --read FILE ... [--json FILE]
+        [--references [NAME ...]] [--json FILE] [--picture FILE.svg]
+    python -m benchmarks.answers --read FILE ... [--json FILE] [--picture FILE.svg]
 
 Models with trained weights are palettized without and with the statistics of their inputs, and
 asked about samples that the calibration has not seen. Packages of one form take the same bytes.
@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib import child
+from benchmarks.lib import answers_picture, child
 from benchmarks.lib.memory import PeakMemory
 from benchmarks.lib.output import megabytes, number, print_table, write_json
 from benchmarks.lib.packages import missing, package
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += _rows(model, options)
         write_json(options.json, SUBJECT, rows)  # each time: a later model may fail
     print_table(SUBJECT, COLUMNS, map(_line, rows))
+    if options.picture is not None:
+        answers_picture.draw(rows, options.picture)
     failures = [row for row in rows if "error" in row]
     for row in failures:
         print(f"failed: {row['model']}, {row['form']}, {row['method']}: {row['error']}")
@@ -82,9 +84,13 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="no name: none"
     )
     parser.add_argument(
-        "--references", action="store_true", help="also what other tools make of a model"
+        "--references",
+        nargs="*",
+        metavar="NAME",
+        help="also what other tools make of a model; no name: all of them",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows of MiniLM, SVG")
     parser.add_argument(
         "--read", nargs="+", type=Path, metavar="FILE", help="what --json wrote: measure nothing"
     )
@@ -103,8 +109,9 @@ def _rows(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if forms and options.methods:
         asked = {"model": model, "path": path, "forms": forms, "methods": options.methods}
         rows += child.call("benchmarks.answers:measure", **asked)
-    for reference in REFERENCES.get(model, ()) if options.references else ():
-        if reference.form in (options.forms or [reference.form]):
+    for reference in () if options.references is None else REFERENCES.get(model, ()):
+        is_asked = reference.method in (options.references or [reference.method])
+        if is_asked and reference.form in (options.forms or [reference.form]):
             rows.append(_referred(model, path, reference))
             say(str(rows[-1]))
     return rows

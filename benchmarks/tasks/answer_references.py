@@ -74,7 +74,6 @@ REFERENCES = {
         _ggml("Q4_0", "Q4_0"),
         _ggml("Q4_0", "Q8_0"),
         _ggml("MXFP4", "MXFP4"),
-        _ggml("Q4_1", "Q4_1"),
     ),
 }
 """By model, in the order of the table."""

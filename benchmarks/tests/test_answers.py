@@ -1,9 +1,12 @@
-"""Bytes and bits of what is compared, and what the references make of a small encoder."""
+"""Bytes and bits of what is compared, what the references make of a small encoder, the picture."""
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks import answers
+from benchmarks.lib import answers_picture
 from benchmarks.lib.quiet import import_coremltools
 from benchmarks.lib.sizes import bits_per_weight, weight_bytes
 from benchmarks.models.bert import SentenceEncoder
@@ -19,6 +23,8 @@ from benchmarks.models.random_weights import fill
 from benchmarks.tasks import minilm_references
 from benchmarks.tasks.answer_references import REFERENCES, Compressed
 from benchmarks.tasks.texts import paragraphs
+
+STORED = Path(answers.__file__).with_name("answers.json")
 
 
 def test_bits_are_those_of_what_was_compressed() -> None:
@@ -113,10 +119,13 @@ def test_blocks_of_ggml_have_their_scales_counted() -> None:
     assert bits_of("MXFP4") == 4 + 8 / 32
 
 
-def test_references_have_names_of_their_own() -> None:
+def test_references_have_names_of_their_own_and_are_made_by_functions_that_exist() -> None:
     for references in REFERENCES.values():
         names = [(reference.form, reference.method) for reference in references]
         assert len(set(names)) == len(names)
+        for reference in references:
+            module, _, function = reference.make.partition(":")
+            assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_texts_share_no_paragraph() -> None:
@@ -135,7 +144,37 @@ def _row(method: str, bits: float, value: float, form: str = "layers, 2 bits") -
     return named | {"bits": bits, "held-out": value, "other": value - 1}
 
 
+def test_lines_are_of_linear_layers_by_bits() -> None:
+    rows = [
+        _row("plain", 3.0, 5.0, "layers, 3 bits"),
+        _row("plain", 2.0, 1.0),
+        _row("hessian", 2.0, 3.0),
+        _row("hessian", 3.0, 9.0, "3 bits"),
+        {"model": "minilm", "form": "layers, 2 bits", "method": "guided", "error": "none"},
+        _row("nobody's", 2.0, 3.0),
+    ]
+    assert answers_picture.lines(rows, "other") == {
+        "plain": ([2.0, 3.0], [0.0, 4.0]),
+        "hessian": ([2.0], [2.0]),
+    }
+
+
+def test_picture_of_stored_results_is_the_same_each_time(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.svg", tmp_path / "second.svg"
+    assert answers.main(["--read", str(STORED), "--picture", str(first)]) == 0
+    answers_picture.draw(json.loads(STORED.read_text())["rows"], second)
+    assert first.read_bytes() == second.read_bytes()
+    root = ElementTree.parse(first).getroot()
+    written = {"".join(element.itertext()).strip() for element in root.iter()}
+    assert {"mlopt: plain", "mlopt: hessian", "mlopt: guided"} <= written
+
+
 def test_stored_results_are_joined_and_later_ones_replace_earlier_ones() -> None:
     old = [_row("plain", 2.0, 1.0), _row("hessian", 2.0, 3.0), _row("GPTQ", 4.5, 1.0, "unknown")]
     new = [_row("hessian", 2.0, 4.0), _row("", 16, 0.0, "float"), old[0] | {"model": "digits"}]
     assert answers.arranged([old, new]) == [new[1], old[0], new[0], old[2], new[2]]
+
+
+def test_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        answers_picture.draw([_row("plain", 2.0, 1.0, "3 bits")], tmp_path / "none.svg")
