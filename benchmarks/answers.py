@@ -40,17 +40,13 @@ from benchmarks.lib.progress import say
 from benchmarks.lib.sizes import bits_per_weight, weight_bytes
 from benchmarks.tasks.answer_forms import TRIALS
 from benchmarks.tasks.answer_references import REFERENCES, Compressed, Reference
-from benchmarks.tasks.answer_trials import Ask
+from benchmarks.tasks.answer_trials import Ask, Sample
 from mlopt.choices import Statistics
 
 SUBJECT = "answers of palettized models"
-METHODS = ("plain", "diagonal", "hessian", "guided")
-STATISTICS: dict[str, Statistics] = {
-    "diagonal": "hessian",  # which has the diagonal
-    "hessian": "hessian",
-    "guided": "guided",
-}
-"""The statistics that a method has; none: it has no calibration."""
+METHODS = ("plain", "diagonal", "hessian", "guided", "sequential", "tuned")
+SEQUENTIAL = ("sequential", "tuned")
+"""Methods that palettize in sequence on the samples; ``tuned``: gradient steps follow."""
 MEASURES = ("held-out", "other", "top-1")
 COLUMNS = ("model", "form", "method", *MEASURES, "bits", "bytes", "seconds", "peak, MB")
 DIGITS = Path(__file__).resolve().parents[1] / "fixtures" / "digits.mlpackage"
@@ -164,7 +160,7 @@ def measure(
     trial = TRIALS[model]
     samples, ask = trial.judge(path)
     rows = []
-    for statistics in dict.fromkeys(map(STATISTICS.get, methods)):
+    for statistics in dict.fromkeys(statistics_of(model, method) for method in methods):
         calibration = None
         if statistics is not None:
             row = _row(model, "float", f"calibrating: {statistics}")
@@ -173,11 +169,21 @@ def measure(
             rows.append(row | _judged(path, ask))
             say(str(rows[-1]))
         for form, method in itertools.product(trial.forms, methods):
-            if form in forms and STATISTICS.get(method) == statistics:
-                rows.append(_palettized(_row(model, form, method), path, calibration, ask))
+            if form in forms and statistics_of(model, method) == statistics:
+                rows.append(_palettized(_row(model, form, method), path, calibration, samples, ask))
                 say(str(rows[-1]))
     order = ["float", *trial.forms]
     return sorted(rows, key=lambda row: order.index(row["form"]))
+
+
+def statistics_of(model: str, method: str) -> Statistics | None:
+    """The statistics that a method has for a model; None: it has no calibration."""
+    known: dict[str, Statistics] = {
+        "diagonal": "hessian",  # which has the diagonal
+        "hessian": "hessian",
+        "guided": "guided",
+    }
+    return TRIALS[model].statistics if method in SEQUENTIAL else known.get(method)
 
 
 def refer(model: str, path: str, form: str, method: str) -> dict[str, Any]:
@@ -228,19 +234,29 @@ def _judged(path: str, ask: Ask) -> dict[str, Any]:
     return {"bytes": weight_bytes(path), **ask(path)}
 
 
-def _palettized(row: dict[str, Any], path: str, calibration: Any, ask: Ask) -> dict[str, Any]:
+def _palettized(
+    row: dict[str, Any], path: str, calibration: Any, samples: Sequence[Sample], ask: Ask
+) -> dict[str, Any]:
     """The row of a form and a method: ``path`` palettized, and asked."""
+    from mlopt.calibration import palettize_sequentially, tune
     from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 
-    form, method = TRIALS[row["model"]].forms[row["form"]], row["method"]
+    trial = TRIALS[row["model"]]
+    form, method = trial.forms[row["form"]], row["method"]
     config = OptimizationConfig(global_config=OpPalettizerConfig(**form.options))
     if form.layers_only:
         config.set_op_type("gather", None)
         config.set_op_type("add", None)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "palettized.mlpackage"
+        given: dict[str, Any] = {"output": output, "calibration": calibration}
         with _measuring(row):
-            result = palettize(path, config, output=output, calibration=calibration, method=method)
+            if method in SEQUENTIAL:
+                result = palettize_sequentially(path, config, samples, **given)
+            else:
+                result = palettize(path, config, **given, method=method)
+            if method == "tuned":
+                tune(output, path, samples, output=output, loss=trial.loss)
         row |= _judged(str(output), ask)
     elements = sum(math.prod(weight.shape) for weight in result.report.palettized)
     return row | {"bits": bits_per_weight(row["bytes"], weight_bytes(path), elements)}

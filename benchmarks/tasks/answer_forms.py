@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from benchmarks.tasks import answer_trials
+from mlopt.choices import LossName, Statistics
 
 
 @attrs.frozen
@@ -20,10 +21,15 @@ class Form:
 
 @attrs.frozen
 class Trial:
-    """A model: who asks it, and its forms."""
+    """A model: who asks it, and its forms.
+
+    statistics: those with which it is palettized in sequence; loss: what is tuned for.
+    """
 
     judge: Callable[[str], tuple[list[answer_trials.Sample], answer_trials.Ask]]
     forms: dict[str, Form]
+    statistics: Statistics = "hessian"
+    loss: LossName = "squared"
 
 
 def _groups(size: int) -> dict[str, Any]:
@@ -40,6 +46,7 @@ TRIALS = {
             "3 bits": Form({"nbits": 3}),
             "3 bits, groups of 16": Form({"nbits": 3, **_groups(16), "on_indivisible": "divisor"}),
         },
+        statistics="guided",
     ),
     "smollm2": Trial(
         answer_trials.language,
@@ -48,6 +55,7 @@ TRIALS = {
             "4 bits, groups of 8": Form({"nbits": 4, **_groups(8)}),
             "3 bits, groups of 8": Form({"nbits": 3, **_groups(8)}),
         },
+        loss="kl",
     ),
     "efficientnet-lite0": Trial(
         answer_trials.photographs,

@@ -66,7 +66,7 @@ def language(_: str) -> tuple[list[Sample], Ask]:
         program = runtime.load(candidate, keep_weights=True)
         return {text: perplexity(program, asked[text]) for text in TEXTS}
 
-    return [{"input_ids": piece[None]} for piece in windows("calibration", 24)], ask
+    return [{"input_ids": piece[None]} for piece in windows("calibration", 64)], ask
 
 
 def photographs(path: str) -> tuple[list[Sample], Ask]:
