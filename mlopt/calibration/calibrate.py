@@ -60,8 +60,9 @@ def calibrate(
     Parameters
     ----------
     model
-        The path of an ``.mlpackage``, or an ``MLModel``, of one ML program; or a
-        ``torch.nn.Module``, which runs in eval mode without gradients and is left as it was.
+        The path of an ``.mlpackage``, or an ``MLModel``: an ML program, or a pipeline, whose ML
+        programs are all calibrated; or a ``torch.nn.Module``, which runs in eval mode without
+        gradients and is left as it was.
     samples
         Inputs by name, as ``predict`` takes them; for a module its arguments: a tensor, a tuple of
         positional arguments, or a dictionary of keyword arguments. A few dozen of the kind that
@@ -102,9 +103,9 @@ def calibrate(
     Raises
     ------
     ConfigError
-        An argument is not one of those allowed, the model is a pipeline or has no weight that
-        inputs are multiplied by, an input of a weight is NaN or infinite, or the unfinished file is
-        of another calibration. With ``"guided"`` also: the model is a module, an output or a
+        An argument is not one of those allowed, the model has no weight that inputs are multiplied
+        by, an input of a weight is NaN or infinite, or the unfinished file is of another
+        calibration. With ``"guided"`` also: the model is a module or a pipeline, an output or a
         gradient is NaN or infinite, or no gradient reaches any weight.
     InputError
         There are no samples, or one does not fit the model, or a module raised an error; the

@@ -1,4 +1,4 @@
-"""Runs of Core ML models, by the runtime."""
+"""Runs of Core ML models, programs and pipelines of them, by the runtime."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from mlopt.calibration.feeds import Feeds, feeds_of
 from mlopt.calibration.gradients import readings_of
+from mlopt.calibration.joined_feeds import joined
 from mlopt.calibration.losses import Loss
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Observer
@@ -25,7 +26,7 @@ _WANTED = "samples must be dictionaries of inputs by name, as for predict"
 
 
 class ProgramRun:
-    """A function of a Core ML model, as a calibration runs it; see ``Run``."""
+    """A function of a Core ML model, or a pipeline, as a calibration runs it; see ``Run``."""
 
     def __init__(
         self,
@@ -36,18 +37,31 @@ class ProgramRun:
         loss: Loss = "squared",
     ) -> None:
         self.loss = loss
-        self.program = program_of(model, function, device)
-        weights, nodes_of_programs = weights_of(open_package(model))
-        self.feeds: Feeds = feeds_of(self.program, weights, nodes_of_programs[0], statistics)
-        self.identity = str(self.program.function)
+        self.program = load(model, function, device=device)
         self.is_guided = statistics == "guided"
+        if self.is_guided and isinstance(self.program, Pipeline):
+            raise ConfigError(
+                "guided statistics are of one ML program, and this is a pipeline, through which no "
+                "gradients go; use statistics='hessian'"
+            )
+        programs = [self.program] if isinstance(self.program, Program) else self.program.programs
+        package = open_package(model)
+        weights, nodes_of_programs = weights_of(package)
+        feeds = [
+            feeds_of(program, [w for w in weights if w.program is stored], nodes, statistics)
+            for program, stored, nodes in zip(
+                programs, package.programs, nodes_of_programs, strict=True
+            )
+        ]
+        self.feeds: Feeds = feeds[0] if len(feeds) == 1 else joined(feeds)
+        self.identity = " ".join(str(program.function) for program in programs)
 
     def inputs(self, sample: Any, number: int) -> Mapping[Any, Any]:
         """Return the sample, which has to be a dictionary."""
         return checked_sample(sample, number)
 
     def run(self, inputs: Mapping[Any, Any], number: int, observer: Observer) -> None:
-        """Run the function, with new states."""
+        """Run the model, with new states."""
 
         def observe(
             execution: Execution, step: Step, arguments: Arguments, results: tuple[Any, ...]
@@ -55,7 +69,7 @@ class ProgramRun:
             for feed in self.feeds.by_operation.get(id(step.node), ()):
                 observer(feed, step.title, arguments, results, None)
 
-        if self.is_guided:
+        if self.is_guided and isinstance(self.program, Program):
             for reading in readings_of(self.program, inputs, number, self.feeds, self.loss):
                 title, given = reading.step.title, (reading.arguments, reading.results)
                 observer(reading.feed, title, *given, reading.factors)
@@ -91,7 +105,7 @@ def program_of(model: ModelSource, function: str | None, device: str | torch.dev
     program = load(model, function, device=device)
     if isinstance(program, Pipeline):
         raise ConfigError(
-            "calibrate takes a model of one ML program, and this is a pipeline; calibrate its "
-            "models one by one, each as a package of its own"
+            "palettize_sequentially takes a model of one ML program, and this is a pipeline; "
+            "palettize it with a calibration alone, or its models one by one"
         )
     return program

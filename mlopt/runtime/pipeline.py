@@ -9,6 +9,7 @@ import attrs
 
 from mlopt.errors import ModelFormatError
 from mlopt.runtime.call import OutputType
+from mlopt.runtime.execution import Observer
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
 from mlopt.runtime.features.described import Feature
 from mlopt.runtime.program import Program
@@ -71,12 +72,21 @@ class Pipeline:
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Run all models; see :meth:`Program.predict`."""
         if isinstance(data, Mapping):
-            return self._predicted(data, state, seed)
-        return [self._predicted(each, None, seed) for each in several(data, state)]
+            return self.run(data, state, seed=seed)
+        return [self.run(each, seed=seed) for each in several(data, state)]
 
-    def _predicted(
-        self, data: Mapping[str, Any], state: State | None, seed: int | None
+    def run(
+        self,
+        data: Mapping[str, Any],
+        state: State | None = None,
+        *,
+        observer: Observer | None = None,
+        seed: int | None = None,
     ) -> dict[str, Any]:
+        """Run all models on one dictionary of inputs, and return the outputs.
+
+        observer: as for :meth:`Program.run`, called after each operation of the ML programs.
+        """
         check_is_mapping(data)
         check_names(data, self.inputs, "input")
         check_state(state, self.state_types)
@@ -86,7 +96,7 @@ class Pipeline:
                 values[name] = feature.default_tensor()
         for number, stage in enumerate(self.stages):
             own = {name: values[name] for name in stage.inputs if name in values}
-            values |= _answer(stage, own, state, seed)
+            values |= _answer(stage, own, state, seed=seed, observer=observer)
             later = set(self.outputs).union(*(s.inputs for s in self.stages[number + 1 :]))
             values = {name: value for name, value in values.items() if name in later}
         lacking = [name for name in self.outputs if name not in values]
@@ -110,7 +120,9 @@ def _answer(
     stage: Program | Suppression | Pipeline,
     data: Mapping[str, Any],
     state: State | None,
+    *,
     seed: int | None,
+    observer: Observer | None,
 ) -> dict[str, Any]:
     """Return the outputs of a stage, run with its own states out of those of all stages."""
     if isinstance(stage, Suppression):
@@ -119,6 +131,5 @@ def _answer(
     part = None
     if state is not None and own:
         part = State({name: state.tensors[name] for name in own})
-    outputs = stage.predict(data, part, seed=seed)
-    assert isinstance(outputs, dict)
-    return outputs
+    outputs = stage.run(data, part, observer=observer, seed=seed)
+    return outputs if isinstance(outputs, dict) else outputs.outputs

@@ -311,8 +311,6 @@ def test_wrong_arguments_are_refused(digits, digit_samples, package_of, tmp_path
         calibrate(digits, digit_samples, statistics="all")
     with pytest.raises(ConfigError, match=r"i from 1 to n, got \(3, 2\)"):
         calibrate(digits, digit_samples, part=(3, 2))
-    with pytest.raises(ConfigError, match="one ML program, and this is a pipeline"):
-        calibrate(package_of("pipeline"), [])
     with pytest.raises(DestinationError, match="cannot be written"):
         calibrate(digits, digit_samples, output=tmp_path / "missing" / "a")
     with pytest.raises(DestinationError, match="is a folder; name a file"):
