@@ -166,7 +166,7 @@ def test_picture_of_stored_results_is_the_same_each_time(tmp_path: Path) -> None
     assert first.read_bytes() == second.read_bytes()
     root = ElementTree.parse(first).getroot()
     written = {"".join(element.itertext()).strip() for element in root.iter()}
-    assert {"mlopt: plain", "mlopt: hessian", "mlopt: guided"} <= written
+    assert {"mlopt: plain", "mlopt: hessian", "mlopt: guided", "GPTQ, affine, ordered"} <= written
 
 
 def test_stored_results_are_joined_and_later_ones_replace_earlier_ones() -> None:
