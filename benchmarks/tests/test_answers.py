@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import nn
 from benchmarks import answers
 from benchmarks.lib import answers_picture
 from benchmarks.lib.quiet import import_coremltools
+from benchmarks.lib.row import PROJECT, REFERENCE
 from benchmarks.lib.sizes import bits_per_weight, weight_bytes
 from benchmarks.models.bert import SentenceEncoder
 from benchmarks.models.convert import convert
 from benchmarks.models.random_weights import fill
-from benchmarks.tasks import minilm_references
+from benchmarks.tasks import answer_trials, minilm_references
 from benchmarks.tasks.answer_references import REFERENCES, Compressed
 from benchmarks.tasks.texts import paragraphs
 
@@ -108,6 +110,34 @@ def test_gptq_in_many_bits_changes_next_to_nothing(
         minilm_references.quantize(encoder, passages, 8, {})
         given = [encoder(ids, masks) for ids in passages]
     torch.testing.assert_close(given, wanted, atol=0.02, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # coremltools converting, as in a run
+@pytest.mark.parametrize("tool", [PROJECT, REFERENCE])
+def test_sensitive_k_means_compresses_the_linear_layers_in_a_package(
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tool: str
+) -> None:
+    monkeypatch.setattr(minilm_references, "model_folder", lambda: tmp_path)
+    monkeypatch.setattr(minilm_references, "load_encoder", lambda _: copy.deepcopy(encoder))
+    monkeypatch.setattr(minilm_references, "TOKENS", 16)
+    random = np.random.default_rng(1)
+    samples = [
+        {
+            "input_ids": random.integers(0, 64, (1, 16), np.int32),
+            "attention_mask": np.ones((1, 16), np.int32),
+        }
+        for _ in range(4)
+    ]
+    plain, path = tmp_path / "plain.mlpackage", tmp_path / "sensitive.mlpackage"
+    compressed = minilm_references.sensitive(samples, path, tool=tool, bits=2)
+    assert compressed == Compressed(2 * (4 * 32 * 32 + 2 * 32 * 64))
+    minilm_references._convert(encoder, plain)
+    saved = weight_bytes(plain) - weight_bytes(path)
+    tables = 12 * (64 + 64)  # a table each, with metadata and padding
+    assert saved == pytest.approx(compressed.elements * 14 / 8, abs=tables)
+    given = answer_trials.answers(str(path), samples)
+    assert given.shape == (4, 32)
+    assert not np.array_equal(given, answer_trials.answers(str(plain), samples))
 
 
 def test_blocks_of_ggml_have_their_scales_counted() -> None:
