@@ -72,17 +72,16 @@ class Sequence:
         weight = site.decision.weight
         self._runs.advance(site.first)
         if site.reader is None:
-            clustered = self._clustered(site)
+            clustered = self._clustered(site, self.guides.get(id(weight), UNGUIDED))
             self._replace(site, clustered)
         else:
             clustered = self._fitted(site, site.reader)
         self.computed[id(weight)] = clustered
         self._told.weight(weight.size, weight.name)
 
-    def _clustered(self, site: Site) -> Computed:
+    def _clustered(self, site: Site, guidance: Guidance[Any]) -> Computed:
         weight, spec = site.decision.weight, site.decision.result
         assert isinstance(spec, PaletteSpec)
-        guidance = self.guides.get(id(weight), UNGUIDED)
         return compute(weight, spec, self._job.workers, guidance)
 
     def _replace(self, site: Site, clustered: Computed) -> None:
@@ -99,10 +98,13 @@ class Sequence:
         visit, target = Visit(site, reader, self._runs, self._factors), Target(reader)
         for number, parts in visit.inputs():
             target.add(parts, number)
-        self.guides[id(weight)] = target.guidance(
+        guidance = target.guidance(
             weight.value(), before, alpha=self._alpha, title=visit.step.title
         )
-        clustered = self._clustered(site)
+        del target
+        clustered = self._clustered(site, guidance)
+        # without the moments, which are of no more use
+        self.guides[id(weight)] = Guidance(guidance.method, notes=guidance.notes)
         self._replace(site, clustered)
         visit.leave()
         if not isinstance(clustered, Clustered):
