@@ -44,7 +44,7 @@ def fit(
         spec,
         importance=importance,
         workers=workers,
-        moments=guidance.moments,
+        moments=guidance.fitted(),
     )
     if guidance.shift is not None:
         distortion = measure_distortion(value, palettized)

@@ -38,11 +38,11 @@ class Guidance(Generic[BiasT]):
         ``"sequential"``, ``"guided"``, ``"hessian"``, ``"diagonal"``, or ``"plain"`` where nothing
         is known.
     moments
-        Of the inputs; None for ``"plain"``. About their mean if there is a bias to correct.
+        Of the inputs, about zero; None for ``"plain"``. They may be those of a mapped file.
     bias
         Where the mean error of the outputs is folded into; None: nowhere.
-    uncentred
-        The moments about zero, for the mean.
+    is_centred
+        Whether the mean error costs nothing, since a bias takes it.
     notes
         What a reader of the report should know, one sentence each.
     shift
@@ -53,9 +53,16 @@ class Guidance(Generic[BiasT]):
     method: str = "plain"
     moments: InputMoments | None = None
     bias: BiasT | None = None
-    uncentred: InputMoments | None = None
+    is_centred: bool = False
     notes: tuple[str, ...] = ()
     shift: npt.NDArray[np.float32] | None = None
+
+    def fitted(self) -> InputMoments | None:
+        """Return the moments that tables are fitted to, about the mean if it costs nothing.
+
+        These are computed, in memory, at each call: of all weights they may not fit there.
+        """
+        return self.moments.centred() if self.moments and self.is_centred else self.moments
 
     def target(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what is to be clustered for a weight, of its shape and dtype."""
@@ -84,14 +91,14 @@ class Guidance(Generic[BiasT]):
         ratio
             As in a report's rows; None without statistics.
         """
-        if self.moments is None:
+        fitted = self.fitted()
+        if self.moments is None or fitted is None:
             return None, None
         stored = decompress()
-        error = self.moments.output_error(weight, stored)
-        ratio = decibels(self.moments.output_power(weight), error)
-        if self.bias is None or self.uncentred is None:
+        ratio = decibels(fitted.output_power(weight), fitted.output_error(weight, stored))
+        if self.bias is None:
             return None, ratio
-        return self.uncentred.mean_error(weight, stored).reshape(-1), ratio
+        return self.moments.mean_error(weight, stored).reshape(-1), ratio
 
 
 def decibels(power: float, error: float) -> float:
@@ -231,6 +238,4 @@ def _guidance(candidate: Candidate[BiasT], match: Match, method: Method) -> Guid
         notes = (f"clustered by the mean squares of its inputs alone: {reason}",)
         return Guidance("diagonal", attrs.evolve(moments, second=None), notes=notes)
     of_all = "guided" if match.is_guided else "hessian"
-    if candidate.bias is None:
-        return Guidance(of_all, moments)
-    return Guidance(of_all, moments.centred(), candidate.bias, moments)
+    return Guidance(of_all, moments, candidate.bias, candidate.bias is not None)

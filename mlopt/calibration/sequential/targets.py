@@ -165,10 +165,10 @@ class Target:
         if alpha * share > 0:
             solved = _solutions(*self._seen.missed(matrices, is_centred=is_centred), [damping])[0]
             shift = self.arrangement.weight((alpha * share * solved).float().numpy())
-        moments = self._moments()
         return Guidance(
             "sequential",
-            moments.centred() if is_centred else moments,
+            self._moments(),
+            is_centred=is_centred,
             notes=before.notes,
             shift=shift,
         )

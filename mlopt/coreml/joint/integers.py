@@ -54,7 +54,7 @@ def _palettize(
         spec,
         importance=_importance(scale, codes),
         workers=workers,
-        moments=guidance.moments,
+        moments=guidance.fitted(),
     )
     table = _scaled_table(palettized, scale, offset)
     joint = Palettized(table.decode(), palettized.indices, palettized.vector_axis, quantized=table)

@@ -38,7 +38,7 @@ def _palettize(
     value, mask = weight.value(), mask_of(weight)
     stored = _mask_of_indices(mask, spec)
     palettized, _ = palettize(
-        guidance.target(value), spec, importance=mask, workers=workers, moments=guidance.moments
+        guidance.target(value), spec, importance=mask, workers=workers, moments=guidance.fitted()
     )
     distortion = measure_distortion(value, palettized, counted=mask)
 

@@ -86,7 +86,7 @@ def importance_of_outputs(
     What is left for each output is the mean squared gradient there, as if that did not depend on x:
     the sum of the sensitivities over that of the squares. Without moments all is left.
     """
-    moments = guidance.uncentred or guidance.moments
+    moments = guidance.moments
     if moments is None:
         return sensitivity
     arrangement = moments.arrangement
