@@ -94,8 +94,10 @@ def checked_sample(sample: Any, number: int) -> Mapping[Any, Any]:
     return sample
 
 
-def program_of(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
-    """Load a function of a model.
+def program_of(
+    model: ModelSource, function: str | None, device: str | torch.device, *, job: str
+) -> Program:
+    """Load a function of a model; ``job``: what wants it, for errors.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def program_of(model: ModelSource, function: str | None, device: str | torch.dev
     program = load(model, function, device=device)
     if isinstance(program, Pipeline):
         raise ConfigError(
-            "palettize_sequentially takes a model of one ML program, and this is a pipeline; "
-            "palettize it with a calibration alone, or its models one by one"
+            f"{job} takes models of one ML program, and this is a pipeline; give its models one "
+            "by one, each as a package of its own"
         )
     return program

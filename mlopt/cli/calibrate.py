@@ -12,12 +12,10 @@ import typer
 
 from mlopt.choices import LossName, Statistics
 from mlopt.cli.exit_codes import errors_explained
-from mlopt.cli.terminal import checked_named_file, sample_bar, show
+from mlopt.cli.terminal import checked_named_file, reasons, sample_bar, show
 
 if TYPE_CHECKING:
     from mlopt.statistics import Calibration
-
-_SHOWN_REASONS = 5
 
 
 def calibrate_model(
@@ -211,10 +209,6 @@ def _described(calibration: Calibration, output: Path) -> str:
             f"{check.seen_db:.1f} dB on these, {check.held_out_db:.1f} dB on others."
         )
     lines += [f"Note: {note}." for note in calibration.notes]
-    if calibration.without:
-        lines.append(f"Without statistics: {counted(len(calibration.without), 'weight')}.")
-        shown = list(calibration.without.items())[:_SHOWN_REASONS]
-        lines += [f"  {name}: {reason}" for name, reason in shown]
-        more = len(calibration.without) - len(shown)
-        lines += [f"  and {more} more"] if more else []
+    without = calibration.without
+    lines += reasons(f"Without statistics: {counted(len(without), 'weight')}", without)
     return "\n".join(lines)

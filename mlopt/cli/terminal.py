@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlopt.text.names import middle_elided, printable, printable_lines
 from mlopt.text.words import sizes_compared
 
 _WIDTH_WITHOUT_TERMINAL = 120
+_SHOWN_REASONS = 5
 STANDARD_OUTPUT = Path("-")
 TARGET_OPTIONS = ("--target", "--minimum-deployment-target")
 """The option of a deployment target, in every command that has one."""
@@ -186,3 +187,13 @@ def checked_named_file(path: Path | None) -> Path | None:
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file")
     return checked_file(path)
+
+
+def reasons(title: str, by_name: Mapping[str, str]) -> list[str]:
+    """Return lines on what was left out, and why; only the first few of many, none of none."""
+    if not by_name:
+        return []
+    shown = list(by_name.items())[:_SHOWN_REASONS]
+    more = len(by_name) - len(shown)
+    lines = [f"{title}.", *(f"  {name}: {reason}" for name, reason in shown)]
+    return [*lines, f"  and {more} more"] if more else lines

@@ -10,12 +10,10 @@ import typer
 
 from mlopt.choices import TUNED, LossName
 from mlopt.cli.exit_codes import errors_explained
-from mlopt.cli.terminal import checked_output, sample_bar, show, written
+from mlopt.cli.terminal import checked_output, reasons, sample_bar, show, written
 
 if TYPE_CHECKING:
     from mlopt.calibration.tuning import HeldOut, TuningResult
-
-_SHOWN_REASONS = 5
 
 
 def tune_model(
@@ -137,12 +135,7 @@ def _described(result: TuningResult) -> str:
         f"On {counted(result.held_out_samples, 'sample')} held out: {_moved(result)}.",
     ]
     lines += [f"Note: {note}." for note in result.notes]
-    if result.left:
-        lines.append(f"Left as they were: {counted(len(result.left), 'constant')}.")
-        shown = list(result.left.items())[:_SHOWN_REASONS]
-        lines += [f"  {name}: {reason}" for name, reason in shown]
-        more = len(result.left) - len(shown)
-        lines += [f"  and {more} more"] if more else []
+    lines += reasons(f"Left as they were: {counted(len(result.left), 'constant')}", result.left)
     return "\n".join(lines)
 
 

@@ -110,7 +110,7 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
         method=method,
         correct_biases=correct_biases,
     )
-    program = program_of(source, function, device)
+    program = program_of(source, function, device, job="palettize_sequentially")
     nodes = [node for each in job.package.programs for node in each.nodes()]
     sites = sites_of(program, nodes, job.plan.decisions, job.guides)
     sizes = [d.weight.size for d in job.plan.decisions if isinstance(d.result, PaletteSpec)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mlopt.calibration.programs import program_of
 from mlopt.calibration.tuning.account import notes_of, tuned_constants, without_gradient
 from mlopt.calibration.tuning.arguments import checked_values, checked_what, number_up_to
 from mlopt.calibration.tuning.descent import Schedule, Tuning, descend
@@ -39,7 +40,7 @@ from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import check_destination
 from mlopt.requests.checked import integer, word
-from mlopt.runtime import Pipeline, Program, load
+from mlopt.runtime import Program
 
 
 def tune(
@@ -140,7 +141,9 @@ def tune(
     if output is not None:
         check_destination(output)
     place = torch.device("cpu") if device is None else device
-    programs = _loaded(compressed, function, place), _loaded(original, function, place)
+    programs = tuple(
+        program_of(each, function, place, job="tune") for each in (compressed, original)
+    )
     check_interfaces(*programs)
     package = open_package(compressed)
     weights, (nodes,) = weights_of(package)
@@ -188,16 +191,6 @@ def tune(
         source=compressed if hasattr(compressed, "get_spec") else None,
         is_temporary=output is None,
     )
-
-
-def _loaded(model: ModelSource, function: str | None, device: str | torch.device) -> Program:
-    program = load(model, function, device=device)
-    if isinstance(program, Pipeline):
-        raise ConfigError(
-            "tune takes models of one ML program, and this is a pipeline; tune its models one by "
-            "one, each as a package of its own"
-        )
-    return program
 
 
 def _loss(loss: Any, runner: Runner, names: Collection[str]) -> Loss:
