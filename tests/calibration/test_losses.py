@@ -46,14 +46,14 @@ def test_the_mean_product_of_gradients_is_the_hessian_of_the_divergence(kind):
     outputs = SCORES if kind == "scores" else SCORES.softmax(1)
     own = {"scores": lambda y: y.log_softmax(1), "probabilities": torch.log}[kind]
     wanted = hessian_of_divergence(own, outputs)
-    found = mean_of_products("kl", outputs, 8000)
-    assert torch.allclose(found, wanted, atol=0.06 * float(wanted.max()))
+    found = mean_of_products("kl", outputs, 3000)
+    assert torch.allclose(found, wanted, atol=0.1 * float(wanted.max()))
 
 
 def test_the_mean_product_of_gradients_of_squares_is_the_identity_by_the_power():
-    found = mean_of_products("squared", SCORES, 8000)
+    found = mean_of_products("squared", SCORES, 3000)
     wanted = torch.eye(6) / SCORES.square().sum()
-    assert torch.allclose(found, wanted, atol=0.06 * float(wanted.max()))
+    assert torch.allclose(found, wanted, atol=0.1 * float(wanted.max()))
 
 
 def classifier(has_softmax):

@@ -1,9 +1,12 @@
 """Starting a script on several processes of ``torch.distributed``, by torchrun as a user would."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,4 +32,25 @@ def run_on_ranks(script: Path, folder: Path, *arguments: str, ranks: int, second
         process.terminate()  # the launcher ends its workers
         output, _ = process.communicate(timeout=40)
     print(output)
+    return folder
+
+
+def run_once_on_ranks(
+    script: Path,
+    factory: pytest.TempPathFactory,
+    name: str,
+    *arguments: str,
+    ranks: int,
+    seconds: int,
+) -> Path:
+    """As ``run_on_ranks`` in a folder of that name, once for all workers of a test run."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir()
+            run_on_ranks(script, folder, *arguments, ranks=ranks, seconds=seconds)
+            done.touch()
     return folder

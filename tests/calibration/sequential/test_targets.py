@@ -113,7 +113,7 @@ def test_the_share_is_the_best_on_samples_that_were_kept(parts, has_bias):
             lstsq(parts, block, matrix, has_bias=has_bias, damping=damping)
             for block, matrix in enumerate(matrices_of(weight))
         ]
-        for share in np.linspace(0, 1, 1001):
+        for share in np.linspace(0, 1, 101):
             less = 0.0
             for block, matrix in enumerate(matrices_of(weight)):
                 x, missing, stream, count = of_block(kept, block)
@@ -129,7 +129,7 @@ def test_the_share_is_the_best_on_samples_that_were_kept(parts, has_bias):
     for block, matrix in enumerate(matrices_of(weight)):
         solved = lstsq([*parts, *kept], block, matrix, has_bias=has_bias, damping=damping)
         found = guidance.shift.reshape(BLOCKS, ROWS, COLUMNS)[block]
-        assert np.allclose(found, share * solved, atol=2e-3)
+        assert np.allclose(found, share * solved, atol=1e-2)
 
 
 def test_what_does_not_hold_on_kept_samples_is_left():

@@ -8,7 +8,7 @@ import torch
 
 from mlopt.torch.palettization import SKMPalettizer, SKMPalettizerConfig
 from mlopt.torch.sensitivity import compute_sensitivities
-from tests.torch.ranks import run_on_ranks
+from tests.torch.ranks import run_once_on_ranks
 from tests.torch.sensitivity.ranks_script import dropping
 from tests.torch.sensitivity.references import loss_fn, make_model, make_samples
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long  # processes that start torch anew
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all cases in one job; a case that hangs leaves the files of it and later ones out."""
-    return run_on_ranks(SCRIPT, tmp_path_factory.mktemp("ranks"), ranks=2, seconds=150)
+    return run_once_on_ranks(SCRIPT, tmp_path_factory, "sensitivity", ranks=2, seconds=150)
 
 
 def load(results: Path, case: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 
 from tests.torch.palettization.dkm_ranks import models
 from tests.torch.palettization.dkm_ranks.models import OPTIONS
-from tests.torch.ranks import run_on_ranks
+from tests.torch.ranks import run_once_on_ranks
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 RAGGED = {"ragged": (7, 5), "few": (5, 1), "one": (1, 1)}
@@ -18,14 +18,13 @@ pytestmark = pytest.mark.long  # processes that start torch anew
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_on_ranks(SCRIPT, tmp_path_factory.mktemp("two"), ranks=2, seconds=90)
+    return run_once_on_ranks(SCRIPT, tmp_path_factory, "dkm-two", ranks=2, seconds=90)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("four")
     cases = (*RAGGED, "scalars-same", "whole-groups-same", "ddp-shares")
-    return run_on_ranks(SCRIPT, folder, *cases, ranks=4, seconds=90)
+    return run_once_on_ranks(SCRIPT, tmp_path_factory, "dkm-four", *cases, ranks=4, seconds=90)
 
 
 def load(folder: Path, case: str, ranks: int = 2) -> list[dict[str, Any]]:
