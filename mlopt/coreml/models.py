@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -34,6 +34,14 @@ def temporary_package(cleanup: contextlib.ExitStack) -> Path:
     cleanup.callback(shutil.rmtree, path, ignore_errors=True)
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
+
+
+@contextlib.contextmanager
+def destination_or_temporary(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Yield where to write a package: ``output``, or a temporary path, removed after an error."""
+    with contextlib.ExitStack() as cleanup:
+        yield temporary_package(cleanup) if output is None else Path(output)
+        cleanup.pop_all()
 
 
 def as_mlmodel(
@@ -113,7 +121,6 @@ def rewritten_mlmodel(write: Callable[[Path], Path], *, like: MLModel | None) ->
 
     ``write`` gets the path to write the package to, and returns the path that it wrote.
     """
-    with contextlib.ExitStack() as cleanup:
-        path = write(temporary_package(cleanup))
-        cleanup.pop_all()
+    with destination_or_temporary(None) as path:
+        path = write(path)
     return as_mlmodel(path, like=like, is_temporary=True)

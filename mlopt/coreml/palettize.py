@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -20,7 +19,7 @@ from mlopt.coreml.execution import Computed, carry_out, compute, row_of
 from mlopt.coreml.guards import COMPRESSED
 from mlopt.coreml.joint import can_be_palettized
 from mlopt.coreml.links import link_notes
-from mlopt.coreml.models import ModelSource, TargetName, as_mlmodel, temporary_package
+from mlopt.coreml.models import ModelSource, TargetName, as_mlmodel, destination_or_temporary
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.progress import Progress
 from mlopt.coreml.rows import foreseen_row, kept_row
@@ -196,23 +195,22 @@ class Job:
 
         computed: what has been clustered before, by the identity of the weights.
         """
-        with contextlib.ExitStack() as cleanup:
-            is_temporary = self.output is None
-            path = temporary_package(cleanup) if self.output is None else Path(self.output)
-            with PackageWriter(self.package, path) as writer:
-                rows = carry_out(
-                    self.plan,
-                    self.guides,
-                    writer,
-                    workers=self.workers,
-                    progress=progress,
-                    computed=computed,
-                )
-                path = writer.finish()
-            cleanup.pop_all()
+        with (
+            destination_or_temporary(self.output) as path,
+            PackageWriter(self.package, path) as writer,
+        ):
+            rows = carry_out(
+                self.plan,
+                self.guides,
+                writer,
+                workers=self.workers,
+                progress=progress,
+                computed=computed,
+            )
+            path = writer.finish()
         report = _report(self.plan, rows, self.package, self.guides.notes)
         like = self.source if hasattr(self.source, "get_spec") else None
-        return PalettizationResult(report, path, like, is_temporary)
+        return PalettizationResult(report, path, like, self.output is None)
 
 
 def prepare(

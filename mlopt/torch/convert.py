@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from mlopt.coreml.emission import PackedPalette
-from mlopt.coreml.models import as_mlmodel, temporary_package
+from mlopt.coreml.models import as_mlmodel, destination_or_temporary
 from mlopt.coreml.replacement import Replacements
 from mlopt.errors import ConfigError, TargetError
 from mlopt.mil.opening import open_package
@@ -112,10 +111,8 @@ def convert(
     options["skip_model_load"] = True
     state = state_of(source)
     converted = coremltools.convert(described_as(source, state_with(state, palettes)), **options)
-    with contextlib.ExitStack() as cleanup:
-        path = Path(destination) if destination is not None else temporary_package(cleanup)
+    with destination_or_temporary(destination) as path:
         path = _with_palettes(converted, palettes, state, path)
-        cleanup.pop_all()
     return as_mlmodel(
         path,
         like=converted,

@@ -33,7 +33,7 @@ from mlopt.calibration.tuning.tunables import Tunable, tunables_of
 from mlopt.calibration.tuning.writing import write_tuned
 from mlopt.choices import LOSSES, TUNED, LossName, Tuned
 from mlopt.coreml.links import link_notes
-from mlopt.coreml.models import ModelSource, temporary_package
+from mlopt.coreml.models import ModelSource, destination_or_temporary
 from mlopt.coreml.weights import weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
@@ -159,7 +159,7 @@ def tune(
     runner = Runner(programs[0], keeps_weights=True, values=names)
     squares = SquaredError()
     judge = _loss(loss, runner, names or programs[1].plan.outputs)
-    with contextlib.closing(Store(programs[0].execution().device)) as store:
+    with contextlib.closing(Store(programs[0].device)) as store:
         original_runner = Runner(programs[1], keeps_weights=False, values=names)
         read_samples(samples, runner, original_runner, store, (squares, judge))
         trained, kept = divided(len(store), share)
@@ -205,8 +205,7 @@ def _substitutes(
     program: Program, tunables: Sequence[Tunable], left: dict[str, str], what: Collection[Tuned]
 ) -> Substitutes:
     """Return the places of all that is tuned, and note in ``left`` what is not."""
-    device = program.execution().device
-    parameters, without = with_units(Parameter(each, device) for each in tunables)
+    parameters, without = with_units(Parameter(each, program.device) for each in tunables)
     for each in without:
         left[each.tunable.name] = "its numbers are all 0, which gives steps no length"
     substitutes = Substitutes(program, {each.tunable.key: each for each in parameters})
@@ -237,8 +236,5 @@ def _written(
 ) -> Path:
     parameters = {} if substitutes is None else substitutes.parameters
     values = {key: each.array() for key, each in parameters.items()}
-    with contextlib.ExitStack() as cleanup:
-        path = Path(output) if output is not None else temporary_package(cleanup)
-        path = write_tuned(package, path, values)
-        cleanup.pop_all()
-    return path
+    with destination_or_temporary(output) as path:
+        return write_tuned(package, path, values)
