@@ -13,14 +13,14 @@ import attrs
 import torch
 from torch import nn
 
-from mlopt.calibration.distributed import NoSamplesError, calibrate_together, is_distributed
+from mlopt.calibration.distributed import calibrate_together, is_distributed
 from mlopt.calibration.feeds import Feed
 from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.modules import ModuleRun
 from mlopt.calibration.programs import ProgramRun
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Factors, Run
-from mlopt.calibration.samples import digest_after, numbered_samples
+from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
 from mlopt.calibration.sums import Sums, open_sums
 from mlopt.calibration.updates import Update, update_of
 from mlopt.choices import STATISTICS, Statistics
@@ -165,7 +165,7 @@ def calibrate(
                 progress(sums.samples, total)
         if not sums.samples:
             sums.discard()
-            raise NoSamplesError("there are no samples; give one or more, a few dozen are useful")
+            raise NoSamplesError
         sums.empty = attrs.evolve(sums.empty, remarks=(*sums.empty.remarks, *run.remarks()))
         return sums.finish()
 

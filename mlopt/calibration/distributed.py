@@ -9,12 +9,9 @@ from typing import Any, Protocol
 
 from torch import distributed
 
-from mlopt.errors import DestinationError, InputError, MlOptError, RunError
+from mlopt.calibration.samples import NoSamplesError
+from mlopt.errors import DestinationError, MlOptError, RunError
 from mlopt.statistics import Calibration, merge
-
-
-class NoSamplesError(InputError):
-    """No sample is given, or none is in the part of this process."""
 
 
 class CalibratePart(Protocol):
@@ -109,5 +106,5 @@ def _all_or_none(work: Callable[[], None]) -> None:
 def _some(parts: list[Any]) -> list[Any]:
     given = [part for part in parts if part is not None]
     if not given:
-        raise NoSamplesError("there are no samples; give one or more, a few dozen are useful")
+        raise NoSamplesError
     return given

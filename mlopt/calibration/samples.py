@@ -15,6 +15,13 @@ from torch import Tensor
 from mlopt.errors import ConfigError, InputError
 
 
+class NoSamplesError(InputError):
+    """No sample is given, or none is in the part of a process."""
+
+    def __init__(self) -> None:
+        super().__init__("there are no samples; give one or more, a few dozen are useful")
+
+
 def numbered_samples(
     samples: Any, part: tuple[int, int] | None
 ) -> tuple[Iterator[tuple[int, Any]], int | None]:

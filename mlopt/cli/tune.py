@@ -31,8 +31,8 @@ def tune_model(
         typer.Option(
             "--data",
             metavar="DATA",
-            help="Samples as for calibrate, such as the same ones: an .npz file with several along "
-            "one more axis in front; a folder of .npz files; or module:function.",
+            help="Samples as for calibrate, such as the same ones: a file or folder of .npz or "
+            ".npy files or images, or module:function.",
         ),
     ],
     output: Annotated[

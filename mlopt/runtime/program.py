@@ -278,7 +278,7 @@ class Program:
         try:
             outputs = dict(zip(self.plan.outputs, execution.run(values), strict=True))
             value = loss(outputs)
-            _check_loss(value)
+            check_loss(value)
             if value.requires_grad:
                 value.backward()  # type: ignore[no-untyped-call]
         finally:
@@ -391,7 +391,8 @@ def _tapped(execution: Execution, source: Source) -> Any:
     return value.value if isinstance(value, StateTensor) else value
 
 
-def _check_loss(value: Any) -> None:
+def check_loss(value: Any) -> None:
+    """Raise a ConfigError where the result of a loss is not a tensor of one element."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
         raise ConfigError(

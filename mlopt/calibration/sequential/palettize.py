@@ -11,17 +11,18 @@ import torch
 
 from mlopt.calibration.losses import Loss, loss_name
 from mlopt.calibration.programs import checked_sample, program_of
-from mlopt.calibration.samples import numbered_samples
+from mlopt.calibration.samples import NoSamplesError, numbered_samples
 from mlopt.calibration.sequential.factors import Factors, factors_of
 from mlopt.calibration.sequential.sequence import Sequence, Told
 from mlopt.calibration.sequential.sites import sites_of
-from mlopt.choices import Method
+from mlopt.choices import LOSSES, Method
 from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.palettize import PalettizationResult, prepare
 from mlopt.coreml.progress import Progress
-from mlopt.errors import ConfigError, InputError
+from mlopt.errors import ConfigError
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.checked import word
 from mlopt.statistics import Calibration
 from mlopt.statistics.guidance import CalibrationSource, Guides
 
@@ -129,19 +130,19 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
 
 
 def _loss(loss: Loss | None, calibration: Calibration) -> Loss:
-    if loss is None and calibration.loss == "custom":
+    if loss is not None:
+        loss_name(loss)
+        return loss
+    if calibration.loss == "custom":
         raise ConfigError(
             "the calibration was made with a loss of your own; give the function again, as loss="
         )
-    given: Any = calibration.loss if loss is None else loss
-    loss_name(given)
-    chosen: Loss = given
-    return chosen
+    return word(calibration.loss, "loss", LOSSES)
 
 
 def _checked(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     numbered, _ = numbered_samples(samples, None)
     chosen = [checked_sample(sample, number) for number, sample in numbered]
     if not chosen:
-        raise InputError("there are no samples; give one or more, a few dozen are useful")
+        raise NoSamplesError
     return chosen

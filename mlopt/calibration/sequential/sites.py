@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-from mlopt.calibration.feeds import Place, places_by_operation
+from mlopt.calibration.feeds import Place, places_by_operation, places_of
 from mlopt.calibration.readers import NoStatisticsError, Reader, Use, reader_of
 from mlopt.calibration.sequential.streams import Streams
 from mlopt.coreml.biases import BiasPlace
@@ -120,12 +120,7 @@ def _reader(use: Use) -> Reader | None:
 def _numbers(body: Body) -> Iterator[tuple[int, int]]:
     """Yield the identities of steps, nested ones included, and the numbers in the body."""
     for number, step in enumerate(body.steps):
-        for each in _with_nested(step):
-            yield id(each), number
-
-
-def _with_nested(step: Step) -> Iterator[Step]:
-    yield step
-    for block in step.blocks:
-        for inner in block.steps:
-            yield from _with_nested(inner)
+        yield id(step), number
+        for nested in step.blocks:
+            for place in places_of(nested):
+                yield id(place.step), number

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mlopt.errors import ConfigError
+from mlopt.runtime.program import check_loss
 
 Outputs: TypeAlias = "Mapping[str, Tensor]"
 """Outputs of floats by name; of a classifier, the probabilities [..., classes]."""
@@ -106,11 +107,7 @@ class OwnLoss:
     def __call__(self, outputs: Outputs, originals: Outputs) -> Tensor:
         """Return what the function returns."""
         value = self._function(outputs, originals)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
-            raise ConfigError(
-                f"loss must return a tensor of one element, got {type(value).__name__}{shape}"
-            )
+        check_loss(value)
         return value.reshape(())
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from mlopt.calibration.programs import checked_sample
 from mlopt.calibration.samples import numbered_samples
 from mlopt.calibration.tuning.losses import Loss
 from mlopt.calibration.tuning.runner import Runner
@@ -33,15 +34,11 @@ def read_samples(
     """
     numbered, _ = numbered_samples(samples, None)
     for number, sample in numbered:
-        if not isinstance(sample, Mapping):
-            raise InputError(
-                "samples must be dictionaries of inputs by name, as for predict; sample "
-                f"{number} is {type(sample).__name__}"
-            )
+        given = checked_sample(sample, number)
         try:
-            inputs = compressed.converted(sample)
+            inputs = compressed.converted(given)
             with torch.inference_mode():
-                outputs = original.outputs(original.converted(sample), number)
+                outputs = original.outputs(original.converted(given), number)
         except (InputError, RunError) as error:
             raise type(error)(f"sample {number}: {error}") from error
         if not outputs:
