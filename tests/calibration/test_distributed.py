@@ -53,6 +53,7 @@ for kind, some in (("bad", images), ("none", [])):
     except Exception as error:
         with open(f"{kind}-{rank}.txt", "w") as file:
             file.write(f"{type(error).__name__}: {error}")
+distributed.destroy_process_group()  # a process that ends before its threads do can be aborted
 """
 
 
