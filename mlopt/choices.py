@@ -42,6 +42,10 @@ Tuned: TypeAlias = Literal["tables", "scales", "biases", "norms"]
 """What gradient steps can change: lookup tables, scales of weights, biases, and the factors and
 offsets of normalizations."""
 
+Costs: TypeAlias = Literal["measured", "near", "predicted"]
+"""Which forms of weights a plan runs the model with: all of them, those that are chosen, or one of
+each weight."""
+
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""
 
@@ -53,6 +57,7 @@ NBITS: tuple[Nbits, ...] = get_args(Nbits)
 STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 TUNED: tuple[Tuned, ...] = get_args(Tuned)
+COSTS: tuple[Costs, ...] = get_args(Costs)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
 

@@ -22,6 +22,7 @@ from mlopt.cli.exit_codes import EXIT_CODES
 from mlopt.cli.inspect import inspect_model
 from mlopt.cli.lint import lint_model
 from mlopt.cli.palettize import palettize_model
+from mlopt.cli.plan import plan_model
 from mlopt.cli.raising import raise_model
 from mlopt.cli.run import run_model
 from mlopt.cli.tune import tune_model
@@ -45,6 +46,7 @@ app.command("decompress", epilog=EXIT_CODES)(decompress_model)
 app.command("raise", epilog=EXIT_CODES)(raise_model)
 app.command("run", epilog=EXIT_CODES)(run_model)
 app.command("calibrate", epilog=EXIT_CODES)(calibrate_model)
+app.command("plan", epilog=EXIT_CODES)(plan_model)
 app.command("tune", epilog=EXIT_CODES)(tune_model)
 app.command("compare", epilog=EXIT_CODES)(compare_models)
 app.command("lint", epilog=EXIT_CODES)(lint_model)

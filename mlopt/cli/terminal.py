@@ -109,6 +109,26 @@ def sample_bar(
 
 
 @contextlib.contextmanager
+def stage_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar as :func:`sample_bar` does for each of several stages.
+
+    Yields the function to call with the stage, what is done of it, and how much it has.
+    """
+    stage, bars = "", contextlib.ExitStack()
+    update: Callable[[int, int | None], None] | None = None
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal stage, update
+        if name != stage or update is None:
+            bars.close()
+            stage, update = name, bars.enter_context(sample_bar(name, total, quiet=quiet))
+        update(done, total)
+
+    with bars:
+        yield progress
+
+
+@contextlib.contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar on standard error while the block works, if that is a terminal.
 

@@ -1,1 +1,19 @@
 """Plans: which form each weight gets, so that a package is small and its answers stay."""
+
+from mlopt.planning.candidates import candidates_over
+from mlopt.planning.plan import plan
+from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried, decibels
+from mlopt.planning.recipe_files import load as load_recipe
+from mlopt.planning.recipe_files import save as save_recipe
+
+__all__ = [
+    "Point",
+    "Recipe",
+    "RecipeWeight",
+    "Tried",
+    "candidates_over",
+    "decibels",
+    "load_recipe",
+    "plan",
+    "save_recipe",
+]

@@ -104,10 +104,7 @@ def _solved(weights: Sequence[Sequence[Option]], least: _Name, limit: float) -> 
         allowed -= excess + 1e-6 * limit
         chosen = None
     if chosen is None:  # out of time: what certainly keeps the limit
-        chosen = [
-            min(range(len(options)), key=lambda n, o=options: getattr(o[n], other))
-            for options in weights
-        ]
+        chosen = [_least(options, other) for options in weights]
     found = _sum(weights, chosen, least)
     return Choice(
         tuple(chosen),
@@ -170,6 +167,10 @@ def _useful(options: Sequence[Option]) -> list[int]:
         if not kept or options[number].loss < options[kept[-1]].loss:
             kept.append(number)
     return kept
+
+
+def _least(options: Sequence[Option], name: _Name) -> int:
+    return min(range(len(options)), key=lambda number: getattr(options[number], name))
 
 
 def _sum(weights: Sequence[Sequence[Option]], chosen: Sequence[int], name: _Name) -> float:

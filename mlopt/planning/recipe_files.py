@@ -153,7 +153,7 @@ class _FlowMap(dict[str, Any]):
     """A mapping on one line of YAML."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml has no types
     pass
 
 

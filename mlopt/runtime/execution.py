@@ -15,6 +15,7 @@ from mlopt.runtime.call import Call
 from mlopt.runtime.element_types import NARROW, ElementTypes
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import InputSpec
+from mlopt.runtime.state import StateTensor
 from mlopt.runtime.weights.constants import Held
 from mlopt.runtime.weights.packed import Packed
 from mlopt.runtime.weights.row_selection import Rows
@@ -188,9 +189,28 @@ class Execution:
             self._frame[slot] = inputs.pop(name)
             self._tap(slot, self._frame[slot])
 
-    def finish(self) -> tuple[Any, ...]:
-        """Take all steps after :meth:`begin`, and return the outputs of the function in order."""
-        return self._run(self.plan.body)
+    def fork(self) -> Execution:
+        """Return a run that goes on from here on its own, between two steps.
+
+        Values that are computed are shared, states copied. What is drawn at random after this is
+        the same in both.
+        """
+        copies: dict[int, StateTensor] = {}  # several slots may have the same state
+        frame = [_forked(value, copies) for value in self._frame]
+        other = attrs.evolve(self, taps=dict(self.taps), frame=frame)
+        if self._generator is not None:
+            other._generator = torch.Generator(self.device)
+            other._generator.set_state(self._generator.get_state())
+        return other
+
+    def finish(self, first: int = 0) -> tuple[Any, ...]:
+        """Take all steps from a number on, and return the outputs of the function in order.
+
+        first: 0 after :meth:`begin`, and later the number of steps that were taken.
+        """
+        for step in self.plan.body.steps[first:]:
+            self.advance(step)
+        return tuple(self.value(source) for source in self.plan.body.outputs)
 
     def advance(self, step: Step) -> tuple[Any, ...]:
         """Take one step, and return its results; callers take all steps of a body in order."""
@@ -319,6 +339,13 @@ class Execution:
         elif shape is not None and len(shape) != result.dim():
             result = result.reshape(()) if shape == () else result.reshape(1)
         return result if result.dtype == dtype else result.to(dtype)
+
+
+def _forked(value: Any, copies: dict[int, StateTensor]) -> Any:
+    """Return a value of a frame for another run; copies: of the states that were met before."""
+    if not isinstance(value, StateTensor):
+        return value
+    return copies.setdefault(id(value), StateTensor(value.value.clone()))
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:

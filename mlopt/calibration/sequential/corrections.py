@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mlopt.runtime.plan import Step
+
 _STEPS = 4
 _SLOPE = 0.05
 """The least mean slope of a channel that is corrected: others are hardly ever read."""
@@ -72,6 +74,14 @@ def correction(
         # no further than errors reach
         found = torch.minimum(torch.maximum(found + step, -limit), limit)
     return np.asarray(found.reshape(-1).numpy())
+
+
+def with_change(step: Step, result: Tensor, change: Tensor) -> Tensor:
+    """Return what a step gives once its bias has changed by float32 [channels]."""
+    shape = [1] * result.dim()
+    shape[-1 if step.node.op_type == "linear" else 1] = -1
+    moved = result.float() + change.to(result.device).reshape(shape)
+    return moved.to(result.dtype)
 
 
 def _means(

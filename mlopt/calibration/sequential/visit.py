@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlopt.calibration.readers import Reader
-from mlopt.calibration.sequential.corrections import Results
+from mlopt.calibration.sequential.corrections import Results, with_change
 from mlopt.calibration.sequential.factors import Factors
 from mlopt.calibration.sequential.lockstep import Lockstep, Pair
 from mlopt.calibration.sequential.sites import Site
@@ -77,10 +77,7 @@ class Visit:
         """Add the change of a bias, float32 [channels], to the results of the compressed model."""
         for pair in self._runs.pairs:
             result = pair.compressed.value(self._slot)
-            shape = [1] * result.dim()
-            shape[-1 if self.step.node.op_type == "linear" else 1] = -1
-            moved = result.float() + change.to(result.device).reshape(shape)
-            pair.compressed.replace(self._slot, moved.to(result.dtype))
+            pair.compressed.replace(self._slot, with_change(self.step, result, change))
 
     def ratio(self) -> float:
         """Return the signal-to-noise ratio of the results in dB, the float model's the signal."""

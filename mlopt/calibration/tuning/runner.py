@@ -8,9 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlopt.calibration.tuning.losses import Outputs
+from mlopt.calibration.tuning.losses import (
+    Divergence,
+    Loss,
+    LossFunction,
+    Outputs,
+    OwnLoss,
+    SquaredError,
+)
+from mlopt.choices import LOSSES, LossName
 from mlopt.errors import ConfigError
+from mlopt.requests.checked import word
 from mlopt.runtime.comparison.answers import makers_of, probability_names
+from mlopt.runtime.execution import Execution
 from mlopt.runtime.plan import Source
 from mlopt.runtime.program import Program
 
@@ -65,6 +75,20 @@ class Runner:
         """The outputs that are probabilities."""
         return probability_names(self.program).union(self._scores)
 
+    def loss(self, loss: LossName | LossFunction, names: Collection[str]) -> Loss:
+        """Return what compares outputs of these names; ``"kl"``: those of classes, if there are.
+
+        Raises
+        ------
+        ConfigError
+            It is neither a function nor the name of a loss.
+        """
+        if callable(loss):
+            return OwnLoss(loss)
+        if word(loss, "loss", LOSSES) == "squared":
+            return SquaredError()
+        return Divergence(self.classes or names, self.probabilities)
+
     def outputs(
         self,
         inputs: Mapping[str, Any],
@@ -80,11 +104,25 @@ class Runner:
         ConfigError
             One that is wanted is not a tensor of floats, or was not computed.
         """
+        return self.finish(self.begin(inputs, number, substitutes))
+
+    def begin(
+        self,
+        inputs: Mapping[str, Any],
+        number: int,
+        substitutes: Mapping[Source, Tensor] | None = None,
+    ) -> Execution:
+        """Return a run before its first step, as for :meth:`outputs`."""
         execution = self.program.execution(seed=number)
         execution.kept = self._kept
         execution.substitutes = substitutes or {}
         execution.tapped = frozenset(self._taps.values())
-        results = execution.run(dict(inputs) | self.program.make_state().tensors)
+        execution.begin(dict(inputs) | self.program.make_state().tensors)
+        return execution
+
+    def finish(self, execution: Execution, first: int = 0) -> Outputs:
+        """Take all steps of a run from a number on, and return what :meth:`outputs` does."""
+        results = execution.finish(first)
         named = dict(zip(self.program.plan.outputs, results, strict=True))
         named |= {name: execution.taps.get(slot) for name, slot in self._taps.items()}
         floats = {

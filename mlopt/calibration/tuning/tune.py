@@ -16,10 +16,8 @@ from mlopt.calibration.tuning.account import notes_of, tuned_constants, without_
 from mlopt.calibration.tuning.arguments import checked_values, checked_what, number_up_to
 from mlopt.calibration.tuning.descent import Schedule, Tuning, descend
 from mlopt.calibration.tuning.losses import (
-    Divergence,
     Loss,
     LossFunction,
-    OwnLoss,
     SquaredError,
 )
 from mlopt.calibration.tuning.pairing import check_interfaces, check_weights
@@ -31,7 +29,7 @@ from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Substitutes
 from mlopt.calibration.tuning.tunables import Tunable, tunables_of
 from mlopt.calibration.tuning.writing import write_tuned
-from mlopt.choices import LOSSES, TUNED, LossName, Tuned
+from mlopt.choices import TUNED, LossName, Tuned
 from mlopt.coreml.links import link_notes
 from mlopt.coreml.models import ModelSource, destination_or_temporary
 from mlopt.coreml.weights import weights_of
@@ -39,7 +37,7 @@ from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.writer import check_destination
-from mlopt.requests.checked import integer, word
+from mlopt.requests.checked import integer
 from mlopt.runtime import Program
 
 
@@ -158,7 +156,7 @@ def tune(
 
     runner = Runner(programs[0], keeps_weights=True, values=names)
     squares = SquaredError()
-    judge = _loss(loss, runner, names or programs[1].plan.outputs)
+    judge = runner.loss(loss, names or programs[1].plan.outputs)
     with contextlib.closing(Store(programs[0].device)) as store:
         original_runner = Runner(programs[1], keeps_weights=False, values=names)
         read_samples(samples, runner, original_runner, store, (squares, judge))
@@ -191,14 +189,6 @@ def tune(
         source=compressed if hasattr(compressed, "get_spec") else None,
         is_temporary=output is None,
     )
-
-
-def _loss(loss: Any, runner: Runner, names: Collection[str]) -> Loss:
-    if callable(loss):
-        return OwnLoss(loss)
-    if word(loss, "loss", LOSSES) == "squared":
-        return SquaredError()
-    return Divergence(runner.classes or names, runner.probabilities)
 
 
 def _substitutes(

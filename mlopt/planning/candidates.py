@@ -1,0 +1,182 @@
+"""Candidates: the forms that each weight of a model can have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from mlopt.choices import Method
+from mlopt.coreml.biases import BiasPlace
+from mlopt.coreml.calibrated import guides_of
+from mlopt.coreml.config import OptimizationConfig
+from mlopt.coreml.decisions import decide
+from mlopt.coreml.foreseen import foreseen_nbytes
+from mlopt.coreml.models import TargetName
+from mlopt.coreml.op_config import OpPalettizerConfig
+from mlopt.coreml.plans import WeightDecision
+from mlopt.coreml.weights import Weight
+from mlopt.errors import ConfigError, TargetError
+from mlopt.mil.package import Package
+from mlopt.mil.targets import Target
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.keep import Keep
+from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance
+from mlopt.text.names import shortlist
+
+PER_TENSOR = tuple(OpPalettizerConfig(nbits=nbits) for nbits in (1, 2, 3, 4, 6, 8))
+GROUPED = tuple(
+    OpPalettizerConfig(
+        nbits=nbits, granularity="per_grouped_channel", group_size=16, on_indivisible="divisor"
+    )
+    for nbits in (2, 3, 4)
+)
+CANDIDATES: tuple[OpPalettizerConfig, ...] = (*PER_TENSOR, *GROUPED)
+"""The forms that are considered unless others are given, as far as the target has them."""
+
+
+def candidates_over(weight_threshold: int | None) -> list[OpPalettizerConfig] | None:
+    """Return the usual forms for weights of more elements than a number; None for the default."""
+    if weight_threshold is None:
+        return None
+    return [attrs.evolve(each, weight_threshold=weight_threshold) for each in CANDIDATES]
+
+
+@attrs.frozen(eq=False)
+class Form:
+    """A form that a weight can have.
+
+    config: what it asks for, None for the weight as it is; decision: as ``palettize`` makes it;
+    guidance: how a calibration guides it; nbytes: see :class:`mlopt.planning.recipe.Tried`.
+    """
+
+    config: OpPalettizerConfig | None
+    decision: WeightDecision
+    guidance: Guidance[BiasPlace]
+    nbytes: int
+
+
+@attrs.frozen(eq=False)
+class WeightForms:
+    """A weight, and the forms that it can have, by bytes; reason: why it can have only one."""
+
+    weight: Weight
+    forms: tuple[Form, ...]
+    reason: str = ""
+
+
+@attrs.frozen(eq=False)
+class Candidates:
+    """The weights of a package in program order with their forms, and notes for the recipe."""
+
+    weights: tuple[WeightForms, ...]
+    notes: tuple[str, ...]
+
+
+def candidates_of(
+    package: Package,
+    configs: Sequence[OpPalettizerConfig] | None,
+    *,
+    target: TargetName | None,
+    pinned: Mapping[str, OpPalettizerConfig | None],
+    calibration: CalibrationSource | None,
+    method: Method,
+) -> Candidates:
+    """Return the forms of every weight.
+
+    Parameters
+    ----------
+    configs
+        The candidates; those that the target lacks are left out. None: ``CANDIDATES``. Each weight
+        may also stay as it is.
+    target
+        The newest target that the result may need.
+    pinned
+        Rules by name or glob that leave nothing to choose.
+
+    Raises
+    ------
+    ConfigError
+        Two weights have the same name, a rule of ``pinned`` matches none, or there is no candidate.
+    TargetError
+        The target has none of them.
+    """
+    found: dict[int, list[tuple[WeightDecision, Guidance[BiasPlace]]]] = {}
+    notes: dict[str, None] = {}
+    reached: list[Target] = []
+    refused: TargetError | None = None
+    for config in CANDIDATES if configs is None else configs:
+        rules = OptimizationConfig(global_config=config, op_name_configs=dict(pinned))
+        try:
+            plan = decide(package, rules, minimum_deployment_target=target)
+        except TargetError as error:
+            refused = error
+            continue
+        reached.append(plan.target_after)
+        guides = guides_of(plan.decisions, calibration, method=method)
+        notes |= dict.fromkeys(guides.notes)
+        unmatched = [f"- {rule}" for rule in plan.unmatched_rules if rule.kind == "op_name_configs"]
+        if unmatched:
+            raise ConfigError("pinned forms of no weight:\n" + "\n".join(unmatched))
+        for number, decision in enumerate(plan.decisions):
+            guided = decision, guides.of(decision.weight)
+            found.setdefault(number, []).append(guided)
+    if not reached:
+        raise refused or ConfigError("candidates is empty; leave it out for the usual ones")
+    weights = tuple(_weight_forms(each, max(reached)) for each in found.values())
+    _check_names(weights)
+    return Candidates(weights, tuple(notes))
+
+
+def _weight_forms(
+    found: Sequence[tuple[WeightDecision, Guidance[BiasPlace]]], target: Target
+) -> WeightForms:
+    """Return the forms that decisions about a weight lead to, and the weight as it is."""
+    decision, guidance = found[0]
+    if decision.rule.startswith("op_name_configs"):
+        form = _form(decision, guidance, target)
+        return WeightForms(decision.weight, (form,), f"pinned by {decision.rule}")
+    forms: list[Form] = []
+    for decision, guidance in found:
+        is_new = all(decision.result != form.decision.result for form in forms)
+        if isinstance(decision.result, PaletteSpec) and is_new:
+            forms.append(_form(decision, guidance, target))
+    plain = _plain(decision, target)
+    if not forms:
+        assert isinstance(decision.result, Keep)
+        return WeightForms(decision.weight, (plain,), decision.result.reason)
+    smaller = [form for form in forms if form.nbytes < plain.nbytes]
+    every = sorted((*smaller, plain), key=lambda form: form.nbytes)
+    return WeightForms(decision.weight, tuple(every))
+
+
+def _form(decision: WeightDecision, guidance: Guidance[BiasPlace], target: Target) -> Form:
+    spec = decision.result
+    if not isinstance(spec, PaletteSpec):
+        return _plain(decision, target)
+    nbytes = foreseen_nbytes(decision.weight, spec, target=target, guidance=guidance)
+    return Form(decision.config, decision, guidance, nbytes)
+
+
+def _plain(decision: WeightDecision, target: Target) -> Form:
+    nbytes = foreseen_nbytes(decision.weight, None, target=target)
+    return Form(None, decision, UNGUIDED, nbytes)
+
+
+def _check_names(weights: Sequence[WeightForms]) -> None:
+    counts = Counter(each.weight.name for each in weights)
+    shared = [name for name, count in counts.items() if count > 1]
+    if shared:
+        raise ConfigError(
+            f"a recipe tells weights apart by name, and several weights are named "
+            f"{shortlist(shared)}; plan the models or functions that they are in one by one"
+        )
+
+
+def without_choice(weight: WeightForms, reason: str) -> WeightForms:
+    """Return a weight that stays as it is; ConfigError if it is pinned to a form."""
+    plain = next((form for form in weight.forms if form.config is None), None)
+    if plain is None:
+        raise ConfigError(f"{weight.weight.name} is pinned to a form, and {reason}")
+    return WeightForms(weight.weight, (plain,), reason)

@@ -1,0 +1,239 @@
+"""``Planner``: measures losses where they decide, and chooses the form of every weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import attrs
+
+from mlopt.choices import Costs
+from mlopt.coreml.op_config import OpPalettizerConfig
+from mlopt.errors import ConfigError
+from mlopt.planning.candidates import Candidates
+from mlopt.planning.choice import Choice, Option, least_bytes, least_loss
+from mlopt.planning.losses import KnownLosses, Pair
+from mlopt.planning.recipe import Point
+
+Chosen: TypeAlias = tuple[int, ...]
+"""The number of a form for each weight."""
+
+_ROUNDS = 6
+_SIZES = 4
+_QUALITIES = 8
+_CLOSE = 0.02
+"""A quality is met closely enough where the loss is this share below what is allowed."""
+
+
+@attrs.frozen(eq=False)
+class Planned:
+    """A package that was chosen: the forms, its bytes, the sum of losses, the loss as it ran.
+
+    gap: see :class:`mlopt.planning.recipe.Recipe`.
+    """
+
+    forms: Chosen
+    nbytes: int
+    expected: float
+    measured: float | None
+    gap: float
+
+    def point(self, label: str) -> Point:
+        """Return it as a point of a recipe."""
+        return Point(
+            label=label, nbytes=self.nbytes, expected=self.expected, measured=self.measured
+        )
+
+
+@attrs.frozen(eq=False)
+class _Uniform:
+    """The choice of one form for all weights."""
+
+    config: OpPalettizerConfig
+    choice: Choice
+
+
+@attrs.define(eq=False)
+class Planner:
+    """The choice of forms, for a size or for a loss.
+
+    size_of: the exact bytes of the package with a form of each weight; costs: which losses are
+    measured; rivals: other packages that were run.
+    """
+
+    candidates: Candidates
+    losses: KnownLosses
+    size_of: Callable[[Chosen], int]
+    costs: Costs
+    rivals: list[Point] = attrs.Factory(list)
+    _overhead: int | None = None
+
+    def survey(self, bits: float) -> None:
+        """Measure a form of every weight, near so many bits for each element; or all forms."""
+        palettes = self._palettes()
+        if self.costs == "measured":
+            self.losses.measure((i, n) for i, numbers in palettes.items() for n in numbers)
+            return
+        nearest = [
+            (i, min(numbers, key=lambda n: abs(self._bits(i, n) - bits)))
+            for i, numbers in palettes.items()
+        ]
+        self.losses.measure(nearest, are_quick=self.costs == "predicted")
+
+    def for_size(self, limit: int) -> Planned:
+        """Return the package of least loss that has at most ``limit`` bytes.
+
+        Raises
+        ------
+        ConfigError
+            No package is as small.
+        """
+        best = self._settled(partial(self._fitting, limit))
+        planned = self._planned(best)
+        rival = self._uniform(limit)
+        if rival is None or planned.measured is None:
+            return planned
+        other = self._planned(rival.choice)
+        label = f"{rival.config.summary}, every weight"
+        if other.measured is None or other.measured >= planned.measured:
+            self.rivals.append(other.point(label))
+            return planned
+        # losses did not add up
+        self.rivals.append(planned.point("choice by the sum of losses"))
+        bound = planned.expected * (1 - planned.gap)
+        gap = 1 - bound / other.expected if other.expected > 0 else 0.0
+        return attrs.evolve(other, gap=max(gap, 0.0))
+
+    def for_loss(self, most: float) -> Planned:
+        """Return the smallest package whose loss, as it runs, is at most ``most``.
+
+        Raises
+        ------
+        ConfigError
+            No package has so small a loss.
+        """
+        allowed, found, tried = most, None, math.inf
+        for _ in range(_QUALITIES):
+            planned = self._planned(self._settled(partial(self._sparing, allowed)))
+            loss = planned.expected if planned.measured is None else planned.measured
+            tried = min(tried, loss)
+            if loss <= most and (found is None or planned.nbytes < found.nbytes):
+                found = planned
+            if (1 - _CLOSE) * most <= loss <= most or (loss <= most and planned.measured is None):
+                break
+            step = most / loss if loss > 0 else 2.0
+            allowed *= min(max(step, 0.25), 4.0) * (1 - _CLOSE / 2)
+        if found is None:
+            raise ConfigError(
+                f"no package was found whose loss is at most {most:.4g}; the best of those that "
+                f"were tried has {tried:.4g}. Ask for less, or allow wider forms (candidates)"
+            )
+        return found
+
+    def front(self, count: int) -> list[Point]:
+        """Return packages from the smallest to the largest, by the losses that are known."""
+        options = self.options()
+        ends = [sum(f(option.nbytes for option in each) for each in options) for f in (min, max)]
+        points = []
+        for number in range(count):
+            limit = round(ends[0] * (ends[1] / ends[0]) ** (number / (count - 1)))
+            choice = least_loss(options, limit)
+            nbytes = choice.nbytes + (self._overhead or 0)
+            points.append(Point(label="front", nbytes=nbytes, expected=choice.loss))
+        return points
+
+    def options(self) -> list[list[Option]]:
+        """Return what each form of each weight takes and loses."""
+        return [
+            [Option(form.nbytes, self.losses.loss(i, n)[0]) for n, form in enumerate(each.forms)]
+            for i, each in enumerate(self.candidates.weights)
+        ]
+
+    def _settled(self, solve: Callable[[], Choice]) -> Choice:
+        """Solve, measure what was chosen, and solve again until all that is chosen is measured."""
+        choice = solve()
+        for _ in range(0 if self.costs == "predicted" else _ROUNDS):
+            unknown = [pair for pair in enumerate(choice.options) if not self._is_known(pair)]
+            if not unknown:
+                break
+            self.losses.measure(unknown)
+            choice = solve()
+        return choice
+
+    def _fitting(self, limit: int) -> Choice:
+        """Return the choice of least loss whose package has at most ``limit`` bytes."""
+        best: Choice | None = None
+        options = self.options()
+        if self._overhead is None:
+            smallest = tuple(0 for _ in options)
+            self._overhead = self.size_of(smallest) - _bytes(options, smallest)
+        for _ in range(_SIZES):
+            choice = least_loss(options, limit - self._overhead)
+            nbytes = self.size_of(choice.options)
+            overhead = nbytes - choice.nbytes
+            if nbytes <= limit and (best is None or choice.loss < best.loss):
+                best = choice
+            if overhead == self._overhead:
+                break
+            self._overhead = overhead
+        if best is None:
+            raise ConfigError(f"no package of at most {limit} bytes was found; allow a few more")
+        return best
+
+    def _sparing(self, allowed: float) -> Choice:
+        choice = least_bytes(self.options(), allowed)
+        self._overhead = self.size_of(choice.options) - choice.nbytes
+        return choice
+
+    def _uniform(self, limit: int) -> _Uniform | None:
+        """Return the best form for all weights that have it, as far as the package allows."""
+        options = self.options()
+        found: list[_Uniform] = []
+        configs = {form.config: None for each in self.candidates.weights for form in each.forms}
+        for config in configs:
+            if config is None:
+                continue
+            chosen = tuple(
+                next((n for n, form in enumerate(each.forms) if form.config == config), -1)
+                % len(each.forms)
+                for each in self.candidates.weights
+            )
+            loss = math.fsum(options[i][n].loss for i, n in enumerate(chosen))
+            found.append(_Uniform(config, Choice(chosen, _bytes(options, chosen), loss, gap=1.0)))
+        # the exact size is asked for only as often as needed
+        for each in sorted(found, key=lambda each: each.choice.loss):
+            if self.size_of(each.choice.options) <= limit:
+                return each
+        return None
+
+    def _planned(self, choice: Choice) -> Planned:
+        is_run = self.costs != "predicted"
+        return Planned(
+            forms=choice.options,
+            nbytes=self.size_of(choice.options),
+            expected=choice.loss,
+            measured=self.losses.together(choice.options) if is_run else None,
+            gap=choice.gap,
+        )
+
+    def _palettes(self) -> dict[int, list[int]]:
+        """Return the numbers of the palettes of each weight that has some."""
+        palettes = {
+            i: [n for n, form in enumerate(each.forms) if form.config is not None]
+            for i, each in enumerate(self.candidates.weights)
+        }
+        return {i: numbers for i, numbers in palettes.items() if numbers}
+
+    def _is_known(self, pair: Pair) -> bool:
+        i, n = pair
+        return pair in self.losses.measured or self.candidates.weights[i].forms[n].config is None
+
+    def _bits(self, i: int, n: int) -> float:
+        each = self.candidates.weights[i]
+        return 8 * each.forms[n].nbytes / each.weight.size
+
+
+def _bytes(options: Sequence[Sequence[Option]], chosen: Sequence[int]) -> int:
+    return sum(options[i][n].nbytes for i, n in enumerate(chosen))

@@ -1,0 +1,150 @@
+"""``Trials``: what a model loses when some of its weights are palettized, by running it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlopt.calibration.sequential.corrections import with_change
+from mlopt.calibration.sequential.sites import Site
+from mlopt.calibration.tuning.losses import Loss, Outputs
+from mlopt.calibration.tuning.runner import Runner
+from mlopt.coreml.biases import NewBias
+from mlopt.coreml.joint import Clustered
+from mlopt.errors import InputError, RunError
+from mlopt.runtime.execution import Execution
+from mlopt.runtime.plan import Source
+
+
+@attrs.frozen(eq=False)
+class Palettized:
+    """A weight with what is stored for it: where it is read, and what has been clustered."""
+
+    site: Site
+    clustered: Clustered
+
+
+class Trials:
+    """Runs of a program on samples, with weights replaced one at a time or together.
+
+    A run with one weight replaced begins at the step that reads it: all samples wait there, and
+    runs fork off. Memory holds the outputs of all samples and the values that later steps read,
+    and plain weights in the dtype that they are computed with.
+
+    Raises
+    ------
+    InputError, RunError
+        A sample does not fit, or the model failed; the message has the sample's number.
+    """
+
+    def __init__(self, runner: Runner, loss: Loss, samples: Sequence[Mapping[str, Any]]) -> None:
+        self._runner, self._loss = runner, loss
+        self._steps = runner.program.plan.body.steps
+        self._inputs = []
+        for number, sample in enumerate(samples):
+            with _numbered(number):
+                self._inputs.append(runner.converted(sample))
+        with torch.inference_mode():
+            self._originals: list[Outputs] = []
+            for number in range(len(samples)):
+                with _numbered(number):
+                    self._originals.append(runner.finish(self._begun(number)))
+                loss.note(self._originals[-1])
+
+    def one_at_a_time(
+        self, sites: Sequence[Site], told: Callable[[Site, Callable[[Clustered], float]], None]
+    ) -> None:
+        """Visit sites in the order of their steps.
+
+        told: called with each site and what measures it; that returns the mean loss with what is
+        clustered for its weight, everything else as it is.
+        """
+        with torch.inference_mode():
+            runs = [self._begun(number) for number in range(len(self._inputs))]
+            position = 0
+            for site in sorted(sites, key=lambda site: site.first):
+                for number, run in enumerate(runs):
+                    with _numbered(number):
+                        for step in self._steps[position : site.first]:
+                            run.advance(step)
+                position = max(position, site.first)
+
+                told(site, partial(self._alone, runs, site))
+
+    def together(self, weights: Sequence[Palettized]) -> float:
+        """Return the mean loss with all of some weights replaced."""
+        with torch.inference_mode():
+            changes = _Changes(self._runner, weights)
+            return self._mean(lambda number: changes.finished(self._begun(number), 0))
+
+    def _alone(self, runs: Sequence[Execution], site: Site, clustered: Clustered) -> float:
+        """Return the mean loss with one weight replaced; runs: before the step that reads it."""
+        changes = _Changes(self._runner, [Palettized(site, clustered)])
+        return self._mean(lambda number: changes.finished(runs[number].fork(), site.first))
+
+    def _begun(self, number: int) -> Execution:
+        return self._runner.begin(self._inputs[number], number)
+
+    def _mean(self, outputs: Callable[[int], Outputs]) -> float:
+        losses = []
+        for number, originals in enumerate(self._originals):
+            with _numbered(number):
+                losses.append(float(self._loss(outputs(number), originals)))
+        return math.fsum(losses) / len(losses)
+
+
+class _Changes:
+    """Weights and biases that are replaced in a run."""
+
+    def __init__(self, runner: Runner, weights: Sequence[Palettized]) -> None:
+        self._runner = runner
+        self._steps = runner.program.plan.body.steps
+        self._substitutes: dict[Source, Tensor] = {}
+        self._biases: dict[int, Tensor] = {}
+        device = runner.program.device
+        for each in weights:
+            values = each.clustered.palette.values().astype(np.float32, copy=False)
+            tensor = torch.from_numpy(values).to(device)
+            for source in each.site.sources:
+                self._substitutes[source] = tensor
+            bias = each.clustered.bias
+            # a step in a nested block gives its results to that alone
+            if (
+                bias is not None
+                and self._steps[each.site.first].node.name == bias.place.reader.name
+            ):
+                self._biases[each.site.first] = _change(bias).to(device)
+
+    def finished(self, run: Execution, first: int) -> Outputs:
+        """Take the steps of a run from a number on."""
+        run.substitutes = self._substitutes
+        for number in sorted(n for n in self._biases if n >= first):
+            for step in self._steps[first : number + 1]:
+                run.advance(step)
+            step = self._steps[number]
+            (slot,) = step.results
+            run.replace(slot, with_change(step, run.value(slot), self._biases[number]))
+            first = number + 1
+        return self._runner.finish(run, first)
+
+
+def _change(bias: NewBias) -> Tensor:
+    """Return what is added to a bias, float32 [channels]."""
+    before = 0.0 if bias.place.bias is None else np.asarray(bias.place.bias.value(), np.float32)
+    return torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before))
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, RunError) as error:
+        raise type(error)(f"sample {number}: {error}") from error
