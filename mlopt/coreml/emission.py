@@ -23,8 +23,8 @@ from mlopt.mil.constexpr_forms import TYPED_SINCE
 from mlopt.mil.messages import Operation, Value
 from mlopt.mil.program import Node
 from mlopt.mil.targets import Target
+from mlopt.mil.value_store import ValueStore
 from mlopt.mil.values import int32_value, string_value, tensor_type
-from mlopt.mil.writer import PackageWriter
 from mlopt.palette.value.bits import pack_bits, unpack_bits
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.quantized import QuantizedTable
@@ -93,7 +93,7 @@ class PaletteOperations:
     def __init__(
         self,
         palette: PackedPalette,
-        writer: PackageWriter,
+        writer: ValueStore,
         *,
         target: Target,
         file_name: str | None,

@@ -13,7 +13,7 @@ from mlopt.mil.names import UniqueNames
 from mlopt.mil.program import Constant, Node, Program, Variable
 from mlopt.mil.raising.upgrade import OpsetRaise
 from mlopt.mil.targets import Target, opset_target
-from mlopt.mil.writer import PackageWriter
+from mlopt.mil.value_store import ValueStore
 
 
 class Replacements:
@@ -26,7 +26,7 @@ class Replacements:
         palette replace the same operation, the palette wins.
     """
 
-    def __init__(self, writer: PackageWriter, raises: Iterable[OpsetRaise] = ()) -> None:
+    def __init__(self, writer: ValueStore, raises: Iterable[OpsetRaise] = ()) -> None:
         self._writer = writer
         self._edits = Edits()
         self._targets: dict[tuple[int, str], Target] = {}

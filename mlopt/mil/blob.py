@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -221,37 +222,24 @@ class BlobReader:
         )
 
 
-class BlobWriter:
-    """Writes a weight file from front to back; equal blobs are stored once.
+class BlobPlaces(ABC):
+    """Where the blobs of a new weight file come to lie, front to back; equal ones are stored once.
 
     Two blobs are equal when type, padding and every byte are. A checksum of a few samples finds
-    candidates, which are then compared with what the file already holds: neither whole blobs are
-    hashed nor is written data kept in memory.
+    candidates, which are then compared with what is there already: whole blobs are not hashed.
 
-    Parameters
+    Attributes
     ----------
-    file
-        An empty binary file, open for reading and writing ("w+b"). The caller closes it.
+    count
+        The number of blobs.
+    nbytes
+        The size of the file so far.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._end = _HEADER.size
-        self._candidates: dict[tuple[int, ...], list[int]] = {}
+    def __init__(self) -> None:
+        self.nbytes = _HEADER.size
         self.count = 0
-        file.write(_HEADER.pack(0, VERSION))
-
-    def __enter__(self) -> BlobWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.finish()
+        self._candidates: dict[tuple[int, ...], list[int]] = {}
 
     def add(
         self,
@@ -293,13 +281,63 @@ class BlobWriter:
             )
         fingerprint = (kind.blob, padding_bits, len(view), _sample_checksum(view))
         known = self._candidates.setdefault(fingerprint, [])
-        offset = next((at for at in known if self._holds(at + _METADATA.size, view)), None)
+        offset = next((at for at in known if self._holds(at, view)), None)
         if offset is None:
-            offset = self._append(kind.blob, view, padding_bits, release)
+            offset = self._place(len(view))
+            self._store(offset, kind.blob, view, padding_bits, release)
             known.append(offset)
         if release is not None:
             release(0, len(view))
         return offset
+
+    def _place(self, nbytes: int) -> int:
+        """Return the offset of a new blob, which then is the last one; ``nbytes``: of its data."""
+        offset = -(-self.nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes = offset + _METADATA.size + nbytes
+        self.count += 1
+        return offset
+
+    @abstractmethod
+    def _store(
+        self,
+        offset: int,
+        number: int,
+        view: memoryview,
+        padding_bits: int,
+        release: Callable[[int, int], None] | None,
+    ) -> None:
+        """Store a blob of the type with a number, in its place."""
+
+    @abstractmethod
+    def _holds(self, offset: int, view: memoryview) -> bool:
+        """Return whether the bytes of the blob at an offset begin with those of ``view``."""
+
+
+class BlobWriter(BlobPlaces):
+    """Writes a weight file from front to back; what is written is not kept in memory.
+
+    Parameters
+    ----------
+    file
+        An empty binary file, open for reading and writing ("w+b"). The caller closes it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._end = file.write(_HEADER.pack(0, VERSION))
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
 
     def finish(self) -> None:
         """Write the number of blobs into the header and flush."""
@@ -308,14 +346,14 @@ class BlobWriter:
         self._file.seek(self._end)
         self._file.flush()
 
-    def _append(
+    def _store(
         self,
+        offset: int,
         number: int,
         view: memoryview,
         padding_bits: int,
         release: Callable[[int, int], None] | None,
-    ) -> int:
-        offset = -(-self._end // ALIGNMENT) * ALIGNMENT
+    ) -> None:
         start = offset + _METADATA.size
         self._file.seek(self._end)
         self._file.write(bytes(offset - self._end))
@@ -328,12 +366,9 @@ class BlobWriter:
             if release is not None:
                 release(at, len(part))
         self._end = start + len(view)
-        self.count += 1
-        return offset
 
-    def _holds(self, start: int, view: memoryview) -> bool:
-        """Return whether the file's bytes from ``start`` on equal ``view``."""
-        self._file.seek(start)
+    def _holds(self, offset: int, view: memoryview) -> bool:
+        self._file.seek(offset + _METADATA.size)
         for at in range(0, len(view), _CHUNK):
             part = view[at : at + _CHUNK]
             written = np.frombuffer(self._file.read(len(part)), np.uint8)

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import math
 import os
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO
 
-import numpy as np
 from google.protobuf.message import EncodeError
 
 from mlopt.errors import DestinationError, ModelFormatError
 from mlopt.mil.blob import BlobWriter
-from mlopt.mil.dtypes import DType, dtype_named
-from mlopt.mil.files import open_regular, resolved, tree
+from mlopt.mil.dtypes import DType
+from mlopt.mil.edited import EditedPackage
+from mlopt.mil.files import open_regular, resolved
 from mlopt.mil.interrupts import interrupts_wait
-from mlopt.mil.manifest import read_manifest
-from mlopt.mil.messages import Value
 from mlopt.mil.misplaced import MANIFEST
 from mlopt.mil.package import Package
-from mlopt.mil.program import MOVED
 from mlopt.mil.staging import Staging, restore
-from mlopt.mil.values import file_value, make_value
 
-_DEFAULT_FILE = "@model_path/weights/weight.bin"
 _CHUNK = 4 << 20  # bytes of a file that are copied at a time
 
 
@@ -84,7 +76,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-class PackageWriter:
+class PackageWriter(EditedPackage):
     """Writer of an edited package to a destination; used as a context manager.
 
     While it is open, the messages of ``package.spec`` are edited in place: new values come from
@@ -115,9 +107,7 @@ class PackageWriter:
     """
 
     def __init__(self, package: Package, destination: str | os.PathLike[str]) -> None:
-        if package.written:
-            raise ValueError("the package has been written already; open its source again")
-        self.package = package
+        super().__init__(package)
         self.destination = check_destination(destination)
         root = Path(os.path.realpath(package.path))
         if root in self.destination.parents or self.destination in root.parents:
@@ -127,15 +117,8 @@ class PackageWriter:
             )
         self._staging = Staging(self.destination)
         self._check_links()
-        names = package.source_weight_files
-        parts = {package.model_path, PurePosixPath(MANIFEST), *map(package.files.path_of, names)}
-        self._source_folders, self._source_files = tree(package.path, parts)
         # By path: a model may spell a file's name in two ways.
         self._files: dict[PurePosixPath, tuple[BinaryIO, BlobWriter]] = {}
-        # By weight file and place of the data: several metadata may refer to the same data.
-        self._kept: dict[tuple[PurePosixPath, str, int, int, int], int] = {}
-        #: The weight file that new values go to unless told otherwise.
-        self.default_file = _DEFAULT_FILE if _DEFAULT_FILE in names or not names else names[0]
 
     def __enter__(self) -> PackageWriter:
         self.package.written = True
@@ -159,95 +142,12 @@ class PackageWriter:
             # Again: an interrupt may have come before it was made to wait.
             self._clean_up()
 
-    def add_blob(
-        self,
-        dtype: str | DType,
-        data: Any,
-        shape: Sequence[int],
-        *,
-        file_name: str | None = None,
-    ) -> Value:
-        """Store a blob (equal blobs once) and return the ``Value`` that refers to it.
-
-        Parameters
-        ----------
-        dtype
-            Element type or its name.
-        data
-            An array, or bytes; packed bytes for types narrower than a byte.
-        shape
-            Shape of the tensor.
-        file_name
-            The weight file as the model names it; None for ``default_file``.
-        """
-        kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
-        size = math.prod(shape)
-        padding = kind.nbytes(size) * 8 - size * kind.bits
-        nbytes = data.nbytes if isinstance(data, np.ndarray) else memoryview(data).nbytes
-        if nbytes != kind.nbytes(size):
-            raise ValueError(
-                f"a {kind.name} tensor of shape {list(shape)} takes {kind.nbytes(size)} bytes, "
-                f"got {nbytes}"
-            )
-        name = file_name or self.default_file
-        return file_value(name, self._add(name, kind, data, padding), kind, shape)
-
-    def add_value(
-        self,
-        data: Any,
-        dtype: str | DType | None = None,
-        shape: Sequence[int] | None = None,
-        *,
-        specification_version: int,
-        file_name: str | None = None,
-    ) -> Value:
-        """Return a ``Value`` of ``data``, stored where coremltools would: message or weight file.
-
-        See ``values.make_value``.
-        """
-        name = file_name or self.default_file
-
-        def add(kind: str, array: Any, padding: int) -> tuple[str, int]:
-            return name, self._add(name, kind, array, padding)
-
-        return make_value(
-            data, dtype, shape, specification_version=specification_version, add_blob=add
-        )
-
-    def keep(self, value: Value) -> None:
-        """Copy the source's blob that ``value`` refers to, once, and refer to the copy.
-
-        Nothing happens to a value that is in the message or has been stored already.
-        """
-        if value.WhichOneof("value") != "blobFileValue" or value.blobFileValue.offset >= MOVED:
-            return
-        reference = value.blobFileValue
-        inner = self.package.files.path_of(reference.fileName)
-        reader = self.package.files.reader_at(inner)
-        blob = reader.read(reference.offset)
-        key = (inner, blob.dtype.name, blob.data_offset, blob.nbytes, blob.padding_bits)
-        if key not in self._kept:
-            self._kept[key] = self._add(
-                reference.fileName,
-                blob.dtype,
-                blob.data,
-                blob.padding_bits,
-                release=lambda start, nbytes: reader.release(blob.data_offset + start, nbytes),
-            )
-        reference.offset = self._kept[key]
-
     def finish(self) -> Path:
         """Move what still refers to the source, write everything else, and rename it into place.
 
         Returns the folder of the finished package.
         """
-        for name in self.package.source_weight_files:
-            self._blobs(name)  # even if nothing is left in it: the old one is not copied then
-        values = list(self.package.file_values())
-        for value in values:
-            self.keep(value)
-        for value in values:
-            value.blobFileValue.offset -= MOVED
+        self._move_values()
         with self._writing():
             for file, blobs in self._files.values():
                 blobs.finish()
@@ -267,13 +167,10 @@ class PackageWriter:
         padding_bits: int,
         release: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Store a blob and return its offset, marked as this writer's own."""
-        blobs = self._blobs(file_name)
         with self._writing():
-            return MOVED + blobs.add(dtype, data, padding_bits, release=release)
+            return super()._add(file_name, dtype, data, padding_bits, release)
 
     def _blobs(self, file_name: str) -> BlobWriter:
-        """Return the writer of a weight file, created on first use."""
         inner = self.package.files.path_of(file_name)
         if inner not in self._files:
             with self._writing():
@@ -318,9 +215,8 @@ class PackageWriter:
         with self._writing():
             for inner in self._source_folders:
                 (self._staging.folder / inner).mkdir(parents=True, exist_ok=True)
-        for inner in self._source_files:
-            if inner != self.package.model_path and inner not in self._files:
-                self._copy(inner)
+        for inner in self._other_files(self._files):
+            self._copy(inner)
 
     def _copy(self, inner: PurePosixPath) -> None:
         path, _ = resolved(self.package.path, inner)
@@ -347,21 +243,9 @@ class PackageWriter:
 
     def _write_manifest(self) -> None:
         """Add an entry for a weights folder to the copied manifest if the source had none."""
-        manifest = read_manifest(self.package.path)
-        for inner in self._files:
-            folder = PurePosixPath(*inner.parts[1:]).parent
-            paths = (e.get("path") for e in manifest.entries.values() if isinstance(e, dict))
-            known = {path for path in paths if isinstance(path, str)}
-            if str(folder) in known or any(str(parent) in known for parent in folder.parents):
-                continue
-            identifier = str(uuid.uuid5(uuid.NAMESPACE_URL, str(folder))).upper()
-            manifest.entries[identifier] = {
-                "author": "com.apple.CoreML",
-                "description": "CoreML Model Weights",
-                "name": folder.name,
-                "path": str(folder),
-            }
-            self._write(PurePosixPath(MANIFEST), json.dumps(manifest.content, indent=4).encode())
+        content = self._manifest(self._files)
+        if content is not None:
+            self._write(PurePosixPath(MANIFEST), content)
 
     def _commit(self) -> None:
         """Rename the finished folder to the destination."""

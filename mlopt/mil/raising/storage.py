@@ -10,8 +10,8 @@ import numpy as np
 from mlopt.mil.dtypes import dtype_named
 from mlopt.mil.messages import Value
 from mlopt.mil.program import Constant
+from mlopt.mil.value_store import ValueStore
 from mlopt.mil.values import tensor_type
-from mlopt.mil.writer import PackageWriter
 
 
 @attrs.frozen(eq=False)
@@ -45,7 +45,7 @@ class Storage:
         Version of the raised program, which decides what goes to the weight file.
     """
 
-    def __init__(self, writer: PackageWriter, specification_version: int) -> None:
+    def __init__(self, writer: ValueStore, specification_version: int) -> None:
         self._writer = writer
         self._version = specification_version
         self._stored: dict[tuple[Any, ...], Value] = {}

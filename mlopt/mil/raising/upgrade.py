@@ -14,7 +14,7 @@ from mlopt.mil.raising.change import Change, Unraisable
 from mlopt.mil.raising.rules import RULES
 from mlopt.mil.raising.storage import Storage
 from mlopt.mil.targets import Target
-from mlopt.mil.writer import PackageWriter
+from mlopt.mil.value_store import ValueStore
 
 _OPSETS = list(RULES)
 
@@ -43,13 +43,13 @@ class OpsetRaise:
     changes: tuple[Change, ...]
     names: Mapping[str, UniqueNames]
 
-    def apply(self, writer: PackageWriter) -> None:
+    def apply(self, writer: ValueStore) -> None:
         """Raise the program at once; see ``add_to``."""
         edits = Edits()
         self.add_to(edits, writer)
         edits.apply()
 
-    def add_to(self, edits: Edits, writer: PackageWriter) -> None:
+    def add_to(self, edits: Edits, writer: ValueStore) -> None:
         """Add the raise to ``edits``: operations, opsets of functions, specification versions.
 
         Other replacements in ``edits``, added before or after, take precedence over the raise: they
