@@ -11,6 +11,7 @@ from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.decompress import DecompressionResult, decompress, decompress_weights
 from mlopt.coreml.deployment import deployment_target, raise_target, set_deployment_target
+from mlopt.coreml.foreseen import foreseen_package_bytes
 from mlopt.coreml.lint import Finding, LintReport, lint
 from mlopt.coreml.metadata import (
     CoreMLOpMetaData,
@@ -47,6 +48,7 @@ __all__ = [
     "decompress",
     "decompress_weights",
     "deployment_target",
+    "foreseen_package_bytes",
     "get_weights_metadata",
     "lint",
     "palettize",

@@ -30,6 +30,11 @@ class BiasPlace:
     bias: Constant | None
     element_type: str
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the bias."""
+        return _FLOATS[self.element_type]
+
 
 @attrs.frozen(eq=False)
 class NewBias:
@@ -64,7 +69,7 @@ def corrected(
     """The bias plus the mean error [outputs], rounded to the dtype of the bias; None without."""
     if place is None or mean_error is None:
         return None
-    dtype = _FLOATS[place.element_type]
+    dtype = place.dtype
     before = 0.0 if place.bias is None else np.asarray(place.bias.value(), np.float64)
     limit = float(np.finfo(dtype).max)
     return NewBias(place, np.clip(before + mean_error, -limit, limit).astype(dtype))

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlopt.coreml import OptimizationConfig, palettize, preview
+from mlopt.coreml import OptimizationConfig, foreseen_package_bytes, palettize, preview
+from mlopt.coreml.inspection import package_bytes
 from mlopt.errors import ConfigError, TargetError
 from tests import judges, models
 from tests.coreml.conftest import (
     GROUP,
     Cell,
     all_cells,
+    by_name,
     chain,
     expressible,
     form,
@@ -87,6 +89,13 @@ def test_every_cell_is_palettized(target, matrix_of):
     assert set(rows) == {cell.name for cell in matrix.cells}
     assert {name for name, row in rows.items() if not row.is_palettized} == set()
     assert matrix.report.target_after == max(target, "iOS16")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_size_is_foreseen(target, matrix_of):
+    matrix = matrix_of(target)
+    config = by_name({cell.name: cell.config for cell in matrix.cells})
+    assert foreseen_package_bytes(matrix.source, config) == package_bytes(matrix.output)
 
 
 @pytest.mark.parametrize("target", TARGETS)
