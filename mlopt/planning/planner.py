@@ -16,6 +16,7 @@ from mlopt.planning.candidates import Candidates
 from mlopt.planning.choice import Choice, Option, least_bytes, least_loss
 from mlopt.planning.losses import KnownLosses, Pair
 from mlopt.planning.recipe import Point
+from mlopt.text.words import human_bytes
 
 Chosen: TypeAlias = tuple[int, ...]
 """The number of a form for each weight."""
@@ -23,6 +24,7 @@ Chosen: TypeAlias = tuple[int, ...]
 _ROUNDS = 6
 _SIZES = 4
 _QUALITIES = 8
+_LONGEST = 4.0
 _CLOSE = 0.02
 """A quality is met closely enough where the loss is this share below what is allowed."""
 
@@ -114,17 +116,20 @@ class Planner:
         ConfigError
             No package has so small a loss.
         """
-        allowed, found, tried = most, None, math.inf
+        allowed, tried = most, math.inf
+        found: Planned | None = None
         for _ in range(_QUALITIES):
             planned = self._planned(self._settled(partial(self._sparing, allowed)))
             loss = planned.expected if planned.measured is None else planned.measured
             tried = min(tried, loss)
             if loss <= most and (found is None or planned.nbytes < found.nbytes):
                 found = planned
-            if (1 - _CLOSE) * most <= loss <= most or (loss <= most and planned.measured is None):
+            is_close = (1 - _CLOSE) * most <= loss <= most
+            if is_close or planned.measured is None or (loss > most and allowed <= self._least()):
                 break
-            step = most / loss if loss > 0 else 2.0
-            allowed *= min(max(step, 0.25), 4.0) * (1 - _CLOSE / 2)
+            # losses do not quite add up: what they may sum to is corrected by what was measured
+            step = most / loss if loss > 0 else _LONGEST
+            allowed *= min(max(step, 1 / _LONGEST), _LONGEST) * (1 - _CLOSE / 2)
         if found is None:
             raise ConfigError(
                 f"no package was found whose loss is at most {most:.4g}; the best of those that "
@@ -166,11 +171,19 @@ class Planner:
         """Return the choice of least loss whose package has at most ``limit`` bytes."""
         best: Choice | None = None
         options = self.options()
+        smallest = tuple(0 for _ in options)
+        least = self.size_of(smallest)
+        if least > limit:
+            raise ConfigError(
+                f"the package takes {human_bytes(least)} ({least} bytes) with the smallest form of "
+                f"every weight, and may have {human_bytes(limit)} ({limit} bytes); allow more, or "
+                "give narrower forms (candidates)"
+            )
         if self._overhead is None:
-            smallest = tuple(0 for _ in options)
-            self._overhead = self.size_of(smallest) - _bytes(options, smallest)
+            self._overhead = least - _bytes(options, smallest)
         for _ in range(_SIZES):
-            choice = least_loss(options, limit - self._overhead)
+            # sizes of weights add up but for a few bytes of text
+            choice = least_loss(options, max(limit - self._overhead, _bytes(options, smallest)))
             nbytes = self.size_of(choice.options)
             overhead = nbytes - choice.nbytes
             if nbytes <= limit and (best is None or choice.loss < best.loss):
@@ -178,14 +191,17 @@ class Planner:
             if overhead == self._overhead:
                 break
             self._overhead = overhead
-        if best is None:
-            raise ConfigError(f"no package of at most {limit} bytes was found; allow a few more")
-        return best
+        loss = math.fsum(each[0].loss for each in options)
+        return best or Choice(smallest, _bytes(options, smallest), loss, gap=1.0)
 
     def _sparing(self, allowed: float) -> Choice:
-        choice = least_bytes(self.options(), allowed)
+        choice = least_bytes(self.options(), max(allowed, self._least()))
         self._overhead = self.size_of(choice.options) - choice.nbytes
         return choice
+
+    def _least(self) -> float:
+        """Return the sum of losses with the best form of every weight."""
+        return math.fsum(min(option.loss for option in each) for each in self.options())
 
     def _uniform(self, limit: int) -> _Uniform | None:
         """Return the best form for all weights that have it, as far as the package allows."""

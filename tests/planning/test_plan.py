@@ -1,0 +1,187 @@
+"""Plans of the digit classifier, judged by brute force and by packages that are run."""
+
+import itertools
+import math
+
+import attrs
+import numpy as np
+import pytest
+
+from mlopt import runtime
+from mlopt.calibration import calibrate
+from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
+from mlopt.coreml.inspection import package_bytes
+from mlopt.errors import ConfigError, InputError, TargetError
+from mlopt.planning import Recipe, plan
+
+IMAGES = np.random.default_rng(0).uniform(size=(6, 1, 1, 8, 8)).astype(np.float32)
+SAMPLES = [{"image": image} for image in IMAGES]
+FORMS = [OpPalettizerConfig(nbits=nbits, weight_threshold=256) for nbits in (1, 2, 4, 6)]
+GROUPED = attrs.evolve(FORMS[1], granularity="per_grouped_channel", group_size=8)
+
+
+@pytest.fixture(scope="module")
+def calibration(digits):
+    return calibrate(digits, SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def measured(digits, calibration, tmp_path_factory) -> Recipe:
+    """A plan that has run the model with all forms."""
+    return plan(
+        digits,
+        budget=60_000,
+        samples=SAMPLES,
+        calibration=calibration,
+        candidates=[*FORMS, GROUPED],
+        minimum_deployment_target="iOS18",
+        costs="measured",
+        output=tmp_path_factory.mktemp("plan") / "planned.mlpackage",
+    )
+
+
+def error_of(reference, candidate) -> float:
+    """The squared error of the logits relative to their mean square, by whole runs."""
+    wanted, given = (
+        np.concatenate([runtime.load(path).predict(s)["logits"] for s in SAMPLES]).astype(float)
+        for path in (reference, candidate)
+    )
+    return float(((wanted - given) ** 2).sum() / (wanted**2).sum())
+
+
+def palettized(digits, configs, output, calibration):
+    return palettize(
+        digits,
+        OptimizationConfig(op_name_configs=configs),
+        output=output,
+        minimum_deployment_target="iOS18",
+        calibration=calibration,
+    )
+
+
+def test_no_choice_loses_less(measured):
+    assert measured.nbytes <= 60_000
+    assert measured.gap <= 1e-4
+    open_weights = [w for w in measured.weights if len(w.tried) > 1]
+    assert len(open_weights) == 4
+    chosen = sum(w.chosen.nbytes for w in open_weights)
+    rest = measured.nbytes - chosen
+    least = min(
+        math.fsum(t.loss for t in forms)
+        for forms in itertools.product(*(w.tried for w in open_weights))
+        # a few bytes of text are not counted in the sums
+        if rest + sum(t.nbytes for t in forms) <= 60_000 - 64
+    )
+    assert measured.expected <= least * (1 + 1e-3)
+    assert measured.expected == pytest.approx(math.fsum(w.chosen.loss for w in open_weights))
+
+
+def test_losses_are_those_of_packages_with_one_weight_palettized(
+    measured, digits, calibration, tmp_path
+):
+    for name, number in (("conv2_weight_to_fp16", 0), ("hidden_weight_to_fp16", 2)):
+        (weight,) = (w for w in measured.weights if w.name == name)
+        tried = [t for t in weight.tried if t.config is not None][number]
+        path = palettized(
+            digits, {name: tried.config}, tmp_path / "one.mlpackage", calibration
+        ).path
+        assert tried.known == "measured"
+        assert tried.loss == pytest.approx(error_of(digits, path), rel=1e-3)
+
+
+def test_the_package_is_the_planned_one(measured, digits, calibration, tmp_path):
+    result = palettized(
+        digits, measured.to_config().op_name_configs, tmp_path / "again.mlpackage", calibration
+    )
+    assert package_bytes(result.path) == measured.nbytes
+    assert measured.measured == pytest.approx(error_of(digits, result.path), rel=1e-3)
+    assert str(result.report.target_after) == measured.target
+    assert not result.report.unmatched_rules
+
+
+def test_only_what_is_chosen_is_measured(digits, calibration):
+    asked = {
+        "samples": SAMPLES,
+        "calibration": calibration,
+        "candidates": FORMS,
+        "budget": "50kB",
+    }
+    near = plan(digits, costs="near", **asked)
+    assert all(w.chosen.known == "measured" for w in near.weights)
+    assert any(t.known == "predicted" for w in near.weights for t in w.tried)
+    rough = plan(digits, costs="predicted", **asked)
+    assert rough.measured is None
+    assert rough.nbytes <= 50_000
+    assert {t.known for w in rough.weights for t in w.tried if t.config} == {"predicted"}
+    # forms of a weight keep their order
+    for weight in rough.weights:
+        losses = [tried.loss for tried in weight.tried]
+        assert losses == sorted(losses, reverse=True)
+
+
+def test_the_smallest_package_for_a_quality(digits, measured):
+    asked = {"samples": SAMPLES, "candidates": FORMS, "costs": "measured"}
+    good = plan(digits, quality=25, **asked)
+    better = plan(digits, quality="35 dB", **asked)
+    assert good.measured <= 10**-2.5
+    assert better.measured <= 10**-3.5
+    assert good.nbytes < better.nbytes < good.nbytes_before
+    with pytest.raises(ConfigError, match="no package"):
+        plan(digits, quality=25, samples=SAMPLES, candidates=FORMS[:1], pinned={"*": FORMS[0]})
+
+
+def test_pinned_weights_are_not_chosen(digits):
+    recipe = plan(
+        digits,
+        budget="60kB",
+        samples=SAMPLES[:2],
+        candidates=FORMS,
+        pinned={"head*": None, "conv2*": FORMS[3]},
+    )
+    forms = {w.name: w.chosen.config for w in recipe.weights}
+    assert forms["head_weight_to_fp16"] is None
+    assert forms["conv2_weight_to_fp16"] == FORMS[3]
+    reasons = {w.name: w.reason for w in recipe.weights}
+    assert "pinned" in reasons["conv2_weight_to_fp16"]
+    with pytest.raises(ConfigError, match="pinned forms of no weight"):
+        plan(digits, budget="60kB", pinned={"nothing": None})
+
+
+def test_random_inputs_are_said_to_be(digits):
+    recipe = plan(digits, budget="3x", random=2, candidates=FORMS)
+    assert recipe.are_random
+    assert recipe.samples == 2
+    assert recipe.nbytes * 3 <= recipe.nbytes_before
+    assert recipe == plan(digits, budget="3x", random=2, candidates=FORMS)
+
+
+def test_classes_can_be_compared(digits):
+    recipe = plan(digits, budget="2 bits", samples=SAMPLES, candidates=FORMS, loss="kl")
+    assert recipe.loss == "kl"
+    assert 0 < recipe.measured < 1
+    assert recipe.bits <= 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({}, ConfigError, "neither"),
+        ({"budget": 1, "quality": 1}, ConfigError, "both"),
+        ({"budget": 20_000}, ConfigError, "smallest form of every weight"),
+        ({"budget": "12 parsecs"}, ConfigError, "12MB"),
+        ({"budget": 0.5}, ConfigError, "a budget is"),
+        ({"quality": "0.1 nats"}, ConfigError, "with loss squared"),
+        ({"budget": 60_000, "samples": []}, InputError, "no samples"),
+        ({"budget": 60_000, "samples": [{"picture": 1}]}, InputError, "sample 0"),
+        ({"budget": 60_000, "candidates": []}, ConfigError, "candidates is empty"),
+        ({"budget": 60_000, "candidates": [GROUPED]}, TargetError, "iOS18"),
+        (
+            {"budget": 60_000, "candidates": [OpPalettizerConfig(nbits=2, weight_threshold=10**9)]},
+            ConfigError,
+            "nothing to choose",
+        ),
+    ],
+)
+def test_what_cannot_be_planned(digits, asked, error, message):
+    with pytest.raises(error, match=message):
+        plan(digits, **asked)
