@@ -74,7 +74,7 @@ def least_bytes(weights: Sequence[Sequence[Option]], most_loss: float) -> Choice
     ConfigError
         There is none; the message has the least loss that is possible.
     """
-    least = sum(min(option.loss for option in options) for options in weights)
+    least = math.fsum(min(option.loss for option in options) for options in weights)
     if least > most_loss:
         raise ConfigError(
             f"the sum of losses is {least:.4g} with the best form of every weight, and at most "

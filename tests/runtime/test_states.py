@@ -121,6 +121,27 @@ def test_states_are_separate_and_can_be_set():
     np.testing.assert_array_equal(program.predict(step_inputs(4, 1), second)["scores"], after)
 
 
+def test_runs_that_fork_do_not_change_each_others_states():
+    program = load(decoder()[1])
+    wanted = program.make_state()
+    program.predict(step_inputs(3, 0), wanted)
+    steps = program.plan.body.steps
+    for number in (0, len(steps) // 3, len(steps) // 2, len(steps)):
+        state = program.make_state()
+        with torch.inference_mode():
+            run = program.begin(step_inputs(3, 0), state)
+            for step in steps[:number]:
+                run.advance(step)
+            before = state.read_state("keys")
+            forked = run.fork().finish(number)
+            np.testing.assert_array_equal(state.read_state("keys"), before)
+            finished = run.finish(number)
+        for one, other in zip(forked, finished, strict=True):
+            assert torch.equal(one, other)
+        np.testing.assert_array_equal(state.read_state("keys"), wanted.read_state("keys"))
+    assert wanted.read_state("keys").any()
+
+
 def test_states_that_are_lacking_or_wrong():
     _, model = decoder()
     program = load(model)
