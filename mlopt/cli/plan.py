@@ -137,6 +137,15 @@ def plan_model(
             "--package", metavar="OUT", help="Also write the palettized package, at no more cost."
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            file_okay=False,
+            help="A folder for what is clustered and measured. The same command goes on from it "
+            "after an interruption, and plans for other sizes start with it.",
+        ),
+    ] = None,
     function: Annotated[
         str | None, typer.Option(metavar="NAME", help="The function of a model with several.")
     ] = None,
@@ -189,6 +198,7 @@ def plan_model(
                 loss=loss,
                 costs=costs,
                 output=package,
+                cache=cache,
                 random=samples or 8,
                 seed=seed,
                 function=function,

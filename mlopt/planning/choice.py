@@ -121,7 +121,7 @@ def _solution(
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array, vstack
 
-    flat = [(i, n) for i, options in enumerate(weights) for n in _useful(options)]
+    flat = [(i, n) for i, options in enumerate(weights) for n in useful_options(options)]
     costs = np.array([float(getattr(weights[i][n], least)) for i, n in flat])
     uses = np.array([float(getattr(weights[i][n], other)) for i, n in flat])
     # each form counted from the least of its weight, so that no number is far larger than others
@@ -159,7 +159,7 @@ def _least_of_each(values: npt.NDArray[np.float64], rows: npt.NDArray[Any]) -> A
     return least
 
 
-def _useful(options: Sequence[Option]) -> list[int]:
+def useful_options(options: Sequence[Option]) -> list[int]:
     """Return the numbers of the options that no other is at least as good as in both."""
     order = sorted(range(len(options)), key=lambda n: (options[n].nbytes, options[n].loss))
     kept: list[int] = []

@@ -13,6 +13,7 @@ from mlopt.coreml.execution import Computed, compute
 from mlopt.coreml.joint import Clustered
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.planning.cache import Cache, digest
 from mlopt.planning.candidates import Form, WeightForms
 from mlopt.planning.recipe import Known
 from mlopt.planning.trials import Palettized, Trials
@@ -32,7 +33,8 @@ class KnownLosses:
     gain about equally from better ones. Between two measured forms the factor is interpolated.
 
     clustered: what has been clustered, by weight and form; measured: losses with that; quick: those
-    with what mean squares alone give; progress: see ``PlanProgress``.
+    with what mean squares alone give; progress: see ``PlanProgress``; cache: of
+    both, None for none.
     """
 
     weights: Sequence[WeightForms]
@@ -40,6 +42,7 @@ class KnownLosses:
     trials: Trials
     workers: int
     progress: Callable[[str, int, int], None]
+    cache: Cache | None = None
     clustered: dict[Pair, Computed] = attrs.Factory(dict)
     measured: dict[Pair, float] = attrs.Factory(dict)
     quick: dict[Pair, float] = attrs.Factory(dict)
@@ -62,10 +65,7 @@ class KnownLosses:
             nonlocal done
             i = numbers[id(site)]
             for n in wanted[i]:
-                clustered = self._quickly(i, n) if are_quick else self.computed(i, n)
-                found[i, n] = math.inf
-                if isinstance(clustered, Clustered):
-                    found[i, n] = measure(clustered)
+                found[i, n] = self._measured(i, n, measure, is_quick=are_quick)
                 done += 1
                 self.progress("measuring", done, total)
 
@@ -76,11 +76,39 @@ class KnownLosses:
         """Return what is clustered for a weight in a form, once."""
         if (i, n) not in self.clustered:
             form = self.weights[i].forms[n]
-            assert isinstance(form.decision.result, PaletteSpec)
-            self.clustered[i, n] = compute(
-                form.decision.weight, form.decision.result, self.workers, form.guidance
-            )
+            self.clustered[i, n] = self._computed(form, form.guidance)
         return self.clustered[i, n]
+
+    def _computed(self, form: Form, guidance: Guidance[BiasPlace]) -> Computed:
+        decision, spec = form.decision, form.decision.result
+        assert isinstance(spec, PaletteSpec)
+        if self.cache is None:
+            return compute(decision.weight, spec, self.workers, guidance)
+        key = self.cache.key(decision, guidance)
+        computed = self.cache.palette(key, guidance)
+        if computed is None:
+            computed = compute(decision.weight, spec, self.workers, guidance)
+            self.cache.keep_palette(key, computed)
+        return computed
+
+    def _measured(
+        self, i: int, n: int, measure: Callable[[Clustered], float], *, is_quick: bool
+    ) -> float:
+        """Return the loss of a weight in a form, from the cache or by ``measure``."""
+        form = self.weights[i].forms[n]
+        guidance = _diagonal(form) if is_quick else form.guidance
+        key = None
+        if self.cache is not None:
+            name = self.weights[i].weight.name
+            key = digest([self.trials.identity, name, self.cache.key(form.decision, guidance)])
+            known = self.cache.loss(key)
+            if known is not None:
+                return known
+        clustered = self._computed(form, guidance) if is_quick else self.computed(i, n)
+        loss = measure(clustered) if isinstance(clustered, Clustered) else math.inf
+        if self.cache is not None and key is not None:
+            self.cache.keep_loss(key, loss)
+        return loss
 
     def together(self, chosen: Sequence[int]) -> float:
         """Return the loss of the model with a form of every weight."""
@@ -112,12 +140,6 @@ class KnownLosses:
         """Return the errors of forms of a weight and their losses, as far as these are known."""
         known = ((n, losses.get((i, n), math.inf)) for n in range(len(self.weights[i].forms)))
         return sorted((self._error(i, n), loss) for n, loss in known if math.isfinite(loss))
-
-    def _quickly(self, i: int, n: int) -> Computed:
-        """Return what is clustered for a weight in a form by mean squares alone."""
-        form = self.weights[i].forms[n]
-        assert isinstance(form.decision.result, PaletteSpec)
-        return compute(form.decision.weight, form.decision.result, self.workers, _diagonal(form))
 
     def _error(self, i: int, n: int) -> float:
         if (i, n) not in self._errors:

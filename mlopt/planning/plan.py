@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ import attrs
 import torch
 
 from mlopt.calibration.programs import checked_sample, program_of
-from mlopt.calibration.samples import NoSamplesError, numbered_samples
+from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
 from mlopt.calibration.sequential.sites import Site, sites_of
 from mlopt.calibration.tuning.runner import Runner
 from mlopt.choices import COSTS, LOSSES, Costs, LossName, Method
@@ -19,7 +20,9 @@ from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
+from mlopt.mil.package import Package
 from mlopt.mil.program import Node
+from mlopt.planning.cache import Cache, digest
 from mlopt.planning.candidates import Candidates, candidates_of, without_choice
 from mlopt.planning.limits import Budget, Quality, budget_in_bytes, most_loss
 from mlopt.planning.losses import KnownLosses
@@ -54,6 +57,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     loss: LossName = "squared",
     costs: Costs = "near",
     output: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     random: int = 8,
     seed: int = 0,
     function: str | None = None,
@@ -107,6 +111,9 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         squares alone, and nothing is checked.
     output
         Where to write the palettized package, with the tables that the plan has already clustered.
+    cache
+        A folder for what is clustered and measured: an interrupted plan goes on from it, and other
+        plans and :func:`apply_recipe` take from it what is the same. See ``Cache``.
     random, seed
         How many inputs are drawn, where no samples are given.
     function
@@ -163,9 +170,21 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         most = most_loss(quality, loss)
 
     runner = Runner(program, keeps_weights=True)
-    trials = Trials(runner, runner.loss(loss, program.plan.outputs), given_samples)
+    trials = Trials(
+        runner,
+        runner.loss(loss, program.plan.outputs),
+        given_samples,
+        identity=_identity(package, found, given_samples, (loss, program.function)),
+    )
     threads = processors() if workers is None else workers
-    losses = KnownLosses(found.weights, sites, trials, threads, progress or (lambda *_: None))
+    losses = KnownLosses(
+        found.weights,
+        sites,
+        trials,
+        threads,
+        progress or (lambda *_: None),
+        None if cache is None else Cache(cache),
+    )
     packages = Packages(
         source,
         found,
@@ -207,6 +226,23 @@ def _samples(
     if not chosen:
         raise NoSamplesError
     return chosen
+
+
+def _identity(
+    package: Package,
+    found: Candidates,
+    samples: Sequence[Mapping[str, Any]],
+    others: Sequence[Any],
+) -> str:
+    """Return what losses depend on beside the weight that is palettized."""
+    known = b""
+    for sample in samples:
+        known = digest_after(known, sample)
+    weights = [content_of(each.weight.value()) for each in found.weights]
+    for each in found.weights:
+        each.weight.release()
+    text = hashlib.blake2b(package.spec.SerializeToString(deterministic=True)).hexdigest()
+    return digest([text, weights, known.hex(), *others])
 
 
 def _with_sites(

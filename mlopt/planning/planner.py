@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -13,7 +13,7 @@ from mlopt.choices import Costs
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
 from mlopt.planning.candidates import Candidates
-from mlopt.planning.choice import Choice, Option, least_bytes, least_loss
+from mlopt.planning.choice import Choice, Option, least_bytes, least_loss, useful_options
 from mlopt.planning.losses import KnownLosses, Pair
 from mlopt.planning.recipe import Point
 from mlopt.text.words import human_bytes
@@ -160,12 +160,21 @@ class Planner:
         """Solve, measure what was chosen, and solve again until all that is chosen is measured."""
         choice = solve()
         for _ in range(0 if self.costs == "predicted" else _ROUNDS):
-            unknown = [pair for pair in enumerate(choice.options) if not self._is_known(pair)]
-            if not unknown:
+            if all(self._is_known(pair) for pair in enumerate(choice.options)):
                 break
-            self.losses.measure(unknown)
+            self.losses.measure(self._around(choice.options))
             choice = solve()
         return choice
+
+    def _around(self, chosen: Chosen) -> Iterator[Pair]:
+        """Yield the chosen form of each weight, and the next ones that take less or more."""
+        options = self.options()
+        for i, n in enumerate(chosen):
+            useful = useful_options(options[i])
+            place = useful.index(n) if n in useful else 0
+            yield i, n
+            for m in useful[max(place - 1, 0) : place + 2]:
+                yield i, m
 
     def _fitting(self, limit: int) -> Choice:
         """Return the choice of least loss whose package has at most ``limit`` bytes."""

@@ -39,13 +39,18 @@ class Trials:
     runs fork off. Memory holds the outputs of all samples and the values that later steps read,
     and plain weights in the dtype that they are computed with.
 
+    identity: equal for trials of the same model with the same samples and the same loss.
+
     Raises
     ------
     InputError, RunError
         A sample does not fit, or the model failed; the message has the sample's number.
     """
 
-    def __init__(self, runner: Runner, loss: Loss, samples: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, runner: Runner, loss: Loss, samples: Sequence[Mapping[str, Any]], *, identity: str
+    ) -> None:
+        self.identity = identity
         self._runner, self._loss = runner, loss
         self._steps = runner.program.plan.body.steps
         self._inputs = []
