@@ -46,6 +46,9 @@ Costs: TypeAlias = Literal["measured", "near", "predicted"]
 """Which forms of weights a plan runs the model with: all of them, those that are chosen, or one of
 each weight."""
 
+Device: TypeAlias = Literal["neural-engine"]
+"""Devices of which it is known what runs on them."""
+
 SortKey: TypeAlias = Literal["order", "name", "size", "bytes", "distinct", "sparsity"]
 """What the rows of an inventory can be sorted by."""
 
@@ -58,6 +61,7 @@ STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 TUNED: tuple[Tuned, ...] = get_args(Tuned)
 COSTS: tuple[Costs, ...] = get_args(Costs)
+DEVICES: tuple[Device, ...] = get_args(Device)
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
 

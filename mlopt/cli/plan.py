@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlopt.choices import Costs, LossName, Method
+from mlopt.choices import Costs, Device, LossName, Method
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import (
     TARGET_OPTIONS,
@@ -114,6 +114,12 @@ def plan_model(
             "Default: the model's own, or iOS16 if that is older.",
         ),
     ] = None,
+    devices: Annotated[
+        list[Device] | None,
+        typer.Option(
+            help="Only forms of which no rule of `mlopt lint` says that they run elsewhere."
+        ),
+    ] = None,
     method: Annotated[
         Method, typer.Option(case_sensitive=False, help="As for `mlopt palettize`.")
     ] = "auto",
@@ -194,6 +200,7 @@ def plan_model(
                 candidates=candidates_over(weight_threshold),
                 minimum_deployment_target=minimum_deployment_target,
                 pinned=dict.fromkeys(keep or ()),
+                devices=devices or (),
                 method=method,
                 loss=loss,
                 costs=costs,

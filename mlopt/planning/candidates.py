@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
-from mlopt.choices import Method
+from mlopt.choices import Device, Method
 from mlopt.coreml.biases import BiasPlace
 from mlopt.coreml.calibrated import guides_of
 from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.decisions import decide
 from mlopt.coreml.foreseen import foreseen_nbytes
 from mlopt.coreml.models import TargetName
+from mlopt.coreml.neural_engine import reason_against
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.coreml.plans import WeightDecision
 from mlopt.coreml.weights import Weight
@@ -82,6 +83,7 @@ def candidates_of(
     pinned: Mapping[str, OpPalettizerConfig | None],
     calibration: CalibrationSource | None,
     method: Method,
+    devices: Collection[Device],
 ) -> Candidates:
     """Return the forms of every weight.
 
@@ -92,6 +94,8 @@ def candidates_of(
         may also stay as it is.
     target
         The newest target that the result may need.
+    devices
+        What runs on all of these, as far as it is known.
     pinned
         Rules by name or glob that leave nothing to choose.
 
@@ -124,13 +128,15 @@ def candidates_of(
             found.setdefault(number, []).append(guided)
     if not reached:
         raise refused or ConfigError("candidates is empty; leave it out for the usual ones")
-    weights = tuple(_weight_forms(each, max(reached)) for each in found.values())
+    weights = tuple(_weight_forms(each, max(reached), devices) for each in found.values())
     _check_names(weights)
     return Candidates(weights, tuple(notes))
 
 
 def _weight_forms(
-    found: Sequence[tuple[WeightDecision, Guidance[BiasPlace]]], target: Target
+    found: Sequence[tuple[WeightDecision, Guidance[BiasPlace]]],
+    target: Target,
+    devices: Collection[Device],
 ) -> WeightForms:
     """Return the forms that decisions about a weight lead to, and the weight as it is."""
     decision, guidance = found[0]
@@ -138,14 +144,19 @@ def _weight_forms(
         form = _form(decision, guidance, target)
         return WeightForms(decision.weight, (form,), f"pinned by {decision.rule}")
     forms: list[Form] = []
+    reason = ""
     for decision, guidance in found:
-        is_new = all(decision.result != form.decision.result for form in forms)
-        if isinstance(decision.result, PaletteSpec) and is_new:
+        spec = decision.result
+        if isinstance(spec, Keep):
+            reason = reason or spec.reason
+            continue
+        against = reason_against(decision.weight, spec) if "neural-engine" in devices else None
+        reason = reason or against or ""
+        if against is None and all(spec != form.decision.result for form in forms):
             forms.append(_form(decision, guidance, target))
     plain = _plain(decision, target)
     if not forms:
-        assert isinstance(decision.result, Keep)
-        return WeightForms(decision.weight, (plain,), decision.result.reason)
+        return WeightForms(decision.weight, (plain,), reason)
     smaller = [form for form in forms if form.nbytes < plain.nbytes]
     every = sorted((*smaller, plain), key=lambda form: form.nbytes)
     return WeightForms(decision.weight, tuple(every))

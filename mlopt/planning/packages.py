@@ -30,11 +30,17 @@ class Packages:
     calibration: Calibration | None
     method: Method
     workers: int | None
+    _sizes: dict[tuple[int, ...], int] = attrs.Factory(dict)
 
     def size_of(self, chosen: Sequence[int]) -> int:
         """Return the bytes of the package with a form of every weight, to the byte."""
-        job = self._job(chosen, None)
-        return bytes_of_plan(job.package, job.plan, job.guides, workers=self.workers)
+        key = tuple(chosen)
+        if key not in self._sizes:
+            job = self._job(chosen, None)
+            self._sizes[key] = bytes_of_plan(
+                job.package, job.plan, job.guides, workers=self.workers
+            )
+        return self._sizes[key]
 
     def written(
         self, chosen: Sequence[int], losses: KnownLosses, output: str | os.PathLike[str] | None

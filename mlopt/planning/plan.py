@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -14,7 +14,7 @@ from mlopt.calibration.programs import checked_sample, program_of
 from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
 from mlopt.calibration.sequential.sites import Site, sites_of
 from mlopt.calibration.tuning.runner import Runner
-from mlopt.choices import COSTS, LOSSES, Costs, LossName, Method
+from mlopt.choices import COSTS, DEVICES, LOSSES, Costs, Device, LossName, Method
 from mlopt.coreml.inspection import package_bytes
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
@@ -53,6 +53,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     candidates: Sequence[OpPalettizerConfig] | None = None,
     minimum_deployment_target: TargetName | None = None,
     pinned: Mapping[str, OpPalettizerConfig | None] | None = None,
+    devices: Collection[Device] = (),
     method: Method = "auto",
     loss: LossName = "squared",
     costs: Costs = "near",
@@ -99,6 +100,9 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     pinned
         Forms by the name of a weight or of an operation, or a glob over names, that are not up for
         choice; None leaves the weight alone.
+    devices
+        ``("neural-engine",)``: only forms of which no rule of the lint says that they run
+        elsewhere.
     method
         As for :func:`mlopt.coreml.palettize`.
     loss
@@ -156,6 +160,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         pinned=pinned or {},
         calibration=known,
         method=method,
+        devices=[word(each, "devices", DEVICES) for each in devices],
     )
     program = program_of(source, function, device, job="plan")
     given_samples = _samples(samples, program, random, seed)

@@ -15,12 +15,10 @@ from mlopt.coreml.lint.subject import (
     place_of_weight,
     type_of_input,
 )
+from mlopt.coreml.neural_engine import GROUP_SIZES, LARGEST_STRIDE, is_depthwise, stride_of
 from mlopt.coreml.weights import Weight
-from mlopt.mil.program import Consumer
 
 _FLOATS = ("fp16", "fp32", "bf16")
-_GROUP_SIZES = (8, 32)
-_LARGEST_STRIDE = 2
 _MEASURE = "measure where it runs on the devices that count (Xcode's performance report)"
 
 
@@ -117,7 +115,7 @@ def table_along_other_axis(subject: Subject) -> Iterator[Hit]:
     severity="warning",
     certainty="documented",
     source="coremltools guide, Palettization: Performance",
-    remedy=f"use a group_size of {_GROUP_SIZES[0]} to {_GROUP_SIZES[1]}, or {_MEASURE}",
+    remedy=f"use a group_size of {GROUP_SIZES[0]} to {GROUP_SIZES[1]}, or {_MEASURE}",
 )
 def group_size(subject: Subject) -> Iterator[Hit]:
     """Tables for groups of fewer than 8 channels, or of more than 32.
@@ -130,11 +128,11 @@ def group_size(subject: Subject) -> Iterator[Hit]:
         if axis is None:
             continue
         size = weight.shape[axis] // palette.groups[axis]
-        if not _GROUP_SIZES[0] <= size <= _GROUP_SIZES[1]:
+        if not GROUP_SIZES[0] <= size <= GROUP_SIZES[1]:
             yield Hit(
                 f"{palette.groups[axis]} tables for groups of {size} channels",
                 place_of_weight(weight),
-                severity="note" if size > _GROUP_SIZES[1] else None,
+                severity="note" if size > GROUP_SIZES[1] else None,
             )
 
 
@@ -168,7 +166,7 @@ def palettized_depthwise_conv(subject: Subject) -> Iterator[Hit]:
     Such convolutions ran on the CPU, each with a copy to the CPU and back.
     """
     for weight in subject.compressed:
-        users = [user for user in weight.consumers if _is_depthwise(user, weight.shape)]
+        users = [user for user in weight.consumers if is_depthwise(user, weight.shape)]
         if palettes_of(weight) and users:
             groups = weight.shape[0]
             yield Hit(f"a depthwise convolution of {groups} channels", place_of_weight(weight))
@@ -186,8 +184,8 @@ def palettized_large_stride(subject: Subject) -> Iterator[Hit]:
     The Neural Engine does not support this, so the convolution runs on another processor.
     """
     for weight in subject.compressed:
-        stride = max((_stride(user) for user in weight.consumers), default=1)
-        if palettes_of(weight) and stride > _LARGEST_STRIDE:
+        stride = max((stride_of(user) for user in weight.consumers), default=1)
+        if palettes_of(weight) and stride > LARGEST_STRIDE:
             yield Hit(f"stride {stride}", place_of_weight(weight))
 
 
@@ -208,23 +206,3 @@ def _integers_of(palette: Palette) -> str:
     if palette.lut is not None:
         return palette.lut_dtype.name
     return "scaled integers"
-
-
-def _is_depthwise(user: Consumer, shape: tuple[int, ...]) -> bool:
-    """Whether it is a convolution with one input channel, and more than one group."""
-    if user.op_type != "conv" or user.parameter != "weight" or len(shape) < 3:
-        return False
-    try:
-        groups = user.node.scalar("groups", 1)
-    except ValueError:
-        return False
-    return isinstance(groups, int) and groups > 1 and shape[1] == 1
-
-
-def _stride(user: Consumer) -> int:
-    if user.op_type not in ("conv", "conv_transpose") or user.parameter != "weight":
-        return 1
-    strides = user.node.constant_input("strides")
-    if strides is None or strides.dtype != "int32" or not strides.size:
-        return 1
-    return int(strides.value().max())
