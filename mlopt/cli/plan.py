@@ -66,6 +66,20 @@ def plan_model(
             metavar="NATS", help="With --loss kl: the smallest package with this mean divergence."
         ),
     ] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="With --metric: the smallest package whose metric is at least X."
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="A command that prints a number last, of which more is better; {} in it is the "
+            "path of a package. It decides between the last candidates.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -175,7 +189,20 @@ def plan_model(
     carries a recipe out.
     """
     with errors_explained():
-        goal = _goal(budget=budget, bits=bits, ratio=ratio, snr=snr, divergence=divergence)
+        goal = _goal(
+            budget=budget,
+            bits=bits,
+            ratio=ratio,
+            snr=snr,
+            divergence=divergence,
+            at_least=at_least,
+        )
+        if metric is None and at_least is not None:
+            raise typer.BadParameter("it is what a --metric says", param_hint="'--at-least'")
+        if metric is not None and (snr, divergence) != (None, None):
+            raise typer.BadParameter(
+                "with it, say what it is to be --at-least, or give a size", param_hint="'--metric'"
+            )
         if output.exists() and not overwrite:
             raise typer.BadParameter(
                 f"{output} exists already; choose another name, or give --overwrite to replace it",
@@ -183,7 +210,7 @@ def plan_model(
             )
         if package is not None:
             checked_output(package, overwrite=overwrite, option="'--package'")
-        from mlopt.planning import candidates_over, plan, save_recipe
+        from mlopt.planning import candidates_over, metric_of_command, plan, save_recipe
         from mlopt.runtime import load
 
         chosen = None
@@ -200,6 +227,7 @@ def plan_model(
                 candidates=candidates_over(weight_threshold),
                 minimum_deployment_target=minimum_deployment_target,
                 pinned=dict.fromkeys(keep or ()),
+                metric=None if metric is None else metric_of_command(metric),
                 devices=devices or (),
                 method=method,
                 loss=loss,
@@ -221,14 +249,20 @@ def plan_model(
 def _goal(**given: Any) -> dict[str, Any]:
     """Return the budget or the quality that is asked for: exactly one."""
     asked = {name: value for name, value in given.items() if value is not None}
-    options = ", ".join(f"--{name}" for name in given)
+    options = ", ".join(map(_option, given))
     if len(asked) != 1:
-        got = ", ".join(f"--{name}" for name in asked) or "none"
+        got = ", ".join(map(_option, asked)) or "none"
         raise typer.BadParameter(f"give one of {options}; got {got}", param_hint="'--budget'")
     ((name, value),) = asked.items()
+    if name == "at_least":
+        return {"quality": value}
     if name in ("snr", "divergence"):
         return {"quality": f"{value} {'dB' if name == 'snr' else 'nats'}"}
     return {"budget": {"bits": f"{value} bits", "ratio": f"{value}x"}.get(name, value)}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _described(recipe: Recipe, output: Path) -> str:
@@ -262,9 +296,12 @@ def _described(recipe: Recipe, output: Path) -> str:
         f"Answers on {where}: {lost(recipe.measured)}; by the sum of losses "
         f"{lost(recipe.expected)}.",
     ]
+    if recipe.metric is not None:
+        lines.append(f"Metric: {recipe.metric:.6g}.")
     for point in recipe.points:
         if point.measured is not None and point.label != "plan":
             size = f"{point.nbytes} bytes"
+            size += "" if point.metric is None else f", metric {point.metric:.6g}"
             lines.append(f"In comparison, {point.label}: {lost(point.measured)}, {size}.")
     lines += [f"Note: {note}" for note in recipe.notes]
     return "\n".join([*lines, f"Recipe: {output}"])

@@ -1,6 +1,7 @@
 """Plans: which form each weight gets, so that a package is small and its answers stay."""
 
 from mlopt.planning.candidates import candidates_over
+from mlopt.planning.metrics import metric_of_command
 from mlopt.planning.plan import plan
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried, decibels
 from mlopt.planning.recipe_files import load as load_recipe
@@ -14,6 +15,7 @@ __all__ = [
     "candidates_over",
     "decibels",
     "load_recipe",
+    "metric_of_command",
     "plan",
     "save_recipe",
 ]

@@ -118,9 +118,13 @@ def _solution(
     weights: Sequence[Sequence[Option]], least: _Name, other: _Name, limit: float
 ) -> tuple[list[int] | None, float]:
     """Return what the solver found, None for nothing, and a lower bound of the least sum."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, vstack
-
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array, vstack
+    except ImportError as error:
+        raise ConfigError(
+            "planning needs scipy; install mlopt with its extra: pip install 'mlopt[plan]'"
+        ) from error
     flat = [(i, n) for i, options in enumerate(weights) for n in useful_options(options)]
     costs = np.array([float(getattr(weights[i][n], least)) for i, n in flat])
     uses = np.array([float(getattr(weights[i][n], other)) for i, n in flat])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 
@@ -17,6 +19,7 @@ from mlopt.coreml.palettize import Job, PalettizationResult, prepare
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.planning.candidates import Candidates
 from mlopt.planning.losses import KnownLosses
+from mlopt.planning.metrics import Metric
 from mlopt.statistics import Calibration
 
 
@@ -55,6 +58,13 @@ class Packages:
                 place = job.guides.of(decision.weight).bias
                 computed[id(decision.weight)] = _placed(losses.computed(i, chosen[i]), place)
         return job.finish(computed=computed)
+
+    def judged(self, chosen: Sequence[int], *, losses: KnownLosses, metric: Metric) -> float:
+        """Return what a metric says of the package, which is written for it."""
+        with tempfile.TemporaryDirectory(prefix="mlopt-plan-") as folder:
+            path = Path(folder, "planned.mlpackage")
+            self.written(chosen, losses, path)
+            return metric(path)
 
     def _job(self, chosen: Sequence[int], output: str | os.PathLike[str] | None) -> Job:
         weights = zip(self.candidates.weights, chosen, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -26,6 +27,7 @@ from mlopt.planning.cache import Cache, digest
 from mlopt.planning.candidates import Candidates, candidates_of, without_choice
 from mlopt.planning.limits import Budget, Quality, budget_in_bytes, most_loss
 from mlopt.planning.losses import KnownLosses
+from mlopt.planning.metrics import Metric, checked_metric
 from mlopt.planning.packages import Packages
 from mlopt.planning.planner import Planned, Planner
 from mlopt.planning.recipe import Recipe, RecipeWeight, Tried
@@ -53,6 +55,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     candidates: Sequence[OpPalettizerConfig] | None = None,
     minimum_deployment_target: TargetName | None = None,
     pinned: Mapping[str, OpPalettizerConfig | None] | None = None,
+    metric: Metric | None = None,
     devices: Collection[Device] = (),
     method: Method = "auto",
     loss: LossName = "squared",
@@ -100,6 +103,12 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     pinned
         Forms by the name of a weight or of an operation, or a glob over names, that are not up for
         choice; None leaves the weight alone.
+    metric
+        A function of the path of a package that returns a number, of which more is better, such as
+        the accuracy on a test set; :func:`metric_of_command` makes one of a command. With a budget
+        it decides between the package of least loss and the best one with equal forms for all
+        weights. ``quality`` is what it is to be at least: eight packages are tried, on the front of
+        size against loss.
     devices
         ``("neural-engine",)``: only forms of which no rule of the lint says that they run
         elsewhere.
@@ -171,8 +180,10 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     limit = most = None
     if budget is not None:
         limit = budget_in_bytes(budget, before=before, elements=elements)
-    elif quality is not None:
+    elif quality is not None and metric is None:
         most = most_loss(quality, loss)
+    elif isinstance(quality, str):
+        raise ConfigError(f"with a metric, a quality is a number that it has, got {quality!r}")
 
     runner = Runner(program, keeps_weights=True)
     trials = Trials(
@@ -198,9 +209,17 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         method=method,
         workers=workers,
     )
-    planner = Planner(found, losses, packages.size_of, costs)
+    judge = None
+    if metric is not None:
+        judge = partial(packages.judged, losses=losses, metric=checked_metric(metric))
+    planner = Planner(found, losses, packages.size_of, costs, judge)
     planner.survey(8 * (limit or before // 4) / elements)
-    planned = planner.for_size(limit) if limit is not None else planner.for_loss(most or 0.0)
+    if limit is not None:
+        planned = planner.for_size(limit)
+    elif judge is not None and quality is not None:
+        planned = planner.for_metric(float(quality))
+    else:
+        planned = planner.for_loss(most or 0.0)
     result = packages.written(planned.forms, losses, output)
     return Recipe(
         weights=tuple(_weights(found, losses, planned)),
@@ -214,6 +233,8 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         most_loss=most,
         expected=planned.expected,
         measured=planned.measured,
+        metric=planned.metric,
+        least_metric=None if judge is None or quality is None else float(quality),
         gap=planned.gap,
         calibration=None if known is None else known.identity,
         points=(planned.point("plan"), *planner.rivals, *planner.front(_FRONT)),

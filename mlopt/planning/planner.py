@@ -25,6 +25,7 @@ _ROUNDS = 6
 _SIZES = 4
 _QUALITIES = 8
 _LONGEST = 4.0
+_HALVINGS = 6
 _CLOSE = 0.02
 """A quality is met closely enough where the loss is this share below what is allowed."""
 
@@ -33,7 +34,7 @@ _CLOSE = 0.02
 class Planned:
     """A package that was chosen: the forms, its bytes, the sum of losses, the loss as it ran.
 
-    gap: see :class:`mlopt.planning.recipe.Recipe`.
+    gap: see :class:`mlopt.planning.recipe.Recipe`; metric: what the user's metric says.
     """
 
     forms: Chosen
@@ -41,12 +42,24 @@ class Planned:
     expected: float
     measured: float | None
     gap: float
+    metric: float | None = None
 
     def point(self, label: str) -> Point:
         """Return it as a point of a recipe."""
         return Point(
-            label=label, nbytes=self.nbytes, expected=self.expected, measured=self.measured
+            label=label,
+            nbytes=self.nbytes,
+            expected=self.expected,
+            measured=self.measured,
+            metric=self.metric,
         )
+
+    def is_better(self, other: Planned) -> bool:
+        """Whether it is better than another package: by the metric, else by the loss as it ran."""
+        if self.metric is not None and other.metric is not None and self.metric != other.metric:
+            return self.metric > other.metric
+        ours, theirs = self.measured, other.measured
+        return ours is not None and theirs is not None and ours < theirs
 
 
 @attrs.frozen(eq=False)
@@ -62,13 +75,15 @@ class Planner:
     """The choice of forms, for a size or for a loss.
 
     size_of: the exact bytes of the package with a form of each weight; costs: which losses are
-    measured; rivals: other packages that were run.
+    measured; judge: what the user's metric says of a package, None without; rivals: other packages
+    that were run.
     """
 
     candidates: Candidates
     losses: KnownLosses
     size_of: Callable[[Chosen], int]
     costs: Costs
+    judge: Callable[[Chosen], float] | None = None
     rivals: list[Point] = attrs.Factory(list)
     _overhead: int | None = None
 
@@ -94,13 +109,12 @@ class Planner:
         """
         best = self._settled(partial(self._fitting, limit))
         planned = self._planned(best)
-        rival = self._uniform(limit)
-        if rival is None or planned.measured is None:
+        rival = self._uniform(limit) if self.costs != "predicted" or self.judge else None
+        if rival is None:
             return planned
         other = self._planned(rival.choice)
-        label = f"{rival.config.summary}, every weight"
-        if other.measured is None or other.measured >= planned.measured:
-            self.rivals.append(other.point(label))
+        if not other.is_better(planned):
+            self.rivals.append(other.point(f"{rival.config.summary}, every weight"))
             return planned
         # losses did not add up
         self.rivals.append(planned.point("choice by the sum of losses"))
@@ -135,6 +149,37 @@ class Planner:
                 f"no package was found whose loss is at most {most:.4g}; the best of those that "
                 f"were tried has {tried:.4g}. Ask for less, or allow wider forms (candidates)"
             )
+        return found
+
+    def for_metric(self, least: float) -> Planned:
+        """Return the smallest package of those that are tried whose metric is at least a number.
+
+        Sizes are halved, by their logarithms, between that of the smallest forms and that of the
+        best forms, as if the metric rose with the size.
+
+        Raises
+        ------
+        ConfigError
+            Not even the package with the best form of every weight has it.
+        """
+        options = self.options()
+        fronts = [useful_options(each) for each in options]
+        low, high = (self.size_of(tuple(front[end] for front in fronts)) for end in (0, -1))
+        found = self._planned(self._settled(partial(self._fitting, high)))
+        if found.metric is None or found.metric < least:
+            raise ConfigError(
+                f"the metric is {found.metric} with the best forms of all weights, and is to be "
+                f"at least {least:.6g}; ask for less, or allow wider forms (candidates)"
+            )
+        for _ in range(_HALVINGS):
+            middle = round(math.sqrt(low * min(high, found.nbytes)))
+            planned = self._planned(self._settled(partial(self._fitting, middle)))
+            if planned.metric is not None and planned.metric >= least:
+                self.rivals.append(found.point("larger than needed"))
+                found, high = planned, planned.nbytes
+            else:
+                self.rivals.append(planned.point("not good enough"))
+                low = middle
         return found
 
     def front(self, count: int) -> list[Point]:
@@ -241,6 +286,7 @@ class Planner:
             expected=choice.loss,
             measured=self.losses.together(choice.options) if is_run else None,
             gap=choice.gap,
+            metric=None if self.judge is None else self.judge(choice.options),
         )
 
     def _palettes(self) -> dict[int, list[int]]:

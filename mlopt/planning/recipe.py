@@ -95,12 +95,15 @@ class Point:
         The sum of the losses of its weights.
     measured
         The loss of the package as it ran on the samples of the plan; None: it was not run.
+    metric
+        What the user's metric says of it; None: that was not asked.
     """
 
     label: str
     nbytes: int
     expected: float
     measured: float | None = None
+    metric: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -129,6 +132,8 @@ class Recipe:
         The loss that it may have, or None where a size was asked for.
     expected, measured
         As in :class:`Point`, of the package with these forms.
+    metric, least_metric
+        What the user's metric says of the package, and what it was to be at least; None without.
     gap
         By how much of the sum of losses a better choice can exist at most, by the losses of the
         forms as they are known: 0.0 is a proof that there is none.
@@ -151,6 +156,8 @@ class Recipe:
     most_loss: float | None = None
     expected: float
     measured: float | None = None
+    metric: float | None = None
+    least_metric: float | None = None
     gap: float = 0.0
     calibration: str | None = None
     points: tuple[Point, ...] = ()

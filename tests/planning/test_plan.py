@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -11,8 +13,8 @@ from mlopt import runtime
 from mlopt.calibration import calibrate
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
 from mlopt.coreml.inspection import package_bytes
-from mlopt.errors import ConfigError, InputError, TargetError
-from mlopt.planning import Recipe, plan
+from mlopt.errors import ConfigError, InputError, RunError, TargetError
+from mlopt.planning import Recipe, metric_of_command, plan
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 1, 1, 8, 8)).astype(np.float32)
 SAMPLES = [{"image": image} for image in IMAGES]
@@ -185,3 +187,40 @@ def test_classes_can_be_compared(digits):
 def test_what_cannot_be_planned(digits, asked, error, message):
     with pytest.raises(error, match=message):
         plan(digits, **asked)
+
+
+def test_a_metric_decides(digits):
+    asked = {"samples": SAMPLES[:2], "candidates": FORMS, "costs": "predicted"}
+    seen = []
+
+    def smallness(path):
+        seen.append(package_bytes(path))
+        return -seen[-1]
+
+    # less is "better", so that equal forms, which take fewer bytes, win against the plan
+    recipe = plan(digits, budget="60kB", metric=smallness, **asked)
+    assert recipe.nbytes == min(seen)
+    assert recipe.metric == -recipe.nbytes
+    assert len(seen) == 2
+
+    def size(path):
+        return package_bytes(path)
+
+    least = plan(digits, quality=45_000, metric=size, **asked)
+    assert 45_000 <= least.nbytes <= 55_000
+    assert least.least_metric == 45_000
+    with pytest.raises(ConfigError, match="best forms of all weights"):
+        plan(digits, quality=10**9, metric=size, **asked)
+    with pytest.raises(RunError, match="the metric failed: ZeroDivisionError"):
+        plan(digits, budget="60kB", metric=lambda path: 1 / 0, **asked)
+
+
+def test_commands_as_metrics(tmp_path):
+    say = f'"{sys.executable}" -c "import sys; print(1); print(len(sys.argv[1]))" {{}}'
+    assert metric_of_command(say)(Path("abc")) == 3
+    with pytest.raises(RunError, match="must print a number last"):
+        metric_of_command(f'"{sys.executable}" -c "print(\'x\')" {{}}')(tmp_path)
+    with pytest.raises(RunError, match="cannot be run"):
+        metric_of_command("no-such-command {}")(tmp_path)
+    with pytest.raises(ConfigError, match="where the package's path goes"):
+        metric_of_command("accuracy")
