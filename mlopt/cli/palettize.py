@@ -30,13 +30,10 @@ from mlopt.cli.terminal import (
     target_name,
     written,
 )
-from mlopt.text.words import human_bytes, size_change
+from mlopt.cli.wanted import Wanted
+from mlopt.text.words import sizes_compared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mlopt.coreml.config import OptimizationConfig
-    from mlopt.coreml.palettize import PalettizationResult
     from mlopt.requests.report import Report
 
 # In narrower tables, reasons break after every word; a terminal's own wrapping reads better.
@@ -138,6 +135,17 @@ def palettize_model(
             "type.",
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Give each weight the form that `mlopt plan` chose, in place of all of the above. "
+            "Also for a fine-tuned copy of the model, or with another --target; what is "
+            "different is listed.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -183,7 +191,7 @@ def palettize_model(
             metavar="TARGET",
             callback=target_name,
             help="The newest target that the result may require, such as iOS18 or macOS15. "
-            "Default: the model's own, or iOS16 if that is older.",
+            "Default: the model's own, or iOS16 if that is older; with --recipe, the one in it.",
         ),
     ] = None,
     joint: Annotated[
@@ -195,7 +203,12 @@ def palettize_model(
         ),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="A rule that matches no weight is an error.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="A rule that matches no weight is an error; with --recipe, any difference from "
+            "the model that was planned.",
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -238,17 +251,23 @@ def palettize_model(
             skip=tuple(skip or ()),
             skip_type=tuple(skip_type or ()),
         )
-        optimization = settings.configuration(config)
+        wanted = Wanted.of(settings, config, recipe)
         _check_data(data, calibration, samples)
         options = {
             "minimum_deployment_target": minimum_deployment_target,
             "strict": strict,
             "joint_compression": joint,
         }
+        calibrated = {
+            "workers": workers,
+            "calibration": calibration,
+            "method": method,
+            "correct_biases": not keep_biases,
+        }
         if dry_run:
             code = run_each(
                 models,
-                lambda number: _previewed(models[number], optimization, options),
+                lambda number: _previewed(models[number], wanted, options, calibrated),
                 quiet=quiet,
                 json_file=report_file,
             )
@@ -258,15 +277,9 @@ def palettize_model(
                     models,
                     lambda number: _palettized(
                         models[number],
-                        optimization,
+                        wanted,
                         outputs[number],
-                        {
-                            **options,
-                            "workers": workers,
-                            "calibration": calibration,
-                            "method": method,
-                            "correct_biases": not keep_biases,
-                        },
+                        {**options, **calibrated},
                         data=data,
                         samples=samples,
                         quiet=quiet,
@@ -279,23 +292,28 @@ def palettize_model(
     raise typer.Exit(code)
 
 
-def _previewed(model: Path, config: OptimizationConfig, options: dict[str, Any]) -> Done:
-    from mlopt.coreml.palettize import preview
+def _previewed(
+    model: Path, wanted: Wanted, options: dict[str, Any], calibrated: dict[str, Any]
+) -> Done:
+    from mlopt.coreml.inspection import package_bytes
 
-    report = preview(model, config, **options)
-    before, after = report.bytes_before, report.bytes_after
+    before = package_bytes(model)
+    report, after = wanted.foreseen(model, options, calibrated)
+    line = sizes_compared(before, after)
     return Done(
-        text=f"{_text(report)}\nDry run: nothing was clustered, and nothing was written.",
-        line=f"{human_bytes(before)} -> {human_bytes(after)} of weights, "
-        f"{size_change(before, after)}",
+        text=f"{_text(report)}\nPackage: {line} ({after} bytes).\n"
+        "Dry run: nothing was clustered, and nothing was written.",
+        line=line,
         values=report.as_dict(),
         code=_code(report),
+        before=before,
+        after=after,
     )
 
 
 def _palettized(
     model: Path,
-    config: OptimizationConfig,
+    wanted: Wanted,
     output: Path,
     options: dict[str, Any],
     *,
@@ -306,9 +324,9 @@ def _palettized(
     from mlopt.coreml.inspection import package_bytes
 
     before = package_bytes(model)  # OUT may be MODEL itself
-    palettize = _way(model, data, samples, quiet=quiet)
+    palettize = wanted.way(model, data, samples, quiet=quiet)
     with progress_bar("Palettizing", quiet=quiet) as progress:
-        result = palettize(model, config, output=output, progress=progress, **options)
+        result = palettize(output=output, progress=progress, **options)
     report = result.report
     return written(_text(report), before, result.path, values=report.as_dict(), code=_code(report))
 
@@ -324,24 +342,6 @@ def _check_data(data: str | None, calibration: Path | None, samples: int | None)
         raise typer.BadParameter(
             "it counts samples of --data; give that, or leave it out", param_hint="'--samples'"
         )
-
-
-def _way(
-    model: Path, data: str | None, samples: int | None, *, quiet: bool
-) -> Callable[..., PalettizationResult]:
-    """Return the function that palettizes: all weights at once, or in sequence on samples."""
-    if data is None:
-        from mlopt.coreml.palettize import palettize
-
-        return palettize
-    from functools import partial
-
-    from mlopt.calibration import palettize_sequentially
-    from mlopt.cli.calibration_data import samples_of
-    from mlopt.runtime import load
-
-    chosen = samples_of(data, load(model), count=samples, quiet=quiet)
-    return partial(palettize_sequentially, samples=chosen)
 
 
 def _code(report: Report) -> ExitCode:

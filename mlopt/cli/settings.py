@@ -54,13 +54,7 @@ class Settings:
 
         given = self.given
         if file is not None:
-            if given:
-                options = ", ".join(_option(name) for name in given)
-                raise typer.BadParameter(
-                    f"the file is the whole configuration, got {options} as well; write that "
-                    "into the file, or leave it out",
-                    param_hint="'--config'",
-                )
+            self.check_none_beside("--config", "write that into the file, or leave it out")
             return OptimizationConfig.from_yaml(file)
         for name in ("group_size", "on_indivisible"):
             if name in given and self.granularity != "per_grouped_channel":
@@ -75,6 +69,18 @@ class Settings:
             op_name_configs=skipped["skip"],
             op_type_configs=skipped["skip_type"],
         )
+
+    def check_none_beside(self, option: str, remedy: str, *more: str) -> None:
+        """Refuse options that are given beside a file with the whole configuration.
+
+        more: further options that are given.
+        """
+        options = [*(_option(name) for name in self.given), *more]
+        if options:
+            raise typer.BadParameter(
+                f"the file is the whole configuration, got {', '.join(options)} as well; {remedy}",
+                param_hint=f"'{option}'",
+            )
 
 
 def _option(field: str) -> str:

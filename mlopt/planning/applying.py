@@ -1,0 +1,138 @@
+"""Recipes carried out: on the model that was planned, a fine-tuned copy, or for another target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from mlopt.choices import Method
+from mlopt.coreml.models import ModelSource, TargetName
+from mlopt.coreml.palettize import PalettizationResult, palettize, preview
+from mlopt.coreml.progress import Progress
+from mlopt.errors import ConfigError
+from mlopt.planning.matching import match
+from mlopt.planning.recipe import Recipe
+from mlopt.requests.report import Report
+from mlopt.statistics import Calibration
+from mlopt.statistics.guidance import CalibrationSource
+
+
+def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
+    recipe: Recipe,
+    model: ModelSource,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    minimum_deployment_target: TargetName | None = None,
+    strict: bool = False,
+    joint_compression: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    calibration: CalibrationSource | None = None,
+    samples: Iterable[Mapping[str, Any]] | None = None,
+    method: Method = "auto",
+    correct_biases: bool = True,
+) -> PalettizationResult:
+    """Palettize a model as a recipe says.
+
+    Parameters
+    ----------
+    model
+        The model of the recipe, or one with weights of the same names and shapes: see
+        :func:`mlopt.planning.match`.
+    minimum_deployment_target
+        As for :func:`mlopt.coreml.palettize`. None: the target of the recipe.
+    strict
+        Whether every difference between the model and that of the recipe is an error.
+    calibration, method
+        As for :func:`mlopt.coreml.palettize`: give what the plan was made with.
+    samples
+        With a calibration: palettize in sequence, see
+        :func:`mlopt.calibration.palettize_sequentially`. None: all weights at once.
+    output, joint_compression, workers, progress, correct_biases
+        As for :func:`mlopt.coreml.palettize`.
+
+    Returns
+    -------
+    PalettizationResult
+        The notes of its report list what is different from the model and the calibration of the
+        recipe.
+
+    Raises
+    ------
+    ConfigError
+        The recipe is for another model, or samples come without a calibration.
+    TargetError
+        Forms that the target cannot express; all are listed.
+    ModelFormatError, InputError, RunError
+        As for the functions that do the work.
+    """
+    if samples is not None and calibration is None:
+        raise ConfigError(
+            "samples need the calibration that was made with them, got None; give calibration=, or "
+            "leave the samples out"
+        )
+    known = calibration
+    if calibration is not None and not isinstance(calibration, Calibration):
+        known = Calibration.load(calibration)
+    assert known is None or isinstance(known, Calibration)
+    matching = match(recipe, model, strict=strict)
+    options: dict[str, Any] = {
+        "output": output,
+        "minimum_deployment_target": minimum_deployment_target or recipe.target,
+        "joint_compression": joint_compression,
+        "workers": workers,
+        "progress": progress,
+        "calibration": known,
+        "method": method,
+        "correct_biases": correct_biases,
+    }
+    if samples is None:
+        result = palettize(model, matching.config, **options)
+    else:
+        from mlopt.calibration import palettize_sequentially
+
+        result = palettize_sequentially(model, matching.config, samples, **options)
+    notes = (*matching.notes, *_notes_on_calibration(recipe, known))
+    result.report = _with_notes(result.report, notes)
+    return result
+
+
+def preview_recipe(
+    recipe: Recipe,
+    model: ModelSource,
+    *,
+    minimum_deployment_target: TargetName | None = None,
+    strict: bool = False,
+    joint_compression: bool = False,
+) -> Report:
+    """Return the report of :func:`apply_recipe` without clustering; nothing is written.
+
+    Parameters and errors as there; see :func:`mlopt.coreml.preview`.
+    """
+    matching = match(recipe, model, strict=strict)
+    report = preview(
+        model,
+        matching.config,
+        minimum_deployment_target=minimum_deployment_target or recipe.target,
+        joint_compression=joint_compression,
+    )
+    return _with_notes(report, matching.notes)
+
+
+def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:
+    return attrs.evolve(report, notes=(*notes, *report.notes))
+
+
+def _notes_on_calibration(recipe: Recipe, calibration: Calibration | None) -> tuple[str, ...]:
+    """Return a note if tables are fitted to something else than those of the plan."""
+    given = None if calibration is None else calibration.identity
+    if given == recipe.calibration:
+        return ()
+    if given is None:
+        return ("The recipe was planned with a calibration, and is applied without one.",)
+    if recipe.calibration is None:
+        return ("The recipe was planned without a calibration, and is applied with one.",)
+    return ("The recipe was planned with another calibration than the one that is given.",)
