@@ -146,6 +146,16 @@ def palettize_model(
             "different is listed.",
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="With --recipe: the folder that `mlopt plan` kept tables in; they are taken from "
+            "there.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -251,7 +261,7 @@ def palettize_model(
             skip=tuple(skip or ()),
             skip_type=tuple(skip_type or ()),
         )
-        wanted = Wanted.of(settings, config, recipe)
+        wanted = Wanted.of(settings, config, recipe, cache)
         _check_data(data, calibration, samples)
         options = {
             "minimum_deployment_target": minimum_deployment_target,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlopt.choices import Costs, Device, LossName, Method
+from mlopt.choices import Costs, LossName, Method
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import (
     TARGET_OPTIONS,
@@ -129,9 +129,10 @@ def plan_model(
         ),
     ] = None,
     devices: Annotated[
-        list[Device] | None,
+        list[str] | None,
         typer.Option(
-            help="Only forms of which no rule of `mlopt lint` says that they run elsewhere."
+            metavar="DEVICE",
+            help="neural-engine: only forms of which no rule of `mlopt lint` says that they run elsewhere.",
         ),
     ] = None,
     method: Annotated[
@@ -228,7 +229,7 @@ def plan_model(
                 minimum_deployment_target=minimum_deployment_target,
                 pinned=dict.fromkeys(keep or ()),
                 metric=None if metric is None else metric_of_command(metric),
-                devices=devices or (),
+                devices=devices or (),  # type: ignore[arg-type]  # the words are checked there
                 method=method,
                 loss=loss,
                 costs=costs,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import typer
 
 from mlopt.cli.settings import Settings
 
@@ -21,30 +22,35 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Wanted:
-    """Rules, or a recipe; the other is None."""
+    """Rules, or a recipe; the other is None. cache: of the plan, None for none."""
 
     rules: OptimizationConfig | None
     recipe: Recipe | None
+    cache: Path | None = None
 
     @classmethod
-    def of(cls, settings: Settings, config: Path | None, recipe: Path | None) -> Wanted:
+    def of(
+        cls, settings: Settings, config: Path | None, recipe: Path | None, cache: Path | None
+    ) -> Wanted:
         """Return what options or one of two files ask for.
 
         Raises
         ------
         typer.BadParameter
-            A recipe is given, and anything else.
+            A recipe is given, and anything else; or a cache without one.
         ConfigError
             A file is damaged.
         """
         if recipe is None:
+            if cache is not None:
+                raise typer.BadParameter("it belongs to a --recipe", param_hint="'--cache'")
             return cls(settings.configuration(config), None)
         more = ("--config",) if config is not None else ()
         remedy = "leave it out, or edit the recipe"
         settings.check_none_beside("--recipe", remedy, *more)
         from mlopt.planning.recipe_files import load
 
-        return cls(None, load(recipe))
+        return cls(None, load(recipe), cache)
 
     def foreseen(
         self, model: Path, options: dict[str, Any], calibrated: dict[str, Any]
@@ -87,7 +93,7 @@ class Wanted:
         if self.recipe is not None:
             from mlopt.planning.applying import apply_recipe
 
-            return partial(apply_recipe, self.recipe, model, samples=chosen)
+            return partial(apply_recipe, self.recipe, model, samples=chosen, cache=self.cache)
         assert self.rules is not None
         if chosen is None:
             from mlopt.coreml.palettize import palettize

@@ -9,10 +9,13 @@ from typing import Any
 import attrs
 
 from mlopt.choices import Method
+from mlopt.coreml.config import OptimizationConfig
 from mlopt.coreml.models import ModelSource, TargetName
-from mlopt.coreml.palettize import PalettizationResult, palettize, preview
+from mlopt.coreml.palettize import PalettizationResult, palettize, prepare, preview
 from mlopt.coreml.progress import Progress
 from mlopt.errors import ConfigError
+from mlopt.palette.value.spec import PaletteSpec
+from mlopt.planning.cache import Cache
 from mlopt.planning.matching import match
 from mlopt.planning.recipe import Recipe
 from mlopt.requests.report import Report
@@ -34,6 +37,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     samples: Iterable[Mapping[str, Any]] | None = None,
     method: Method = "auto",
     correct_biases: bool = True,
+    cache: str | os.PathLike[str] | None = None,
 ) -> PalettizationResult:
     """Palettize a model as a recipe says.
 
@@ -51,6 +55,9 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     samples
         With a calibration: palettize in sequence, see
         :func:`mlopt.calibration.palettize_sequentially`. None: all weights at once.
+    cache
+        The folder that the plan was made with: what is in it is not clustered again. Not with
+        samples.
     output, joint_compression, workers, progress, correct_biases
         As for :func:`mlopt.coreml.palettize`.
 
@@ -90,7 +97,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
         "correct_biases": correct_biases,
     }
     if samples is None:
-        result = palettize(model, matching.config, **options)
+        result = _at_once(model, matching.config, cache, options)
     else:
         from mlopt.calibration import palettize_sequentially
 
@@ -120,6 +127,27 @@ def preview_recipe(
         joint_compression=joint_compression,
     )
     return _with_notes(report, matching.notes)
+
+
+def _at_once(
+    model: ModelSource,
+    config: OptimizationConfig,
+    cache: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+) -> PalettizationResult:
+    """Palettize all weights, with what a cache has of them."""
+    if cache is None:
+        return palettize(model, config, **options)
+    progress = options.pop("progress")
+    job, kept = prepare(model, config, strict=False, **options), Cache(cache)
+    computed = {}
+    for decision in job.plan.decisions:
+        if isinstance(decision.result, PaletteSpec):
+            guidance = job.guides.of(decision.weight)
+            found = kept.palette(kept.key(decision, guidance), guidance)
+            if found is not None:
+                computed[id(decision.weight)] = found
+    return job.finish(computed=computed, progress=progress)
 
 
 def _with_notes(report: Report, notes: tuple[str, ...]) -> Report:

@@ -145,7 +145,8 @@ def _solution(
         ),
         bounds=Bounds(0, 1),
         integrality=np.ones(len(flat)),
-        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP},
+        # with presolve, HiGHS prints lines of debugging, and is not faster here
+        options={"time_limit": _SECONDS, "mip_rel_gap": _GAP, "presolve": False},
     )
     dual = getattr(result, "mip_dual_bound", None)
     bound = float(base_cost.sum()) + (0.0 if dual is None else float(dual) * unit)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mlopt.calibration import calibrate
-from mlopt.coreml import OpPalettizerConfig
+from mlopt.coreml import OpPalettizerConfig, execution
 from mlopt.errors import DestinationError
-from mlopt.planning import losses, plan
+from mlopt.planning import apply_recipe, losses, plan
 from mlopt.planning.trials import Trials
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 1, 1, 8, 8)).astype(np.float32)
@@ -32,10 +32,15 @@ def test_nothing_is_made_twice(digits, tmp_path, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr(losses, "compute", refuse)
+    monkeypatch.setattr(execution, "compute", refuse)
     monkeypatch.setattr(Trials, "_alone", refuse)
     again = plan(digits, budget="4x", output=tmp_path / "again.mlpackage", **asked)
     assert again == first
     assert files(tmp_path / "again.mlpackage") == files(tmp_path / "first.mlpackage")
+    applied = apply_recipe(
+        first, digits, calibration=calibration, cache=tmp_path / "cache", output=tmp_path / "third"
+    )
+    assert files(applied.path) == files(tmp_path / "first.mlpackage")
     other = plan(digits, budget="3x", **asked)
     assert other.expected <= first.expected
     for changed in (
