@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlopt.errors import ConfigError
+from mlopt.text.extras import matplotlib_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +32,9 @@ def check_picture(path: Path) -> None:
         raise ConfigError(
             f"a picture cannot be drawn to {path}: it has {ending}; use one of {', '.join(FORMATS)}"
         )
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "drawing needs matplotlib; install mlopt with its extra: pip install 'mlopt[report]'"
-        ) from None
+    missing = matplotlib_missing()
+    if missing is not None:
+        raise ConfigError(missing)
 
 
 def draw_layers(comparison: Comparison, path: Path) -> None:
