@@ -10,7 +10,14 @@ import typer
 
 from mlopt.choices import Precision
 from mlopt.cli.exit_codes import ExitCode, errors_explained
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_file, checked_named_file, show, write_text
+from mlopt.cli.terminal import (
+    STANDARD_OUTPUT,
+    checked_file,
+    checked_named_file,
+    checked_page,
+    show,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +76,15 @@ def compare_models(
             metavar="FILE",
             callback=checked_named_file,
             help="Draw the layers to a file (.png, .svg, .pdf, ...); needs matplotlib.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            callback=checked_page,
+            help="Write a page with tables and charts, of layers too if --layers is given; needs "
+            "matplotlib.",
         ),
     ] = None,
     json_file: Annotated[
@@ -157,15 +173,16 @@ def compare_models(
         metrics = MetricOptions(tokens, logits, mask, classes, labels, metric or ())
         if float16:
             _check_float16_takes(
-                precision, backend, metrics, needs_layers=layers or picture is not None
+                precision,
+                backend,
+                metrics,
+                needs_layers=layers or picture is not None,
+                needs_page=report is not None,
             )
         metrics.check(inputs)
         if backend == "coreml":
             _check_core_ml_takes(precision, needs_layers=layers or picture is not None)
-        if picture is not None:
-            from mlopt.runtime.comparison.picture import check_picture
-
-            check_picture(picture)
+        _check_drawn(picture, report)
         drawn = 8 if random is None else random
         if candidate is None:
             by_itself = _float16(reference, inputs, random=drawn, seed=seed, function=function)
@@ -188,10 +205,8 @@ def compare_models(
                 function=function,
                 precision=precision or "float32",
             )
-        if picture is not None:
-            from mlopt.runtime.comparison.picture import draw_layers
-
-            draw_layers(comparison, picture)
+        names = [path.name or str(path) for path in (reference, candidate)]
+        _draw(comparison, picture, report, title=" and ".join(names))
         _show(comparison, json_file)
     _check_ratio(comparison, min_snr)
 
@@ -201,6 +216,28 @@ def _show(comparison: Comparison | Float16Comparison, json_file: Path | None) ->
         write_text(comparison.to_json(), json_file)
     if json_file != STANDARD_OUTPUT:
         show(str(comparison))
+
+
+def _check_drawn(picture: Path | None, report: Path | None) -> None:
+    if picture is not None:
+        from mlopt.runtime.comparison.picture import check_picture
+
+        check_picture(picture)
+    if report is not None:
+        from mlopt.pages import check_page
+
+        check_page(report)
+
+
+def _draw(comparison: Comparison, picture: Path | None, report: Path | None, *, title: str) -> None:
+    if picture is not None:
+        from mlopt.runtime.comparison.picture import draw_layers
+
+        draw_layers(comparison, picture)
+    if report is not None:
+        from mlopt.pages import comparison_page, write_page
+
+        write_page(report, comparison_page(comparison, title=title))
 
 
 def _check_models(candidate: Path | None, *, float16: bool) -> None:
@@ -216,12 +253,18 @@ def _check_models(candidate: Path | None, *, float16: bool) -> None:
 
 
 def _check_float16_takes(
-    precision: Precision | None, backend: Backend, metrics: MetricOptions, *, needs_layers: bool
+    precision: Precision | None,
+    backend: Backend,
+    metrics: MetricOptions,
+    *,
+    needs_layers: bool,
+    needs_page: bool,
 ) -> None:
     given = {
         "--precision": precision is not None,
         "--backend": backend == "coreml",
         "--layers and --picture": needs_layers,
+        "--report": needs_page,
         **dict.fromkeys(metrics.given, True),
     }
     wrong = [option for option, is_given in given.items() if is_given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from mlopt.choices import SortKey
 from mlopt.cli.batch import Models, run_each
 from mlopt.cli.exit_codes import errors_explained
-from mlopt.cli.terminal import Done, checked_file, output_width, progress_bar
+from mlopt.cli.terminal import Done, checked_file, checked_page, output_width, progress_bar
 
 if TYPE_CHECKING:
     from mlopt.coreml.inspection import Inventory
@@ -50,6 +51,14 @@ def inspect_model(
             help="Also write the rows as JSON; - prints it instead of the table.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            callback=checked_page,
+            help="Also write a page with a chart and a table, of one MODEL; needs matplotlib.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress.")] = False,
 ) -> None:
     """List the weights of a model, or of several.
@@ -64,6 +73,8 @@ def inspect_model(
                 f"{sort} is not computed with --no-stats; leave one of the two out",
                 param_hint="'--sort'",
             )
+        if report is not None:
+            _check_report(models, report)
         from mlopt.coreml.inspection import inspect_weights
 
         def work(number: int) -> Done:
@@ -77,12 +88,30 @@ def inspect_model(
                     statistics=stats,
                     progress=progress,
                 ).sorted_by(sort)
+            if report is not None:
+                from mlopt.pages import inventory_page, write_page
+
+                write_page(
+                    report,
+                    inventory_page(inventory, title=models[number].name or str(models[number])),
+                )
             summary = _summary(inventory)
             text = f"{inventory_table(inventory, output_width(80))}\n\n{summary}"
             return Done(text=text, line=summary, values=inventory.as_dict())
 
         code = run_each(models, work, quiet=quiet, json_file=json_file)
     raise typer.Exit(code)
+
+
+def _check_report(models: Sequence[Path], report: Path) -> None:
+    if len(models) > 1:
+        raise typer.BadParameter(
+            f"a page is about one model, got {len(models)}; call mlopt for each",
+            param_hint="'--report'",
+        )
+    from mlopt.pages import check_page
+
+    check_page(report)
 
 
 def _summary(inventory: Inventory) -> str:

@@ -217,3 +217,10 @@ def reasons(title: str, by_name: Mapping[str, str]) -> list[str]:
     more = len(by_name) - len(shown)
     lines = [f"{title}.", *(f"  {name}: {reason}" for name, reason in shown)]
     return [*lines, f"  and {more} more"] if more else lines
+
+
+def checked_page(path: Path | None) -> Path | None:
+    """Check a page of HTML to write later, as far as this can be done without the library."""
+    if path == STANDARD_OUTPUT:
+        raise typer.BadParameter("a page does not go to standard output; name an .html file")
+    return checked_named_file(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 
 import attrs
 
+from mlopt.mil.dtypes import BY_NAME
 from mlopt.pages.drawing import Canvas, chart, colour, filled
 from mlopt.pages.html import Markup
 from mlopt.text.names import elided_apart, printable
@@ -39,6 +42,14 @@ class Bytes:
     after: int
 
 
+def bytes_plain(size: int, dtype: str) -> int:
+    """Return the bytes of elements that are stored as they are; dtype: by its name."""
+    known = BY_NAME.get(dtype)
+    digits = re.search(r"\d+$", dtype)
+    bits = known.bits if known is not None else int(digits[0]) if digits else 0
+    return math.ceil(size * bits / 8)
+
+
 def bytes_chart(key: str, rows: Sequence[Bytes]) -> Markup:
     """Return the bytes of the largest weights, by their bytes before.
 
@@ -59,7 +70,9 @@ def bytes_chart(key: str, rows: Sequence[Bytes]) -> Markup:
 
 
 def _bar(row: Bytes, most: int | None) -> Bar:
-    value = f"{human_bytes(row.before)} to {human_bytes(row.after)}"
+    value = human_bytes(row.after)
+    if row.before != row.after:
+        value = f"{human_bytes(row.before)} to {value}"
     if most is None:
         return Bar(row.name, value, None, None)
     return Bar(row.name, value, row.before / most, row.after / most)

@@ -173,8 +173,8 @@ def plain_axes(
 
     ratios: their heights; has_ticks: whether the lowest has numbers below it.
     """
-    # room for the title above, and for the ticks: the same in every chart, so that they line up
-    left, right = 46 / canvas.width, 1 - 8 / canvas.width
+    # room for the title above and for the ticks, of which half the last one is beyond the axis
+    left, right = 46 / canvas.width, 1 - (30 if has_ticks else 8) / canvas.width
     bottom, top = (42 if has_ticks else 26) / canvas.height, 1 - 24 / canvas.height
     rows = len(ratios)
     grid = canvas.figure.add_gridspec(

@@ -17,6 +17,10 @@ from mlopt.text.names import printable
 _UNIT = re.compile(r"(\d) (dB|nats|%|[kMGT]?B)\b")
 
 
+_LONG = 48
+"""Characters of a cell that has more than one line if need be."""
+
+
 class Markup(str):
     """Text that is HTML already; everything else is escaped."""
 
@@ -92,7 +96,7 @@ def table(
     head = "".join(element("th", each.title, scope="col") for each in columns)
     body = []
     for place, (first, *others) in enumerate(rows):
-        cells = "".join(f"<td>{escaped(cell)}</td>" for cell in others)
+        cells = "".join(map(_cell, others))
         start = '<tr class="marked">' if place in marked else "<tr>"
         body.append(Markup(f'{start}<th scope="row">{escaped(first)}</th>{cells}</tr>'))
     return Markup(
@@ -101,6 +105,11 @@ def table(
         f'<caption id="{key}-caption">{escaped(caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{joined(body)}\n</tbody>\n</table>\n</div>"
     )
+
+
+def _cell(text: str) -> str:
+    start = '<td class="long">' if len(text) > _LONG else "<td>"
+    return f"{start}{escaped(text)}</td>"
 
 
 def section(key: str, title: str, *parts: str) -> Markup:
@@ -139,7 +148,7 @@ def link(key: str, text: str) -> Markup:
 def key(swatches: Iterable[tuple[str, str, str]]) -> Markup:
     """Return what the colours of a chart mean.
 
-    swatches: words, the name of a colour, and "", "dot", "hollow" or "line".
+    swatches: words, the name of a colour, and "", "dot", "hollow", "cross" or "line".
     """
     rows = [
         element("li", words, class_=kind, style=f"--swatch: var(--{name})")

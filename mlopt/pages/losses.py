@@ -54,4 +54,4 @@ class Unit:
 
 def share(part: float, whole: float) -> str:
     """Return a part of a sum of losses in percent, ``""`` where there is none to share."""
-    return f"{part / whole:.1%}" if 0.0 < whole < math.inf and math.isfinite(part) else ""
+    return f"{100 * part / whole:.1f} %" if 0.0 < whole < math.inf and math.isfinite(part) else ""

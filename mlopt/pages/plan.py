@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mlopt.pages.bars import Bytes, bytes_chart
+from mlopt.pages.bars import Bytes, bytes_chart, bytes_plain
 from mlopt.pages.document import Section, document
 from mlopt.pages.html import Markup, code, element, facts, figure, key, link, listed
-from mlopt.pages.plan_charts import bits_chart, error_chart, front_chart, has_losses
 from mlopt.pages.plan_facts import facts_of, lead_of
+from mlopt.pages.plan_front import front_chart
 from mlopt.pages.plan_tables import points_table, tried_tables, weights_table
-from mlopt.pages.plan_values import bytes_before, front_of, points_of, shade_of
+from mlopt.pages.plan_values import front_of, points_of, shade_of
+from mlopt.pages.plan_weights import bits_chart, error_chart, has_losses
 from mlopt.planning.recipe import Recipe
 from mlopt.text.words import counted, human_bytes, percent
 
@@ -135,7 +136,7 @@ def _error(recipe: Recipe) -> Section:
 
 def _bytes(recipe: Recipe) -> Section:
     rows = [
-        Bytes(weight.name, bytes_before(weight.size, weight.dtype), weight.chosen.nbytes)
+        Bytes(weight.name, bytes_plain(weight.size, weight.dtype), weight.chosen.nbytes)
         for weight in recipe.weights
     ]
     swatches = [("before, as plain elements", "before", ""), ("after", "accent", "")]

@@ -71,7 +71,7 @@ def _proof(recipe: Recipe) -> tuple[str, str]:
         return "yes, proven", f"no choice of these forms has less expected {what}"
     if not math.isfinite(recipe.gap):
         return "not known", "nor how much better another choice can be"
-    gap = f"{recipe.gap:.2%}" if recipe.gap < 0.01 else percent(recipe.gap)
+    gap = f"{100 * recipe.gap:.2g} %" if recipe.gap < 0.01 else percent(recipe.gap)
     head = "yes, nearly" if recipe.gap < 0.001 else "not proven"
     return head, f"another choice can have at most {gap} less expected {what}"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mlopt.pages.bars import bytes_plain
 from mlopt.pages.html import Column, Markup, details, table
 from mlopt.pages.losses import Unit, share
-from mlopt.pages.plan_values import PLAN, bytes_before, losses_of, points_of
+from mlopt.pages.plan_values import PLAN, losses_of, points_of
 from mlopt.planning.recipe import Recipe, RecipeWeight
 from mlopt.text.words import counted, human_bytes
 
@@ -46,7 +47,7 @@ def weights_table(recipe: Recipe) -> Markup:
             "x".join(map(str, weight.shape)) or "scalar",
             _form(weight),
             f"{weight.bits:.2f}" if weight.size else "",
-            human_bytes(bytes_before(weight.size, weight.dtype)),
+            human_bytes(bytes_plain(weight.size, weight.dtype)),
             human_bytes(weight.chosen.nbytes),
             unit.words(weight.chosen.loss),
             share(weight.chosen.loss, total),

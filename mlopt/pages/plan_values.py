@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.choices import NBITS
-from mlopt.mil.dtypes import BY_NAME
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight
 
 PLAN = "plan"
 """The label of the point that stands for the package of a recipe itself."""
-
-
-def bytes_before(size: int, dtype: str) -> int:
-    """Return the bytes of elements that are stored as they are; dtype: by its name."""
-    known = BY_NAME.get(dtype)
-    digits = re.search(r"\d+$", dtype)
-    bits = known.bits if known is not None else int(digits[0]) if digits else 0
-    return math.ceil(size * bits / 8)
 
 
 def points_of(recipe: Recipe) -> list[Point]:

@@ -11,6 +11,7 @@ from coremltools.converters.mil import Builder as mb
 from mlopt.runtime import compare, load
 from tests.cli.commands import invoke, json_of
 from tests.cli.small_models import saved
+from tests.pages.reading import check, rows_of
 from tests.runtime.comparison.language_models import HEADS, TEXTS, language_model
 from tests.runtime.programs import convert
 
@@ -27,6 +28,8 @@ def test_compare(packages, tmp_path):
         tmp_path / "c.json",
         "--picture",
         tmp_path / "c.png",
+        "--report",
+        tmp_path / "c.html",
     )
     assert result.exit_code == 0, result.output
     assert "SNR entering" in result.stdout
@@ -34,6 +37,9 @@ def test_compare(packages, tmp_path):
     assert values["samples"] == 3
     assert values["outputs"][0]["snr_db"] < 40
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    root = check((tmp_path / "c.html").read_text("utf-8"))
+    assert root.one("h1").text == "model.mlpackage and small.mlpackage"
+    assert len(rows_of(root.one("table", id="layers-table"))) == len(values["layers"])
 
 
 def test_compare_with_a_least_ratio(packages, tmp_path):
@@ -84,6 +90,8 @@ def test_compare_on_a_file_of_samples(packages, tmp_path):
         (["--picture", "-"], "binary data cannot go to standard output; name"),
         (["--picture", "p.foo"], "it has the extension '.foo'; use one of .eps, .jpeg"),
         (["--picture", "p"], "it has no extension; use one of"),
+        (["--report", "-"], "a page does not go to standard output; name an .html file"),
+        (["--report", "p.txt"], "it has the extension '.txt'; use one of .html, .htm"),
         (["--labels", "y"], "it names an array of the file of --inputs; give --inputs"),
         (["--metric", "f"], "'f' does not name a function; give module:function"),
         (["--metric", "no_such_module:f"], "'no_such_module' cannot be imported"),

@@ -9,6 +9,7 @@ import pytest
 from mlopt.mil.messages import Model
 from mlopt.mil.values import string_value
 from tests.cli.commands import invoke, json_of
+from tests.pages.reading import check, rows_of
 
 
 def test_inspect_lists_every_weight(model):
@@ -103,3 +104,32 @@ def test_names_reach_the_terminal_printable(quantized, tmp_path):
     assert result.exit_code == 0, result.output
     assert "\x1b" not in result.stdout
     assert any(line.startswith("odd\\n\\x1b[31mname") for line in result.stdout.splitlines())
+
+
+def test_inspect_writes_a_page(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "weights.html"
+    result = invoke("inspect", model, "--filter", "linear", "--sort", "bytes", "--report", page)
+    assert result.exit_code == 0, result.output
+    root = check(page.read_text("utf-8"))
+    assert root.one("h1").text == "digits.mlpackage"
+    assert rows_of(root.one("table"))[0][0] == "hidden_weight_to_fp16"
+
+
+@pytest.mark.parametrize(
+    ("report", "models", "message"),
+    [
+        ("weights.txt", 1, "it has the extension '.txt'; use one of .html, .htm"),
+        ("-", 1, "a page does not go to standard output; name an .html file"),
+        ("none/weights.html", 1, "does not exist; create it first"),
+        ("weights.html", 2, "a page is about one model, got 2; call mlopt for each"),
+    ],
+)
+def test_pages_that_inspect_refuses(model, report, models, message, monkeypatch):
+    def inspect(*given, **options):
+        raise AssertionError("refused too late")
+
+    monkeypatch.setattr("mlopt.coreml.inspection.inspect_weights", inspect)
+    result = invoke("inspect", *[model] * models, "--report", report)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

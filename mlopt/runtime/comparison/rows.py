@@ -77,6 +77,11 @@ class MetricRow:
     count: int | None = None
     note: str = ""
 
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a number, and not only a note."""
+        return any(value is not None for value in (self.reference, self.candidate, self.pair))
+
 
 @attrs.frozen
 class LayerRow:

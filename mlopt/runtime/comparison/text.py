@@ -45,21 +45,35 @@ def comparison_text(
     parts = []
     if outputs:
         parts.append(_output_table(outputs))
-    if any(map(_has_value, metrics)):
-        parts.append(_metric_table([row for row in metrics if _has_value(row)]))
+    if any(row.has_value for row in metrics):
+        parts.append(_metric_table([row for row in metrics if row.has_value]))
     if layers:
         parts.append(_layer_table(sorted(layers, key=_badness)))
     if any(_MARK in part for part in parts):
         parts.append(_FOOTNOTE)
-    parts += _states(outputs)
-    parts += _notes(outputs, labels, detections)
-    parts += _metric_notes(metrics)
-    if unmatched:
-        parts.append(f"Not in the candidate, so not compared: {', '.join(shortened(unmatched))}")
+    parts += comparison_notes(
+        outputs, labels=labels, detections=detections, metrics=metrics, unmatched=unmatched
+    )
     if hint and not all(row.is_informative for row in outputs):
         parts.append(_HINT)
     parts.append(f"{counted(samples, 'sample')}.")
     return "\n\n".join(parts)
+
+
+def comparison_notes(
+    outputs: Sequence[OutputRow],
+    *,
+    labels: Sequence[LabelRow],
+    detections: Sequence[DetectionRow],
+    metrics: Sequence[MetricRow],
+    unmatched: Sequence[str],
+) -> Iterator[str]:
+    """Yield what the tables do not show, a sentence or two each."""
+    yield from _states(outputs)
+    yield from _notes(outputs, labels, detections)
+    yield from _metric_notes(metrics)
+    if unmatched:
+        yield f"Not in the candidate, so not compared: {', '.join(shortened(unmatched))}"
 
 
 def decibels(distance: Distance) -> str:
@@ -95,9 +109,9 @@ def _output_table(outputs: Sequence[OutputRow]) -> str:
 
 def _metric_table(metrics: Sequence[MetricRow]) -> str:
     values = {
-        "reference": [_value(row.reference, row.unit) for row in metrics],
-        "candidate": [_value(row.candidate, row.unit) for row in metrics],
-        "both": [_value(row.pair, row.unit) for row in metrics],
+        "reference": [metric_value(row.reference, row.unit) for row in metrics],
+        "candidate": [metric_value(row.candidate, row.unit) for row in metrics],
+        "both": [metric_value(row.pair, row.unit) for row in metrics],
         "count": ["" if row.count is None else str(row.count) for row in metrics],
     }
     return text_table(
@@ -120,11 +134,8 @@ def _metric_notes(metrics: Sequence[MetricRow]) -> Iterator[str]:
         yield f"{', '.join(names)}: {printable(note)}."
 
 
-def _has_value(row: MetricRow) -> bool:
-    return any(value is not None for value in (row.reference, row.candidate, row.pair))
-
-
-def _value(value: float | None, unit: str) -> str:
+def metric_value(value: float | None, unit: str) -> str:
+    """Return a metric for a reader, "" for none."""
     if value is None:
         return ""
     return f"{value:.2%}" if unit == "share" else f"{value:.6g} {unit}".rstrip()

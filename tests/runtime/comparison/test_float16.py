@@ -383,6 +383,7 @@ def test_the_command(tmp_path):
         ([], "or --float16 to compare one with itself"),
         (["other", "--float16"], "leave the second one out"),
         (["--float16", "--layers"], "leave --layers and --picture out"),
+        (["--float16", "--report", "p.html"], "leave --report out"),
         (["--float16", "--precision", "float32"], "leave --precision out"),
         (["--float16", "--backend", "coreml"], "leave --backend out"),
     ):
