@@ -11,8 +11,9 @@ asked about samples that the calibration has not seen. Packages of one form take
   that calibrated, and for other text (descriptions and licences of packages).
 - smollm2: perplexity on the same texts; less is better.
 - efficientnet-lite0: the signal-to-noise ratio of the logits in dB, and the share of crops that
-  keep their first class; other photographs than those of the calibration.
-- digits: the share of held-out digits that are classified rightly.
+  keep their first class; other photographs than those of the calibration, and their negatives.
+- digits: the signal-to-noise ratio of the logits in dB, for held-out digits and for these upside
+  down, and the share of held-out digits that are classified rightly.
 
 With --references, minilm is also compressed by coremltools with the same samples, and smollm2
 rounded to formats of GGML. The second command joins results that are stored.

@@ -70,32 +70,74 @@ def language(_: str) -> tuple[list[Sample], Ask]:
 
 
 def photographs(path: str) -> tuple[list[Sample], Ask]:
-    """EfficientNet-lite0: its logits in dB, and the share of crops that keep their first class."""
+    """EfficientNet-lite0: its logits in dB, and the share of crops that keep their first class.
+
+    Other data are the negatives of the crops.
+    """
     from benchmarks.models.efficientnet_lite import SIZE
     from benchmarks.tasks.photographs import crops
 
-    asked = [{"image": crop[None]} for crop in crops("held-out", 64, SIZE)]
-    wanted = answers(path, asked)
+    held_out = [{"image": crop[None]} for crop in crops("held-out", 64, SIZE)]
+    asked = {"held-out": held_out, "other": [{"image": -each["image"]} for each in held_out]}
+    wanted = {name: answers(path, samples) for name, samples in asked.items()}
 
     def ask(candidate: str) -> dict[str, float]:
-        given = answers(candidate, asked)
-        same = float((given.argmax(axis=1) == wanted.argmax(axis=1)).mean())
-        return {"held-out": decibels(wanted, given), "top-1": same}
+        given = {name: answers(candidate, samples) for name, samples in asked.items()}
+        classes, kept = wanted["held-out"].argmax(axis=1), given["held-out"].argmax(axis=1)
+        found = {name: decibels(wanted[name], given[name]) for name in asked}
+        return {**found, "top-1": float((kept == classes).mean())}
 
     return [{"image": crop[None]} for crop in crops("calibration", 64, SIZE)], ask
 
 
-def digits(_: str) -> tuple[list[Sample], Ask]:
-    """The digit classifier: its accuracy on the digits that it was not trained on."""
+def digits(path: str) -> tuple[list[Sample], Ask]:
+    """The digit classifier: its logits in dB, and its accuracy, for digits held out.
+
+    Other data are these digits upside down.
+    """
     from fixtures.digits import data
 
     images, held_out, _labels, labels = (part.numpy() for part in data())
+    turned = np.ascontiguousarray(held_out[:, :, ::-1])
+    asked = {"held-out": _images(held_out), "other": _images(turned)}
+    wanted = {name: answers(path, samples) for name, samples in asked.items()}
 
     def ask(candidate: str) -> dict[str, float]:
-        given = answers(candidate, [{"image": image[None]} for image in held_out])
-        return {"top-1": float((given.argmax(axis=1) == labels).mean())}
+        given = {name: answers(candidate, samples) for name, samples in asked.items()}
+        found = {name: decibels(wanted[name], given[name]) for name in asked}
+        right = given["held-out"].argmax(axis=1) == labels
+        return {**found, "top-1": float(right.mean())}
 
-    return [{"image": image[None]} for image in images[:256]], ask
+    return _images(images[:256]), ask
+
+
+def noise(path: str) -> tuple[list[Sample], Ask]:
+    """A model with random weights: its first output in dB, for normal noise.
+
+    Other data are the magnitudes of such noise, whose mean is not 0.
+    """
+    from mlopt import runtime
+    from mlopt.runtime.comparison.random_samples import random_samples
+
+    drawn: list[Sample] = random_samples(runtime.load(path), 24, seed=1)
+    held_out = drawn[:4]
+    asked = {
+        "held-out": held_out,
+        "other": [{name: np.abs(value) for name, value in each.items()} for each in held_out],
+    }
+    wanted = {name: answers(path, samples) for name, samples in asked.items()}
+
+    def ask(candidate: str) -> dict[str, float]:
+        return {
+            name: decibels(wanted[name], answers(candidate, samples))
+            for name, samples in asked.items()
+        }
+
+    return drawn[8:], ask
+
+
+def _images(images: npt.NDArray[Any]) -> list[Sample]:
+    return [{"image": image[None]} for image in images]
 
 
 def answers(path: str, samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
