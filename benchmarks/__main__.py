@@ -17,6 +17,7 @@ from benchmarks import (
     dkm_accuracy,
     exact_kmeans,
     large_package,
+    plans,
     runtime_speed,
     scale_importance,
     torch_dkm,
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             (compression_ratios, common),
             (scale_importance, []),
             (answers, []),
+            (plans, ["--models", "digits"]),
             (large_package, []),
         ):
             file = Path(folder) / "result.json"

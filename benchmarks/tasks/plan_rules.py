@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.choices import NBITS
-from mlopt.planning.choice import Option
+from mlopt.errors import ConfigError
+from mlopt.planning.choice import Option, least_loss
 
 AS_IT_IS = 16
 """What stands for the width of a weight that is left alone."""
@@ -174,6 +175,23 @@ def walk(weights: Sequence[Weight], budget: int) -> Numbers | None:
     return tuple(numbers) if left <= 0 else None
 
 
+def best_widths(weights: Sequence[Weight], budget: int) -> Numbers | None:
+    """The choice of least loss, as in a plan, but of widths of one table alone."""
+    plain = [
+        [number for number, width in enumerate(weight.widths) if width is not None]
+        for weight in weights
+    ]
+    options = [
+        [weight.options[number] for number in numbers]
+        for weight, numbers in zip(weights, plain, strict=True)
+    ]
+    try:
+        chosen = least_loss(options, budget).options
+    except ConfigError:
+        return None
+    return tuple(numbers[each] for numbers, each in zip(plain, chosen, strict=True))
+
+
 class _Table:
     """What thresholds choose from.
 
@@ -220,6 +238,7 @@ def _nearest(weights: Sequence[Weight], choices: Iterable[Numbers], budget: int)
 
 
 RULES: dict[str, Rule] = {
+    "plan, one table": best_widths,
     "uniform": uniform,
     "greedy": greedy,
     "ml-stable-diffusion": isolated_threshold,

@@ -12,6 +12,7 @@ from benchmarks.tasks.plan_rules import (
     NEURAL_ENGINE,
     RULES,
     Weight,
+    best_widths,
     cumulative_threshold,
     greedy,
     isolated_threshold,
@@ -153,6 +154,20 @@ def test_walk_is_the_first_threshold_that_fits_where_width_lowers_loss() -> None
         else:
             numbers = None
         assert walk(weights, budget) == numbers
+
+
+def test_best_widths_are_the_best_of_all_choices() -> None:
+    for seed in range(10):
+        weights = drawn(seed, 4, monotone=False)
+        found = best_widths(weights, 300)
+        fitting = [
+            loss(weights, each)
+            for each in itertools.product(*(range(len(w.options)) for w in weights))
+            if nbytes(weights, each) <= 300
+        ]
+        assert (found is None) == (not fitting)
+        if found is not None:
+            assert loss(weights, found) == pytest.approx(min(fitting))
 
 
 @pytest.mark.parametrize("name", RULES)
