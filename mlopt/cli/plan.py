@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from mlopt.cli.terminal import (
     TARGET_OPTIONS,
     checked_named_file,
     checked_output,
+    command_line,
     reasons,
     show,
     stage_bar,
@@ -26,6 +28,7 @@ _SAMPLES = 32
 
 
 def plan_model(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="The .mlpackage to plan.", metavar="MODEL")],
     output: Annotated[
         Path,
@@ -132,7 +135,8 @@ def plan_model(
         list[str] | None,
         typer.Option(
             metavar="DEVICE",
-            help="neural-engine: only forms of which no rule of `mlopt lint` says that they run elsewhere.",
+            help="neural-engine: only forms of which no rule of `mlopt lint` says that they run "
+            "elsewhere.",
         ),
     ] = None,
     method: Annotated[
@@ -156,6 +160,15 @@ def plan_model(
         Path | None,
         typer.Option(
             "--package", metavar="OUT", help="Also write the palettized package, at no more cost."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            callback=checked_named_file,
+            help="Also write a page that shows sizes, bits and losses, and what was tried; needs "
+            "matplotlib.",
         ),
     ] = None,
     cache: Annotated[
@@ -211,6 +224,10 @@ def plan_model(
             )
         if package is not None:
             checked_output(package, overwrite=overwrite, option="'--package'")
+        if report is not None:
+            from mlopt.pages import check_page
+
+            check_page(report)
         from mlopt.planning import candidates_over, metric_of_command, plan, save_recipe
         from mlopt.runtime import load
 
@@ -243,6 +260,11 @@ def plan_model(
                 progress=progress,
             )
         save_recipe(recipe, output)
+        if report is not None:
+            from mlopt.pages import plan_page, write_page
+
+            commands = [command_line(context), _next_command(model, output, calibration, cache)]
+            write_page(report, plan_page(recipe, commands=commands, title=f"Plan of {model.name}"))
         if not quiet:
             show(_described(recipe, output))
 
@@ -260,6 +282,14 @@ def _goal(**given: Any) -> dict[str, Any]:
     if name in ("snr", "divergence"):
         return {"quality": f"{value} {'dB' if name == 'snr' else 'nats'}"}
     return {"budget": {"bits": f"{value} bits", "ratio": f"{value}x"}.get(name, value)}
+
+
+def _next_command(model: Path, recipe: Path, calibration: Path | None, cache: Path | None) -> str:
+    """Return the command that carries a recipe out."""
+    words = ["mlopt", "palettize", model, "--recipe", recipe]
+    words += ["--calibration", calibration] if calibration is not None else []
+    words += ["--cache", cache] if cache is not None else []
+    return shlex.join(map(str, [*words, "-o", f"{model.stem}-planned.mlpackage"]))
 
 
 def _option(name: str) -> str:

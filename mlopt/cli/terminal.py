@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -207,6 +208,25 @@ def checked_named_file(path: Path | None) -> Path | None:
     if path is not None and path.is_dir():
         raise typer.BadParameter(f"{path} is a folder; name a file")
     return checked_file(path)
+
+
+def command_line(context: typer.Context) -> str:
+    """Return the command that is running, for a shell: its arguments, and options as given."""
+    arguments: list[str] = []
+    options: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        given = context.get_parameter_source(parameter.name or "")
+        if given is None or given.name != "COMMANDLINE" or value is None:
+            continue
+        if parameter.param_type_name == "argument":
+            arguments += map(str, value if isinstance(value, list | tuple) else [value])
+        elif isinstance(value, bool):
+            options.append(parameter.opts[0])
+        else:
+            for each in value if isinstance(value, list | tuple) else [value]:
+                options += [parameter.opts[0], str(each)]
+    return shlex.join(["mlopt", context.info_name or "", *arguments, *options])
 
 
 def reasons(title: str, by_name: Mapping[str, str]) -> list[str]:
