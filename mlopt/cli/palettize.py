@@ -266,7 +266,7 @@ def palettize_model(
         options = {
             "minimum_deployment_target": minimum_deployment_target,
             "strict": strict,
-            "joint_compression": joint,
+            "joint_compression": joint or wanted.is_joint,
         }
         calibrated = {
             "workers": workers,

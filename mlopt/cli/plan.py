@@ -139,6 +139,10 @@ def plan_model(
             "elsewhere.",
         ),
     ] = None,
+    joint: Annotated[
+        bool,
+        typer.Option("--joint", help="Also choose for sparse and quantized weights; needs iOS18."),
+    ] = False,
     method: Annotated[
         Method, typer.Option(case_sensitive=False, help="As for `mlopt palettize`.")
     ] = "auto",
@@ -247,6 +251,7 @@ def plan_model(
                 pinned=dict.fromkeys(keep or ()),
                 metric=None if metric is None else metric_of_command(metric),
                 devices=devices or (),  # type: ignore[arg-type]  # the words are checked there
+                joint_compression=joint,
                 method=method,
                 loss=loss,
                 costs=costs,

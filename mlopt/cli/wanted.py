@@ -52,6 +52,11 @@ class Wanted:
 
         return cls(None, load(recipe), cache)
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether the recipe is also for sparse and quantized weights."""
+        return self.recipe is not None and self.recipe.joint_compression
+
     def foreseen(
         self, model: Path, options: dict[str, Any], calibrated: dict[str, Any]
     ) -> tuple[Report, int]:

@@ -30,7 +30,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     output: str | os.PathLike[str] | None = None,
     minimum_deployment_target: TargetName | None = None,
     strict: bool = False,
-    joint_compression: bool = False,
+    joint_compression: bool | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     calibration: CalibrationSource | None = None,
@@ -48,6 +48,8 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
         :func:`mlopt.planning.match`.
     minimum_deployment_target
         As for :func:`mlopt.coreml.palettize`. None: the target of the recipe.
+    joint_compression
+        As for :func:`mlopt.coreml.palettize`. None: as the recipe was planned.
     strict
         Whether every difference between the model and that of the recipe is an error.
     calibration, method
@@ -58,7 +60,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     cache
         The folder that the plan was made with: what is in it is not clustered again. Not with
         samples.
-    output, joint_compression, workers, progress, correct_biases
+    output, workers, progress, correct_biases
         As for :func:`mlopt.coreml.palettize`.
 
     Returns
@@ -89,7 +91,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     options: dict[str, Any] = {
         "output": output,
         "minimum_deployment_target": minimum_deployment_target or recipe.target,
-        "joint_compression": joint_compression,
+        "joint_compression": _is_joint(recipe, joint_compression),
         "workers": workers,
         "progress": progress,
         "calibration": known,
@@ -113,7 +115,7 @@ def preview_recipe(
     *,
     minimum_deployment_target: TargetName | None = None,
     strict: bool = False,
-    joint_compression: bool = False,
+    joint_compression: bool | None = None,
 ) -> Report:
     """Return the report of :func:`apply_recipe` without clustering; nothing is written.
 
@@ -124,9 +126,13 @@ def preview_recipe(
         model,
         matching.config,
         minimum_deployment_target=minimum_deployment_target or recipe.target,
-        joint_compression=joint_compression,
+        joint_compression=_is_joint(recipe, joint_compression),
     )
     return _with_notes(report, matching.notes)
+
+
+def _is_joint(recipe: Recipe, asked: bool | None) -> bool:
+    return recipe.joint_compression if asked is None else asked
 
 
 def _at_once(

@@ -84,6 +84,7 @@ def candidates_of(
     calibration: CalibrationSource | None,
     method: Method,
     devices: Collection[Device],
+    joint_compression: bool,
 ) -> Candidates:
     """Return the forms of every weight.
 
@@ -94,6 +95,8 @@ def candidates_of(
         may also stay as it is.
     target
         The newest target that the result may need.
+    joint_compression
+        Whether weights that are sparse or quantized may be palettized as well.
     devices
         What runs on all of these, as far as it is known.
     pinned
@@ -113,7 +116,12 @@ def candidates_of(
     for config in CANDIDATES if configs is None else configs:
         rules = OptimizationConfig(global_config=config, op_name_configs=dict(pinned))
         try:
-            plan = decide(package, rules, minimum_deployment_target=target)
+            plan = decide(
+                package,
+                rules,
+                minimum_deployment_target=target,
+                joint_compression=joint_compression,
+            )
         except TargetError as error:
             refused = error
             continue

@@ -33,6 +33,7 @@ class Packages:
     calibration: Calibration | None
     method: Method
     workers: int | None
+    joint_compression: bool = False
     _sizes: dict[tuple[int, ...], int] = attrs.Factory(dict)
 
     def size_of(self, chosen: Sequence[int]) -> int:
@@ -75,7 +76,7 @@ class Packages:
             output=output,
             minimum_deployment_target=self.target,
             strict=False,
-            joint_compression=False,
+            joint_compression=self.joint_compression,
             workers=self.workers,
             calibration=self.calibration if any(rules.values()) else None,
             method=self.method,

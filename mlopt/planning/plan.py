@@ -57,6 +57,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     pinned: Mapping[str, OpPalettizerConfig | None] | None = None,
     metric: Metric | None = None,
     devices: Collection[Device] = (),
+    joint_compression: bool = False,
     method: Method = "auto",
     loss: LossName = "squared",
     costs: Costs = "near",
@@ -112,7 +113,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     devices
         ``("neural-engine",)``: only forms of which no rule of the lint says that they run
         elsewhere.
-    method
+    joint_compression, method
         As for :func:`mlopt.coreml.palettize`.
     loss
         ``"squared"``: the squared error of each output relative to its mean square, averaged over
@@ -170,6 +171,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         calibration=known,
         method=method,
         devices=[word(each, "devices", DEVICES) for each in devices],
+        joint_compression=joint_compression,
     )
     program = program_of(source, function, device, job="plan")
     given_samples = _samples(samples, program, random, seed)
@@ -208,6 +210,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         calibration=known,
         method=method,
         workers=workers,
+        joint_compression=joint_compression,
     )
     judge = None
     if metric is not None:
@@ -236,6 +239,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         metric=planned.metric,
         least_metric=None if judge is None or quality is None else float(quality),
         gap=planned.gap,
+        joint_compression=joint_compression,
         calibration=None if known is None else known.identity,
         points=(planned.point("plan"), *planner.rivals, *planner.front(_FRONT)),
         notes=found.notes,

@@ -137,6 +137,8 @@ class Recipe:
     gap
         By how much of the sum of losses a better choice can exist at most, by the losses of the
         forms as they are known: 0.0 is a proof that there is none.
+    joint_compression
+        Whether weights that are sparse or quantized were planned as well.
     calibration
         What identifies the calibration that tables were fitted with; None: none.
     points
@@ -159,6 +161,7 @@ class Recipe:
     metric: float | None = None
     least_metric: float | None = None
     gap: float = 0.0
+    joint_compression: bool = False
     calibration: str | None = None
     points: tuple[Point, ...] = ()
     notes: tuple[str, ...] = ()

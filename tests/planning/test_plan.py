@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 import attrs
+import coremltools as ct
+import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
 
 from mlopt import runtime
 from mlopt.calibration import calibrate
 from mlopt.coreml import OpPalettizerConfig, OptimizationConfig, palettize
-from mlopt.coreml.inspection import package_bytes
+from mlopt.coreml.inspection import inspect_weights, package_bytes
 from mlopt.errors import ConfigError, InputError, RunError, TargetError
-from mlopt.planning import Recipe, metric_of_command, plan
+from mlopt.planning import Recipe, apply_recipe, metric_of_command, plan
+from tests.conftest import FIXTURES
 
 IMAGES = np.random.default_rng(0).uniform(size=(6, 1, 1, 8, 8)).astype(np.float32)
 SAMPLES = [{"image": image} for image in IMAGES]
@@ -224,3 +227,24 @@ def test_commands_as_metrics(tmp_path):
         metric_of_command("no-such-command {}")(tmp_path)
     with pytest.raises(ConfigError, match="where the package's path goes"):
         metric_of_command("accuracy")
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_sparse_weights_are_planned_if_asked_for(tmp_path):
+    model = ct.models.MLModel(str(FIXTURES / "digits-iOS18.mlpackage"), skip_model_load=True)
+    pruner = cto.OpThresholdPrunerConfig(
+        threshold=0.02, weight_threshold=2000, minimum_sparsity_percentile=0.1
+    )
+    sparse = cto.prune_weights(model, cto.OptimizationConfig(global_config=pruner))
+    asked = {"samples": SAMPLES[:2], "candidates": FORMS, "costs": "measured"}
+    without = plan(sparse, budget="1.0x", **asked)
+    assert any("compressed" in weight.reason for weight in without.weights)
+    output = tmp_path / "planned.mlpackage"
+    recipe = plan(sparse, budget="2x", joint_compression=True, output=output, **asked)
+    (hidden,) = (w for w in recipe.weights if w.name.startswith("hidden_weight"))
+    assert hidden.chosen.config is not None
+    assert recipe.nbytes == package_bytes(output)
+    (stored,) = (w for w in inspect_weights(output).rows if w.name.startswith("hidden_weight"))
+    assert "sparse" in stored.compression.short
+    again = apply_recipe(recipe, sparse, output=tmp_path / "again.mlpackage")
+    assert package_bytes(again.path) == recipe.nbytes
