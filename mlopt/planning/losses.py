@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 
@@ -20,7 +21,10 @@ from mlopt.planning.trials import Palettized, Trials
 from mlopt.statistics.fitting import fit
 from mlopt.statistics.guidance import UNGUIDED, Guidance
 
-Pair = tuple[int, int]
+PlanProgress: TypeAlias = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``; a stage is a few words, with a total of its own."""
+
+Pair: TypeAlias = tuple[int, int]
 """The numbers of a weight and of one of its forms."""
 
 
@@ -41,7 +45,7 @@ class KnownLosses:
     sites: Sequence[Site | None]
     trials: Trials
     workers: int
-    progress: Callable[[str, int, int], None]
+    progress: PlanProgress
     cache: Cache | None = None
     clustered: dict[Pair, Computed] = attrs.Factory(dict)
     measured: dict[Pair, float] = attrs.Factory(dict)
@@ -109,6 +113,10 @@ class KnownLosses:
         if self.cache is not None and key is not None:
             self.cache.keep_loss(key, loss)
         return loss
+
+    def is_measured(self, pair: Pair) -> bool:
+        """Whether the model was run with a form of a weight."""
+        return pair in self.measured
 
     def together(self, chosen: Sequence[int]) -> float:
         """Return the loss of the model with a form of every weight."""

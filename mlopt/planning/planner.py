@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 
 from mlopt.choices import Costs
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
-from mlopt.planning.candidates import Candidates
+from mlopt.planning.candidates import WeightForms
 from mlopt.planning.choice import Choice, Option, least_bytes, least_loss, useful_options
-from mlopt.planning.losses import KnownLosses, Pair
-from mlopt.planning.recipe import Point
+from mlopt.planning.losses import Pair
+from mlopt.planning.recipe import Known, Point
 from mlopt.text.words import human_bytes
 
 Chosen: TypeAlias = tuple[int, ...]
@@ -24,10 +24,27 @@ Chosen: TypeAlias = tuple[int, ...]
 _ROUNDS = 6
 _SIZES = 4
 _QUALITIES = 8
+_FRONT = 24
 _LONGEST = 4.0
 _HALVINGS = 6
 _CLOSE = 0.02
 """A quality is met closely enough where the loss is this share below what is allowed."""
+
+
+class Losses(Protocol):
+    """What is known of losses; see :class:`mlopt.planning.losses.KnownLosses`."""
+
+    def measure(self, pairs: Iterable[Pair], *, are_quick: bool = False) -> None:
+        """Run the model with forms of weights, each alone."""
+
+    def is_measured(self, pair: Pair) -> bool:
+        """Whether that was done."""
+
+    def loss(self, i: int, n: int) -> tuple[float, Known]:
+        """Return the loss of a weight in a form, and how it is known."""
+
+    def together(self, chosen: Sequence[int]) -> float:
+        """Return the loss with a form of every weight, by running the model."""
 
 
 @attrs.frozen(eq=False)
@@ -79,8 +96,8 @@ class Planner:
     that were run.
     """
 
-    candidates: Candidates
-    losses: KnownLosses
+    weights: Sequence[WeightForms]
+    losses: Losses
     size_of: Callable[[Chosen], int]
     costs: Costs
     judge: Callable[[Chosen], float] | None = None
@@ -182,6 +199,10 @@ class Planner:
                 low = middle
         return found
 
+    def points(self, planned: Planned) -> list[Point]:
+        """Return the package that was planned, others that were run, and some of the front."""
+        return [planned.point("plan"), *self.rivals, *self.front(_FRONT)]
+
     def front(self, count: int) -> list[Point]:
         """Return packages from the smallest to the largest, by the losses that are known."""
         options = self.options()
@@ -198,7 +219,7 @@ class Planner:
         """Return what each form of each weight takes and loses."""
         return [
             [Option(form.nbytes, self.losses.loss(i, n)[0]) for n, form in enumerate(each.forms)]
-            for i, each in enumerate(self.candidates.weights)
+            for i, each in enumerate(self.weights)
         ]
 
     def _settled(self, solve: Callable[[], Choice]) -> Choice:
@@ -261,14 +282,14 @@ class Planner:
         """Return the best form for all weights that have it, as far as the package allows."""
         options = self.options()
         found: list[_Uniform] = []
-        configs = {form.config: None for each in self.candidates.weights for form in each.forms}
+        configs = {form.config: None for each in self.weights for form in each.forms}
         for config in configs:
             if config is None:
                 continue
             chosen = tuple(
                 next((n for n, form in enumerate(each.forms) if form.config == config), -1)
                 % len(each.forms)
-                for each in self.candidates.weights
+                for each in self.weights
             )
             loss = math.fsum(options[i][n].loss for i, n in enumerate(chosen))
             found.append(_Uniform(config, Choice(chosen, _bytes(options, chosen), loss, gap=1.0)))
@@ -293,16 +314,16 @@ class Planner:
         """Return the numbers of the palettes of each weight that has some."""
         palettes = {
             i: [n for n, form in enumerate(each.forms) if form.config is not None]
-            for i, each in enumerate(self.candidates.weights)
+            for i, each in enumerate(self.weights)
         }
         return {i: numbers for i, numbers in palettes.items() if numbers}
 
     def _is_known(self, pair: Pair) -> bool:
         i, n = pair
-        return pair in self.losses.measured or self.candidates.weights[i].forms[n].config is None
+        return self.losses.is_measured(pair) or self.weights[i].forms[n].config is None
 
     def _bits(self, i: int, n: int) -> float:
-        each = self.candidates.weights[i]
+        each = self.weights[i]
         return 8 * each.forms[n].nbytes / each.weight.size
 
 
