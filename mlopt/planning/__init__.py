@@ -8,6 +8,7 @@ from mlopt.planning.plan import plan
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried, decibels
 from mlopt.planning.recipe_files import load as load_recipe
 from mlopt.planning.recipe_files import save as save_recipe
+from mlopt.planning.together import plan_together
 
 __all__ = [
     "Matching",
@@ -22,6 +23,7 @@ __all__ = [
     "match",
     "metric_of_command",
     "plan",
+    "plan_together",
     "preview_recipe",
     "save_recipe",
 ]

@@ -41,7 +41,8 @@ from mlopt.statistics.guidance import CalibrationSource, Guides
 class Options:
     """How models are planned: the arguments of :func:`mlopt.planning.plan` of these names.
 
-    target: ``minimum_deployment_target``.
+    target: ``minimum_deployment_target``; are_shared: whether samples also have inputs of other
+    models.
     """
 
     candidates: Sequence[OpPalettizerConfig] | None
@@ -58,6 +59,7 @@ class Options:
     workers: int | None
     cache: Cache | None
     progress: PlanProgress
+    are_shared: bool = False
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -208,6 +210,8 @@ def _samples(
     chosen = [checked_sample(sample, number) for number, sample in numbered]
     if not chosen:
         raise NoSamplesError
+    if options.are_shared:
+        return [{n: sample[n] for n in program.inputs if n in sample} for sample in chosen]
     return chosen
 
 

@@ -1,0 +1,91 @@
+"""Several packages under one budget."""
+
+import warnings
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mlopt import runtime
+from mlopt.coreml import OpPalettizerConfig
+from mlopt.coreml.inspection import package_bytes
+from mlopt.errors import ConfigError
+from mlopt.planning import apply_recipe, plan, plan_together
+
+FORMS = [OpPalettizerConfig(nbits=nbits, weight_threshold=100) for nbits in (1, 2, 4, 6)]
+
+
+@pytest.fixture(scope="module")
+def chunks(tmp_path_factory):
+    """Two halves of a network; small changes in the first one matter much more."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("chunks")
+    halves = [
+        (nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 64)), "x", "h", 8),
+        (nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 16)), "h", "y", 64),
+    ]
+    with torch.no_grad():
+        halves[1][0][2].weight.mul_(0.01)
+        halves[1][0][2].bias.add_(1.0)
+    paths = []
+    for module, given, result, width in halves:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = ct.convert(
+                torch.jit.trace(module.eval(), torch.zeros(1, width)),
+                inputs=[ct.TensorType(given, (1, width))],
+                outputs=[ct.TensorType(result)],
+                minimum_deployment_target=ct.target.iOS18,
+                skip_model_load=True,
+            )
+        paths.append(folder / f"{result}.mlpackage")
+        model.save(str(paths[-1]))
+    return paths
+
+
+SAMPLES = [{"x": np.random.default_rng(i).normal(size=(1, 8)).astype(np.float32)} for i in range(4)]
+
+
+def test_bytes_go_where_they_are_worth_most(chunks, tmp_path):
+    asked = {"candidates": FORMS, "costs": "measured"}
+    budget = round(0.55 * sum(map(package_bytes, chunks)))
+    recipes = plan_together(chunks, budget=budget, samples=SAMPLES, **asked)
+    assert sum(recipe.nbytes for recipe in recipes) <= budget
+    applied = [
+        apply_recipe(recipe, chunk, output=tmp_path / chunk.name)
+        for recipe, chunk in zip(recipes, chunks, strict=True)
+    ]
+    assert [package_bytes(each.path) for each in applied] == [each.nbytes for each in recipes]
+    # the second package runs on what the first one gives
+    first = runtime.load(chunks[0])
+    hidden = [{"h": first.predict(sample)["h"]} for sample in SAMPLES]
+    alone = [
+        plan(chunk, budget=recipe.nbytes, samples=samples, **asked)
+        for chunk, recipe, samples in zip(chunks, recipes, (SAMPLES, hidden), strict=True)
+    ]
+    for one, other in zip(recipes, alone, strict=True):
+        assert one.expected == pytest.approx(other.expected, rel=1e-3)
+        assert one.measured == pytest.approx(other.measured, rel=1e-3)
+        assert "Planned together with 1 other package" in one.notes[-1]
+    halved = [
+        plan(chunk, budget=round(0.55 * package_bytes(chunk)), samples=samples, **asked)
+        for chunk, samples in zip(chunks, (SAMPLES, hidden), strict=True)
+    ]
+    total = sum(recipe.expected for recipe in recipes)
+    assert total < 0.8 * sum(recipe.expected for recipe in halved)
+
+
+def test_a_quality_is_of_all_together(chunks):
+    recipes = plan_together(chunks, quality=20, samples=SAMPLES, candidates=FORMS)
+    assert sum(recipe.measured for recipe in recipes) <= 0.01
+
+
+def test_what_cannot_be_planned(chunks):
+    with pytest.raises(ConfigError, match="a calibration for each of the 2 packages"):
+        plan_together(chunks, budget="2x", calibrations=["one"])
+    with pytest.raises(ConfigError, match="no packages"):
+        plan_together([], budget="2x")
+    with pytest.raises(ConfigError, match="neither"):
+        plan_together(chunks)
