@@ -78,10 +78,13 @@ class KnownLosses:
 
     def computed(self, i: int, n: int) -> Computed:
         """Return what is clustered for a weight in a form, once."""
-        if (i, n) not in self.clustered:
-            form = self.weights[i].forms[n]
-            self.clustered[i, n] = self._computed(form, form.guidance)
-        return self.clustered[i, n]
+        if (i, n) in self.clustered:
+            return self.clustered[i, n]
+        form = self.weights[i].forms[n]
+        computed = self._computed(form, form.guidance)
+        if self.cache is None:  # else it is read from there again
+            self.clustered[i, n] = computed
+        return computed
 
     def _computed(self, form: Form, guidance: Guidance[BiasPlace]) -> Computed:
         decision, spec = form.decision, form.decision.result
@@ -135,8 +138,11 @@ class KnownLosses:
 
         At least one form of the weight has to be measured.
         """
-        if self.weights[i].forms[n].config is None:
+        forms = self.weights[i].forms
+        if forms[n].config is None:
             return 0.0, "measured"
+        if len(forms) == 1 and self.measured.get((i, n)) == math.inf:
+            return 0.0, "measured"  # pinned to a form that it cannot have, and so left as it is
         if (i, n) in self.measured:
             return self.measured[i, n], "measured"
         known = self._finite(self.measured, i) or self._finite(self.quick, i)
@@ -151,11 +157,13 @@ class KnownLosses:
 
     def _error(self, i: int, n: int) -> float:
         if (i, n) not in self._errors:
-            self._errors[i, n] = quick_error(self.weights[i].forms[n])
+            total = sum(len(each.forms) for each in self.weights)
+            self.progress("predicting", len(self._errors), total)
+            self._errors[i, n] = quick_error(self.weights[i].forms[n], workers=self.workers)
         return self._errors[i, n]
 
 
-def quick_error(form: Form) -> float:
+def quick_error(form: Form, *, workers: int = 1) -> float:
     """Return the squared error of the operation's outputs relative to their mean square.
 
     As tables by mean squares of the inputs have it; without a calibration that of the weight. One
@@ -165,7 +173,7 @@ def quick_error(form: Form) -> float:
     assert isinstance(spec, PaletteSpec)
     try:
         value = weight.value()
-        fitted = fit(value, spec, _diagonal(form))
+        fitted = fit(value, spec, _diagonal(form), workers=workers)
         ratio = attrs.evolve(guidance, bias=None).outcome(value, fitted.palettized.dequantize)[1]
         ratio = fitted.distortion.snr_db if ratio is None else ratio
         return float(10.0 ** (-ratio / 10.0))

@@ -56,6 +56,9 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     computed, by integer programming. It is never made by the errors of the weights themselves: on
     a transformer that was worse than one width for all.
 
+    Memory holds the weights in float32 twice, the outputs for all samples, the values between two
+    steps for all samples, and, without a ``cache``, all palettes that were tried.
+
     Parameters
     ----------
     source

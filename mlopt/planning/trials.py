@@ -62,6 +62,7 @@ class Trials:
             for number in range(len(samples)):
                 with _numbered(number):
                     self._originals.append(runner.finish(self._begun(number)))
+                _check_finite(self._originals[-1], number)
                 loss.note(self._originals[-1])
 
     def one_at_a_time(
@@ -103,7 +104,8 @@ class Trials:
         for number, originals in enumerate(self._originals):
             with _numbered(number):
                 losses.append(float(self._loss(outputs(number), originals)))
-        return math.fsum(losses) / len(losses)
+        # outputs that overflow lose more than any others
+        return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf
 
 
 class _Changes:
@@ -145,6 +147,24 @@ def _change(bias: NewBias) -> Tensor:
     """Return what is added to a bias, float32 [channels]."""
     before = 0.0 if bias.place.bias is None else np.asarray(bias.place.bias.value(), np.float32)
     return torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before))
+
+
+def _check_finite(outputs: Outputs, number: int) -> None:
+    """Refuse outputs that nothing can be compared with.
+
+    Raises
+    ------
+    RunError
+        There are none, or a number in them is infinite or NaN.
+    """
+    if not outputs:
+        raise RunError("the model has no outputs of floats, whose loss could be measured")
+    for name, output in outputs.items():
+        if not bool(torch.isfinite(output).all()):
+            raise RunError(
+                f"sample {number}: output {name!r} of the model has infinities or NaNs, and losses "
+                "cannot be measured; give samples for which it has none"
+            )
 
 
 @contextmanager
