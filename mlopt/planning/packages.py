@@ -46,8 +46,12 @@ class Packages:
             )
         return self._sizes[key]
 
+    def target_of(self, chosen: Sequence[int]) -> str:
+        """Return the oldest deployment target of the package."""
+        return str(self._job(chosen, None).plan.target_after)
+
     def written(
-        self, chosen: Sequence[int], losses: KnownLosses, output: str | os.PathLike[str] | None
+        self, chosen: Sequence[int], losses: KnownLosses, output: str | os.PathLike[str]
     ) -> PalettizationResult:
         """Write the package; what has been clustered for a form is not clustered again."""
         job = self._job(chosen, output)

@@ -159,15 +159,17 @@ class Subject:
         output: str | os.PathLike[str] | None,
         points: Sequence[Point],
     ) -> Recipe:
-        """Write the package that was planned, and return the recipe."""
-        result = self.packages.written(planned.forms, self.losses, output)
+        """Return the recipe of what was planned, and write the package if ``output`` says where."""
+        nbytes = planned.nbytes
+        if output is not None:
+            nbytes = package_bytes(self.packages.written(planned.forms, self.losses, output).path)
         return Recipe(
             weights=tuple(self._weights(planned)),
-            target=str(result.report.target_after),
+            target=self.packages.target_of(planned.forms),
             loss=self.options.loss,
             samples=len(self.samples),
             are_random=self.are_random,
-            nbytes=package_bytes(result.path),
+            nbytes=nbytes,
             nbytes_before=self.before,
             limit=goal.limit,
             most_loss=goal.most_loss,
