@@ -10,10 +10,10 @@ from typing import Any
 import attrs
 import torch
 
+from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.programs import checked_sample, program_of
 from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
 from mlopt.calibration.sequential.sites import Site, sites_of
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.choices import Device, LossName, Method
 from mlopt.coreml.inspection import package_bytes
 from mlopt.coreml.models import ModelSource, TargetName

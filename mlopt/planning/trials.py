@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlopt.calibration.answers.losses import Loss, Outputs
+from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.sequential.corrections import with_change
 from mlopt.calibration.sequential.sites import Site
-from mlopt.calibration.tuning.losses import Loss, Outputs
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.coreml.biases import NewBias
 from mlopt.coreml.joint import Clustered
 from mlopt.errors import InputError, RunError

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlopt.calibration.tuning.losses import Loss, SquaredError, decibels
+from mlopt.calibration.answers.losses import Loss, SquaredError, decibels
+from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.tuning.pairing import check_outputs
 from mlopt.calibration.tuning.result import HeldOut
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Leaves, Substitutes
 from mlopt.errors import ConfigError, RunError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlopt.calibration.tuning.losses import Outputs
+from mlopt.calibration.answers.losses import Outputs
 from mlopt.coreml.weights import Weight
 from mlopt.errors import ConfigError
 from mlopt.runtime.program import Program

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from mlopt.calibration.answers.losses import Loss
+from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.programs import checked_sample
 from mlopt.calibration.samples import numbered_samples
-from mlopt.calibration.tuning.losses import Loss
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.calibration.tuning.store import Store
 from mlopt.errors import ConfigError, InputError, RunError
 

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from mlopt.calibration.programs import program_of
-from mlopt.calibration.tuning.account import notes_of, tuned_constants, without_gradient
-from mlopt.calibration.tuning.arguments import checked_values, checked_what, number_up_to
-from mlopt.calibration.tuning.descent import Schedule, Tuning, descend
-from mlopt.calibration.tuning.losses import (
+from mlopt.calibration.answers.losses import (
     Loss,
     LossFunction,
     SquaredError,
 )
+from mlopt.calibration.answers.runner import Runner
+from mlopt.calibration.programs import program_of
+from mlopt.calibration.tuning.account import notes_of, tuned_constants, without_gradient
+from mlopt.calibration.tuning.arguments import checked_values, checked_what, number_up_to
+from mlopt.calibration.tuning.descent import Schedule, Tuning, descend
 from mlopt.calibration.tuning.pairing import check_interfaces, check_weights
 from mlopt.calibration.tuning.parameters import Parameter, with_units
 from mlopt.calibration.tuning.reading import divided, read_samples
 from mlopt.calibration.tuning.result import TuningResult
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Substitutes
 from mlopt.calibration.tuning.tunables import Tunable, tunables_of

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mlopt.calibration.tuning.losses import SquaredError
+from mlopt.calibration.answers.losses import SquaredError
+from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.tuning.parameters import Parameter
-from mlopt.calibration.tuning.runner import Runner
 from mlopt.calibration.tuning.substitutes import Substitutes
 from mlopt.calibration.tuning.tunables import tunables_of
 from mlopt.choices import TUNED

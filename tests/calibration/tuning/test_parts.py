@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mlopt.calibration.answers.losses import Divergence, SquaredError, decibels
 from mlopt.calibration.tuning.descent import Schedule
-from mlopt.calibration.tuning.losses import Divergence, SquaredError, decibels
 from mlopt.calibration.tuning.parameters import Parameter, with_units
 from mlopt.calibration.tuning.reading import divided
 from mlopt.calibration.tuning.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlopt.calibration.tuning.losses import (
+from mlopt.calibration.answers.losses import (
     Divergence,
     Loss,
     LossFunction,
