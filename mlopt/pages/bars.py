@@ -20,7 +20,7 @@ SHOWN = 12
 _PITCH = 42.0
 _THICK = 14.0
 _EDGE = 4.0
-_LETTER = 6.4  # pixels of a letter of a name, on average
+_LETTER = 7.0  # pixels of a letter, on average
 
 
 @attrs.frozen
@@ -90,7 +90,8 @@ def _draw(canvas: Canvas, bars: Sequence[Bar]) -> None:
     right = canvas.width - _EDGE
     axes.set_xlim(0, canvas.width)
     axes.set_ylim(canvas.height, 0)
-    letters = max(int((canvas.width - 2 * _EDGE - 120) / _LETTER), 12)
+    words = max((len(bar.value) for bar in bars), default=0)
+    letters = max(int((canvas.width - 4 * _EDGE) / _LETTER) - words, 12)
     names = elided_apart([printable(bar.name) for bar in bars], letters)
     wholes, parts = [], []
     for place, (bar, name) in enumerate(zip(bars, names, strict=True)):

@@ -96,20 +96,20 @@ def table(
     head = "".join(element("th", each.title, scope="col") for each in columns)
     body = []
     for place, (first, *others) in enumerate(rows):
-        cells = "".join(map(_cell, others))
+        cells = [_cell("th", first, ' scope="row"'), *(_cell("td", cell) for cell in others)]
         start = '<tr class="marked">' if place in marked else "<tr>"
-        body.append(Markup(f'{start}<th scope="row">{escaped(first)}</th>{cells}</tr>'))
+        body.append(Markup(f"{start}{''.join(cells)}</tr>"))
     return Markup(
         f'<div class="scroll" role="region" aria-labelledby="{key}-caption" tabindex="0">\n'
         f'<table id="{key}" class="{numbers}">\n'
-        f'<caption id="{key}-caption">{escaped(caption)}</caption>\n'
+        f'<caption id="{key}-caption"><span>{escaped(caption)}</span></caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{joined(body)}\n</tbody>\n</table>\n</div>"
     )
 
 
-def _cell(text: str) -> str:
-    start = '<td class="long">' if len(text) > _LONG else "<td>"
-    return f"{start}{escaped(text)}</td>"
+def _cell(name: str, text: str, given: str = "") -> str:
+    kind = ' class="long"' if len(text) > _LONG else ""
+    return f"<{name}{given}{kind}>{escaped(text)}</{name}>"
 
 
 def section(key: str, title: str, *parts: str) -> Markup:

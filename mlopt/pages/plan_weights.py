@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlopt.choices import NBITS
-from mlopt.pages.drawing import Canvas, chart, filled, plain_axes, titled
+from mlopt.pages.drawing import Canvas, chart, colour, filled, plain_axes, titled
 from mlopt.pages.html import Markup
 from mlopt.pages.losses import Unit, share
 from mlopt.pages.plan_values import (
@@ -84,6 +84,7 @@ def _draw_error(canvas: Canvas, recipe: Recipe) -> None:
     edges = np.arange(count + 1.0)
     titled(upper, "sum so far, % of the sum of all losses")
     filled(upper, _boxes(edges, 100 * sums / total, gap=0.0), name="before")
+    upper.stairs(100 * sums / total, edges, color=colour("accent"), linewidth=1.5, baseline=None)
     titled(lower, "loss of the weight alone, % of the sum")
     gap = 0.2 if count * 4 < canvas.width else 0.0
     filled(lower, _boxes(edges, 100 * losses / total, gap=gap), name="error")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import re
 from pathlib import Path
 
 import pytest
 
 from mlopt.errors import ConfigError
-from mlopt.pages import check_page, write_page
+from mlopt.pages import check_page, drawing, write_page
 from mlopt.pages.document import Section, document
 from mlopt.pages.html import Column, Markup, code, element, escaped, joined, table, unbroken
 from tests.pages.reading import check, rows_of
@@ -70,3 +72,35 @@ def test_names_that_are_no_pages(name, words):
     with pytest.raises(ConfigError, match=words):
         check_page(Path(name))
     check_page(Path("page.HTML"))
+
+
+def luminance(colour):
+    """The relative luminance of ``#rrggbb``, as WCAG 2 defines it."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(
+        factor * value for factor, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+    )
+
+
+def contrast(one, other):
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_can_be_told_from_what_is_behind_them(theme):
+    style = importlib.resources.files("mlopt.pages").joinpath("page.css").read_text("utf-8")
+    blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", blocks[theme == "dark"]))
+    for paper in ("paper", "page", "mark"):
+        for name in ("ink", "muted", "accent", "error"):
+            assert contrast(colours[name], colours[paper]) >= 4.5, (name, paper)
+    shades = [f"b{bits}" for bits in (1, 2, 3, 4, 6, 8)]
+    for name in ("b0", *shades):
+        assert contrast(colours[name], colours["paper"]) >= 3.0, name
+    # more bits are further from the paper
+    seen = [contrast(colours[name], colours["paper"]) for name in shades]
+    assert seen == sorted(seen)
+    # every colour that charts are drawn in has a value
+    assert {name for name in drawing._COLOURS} <= set(colours)

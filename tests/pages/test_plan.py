@@ -168,7 +168,7 @@ def test_a_large_plan_has_a_small_page():
     page = plan_page(large)
     assert len(page.encode()) < 2_000_000
     forms = sum(max(len(weight.tried), 1) for weight in large.weights)
-    assert page.count('<th scope="row">') == 600 + forms + len(large.points)
+    assert page.count('<th scope="row"') == 600 + forms + len(large.points)
 
 
 def test_divergences_are_in_nats():
