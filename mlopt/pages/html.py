@@ -37,6 +37,11 @@ def unbroken(text: str) -> Markup:
     return Markup(_UNIT.sub("\\1\N{NO-BREAK SPACE}\\2", escaped(text)))
 
 
+def sentence(text: str) -> str:
+    """Return a note as a sentence: with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
 def joined(parts: Iterable[str]) -> Markup:
     """Return parts after each other, on lines of their own."""
     return Markup("\n".join(map(escaped, parts)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mlopt.pages.bars import Bytes, bytes_chart, bytes_plain
+from mlopt.pages.bars import Bytes, bytes_chart
 from mlopt.pages.document import Section, document
-from mlopt.pages.html import Markup, code, element, facts, figure, key, link, listed
+from mlopt.pages.html import Markup, code, element, facts, figure, key, link, listed, sentence
 from mlopt.pages.plan_facts import facts_of, lead_of
 from mlopt.pages.plan_front import front_chart
 from mlopt.pages.plan_tables import points_table, tried_tables, weights_table
-from mlopt.pages.plan_values import front_of, points_of, shade_of
+from mlopt.pages.plan_values import front_of, plain_bytes_of, points_of, shade_of
 from mlopt.pages.plan_weights import bits_chart, error_chart, has_losses
 from mlopt.planning.recipe import Recipe
 from mlopt.text.words import counted, human_bytes, percent
@@ -66,7 +66,7 @@ def _sections(recipe: Recipe, commands: Sequence[str]) -> Iterator[Section]:
     if commands:
         yield Section.of("commands", "To get there again", code(commands))
     if recipe.notes:
-        yield Section.of("notes", "Notes", listed(recipe.notes))
+        yield Section.of("notes", "Notes", listed(map(sentence, recipe.notes)))
     if recipe.weights:
         yield Section.of("weights", "All weights", weights_table(recipe))
         yield Section.of("tried", "What was tried", tried_tables(recipe))
@@ -136,10 +136,10 @@ def _error(recipe: Recipe) -> Section:
 
 def _bytes(recipe: Recipe) -> Section:
     rows = [
-        Bytes(weight.name, bytes_plain(weight.size, weight.dtype), weight.chosen.nbytes)
+        Bytes(weight.name, plain_bytes_of(weight), weight.chosen.nbytes)
         for weight in recipe.weights
     ]
-    swatches = [("before, as plain elements", "before", ""), ("after", "accent", "")]
+    swatches = [("before, as they are", "before", ""), ("after", "accent", "")]
     caption = Markup(f"The largest weights. {_ALL} has all.")
     return Section.of(
         "bytes",

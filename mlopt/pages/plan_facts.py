@@ -10,6 +10,9 @@ from mlopt.pages.losses import Unit
 from mlopt.planning.recipe import Recipe
 from mlopt.text.words import counted, human_bytes, percent, size_change
 
+_DIGEST = 12
+"""Characters of what identifies a calibration, enough to tell files apart."""
+
 
 def lead_of(recipe: Recipe) -> str:
     """Return the first sentence of a page on a recipe."""
@@ -42,12 +45,15 @@ def facts_of(recipe: Recipe) -> Iterator[Fact]:
         unit.words(recipe.measured if is_run else recipe.expected),
         f"measured; expected {unit.words(recipe.expected)}" if is_run else "expected, not measured",
     )
+    if recipe.metric is not None:
+        yield Fact("Metric", f"{recipe.metric:.6g}", "of the package, by a measure of your own")
     kept = sum(weight.chosen.config is None for weight in recipe.weights)
     done = len(recipe.weights) - kept
     yield Fact("Weights", f"{done} palettized", f"{kept} left as they are" if kept else "all")
-    tables = "none" if recipe.calibration is None else recipe.calibration
     source = "drawn at random" if recipe.are_random else "given"
-    yield Fact("Samples", str(recipe.samples), f"{source}; calibration of the tables: {tables}")
+    if recipe.calibration is not None:
+        source += f"; tables by calibration {recipe.calibration[:_DIGEST]}"
+    yield Fact("Samples", str(recipe.samples), source)
     yield Fact("Deployment target", recipe.target, "the oldest that loads the package")
     yield Fact("Asked for", *_asked(recipe, unit))
     yield Fact("Best choice?", *_proof(recipe))
@@ -58,6 +64,8 @@ def _asked(recipe: Recipe, unit: Unit) -> tuple[str, str]:
         left = recipe.limit - recipe.nbytes
         note = f"{human_bytes(left)} left" if left >= 0 else f"{human_bytes(-left)} too many"
         return f"at most {human_bytes(recipe.limit)}", note
+    if recipe.least_metric is not None:
+        return f"a metric of {recipe.least_metric:.6g}", "at least, in as few bytes as possible"
     if recipe.most_loss is not None:
         sign = "at least" if recipe.loss == "squared" else "at most"
         return f"{sign} {unit.words(recipe.most_loss)}", "in as few bytes as possible"

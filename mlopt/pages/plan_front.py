@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _MARKER, _LETTER = 5.0, 8.0
 """Pixels: half the width of the mark of a point, and the width of a digit or letter."""
 
+_FAR = 4.0
+"""How many times larger the largest package is where the axis of bytes shows ratios."""
+
 _PLACES = ((0, 1), (1, 0), (0, -1), (-1, 0))
 """Where the number of a point may be: above, to the right, below, to the left."""
 
@@ -51,9 +54,11 @@ def _draw_front(canvas: Canvas, recipe: Recipe, points: Sequence[Point]) -> None
     unit = Unit(recipe.loss)
     (axes,) = plain_axes(canvas)
     titled(axes, unit.axis)
+    _scale_bytes(canvas, axes, [point.nbytes for point in points])
     heights = _Heights.of(points)
-    front = [(p.nbytes, heights.of_loss(known_loss(p))) for p in front_of(points)]
-    axes.plot(*zip(*front, strict=True), color=colour("before"), linewidth=2, zorder=1)
+    front = [(p.nbytes, heights.of_loss(p.expected)) for p in front_of(points)]
+    if front:
+        axes.plot(*zip(*front, strict=True), color=colour("before"), linewidth=2, zorder=1)
     for number, point in enumerate(points, 1):
         _draw_point(canvas, axes, point, number, heights, unit)
     if recipe.limit is not None:
@@ -61,13 +66,29 @@ def _draw_front(canvas: Canvas, recipe: Recipe, points: Sequence[Point]) -> None
     if recipe.most_loss is not None and heights.is_drawn(recipe.most_loss):
         most = heights.of_loss(recipe.most_loss)
         axes.axhline(most, color=colour("error"), linewidth=1, dashes=(4, 3), zorder=0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(4 if canvas.is_narrow else 7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(max(0, int(value)))))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: unit.tick(value)))
     axes.margins(x=0.06, y=0.12)
-    axes.set_xlabel("bytes of the package")
     _number(canvas, axes, points, heights)
+
+
+def _scale_bytes(canvas: Canvas, axes: Axes, sizes: Sequence[int]) -> None:
+    """Make the axis of bytes: one on which ratios are seen, where sizes differ much."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    few = 4 if canvas.is_narrow else 7
+    ratio = max(sizes) / max(min(sizes), 1)
+    if ratio > _FAR and min(sizes) > 0:
+        axes.set_xscale("log")
+        # two or three ticks for each factor of ten, unless these are too many
+        subs = (1, 2, 5) if 3 * math.log10(ratio) <= few else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("bytes of the package, by ratios")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(few))
+        axes.set_xlabel("bytes of the package")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(max(0, int(value)))))
 
 
 @attrs.frozen
@@ -120,18 +141,20 @@ def _draw_point(
     canvas.hover(
         marker,
         f"{number}: {point.label}, {human_bytes(point.nbytes)}, expected "
-        f"{unit.words(point.expected)}{measured}",
+        f"{unit.words(point.expected)}{measured}"
+        + ("" if point.metric is None else f", metric {point.metric:.6g}"),
     )
 
 
 def _number(canvas: Canvas, axes: Axes, points: Sequence[Point], heights: _Heights) -> None:
-    """Write the numbers of points next to them, as many as have room, the plan first."""
+    """Write the numbers of points next to them, as many as have room: the plan, those that ran."""
     axes.get_xlim()  # limits are made when they are asked for
     axes.get_ylim()
     at = [(point.nbytes, heights.of_loss(known_loss(point))) for point in points]
     pixels = axes.transData.transform(at) * (72.0 / canvas.figure.dpi)
     taken = [(x, y, _MARKER, _MARKER) for x, y in pixels]
-    for place in sorted(range(len(points)), key=lambda n: points[n].label != PLAN):
+    order = [(point.label != PLAN, point.measured is None) for point in points]
+    for place in sorted(range(len(points)), key=order.__getitem__):
         is_plan = points[place].label == PLAN
         text = PLAN if is_plan else str(place + 1)
         wide = _LETTER * len(text) / 2

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlopt.pages.bars import bytes_plain
 from mlopt.pages.html import Column, Markup, details, table
 from mlopt.pages.losses import Unit, share
-from mlopt.pages.plan_values import PLAN, losses_of, points_of
+from mlopt.pages.plan_values import PLAN, losses_of, plain_bytes_of, points_of
 from mlopt.planning.recipe import Recipe, RecipeWeight
 from mlopt.text.words import counted, human_bytes
 
@@ -15,6 +14,7 @@ from mlopt.text.words import counted, human_bytes
 def points_table(recipe: Recipe) -> Markup:
     """Return the packages that were considered, by their bytes."""
     unit, points = Unit(recipe.loss), points_of(recipe)
+    has_metric = any(point.metric is not None for point in points)
     rows = [
         (
             point.label,
@@ -22,6 +22,7 @@ def points_table(recipe: Recipe) -> Markup:
             human_bytes(point.nbytes),
             unit.words(point.expected),
             unit.words(point.measured) or "not run",
+            *([] if not has_metric else ["" if point.metric is None else f"{point.metric:.6g}"]),
         )
         for number, point in enumerate(points, 1)
     ]
@@ -31,6 +32,7 @@ def points_table(recipe: Recipe) -> Markup:
         Column("Bytes", is_number=True),
         Column("Expected", is_number=True),
         Column("Measured", is_number=True),
+        *([Column("Metric", is_number=True)] if has_metric else []),
     ]
     marked = frozenset(n for n, point in enumerate(points) if point.label == PLAN)
     caption = f"Packages by their bytes; {unit.title} of their outputs"
@@ -47,7 +49,7 @@ def weights_table(recipe: Recipe) -> Markup:
             "x".join(map(str, weight.shape)) or "scalar",
             _form(weight),
             f"{weight.bits:.2f}" if weight.size else "",
-            human_bytes(bytes_plain(weight.size, weight.dtype)),
+            human_bytes(plain_bytes_of(weight)),
             human_bytes(weight.chosen.nbytes),
             unit.words(weight.chosen.loss),
             share(weight.chosen.loss, total),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlopt.choices import NBITS
+from mlopt.pages.bars import bytes_plain
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight
 
 PLAN = "plan"
@@ -16,8 +17,8 @@ PLAN = "plan"
 
 
 def points_of(recipe: Recipe) -> list[Point]:
-    """Return the packages that were considered by their bytes, that of the recipe among them."""
-    points = list(recipe.points)
+    """Return the packages that were considered by their bytes, each once, the plan among them."""
+    points = list(dict.fromkeys(recipe.points))
     if all(point.label != PLAN for point in points):
         points.append(
             Point(
@@ -25,6 +26,7 @@ def points_of(recipe: Recipe) -> list[Point]:
                 nbytes=recipe.nbytes,
                 expected=recipe.expected,
                 measured=recipe.measured,
+                metric=recipe.metric,
             )
         )
     return sorted(points, key=lambda point: (point.nbytes, point.label != PLAN))
@@ -36,12 +38,13 @@ def known_loss(point: Point) -> float:
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:
-    """Return the points, by their bytes, to which no other is at least equal in both."""
+    """Return the points, by their bytes, to which no other is at least equal in both.
+
+    Counted are the expected losses, which all of them have.
+    """
     front: list[Point] = []
-    for point in points:
-        if math.isnan(known_loss(point)):
-            continue
-        if not front or known_loss(point) < known_loss(front[-1]):
+    for point in sorted(points, key=lambda point: (point.nbytes, point.expected)):
+        if not math.isnan(point.expected) and (not front or point.expected < front[-1].expected):
             front.append(point)
     return front
 
@@ -60,12 +63,22 @@ def losses_of(recipe: Recipe) -> npt.NDArray[np.float64]:
     return np.array([weight.chosen.loss for weight in recipe.weights], np.float64)
 
 
+def plain_bytes_of(weight: RecipeWeight) -> int:
+    """Return what a package has with a weight as it is: as that was counted, or its elements."""
+    for each in (weight.chosen, *weight.tried):
+        if each.config is None:
+            return each.nbytes
+    return bytes_plain(weight.size, weight.dtype)
+
+
 def edges_of(recipe: Recipe) -> npt.NDArray[np.float64]:
     """Return where each weight begins and ends in a strip from 0 to 1, float64 [weights + 1].
 
-    Widths are in proportion to elements, but for a fifth of the strip that all share equally:
-    biases would not be seen next to an embedding.
+    Widths are in proportion to elements, but for a part of the strip that all share equally, at
+    most a fifth: biases would not be seen next to an embedding.
     """
     sizes = np.array([weight.size for weight in recipe.weights], np.float64)
-    widths = 0.8 * sizes / max(sizes.sum(), 1.0) + 0.2 / max(len(sizes), 1)
-    return np.concatenate([[0.0], np.cumsum(widths / widths.sum())]) if len(sizes) else np.zeros(1)
+    count = len(sizes)
+    shared = min(0.2, 0.003 * count)
+    widths = (1.0 - shared) * sizes / max(sizes.sum(), 1.0) + shared / max(count, 1)
+    return np.concatenate([[0.0], np.cumsum(widths / widths.sum())]) if count else np.zeros(1)

@@ -12,7 +12,8 @@ from mlopt.errors import ConfigError
 from mlopt.pages import plan_page
 from mlopt.pages.plan_facts import facts_of
 from mlopt.pages.plan_front import front_chart
-from mlopt.pages.plan_values import edges_of
+from mlopt.pages.plan_tables import points_table
+from mlopt.pages.plan_values import edges_of, plain_bytes_of
 from mlopt.planning.recipe import Point, decibels
 from tests.pages.reading import check, parsed, rows_of
 from tests.pages.recipes import made_recipe
@@ -118,7 +119,7 @@ def test_charts_show_every_package_and_every_weight(recipe, root):
         assert bits.startswith(f"{weight.name}: {weight.chosen.words}, {weight.bits:.2f} bits")
         assert error.startswith(f"{weight.name}: ")
     words = {node.text for node in root.one("section", id="front").all("text")}
-    assert {"plan", "bytes of the package", "1", "13"} <= words
+    assert {"plan", "bytes of the package, by ratios", "1", "13"} <= words
     largest = [node.text for node in root.one("section", id="bytes").all("text")]
     assert largest.count("23.4 MB to 2.9 MB") == 2  # on the wide and on the narrow drawing
     assert largest.count("28 other weights") == 2
@@ -130,7 +131,7 @@ def test_the_widths_of_the_strip_are_those_of_elements(recipe):
     assert edges[-1] == pytest.approx(1.0)
     total = sum(weight.size for weight in recipe.weights)
     for left, right, weight in zip(edges[:-1], edges[1:], recipe.weights, strict=True):
-        assert right - left == pytest.approx(0.8 * weight.size / total + 0.2 / 40)
+        assert right - left == pytest.approx(0.88 * weight.size / total + 0.12 / 40)
 
 
 NAMES = (
@@ -150,7 +151,8 @@ def test_names_may_hold_anything():
     root = check(page)
     shown = [name.replace("\x1b", "\\x1b").replace("\n", "\\n") for name in NAMES]
     assert root.one("h1").text == shown[0]
-    assert [li.text for li in root.one("section", id="notes").all("li")] == shown
+    notes = [f"{text[0].upper()}{text[1:]}." for text in shown]
+    assert [li.text for li in root.one("section", id="notes").all("li")] == notes
     assert root.one("code").texts == ["\n".join(shown)]
     rows = rows_of(root.one("table", id="weights-table"))
     given = [weight.name.removeprefix(NAMES[n % 5]) for n, weight in enumerate(odd.weights)]
@@ -206,13 +208,55 @@ OTHER = "another choice can have at most"
         ({"limit": None, "most_loss": 0.001}, "Asked for", "in as few bytes as possible"),
         ({"limit": 100}, "Asked for", "8.0 kB too many"),
         ({"measured": None}, "Signal-to-noise ratio", "expected, not measured"),
-        ({"calibration": "abc"}, "Samples", "given; calibration of the tables: abc"),
-        ({"are_random": True}, "Samples", "drawn at random; calibration of the tables: none"),
+        (
+            {"calibration": "0123456789abcdef"},
+            "Samples",
+            "given; tables by calibration 0123456789ab",
+        ),
+        ({"are_random": True}, "Samples", "drawn at random"),
+        ({"metric": 0.975}, "Metric", "of the package, by a measure of your own"),
+        (
+            {"limit": None, "metric": 0.975, "least_metric": 0.97},
+            "Asked for",
+            "at least, in as few bytes as possible",
+        ),
     ],
 )
 def test_what_a_recipe_can_say(changes, term, words):
     small = made_recipe(1, **{"nbytes": 8_100, **changes})
     assert facts(small)[term][1] == words
+
+
+def test_metrics_of_packages():
+    plain = made_recipe(3)
+    points = [attrs.evolve(point, metric=0.9) for point in plain.points[:2]]
+    recipe = attrs.evolve(plain, points=(*points, *plain.points[2:]), metric=0.5)
+    found = parsed(points_table(recipe))
+    assert [cell.text for cell in found.one("thead").all("th")][-1] == "Metric"
+    assert sorted(row[-1] for row in rows_of(found))[-2:] == ["0.9", "0.9"]
+    titles = [title.text for title in parsed(front_chart(recipe)).all("title")]
+    assert sum("metric 0.9" in title for title in titles) == 2
+
+
+def test_sizes_far_apart_are_shown_by_their_ratios():
+    def texts(largest):
+        points = [Point(label="front", nbytes=n, expected=1 / n) for n in (10, 20, largest)]
+        recipe = attrs.evolve(made_recipe(1), points=tuple(points), nbytes=15, limit=None)
+        return parsed(front_chart(recipe)).one("svg", class_="wide").all("text")
+
+    assert "bytes of the package" in [node.text for node in texts(30)]
+    assert "bytes of the package, by ratios" in [node.text for node in texts(50)]
+    places = {node.text: float(node.attributes["x"]) for node in texts(50)}
+    step = places["20 B"] - places["10 B"]
+    assert places["50 B"] - places["20 B"] == pytest.approx(step * math.log2(2.5), abs=0.1)
+
+
+def test_bytes_before_are_those_of_the_weight_as_it_is(recipe):
+    weight = recipe.weights[1]
+    assert plain_bytes_of(weight) == 2 * weight.size
+    counted = attrs.evolve(weight.tried[-1], nbytes=1234)
+    assert plain_bytes_of(attrs.evolve(weight, tried=(*weight.tried[:-1], counted))) == 1234
+    assert plain_bytes_of(attrs.evolve(weight, tried=(), dtype="float32")) == 4 * weight.size
 
 
 def test_losses_that_are_no_numbers():
