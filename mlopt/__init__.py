@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING
 from mlopt.drop_in import install
 
 if TYPE_CHECKING:
-    from mlopt import calibration, coreml, errors, mil, palette, runtime, statistics, torch
+    from mlopt import (
+        calibration,
+        coreml,
+        errors,
+        mil,
+        pages,
+        palette,
+        planning,
+        runtime,
+        statistics,
+        torch,
+    )
 
 __version__ = "0.1.0"
 
@@ -25,7 +36,9 @@ __all__ = [
     "coreml",
     "errors",
     "mil",
+    "pages",
     "palette",
+    "planning",
     "runtime",
     "statistics",
     "torch",
