@@ -81,24 +81,38 @@ def uniform(weights: Sequence[Weight], budget: int) -> Numbers | None:
 def greedy(weights: Sequence[Weight], budget: int) -> Numbers | None:
     """Step down from the widest forms where it costs least loss for each byte that it saves.
 
-    One weight at a time, to its next narrower form, as long as all are too much. Forms that
-    another of the same weight betters in bytes and loss are no steps.
+    One weight at a time, to its next narrower form, as long as all are too much; then back up where
+    a byte gains most, as long as that fits. Forms that another of the same weight betters in bytes
+    and loss are no steps.
     """
-    steps = [_front(weight.options) for weight in weights]  # widest last
-    left = nbytes(weights, [front[-1] for front in steps]) - budget
-    while left > 0:
-        down = [
-            (_slope(weights[index].options, front), index)
-            for index, front in enumerate(steps)
-            if len(front) > 1
-        ]
+    fronts = [_front(weight.options) for weight in weights]
+    at = [len(front) - 1 for front in fronts]  # the places in the fronts, widest last
+
+    def step(index: int, place: int) -> tuple[float, int]:
+        """The loss for each byte of the step from a place to the next wider one, and its bytes."""
+        options, front = weights[index].options, fronts[index]
+        narrow, wide = options[front[place]], options[front[place + 1]]
+        return (narrow.loss - wide.loss) / (
+            wide.nbytes - narrow.nbytes
+        ), wide.nbytes - narrow.nbytes
+
+    left = budget - nbytes(weights, [front[-1] for front in fronts])
+    while left < 0:
+        down = [(*step(index, place - 1), index) for index, place in enumerate(at) if place]
         if not down:
             return None
-        index = min(down)[1]
-        options, front = weights[index].options, steps[index]
-        left -= options[front[-1]].nbytes - options[front[-2]].nbytes
-        front.pop()
-    return tuple(front[-1] for front in steps)
+        _, saved, index = min(down)
+        at[index] -= 1
+        left += saved
+    while True:
+        below = [index for index, place in enumerate(at) if place + 1 < len(fronts[index])]
+        up = [(*step(index, at[index]), index) for index in below]
+        up = [each for each in up if each[1] <= left]
+        if not up:
+            return tuple(front[place] for front, place in zip(fronts, at, strict=True))
+        _, spent, index = max(up)
+        at[index] += 1
+        left -= spent
 
 
 def _front(options: Sequence[Option]) -> list[int]:
@@ -109,12 +123,6 @@ def _front(options: Sequence[Option]) -> list[int]:
         if not kept or options[number].loss < options[kept[-1]].loss:
             kept.append(number)
     return kept
-
-
-def _slope(options: Sequence[Option], front: Sequence[int]) -> float:
-    """The loss for each byte that the next step down saves."""
-    wide, narrow = options[front[-1]], options[front[-2]]
-    return (narrow.loss - wide.loss) / (wide.nbytes - narrow.nbytes)
 
 
 def isolated_threshold(weights: Sequence[Weight], budget: int) -> Numbers | None:
