@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import attrs
 
 from benchmarks.tasks.plan_rules import AS_IT_IS, RULES, Numbers, Weight, loss, nbytes
+from mlopt.planning import Recipe, RecipeWeight, Tried
 from mlopt.planning.choice import Option
-from mlopt.planning.recipe import Recipe, RecipeWeight, Tried
+
+Size: TypeAlias = "Callable[[Recipe], int]"
+
+_ATTEMPTS = 6
 
 
-def choose(rule: str, recipe: Recipe, budget: int) -> Recipe | None:
-    """What a rule chooses for a package of so many bytes, by what a recipe knows; None: nothing."""
-    numbers = RULES[rule](known_weights(recipe), budget - base_bytes(recipe))
-    return None if numbers is None else with_choice(recipe, numbers)
+def choose(rule: str, recipe: Recipe, budget: int, size_of: Size) -> Recipe | None:
+    """What a rule chooses for a package of so many bytes, by what a recipe knows; None: nothing.
+
+    size_of: the exact bytes of the package; those of weights add up but for a few of the program.
+    """
+    known = known_weights(recipe)
+    allowed = budget - base_bytes(recipe)
+    for _ in range(_ATTEMPTS):
+        numbers = RULES[rule](known, allowed)
+        if numbers is None:
+            return None
+        chosen = with_choice(recipe, numbers)
+        exact = size_of(chosen)
+        if exact <= budget:
+            return attrs.evolve(chosen, nbytes=exact)
+        allowed -= exact - budget
+    return None
 
 
 def known_weights(recipe: Recipe) -> list[Weight]:
@@ -52,9 +72,10 @@ def with_choice(recipe: Recipe, numbers: Numbers) -> Recipe:
     )
 
 
-def of_one_width(recipe: Recipe, width: int) -> Recipe:
-    """The recipe with one width for all weights that have it."""
-    return with_choice(recipe, tuple(weight.at(width) for weight in known_weights(recipe)))
+def of_one_width(recipe: Recipe, width: int, size_of: Size) -> Recipe:
+    """The recipe with one width for all weights that have it, and the exact bytes of that."""
+    chosen = with_choice(recipe, tuple(weight.at(width) for weight in known_weights(recipe)))
+    return attrs.evolve(chosen, nbytes=size_of(chosen))
 
 
 def base_bytes(recipe: Recipe) -> int:

@@ -23,9 +23,15 @@ from benchmarks.tasks.answer_trials import Ask, Sample
 from benchmarks.tasks.plan_choices import choose, measured_share, of_one_width
 from benchmarks.tasks.plan_rules import RULES
 from benchmarks.tasks.plan_trials import PLANNED
-from mlopt.choices import LossName
-from mlopt.coreml import OpPalettizerConfig, OptimizationConfig
-from mlopt.planning.recipe import Recipe
+from mlopt.calibration import calibrate, palettize_sequentially
+from mlopt.choices import Costs, LossName
+from mlopt.coreml import (
+    OpPalettizerConfig,
+    OptimizationConfig,
+    foreseen_package_bytes,
+    palettize,
+)
+from mlopt.planning import Recipe, plan
 
 Kind: TypeAlias = Literal["data-free", "calibrated"]
 Row: TypeAlias = "dict[str, Any]"
@@ -33,23 +39,25 @@ Row: TypeAlias = "dict[str, Any]"
 PLAN, SEQUENTIAL = "plan", "plan, sequential"
 METHODS = (PLAN, SEQUENTIAL, *RULES)
 KINDS: tuple[Kind, ...] = ("data-free", "calibrated")
-"""Tables fitted to weights and losses for random inputs; or both with the samples of the trial."""
+"""Tables fitted to weights and losses for random inputs; or both with samples of the trial."""
 
 
 @attrs.frozen(eq=False)
 class Subject:
-    """A model, the samples that it is calibrated with, and who judges packages."""
+    """A model, who judges packages, and the samples of its calibration and of losses.
+
+    These are others: tables that are fitted to a few samples lose far less on them than elsewhere,
+    and a plan would choose what fits them best.
+    """
 
     path: str
-    samples: Sequence[Sample]
     ask: Ask
+    samples: Sequence[Sample]
+    tried_on: Sequence[Sample]
     calibration: Any = None  # a mlopt.statistics.Calibration; None: data-free
 
     def judged(self, config: OptimizationConfig, *, in_sequence: bool = False) -> Row:
         """What applying a request takes, and what comes of it."""
-        from mlopt.calibration import palettize_sequentially
-        from mlopt.coreml import palettize
-
         row: Row = {}
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "palettized.mlpackage"
@@ -61,15 +69,16 @@ class Subject:
                     palettize(self.path, config, **given)
             return row | {"bytes": package_bytes(output), **self.ask(str(output))}
 
-    def planned(self, budget: int, *, costs: str, count: int, loss: LossName) -> Recipe:
+    def planned(self, budget: int, *, costs: Costs, loss: LossName) -> Recipe:
         """The plan for a package of so many bytes."""
-        from mlopt.planning.plan import plan
-
         given: Row = {"budget": budget, "costs": costs, "loss": loss}
         if self.calibration is None:
-            return plan(self.path, random=count, **given)
-        spread = [self.samples[i * len(self.samples) // count] for i in range(count)]
-        return plan(self.path, samples=spread, calibration=self.calibration, **given)
+            return plan(self.path, random=len(self.tried_on), **given)
+        return plan(self.path, samples=self.tried_on, calibration=self.calibration, **given)
+
+    def size_of(self, config: OptimizationConfig) -> int:
+        """The bytes of the package, before it is written."""
+        return foreseen_package_bytes(self.path, config, calibration=self.calibration)
 
 
 def measure(
@@ -78,42 +87,55 @@ def measure(
     kind: Kind,
     widths: Sequence[int],
     methods: Sequence[str],
-    costs: str,
+    costs: Costs,
     count: int,
 ) -> list[Row]:
     """A row for each width and method, one for calibrating, one for each plan (in a child).
 
-    costs: which losses are measured; count: the samples for that.
+    costs: which losses are measured; count: on how many samples, a quarter of them at most.
     """
     trial = PLANNED[model]
     samples, ask = trial.judge(path)
-    subject = Subject(path, samples, ask)
+    subject = Subject(path, ask, *split(samples, count))
     rows = []
     if kind == "calibrated":
-        from mlopt.calibration import calibrate
-
         row = _row(model, kind, None, "calibrating")
         with _measuring(row):
-            calibration = calibrate(path, samples, statistics=trial.statistics)
+            calibration = calibrate(path, subject.samples, statistics=trial.statistics)
         subject = attrs.evolve(subject, calibration=calibration)
         rows.append(_told(row))
     for width in sorted(widths):
-        rows += _at_width(subject, trial, methods, _row(model, kind, width, ""), costs, count)
+        rows += _at_width(subject, trial, methods, _row(model, kind, width, ""), costs)
     return rows
 
 
+def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """The samples without ``count`` of them, a quarter at most, and these, spread evenly."""
+    count = min(count, len(samples) // 4)
+    apart = {i * len(samples) // count for i in range(count)}
+    parts: tuple[list[Sample], list[Sample]] = [], []
+    for number, sample in enumerate(samples):
+        parts[number in apart].append(sample)
+    return parts
+
+
 def _at_width(
-    subject: Subject, trial: Trial, methods: Sequence[str], named: Row, costs: str, count: int
+    subject: Subject, trial: Trial, methods: Sequence[str], named: Row, costs: Costs
 ) -> list[Row]:
     """The rows of the methods within the bytes of one width; equal choices are applied once."""
     width = named["width"]
-    alike = subject.judged(OptimizationConfig(global_config=OpPalettizerConfig(nbits=width)))
-    limit = alike["bytes"]
+    limit = subject.size_of(OptimizationConfig(global_config=OpPalettizerConfig(nbits=width)))
     row = named | {"method": "planning", "limit": limit}
     with _measuring(row):
-        recipe = subject.planned(limit, costs=costs, count=count, loss=trial.loss)
+        recipe = subject.planned(limit, costs=costs, loss=trial.loss)
     rows = [_told(row | {"measured": measured_share(recipe)})]
-    applied = {_forms(of_one_width(recipe, width)): alike}
+
+    def size_of(chosen: Recipe) -> int:
+        return subject.size_of(chosen.to_config())
+
+    # so that the rules begin with what is right for one width
+    known = of_one_width(recipe, width, size_of)
+    applied: dict[Hashable, Row] = {}
     for method in methods:
         in_sequence = method == SEQUENTIAL
         if in_sequence and subject.calibration is None:
@@ -122,7 +144,7 @@ def _at_width(
         chosen: Recipe | None = recipe
         if method in RULES:
             del row["gap"]
-            chosen = choose(method, recipe, limit)
+            chosen = choose(method, known, limit, size_of)
         if chosen is not None:
             forms = _forms(chosen, in_sequence=in_sequence)
             if forms not in applied:
