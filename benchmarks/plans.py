@@ -1,8 +1,8 @@
 """What plans are worth: their answers at equal bytes, beside other rules for who gets which width.
 
     python -m benchmarks.plans [--models NAME ...] [--bits N ...] [--methods NAME ...]
-        [--kinds data-free calibrated] [--costs near] [--samples 32] [--json FILE]
-        [--picture FILE.svg]
+        [--kinds data-free calibrated] [--costs near] [--samples 32] [--cache FOLDER]
+        [--json FILE] [--picture FILE.svg]
     python -m benchmarks.plans --read FILE ... [--json FILE] [--picture FILE.svg]
 
 A model is palettized with one width for all weights, and what its package takes is the budget of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.read:
         rows = arranged(json.loads(file.read_text())["rows"] for file in options.read)
         write_json(options.json, SUBJECT, rows)
-    for model in () if options.read else options.models:
-        for kind in options.kinds:
-            rows += _rows(model, kind, options)
-            write_json(options.json, SUBJECT, rows)  # each time: a later one may fail
+    with tempfile.TemporaryDirectory(prefix="mlopt-bench-") as folder:
+        cache = options.cache or Path(folder)
+        for model in () if options.read else options.models:
+            for kind in options.kinds:
+                rows += _rows(model, kind, options, cache)
+                write_json(options.json, SUBJECT, rows)  # each time: a later one may fail
     print_table(SUBJECT, COLUMNS, map(_line, rows))
     if options.picture is not None:
         plans_picture.draw(rows, options.picture)
@@ -88,6 +91,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="for losses, a quarter of all at most (default 32)",
     )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER", help="of what plans cluster and measure, to keep"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rows of MiniLM, SVG")
     parser.add_argument(
@@ -96,7 +102,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _rows(model: str, kind: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _rows(model: str, kind: str, options: argparse.Namespace, cache: Path) -> list[dict[str, Any]]:
     """The rows of a model and a kind, measured in a process of their own."""
     reason = missing(model)
     if reason is None and model == "efficientnet-lite0":
@@ -112,6 +118,7 @@ def _rows(model: str, kind: str, options: argparse.Namespace) -> list[dict[str, 
         "methods": options.methods,
         "costs": options.costs,
         "count": options.samples,
+        "cache": str(cache),
     }
     try:
         found: list[dict[str, Any]] = child.call("benchmarks.tasks.plan_runs:measure", **asked)

@@ -22,16 +22,15 @@ from benchmarks.tasks.answer_forms import Trial
 from benchmarks.tasks.answer_trials import Ask, Sample
 from benchmarks.tasks.plan_choices import choose, measured_share, of_one_width
 from benchmarks.tasks.plan_rules import RULES
-from benchmarks.tasks.plan_trials import PLANNED
-from mlopt.calibration import calibrate, palettize_sequentially
+from benchmarks.tasks.plan_trials import PLANNED, SMALLEST
+from mlopt.calibration import calibrate
 from mlopt.choices import Costs, LossName
 from mlopt.coreml import (
     OpPalettizerConfig,
     OptimizationConfig,
     foreseen_package_bytes,
-    palettize,
 )
-from mlopt.planning import Recipe, plan
+from mlopt.planning import Recipe, apply_recipe, candidates_over, plan
 
 Kind: TypeAlias = Literal["data-free", "calibrated"]
 Row: TypeAlias = "dict[str, Any]"
@@ -54,27 +53,29 @@ class Subject:
     ask: Ask
     samples: Sequence[Sample]
     tried_on: Sequence[Sample]
+    cache: str  # the folder of what is clustered and measured
+    smallest: int | None = None  # weights of more elements are palettized; None: the default
     calibration: Any = None  # a mlopt.statistics.Calibration; None: data-free
-
-    def judged(self, config: OptimizationConfig, *, in_sequence: bool = False) -> Row:
-        """What applying a request takes, and what comes of it."""
-        row: Row = {}
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "palettized.mlpackage"
-            given: Row = {"output": output, "calibration": self.calibration}
-            with _measuring(row):
-                if in_sequence:
-                    palettize_sequentially(self.path, config, self.samples, **given)
-                else:
-                    palettize(self.path, config, **given)
-            return row | {"bytes": package_bytes(output), **self.ask(str(output))}
 
     def planned(self, budget: int, *, costs: Costs, loss: LossName) -> Recipe:
         """The plan for a package of so many bytes."""
-        given: Row = {"budget": budget, "costs": costs, "loss": loss}
+        given: Row = {"budget": budget, "costs": costs, "loss": loss, "cache": self.cache}
+        given["candidates"] = candidates_over(self.smallest)
         if self.calibration is None:
             return plan(self.path, random=len(self.tried_on), **given)
         return plan(self.path, samples=self.tried_on, calibration=self.calibration, **given)
+
+    def judged(self, recipe: Recipe, *, in_sequence: bool = False) -> Row:
+        """What applying a recipe takes, and what comes of it."""
+        given: Row = {"samples": self.samples} if in_sequence else {"cache": self.cache}
+        row: Row = {}
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "palettized.mlpackage"
+            with _measuring(row):
+                apply_recipe(
+                    recipe, self.path, output=output, calibration=self.calibration, **given
+                )
+            return row | {"bytes": package_bytes(output), **self.ask(str(output))}
 
     def size_of(self, config: OptimizationConfig) -> int:
         """The bytes of the package, before it is written."""
@@ -89,14 +90,16 @@ def measure(
     methods: Sequence[str],
     costs: Costs,
     count: int,
+    cache: str,
 ) -> list[Row]:
     """A row for each width and method, one for calibrating, one for each plan (in a child).
 
-    costs: which losses are measured; count: on how many samples, a quarter of them at most.
+    costs: which losses are measured; count: on how many samples, a quarter of them at most;
+    cache: the folder of what is clustered and measured.
     """
     trial = PLANNED[model]
     samples, ask = trial.judge(path)
-    subject = Subject(path, ask, *split(samples, count))
+    subject = Subject(path, ask, *split(samples, count), cache, SMALLEST.get(model))
     rows = []
     if kind == "calibrated":
         row = _row(model, kind, None, "calibrating")
@@ -124,7 +127,8 @@ def _at_width(
 ) -> list[Row]:
     """The rows of the methods within the bytes of one width; equal choices are applied once."""
     width = named["width"]
-    limit = subject.size_of(OptimizationConfig(global_config=OpPalettizerConfig(nbits=width)))
+    alike = OpPalettizerConfig(nbits=width, weight_threshold=subject.smallest)
+    limit = subject.size_of(OptimizationConfig(global_config=alike))
     row = named | {"method": "planning", "limit": limit}
     with _measuring(row):
         recipe = subject.planned(limit, costs=costs, loss=trial.loss)
@@ -148,7 +152,7 @@ def _at_width(
         if chosen is not None:
             forms = _forms(chosen, in_sequence=in_sequence)
             if forms not in applied:
-                applied[forms] = subject.judged(chosen.to_config(), in_sequence=in_sequence)
+                applied[forms] = subject.judged(chosen, in_sequence=in_sequence)
             row |= {"planned": chosen.nbytes, "expected": chosen.expected, **applied[forms]}
             row["bits"] = 8 * row["bytes"] / sum(weight.size for weight in recipe.weights)
         rows.append(_told(row))

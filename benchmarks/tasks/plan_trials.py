@@ -11,3 +11,6 @@ PLANNED: dict[str, Trial] = {
     "speech-encoder": Trial(answer_trials.noise, {}),
 }
 """Who judges each, and what it is calibrated with; the forms are for plans to choose."""
+
+SMALLEST = {"digits": 200}
+"""Weights of more elements than this are palettized, of models in which the default spares many."""

@@ -131,11 +131,11 @@ def test_samples_of_losses_are_kept_out_of_the_calibration() -> None:
     assert (len(rest), len(apart)) == (4, 1)
 
 
-def test_digits_from_plan_to_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_from_plan_to_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(PLANNED, "digits", Trial(noise, {}))
     methods = [PLAN, SEQUENTIAL, "uniform", "greedy"]
-    path = str(plans.DIGITS)
-    rows = measure("digits", path, "calibrated", [2], methods, costs="near", count=4)
+    given: dict[str, Any] = {"widths": [2], "cache": str(tmp_path), "path": str(plans.DIGITS)}
+    rows = measure("digits", kind="calibrated", methods=methods, costs="near", count=4, **given)
     calibrating, planning, *found = rows
     assert (calibrating["method"], planning["method"]) == ("calibrating", "planning")
     assert 0 < planning["measured"] < 1
@@ -145,7 +145,8 @@ def test_digits_from_plan_to_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in found:
         assert row["bytes"] == row["planned"] <= planning["limit"]
         assert row["expected"] >= by_method[PLAN]["expected"] * (1 - row.get("gap", 0.0))
-    _, plain = measure("digits", path, "data-free", [2], [PLAN, SEQUENTIAL], "predicted", 1)
+    given["methods"] = [PLAN, SEQUENTIAL]
+    _, plain = measure("digits", kind="data-free", costs="predicted", count=1, **given)
     assert plain["held-out"] < by_method[PLAN]["held-out"]
 
 
