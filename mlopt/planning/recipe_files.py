@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import yaml
@@ -15,6 +16,9 @@ from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
 from mlopt.requests.yaml_files import read_yaml
+from mlopt.text.names import shortlist
+
+T = TypeVar("T")
 
 VERSION = 1
 _KEY = "mlopt_recipe"
@@ -24,12 +28,20 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     """Write a recipe: JSON if the name ends in ``.json``, else YAML.
 
     Losses that are infinite or not numbers are written as YAML and Python's JSON write them.
+
+    Raises
+    ------
+    ConfigError
+        Two weights have the same name.
+    OSError
+        The file cannot be written.
     """
     values = as_dict(recipe)
     if Path(path).suffix == ".json":
         text = json.dumps(values, indent=1)
     else:
-        text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
+        text = yaml.dump(_with_short_lines(values), Dumper=_Dumper, **options)
     Path(path).write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
 
 
@@ -47,15 +59,29 @@ def load(path: str | os.PathLike[str]) -> Recipe:
     if Path(path).suffix != ".json":
         return read_yaml(path, from_dict)
     try:
-        return from_dict(json.loads(Path(path).read_bytes()))
-    except ValueError as error:
-        raise ConfigError(f"{os.fspath(path)} is not readable as JSON: {error}") from error
+        values = json.loads(Path(path).read_bytes(), object_pairs_hook=_without_repeated_keys)
+        return from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{os.fspath(path)}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{os.fspath(path)} is not readable as JSON: {error}") from error
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, which :func:`from_dict` reads to an equal one."""
+    """Return a recipe as plain values, which :func:`from_dict` reads to an equal one.
+
+    Raises
+    ------
+    ConfigError
+        Two weights have the same name.
+    """
+    counts = Counter(weight.name for weight in recipe.weights)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"a recipe tells weights apart by name, and several are named {shortlist(repeated)}; "
+            "give each weight one entry"
+        )
     own = attrs.asdict(
         recipe, recurse=False, filter=attrs.filters.exclude("weights", "points", "notes")
     )
@@ -85,21 +111,54 @@ def from_dict(values: Any) -> Recipe:
     given = {name: value for name, value in values.items() if name != _KEY}
     try:
         weights = tuple(_weight(name, each) for name, each in dict(given.pop("weights")).items())
-        points = tuple(Point(**each) for each in given.pop("points", ()))
+        points = tuple(_typed(Point, each) for each in given.pop("points", ()))
         notes = tuple(map(str, given.pop("notes", ())))
-        return Recipe(weights=weights, points=points, notes=notes, **given)
+        return _typed(Recipe, {**given, "weights": weights, "points": points, "notes": notes})
+    except ConfigError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(
             f"this recipe is damaged: {type(error).__name__}: {error}; write it anew with "
             "`mlopt plan`"
         ) from error
 
 
+_PLAIN: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "None": type(None),
+    "LossName": str,
+}
+
+
+def _typed(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Return an attrs object of plain values; TypeError where one has another type."""
+    for field in attrs.fields(kind):  # type: ignore[arg-type]
+        names = [name for name in str(field.type).split(" | ") if name in _PLAIN]
+        value = values.get(field.name, field.default)
+        if not names or value is attrs.NOTHING:
+            continue
+        # True counts as an int otherwise
+        allowed = any(isinstance(value, _PLAIN[name]) for name in names)
+        if not allowed or (isinstance(value, bool) and "bool" not in names):
+            raise TypeError(f"{field.name} must be {field.type}, got {value!r}")
+    return kind(**values)
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; ConfigError where a key is repeated: the last one would count."""
+    counts = Counter(key for key, _ in pairs)
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        raise ConfigError(f"the key {shortlist(repeated)} is repeated; remove one of them")
+    return dict(pairs)
+
+
 def _weight_dict(weight: RecipeWeight) -> dict[str, Any]:
     return {
-        "shape": _Flow(weight.shape),
+        "shape": list(weight.shape),
         "dtype": weight.dtype,
         "content": weight.content,
         **({"reason": weight.reason} if weight.reason else {}),
@@ -108,7 +167,9 @@ def _weight_dict(weight: RecipeWeight) -> dict[str, Any]:
     }
 
 
-def _weight(name: str, values: Mapping[str, Any]) -> RecipeWeight:
+def _weight(name: Any, values: Mapping[str, Any]) -> RecipeWeight:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a weight must be text, got {name!r}; put it in quotes")
     return RecipeWeight(
         name=name,
         shape=tuple(map(int, values["shape"])),
@@ -122,7 +183,12 @@ def _weight(name: str, values: Mapping[str, Any]) -> RecipeWeight:
 
 def _tried_dict(tried: Tried) -> dict[str, Any]:
     config = None if tried.config is None else _without_defaults(tried.config)
-    return _FlowMap(config=config, nbytes=tried.nbytes, loss=tried.loss, known=tried.known)
+    return {
+        "config": config,
+        "nbytes": tried.nbytes,
+        "loss": tried.loss,
+        "known": tried.known,
+    }
 
 
 def _without_defaults(config: OpPalettizerConfig) -> dict[str, Any]:
@@ -143,6 +209,21 @@ def _tried(values: Mapping[str, Any]) -> Tried:
         loss=float(values["loss"]),
         known=values["known"],
     )
+
+
+def _with_short_lines(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe, those that belong on one line of YAML marked."""
+    weights = {
+        name: {
+            **weight,
+            "shape": _Flow(weight["shape"]),
+            "chosen": _FlowMap(weight["chosen"]),
+            "tried": [_FlowMap(each) for each in weight["tried"]],
+        }
+        for name, weight in values["weights"].items()
+    }
+    points = [_FlowMap(point) for point in values["points"]]
+    return {**values, "points": points, "weights": weights}
 
 
 class _Flow(list[int]):
