@@ -132,8 +132,7 @@ def _solution(
     rows = np.array([i for i, _ in flat])
     base_cost, base_use = _least_of_each(costs, rows), _least_of_each(uses, rows)
     costs, uses, left = costs - base_cost[rows], uses - base_use[rows], limit - base_use.sum()
-    unit = float(np.median(costs[costs > 0])) if (costs > 0).any() else 1.0
-    scale = max(left, float(np.median(uses[uses > 0])) if (uses > 0).any() else 1.0)
+    unit, scale = _usual(costs), max(left, _usual(uses))
     choose_one = csr_array((np.ones(len(flat)), (rows, np.arange(len(flat)))))
     count = len(weights)
     result = milp(
@@ -156,6 +155,12 @@ def _solution(
     for value, (i, number) in zip(result.x, flat, strict=True):
         best[i] = max(best.get(i, (-1.0, 0)), (float(value), number))
     return [best[i][1] for i in range(count)], bound
+
+
+def _usual(values: npt.NDArray[np.float64]) -> float:
+    """Return the median of what is positive and finite, 1 without any."""
+    counted = values[(values > 0) & np.isfinite(values)]
+    return float(np.median(counted)) if counted.size else 1.0
 
 
 def _least_of_each(values: npt.NDArray[np.float64], rows: npt.NDArray[Any]) -> Any:
