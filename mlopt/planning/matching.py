@@ -18,6 +18,9 @@ from mlopt.statistics import content_of
 from mlopt.text.names import shortlist
 from mlopt.text.words import counted
 
+_CAST = "_to_fp16"
+"""What coremltools appends to the names of constants that it converts to float16."""
+
 
 @attrs.frozen(kw_only=True)
 class Matching:
@@ -35,7 +38,8 @@ class Matching:
     retyped
         Those of ``changed`` that have another dtype, with the recipe's: their bytes are others.
     renamed
-        The names in the recipe of weights with the same values, by their names in the model.
+        The names in the recipe of weights that have other names in the model, by those: weights of
+        the same values, or of a name that differs by ``_to_fp16``, which converters append.
     unknown
         Names of weights that the recipe does not know; they stay as they are.
     absent
@@ -58,7 +62,7 @@ class Matching:
     def _notes(self) -> Iterator[str]:
         if self.changed:
             count = len(self.changed)
-            every = "all " if not self.same and not self.renamed else ""
+            every = "" if self.same else "all "
             yield (
                 f"The recipe was made for other values of {every}{counted(count, 'weight')} of the "
                 f"same names and shapes ({shortlist(self.changed)}): of another version of the "
@@ -69,7 +73,7 @@ class Matching:
             yield f"Weights of another type than in the recipe, and so of other sizes: {types}."
         if self.renamed:
             names = ", ".join(f"{new!r} ({old!r} there)" for new, old in self.renamed.items())
-            yield f"Weights of other names than in the recipe, with the same values: {names}."
+            yield f"Weights of other names than in the recipe: {names}."
         if self.unknown:
             yield (
                 f"{counted(len(self.unknown), 'weight')} that the recipe does not know, left as "
@@ -85,9 +89,10 @@ class Matching:
 def match(recipe: Recipe, model: ModelSource, *, strict: bool = False) -> Matching:
     """Match a recipe with a model, by the names and shapes of weights, and by their values.
 
-    A weight that the recipe palettizes has to be there with the same shape: under its name, or
-    under another one with the same values. Other differences are listed in what is returned. Reads
-    all weights, one at a time.
+    A weight that the recipe palettizes has to be there with the same shape: under its name, under
+    another one with the same values, or, in a copy of another precision, under its name with or
+    without ``_to_fp16``. Other differences are listed in what is returned. Reads all weights, one
+    at a time.
 
     Parameters
     ----------
@@ -134,7 +139,7 @@ class _Found:
 
     @classmethod
     def of(cls, recipe: Recipe, weights: Sequence[Weight]) -> _Found:
-        """Look for each weight of a recipe, by name first and then by values."""
+        """Look for each weight of a recipe: by name, values, name in another precision."""
         contents = [_content(weight) for weight in weights]
         numbers: dict[str, list[int]] = {}
         for number, weight in enumerate(weights):
@@ -151,13 +156,11 @@ class _Found:
             elif each.chosen.config is not None:
                 found.problems.append(problem)
         for each in missing:
-            alike = [
-                i
-                for i, content in enumerate(contents)
-                if content == each.content and i not in found.pairs
-            ]
-            if alike:
-                found.pairs[alike[0]] = each, True
+            alike = [i for i, content in enumerate(contents) if content == each.content]
+            alike += [i for i in numbers.get(_other_precision(each.name), [])]
+            free = [i for i in alike if i not in found.pairs and weights[i].shape == each.shape]
+            if free:
+                found.pairs[free[0]] = each, contents[free[0]] == each.content
             elif each.chosen.config is None:
                 found.absent.append(each.name)
             else:
@@ -194,8 +197,10 @@ class _Found:
         unknown: list[str] = []
         for number, weight in enumerate(weights):
             each, is_same = self.pairs.get(number, (None, False))
-            # also for those that are unknown: the name of another may be a glob that matches them
-            rules[weight.name] = None if each is None else each.chosen.config
+            # also for those that are unknown: the name of another may be a glob that matches them;
+            # no rule can be for a weight without a name
+            if weight.name:
+                rules[weight.name] = None if each is None else each.chosen.config
             if each is None:
                 unknown.append(weight.name)
                 continue
@@ -213,6 +218,11 @@ class _Found:
             unknown=tuple(unknown),
             absent=tuple(self.absent),
         )
+
+
+def _other_precision(name: str) -> str:
+    """Return the name that a weight has in the model of float32, or else in that of float16."""
+    return name.removesuffix(_CAST) if name.endswith(_CAST) else name + _CAST
 
 
 def _content(weight: Weight) -> str:

@@ -102,6 +102,25 @@ def test_weights_that_were_renamed_or_are_unknown(digits, plan):
     assert set(matching.notes) <= set(report.notes)
 
 
+def test_a_copy_of_another_precision(digits, plan):
+    """As if the recipe had been made for the float32 model, whose names lack the suffix."""
+    wide = [
+        attrs.evolve(
+            each, name=each.name.removesuffix("_to_fp16"), dtype="float32", content="1" * 40
+        )
+        for each in plan.weights
+    ]
+    matching = match(attrs.evolve(plan, weights=tuple(wide)), digits)
+    assert matching.renamed == {
+        each.name: each.name.removesuffix("_to_fp16") for each in plan.weights
+    }
+    assert matching.changed == tuple(each.name for each in plan.weights)
+    assert matching.config == plan.to_config()
+    turned = [attrs.evolve(each, shape=(*each.shape, 1)) for each in wide]
+    with pytest.raises(ConfigError, match="no weight of this name"):
+        match(attrs.evolve(plan, weights=tuple(turned)), digits)
+
+
 def test_a_name_that_is_a_glob_decides_for_no_other_weight(digits, plan):
     weights = list(plan.weights)
     weights[0] = attrs.evolve(weights[0], name="*")
