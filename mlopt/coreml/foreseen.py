@@ -14,8 +14,8 @@ from mlopt.coreml.config import OptimizationConfig, for_palettization
 from mlopt.coreml.decisions import decide
 from mlopt.coreml.emission import PaletteOperations
 from mlopt.coreml.execution import compute
-from mlopt.coreml.foreseen_palettes import ForeseenPalettes, has_known_size, palette_of_unknown
-from mlopt.coreml.joint import Clustered
+from mlopt.coreml.foreseen_palettes import ForeseenPalettes
+from mlopt.coreml.joint import Clustered, strategy_of
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.plans import Plan
 from mlopt.coreml.replacement import Replacements
@@ -50,7 +50,7 @@ def foreseen_package_bytes(
     """Return the bytes of all files of the package that ``palettize`` would write.
 
     Goes the way of :func:`mlopt.coreml.palettize` with palettes of unknown content, and writes
-    nothing. ``unique``, ``custom``, ``uniform``, joint compression and weights of few distinct
+    nothing. ``unique``, ``custom``, ``uniform``, quantized weights and weights of few distinct
     values are carried out, since their sizes, or what they share with others, depend on the values.
 
     The number is exact unless parts of palettes of different weights turn out equal by chance: they
@@ -123,8 +123,8 @@ def foreseen_nbytes(
     if spec is None:
         blobs = sum(_blob(constant.nbytes) for constant in weight.stored if constant.storage)
         return blobs + sum(_text(node.op) for node in weight.nodes)
-    if has_known_size(weight, spec):
-        palette = palette_of_unknown(weight, spec)
+    if spec.nbits is not None:
+        palette = strategy_of(weight).foresee(weight, spec)
     else:
         made = compute(weight, spec, guidance=guidance)
         if not isinstance(made, Clustered):

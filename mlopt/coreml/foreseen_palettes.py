@@ -15,57 +15,15 @@ import numpy.typing as npt
 from mlopt.coreml.biases import BiasPlace
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.execution import compute
-from mlopt.coreml.joint import Clustered
+from mlopt.coreml.joint import Clustered, strategy_of
 from mlopt.coreml.weights import Weight
-from mlopt.mil.sizing import unknown
-from mlopt.palette.layout import Layout
 from mlopt.palette.moments import InputMoments
-from mlopt.palette.value.bits import packed_nbytes
-from mlopt.palette.value.quantized import QuantizedTable
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.requests.forms import palette_nbytes
 from mlopt.statistics.guidance import UNGUIDED, Guidance
 
 _LOOKED_AT = 1 << 12
 _FEW = 256
 """Weights of no more distinct values among those looked at may well share tables or indices."""
-
-
-def has_known_size(weight: Weight, spec: PaletteSpec) -> bool:
-    """Whether the size of a palette does not depend on the values of the weight."""
-    return spec.nbits is not None and not weight.is_compressed
-
-
-def palette_of_unknown(weight: Weight, spec: PaletteSpec) -> PackedPalette:
-    """Return a palette of the right size and of unknown content, which takes no memory.
-
-    The weight must be such that ``has_known_size``.
-    """
-    assert spec.nbits is not None
-    layout, dtype = Layout.of(spec, weight.shape), np.dtype(weight.dtype)
-    table_shape = (*layout.table_shape, 1 << spec.nbits, spec.cluster_dim)
-    scale = quantized = None
-    if spec.scale_axis is not None:
-        axis = spec.scale_axis % len(weight.shape)
-        scale = unknown([n if i == axis else 1 for i, n in enumerate(weight.shape)], dtype)
-    if spec.lut_dtype is not None:
-        one = (1,) * len(table_shape)
-        offset = np.zeros(one, np.uint8) if spec.lut_dtype == "uint8" else None
-        quantized = QuantizedTable(
-            unknown(table_shape, spec.lut_dtype), np.ones(one, dtype), offset
-        )
-    indices_nbytes = packed_nbytes(weight.size // spec.cluster_dim, nbits=spec.nbits)
-    return PackedPalette(
-        packed=unknown((indices_nbytes,), np.uint8),
-        indices_shape=layout.indices_shape,
-        nbits=spec.nbits,
-        table=unknown(table_shape, dtype),
-        scale=scale,
-        vector_axis=layout.vector_axis,
-        shape=weight.shape,
-        nbytes=palette_nbytes(spec, weight.shape, nbits=spec.nbits, itemsize=dtype.itemsize),
-        quantized=quantized,
-    )
 
 
 class ForeseenPalettes:
@@ -85,7 +43,7 @@ class ForeseenPalettes:
     ) -> PackedPalette | None:
         """Return the palette of a weight; None where there is none, and the weight is kept."""
         moments = guidance.moments
-        if not has_known_size(weight, spec) or (moments is None and _is_made(weight, spec)):
+        if spec.nbits is None or (moments is None and _is_made(weight, spec)):
             made = compute(weight, spec, self._workers)
             return made.palette if isinstance(made, Clustered) else None
         key = (spec, weight.shape, weight.dtype, _looked_at(weight).tobytes())
@@ -93,7 +51,7 @@ class ForeseenPalettes:
         for other, its_moments, palette in known:
             if _are_alike(its_moments, moments) and _are_equal(other, weight):
                 return palette
-        palette = palette_of_unknown(weight, spec)
+        palette = strategy_of(weight).foresee(weight, spec)
         known.append((weight, moments, palette))
         return palette
 
@@ -101,9 +59,11 @@ class ForeseenPalettes:
 def _is_made(weight: Weight, spec: PaletteSpec) -> bool:
     """Whether a palette may well be equal in a part to that of another weight.
 
-    Tables of equal steps are, where weights have the same range.
+    Tables of equal steps are, where weights have the same range, and tables of integers.
     """
-    return spec.mode == "uniform" or len(np.unique(_looked_at(weight))) <= _FEW
+    if spec.mode == "uniform" or strategy_of(weight).has_scales:
+        return True
+    return len(np.unique(_looked_at(weight))) <= _FEW
 
 
 def _looked_at(weight: Weight) -> npt.NDArray[Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.coreml.biases import BiasPlace, corrected
 from mlopt.coreml.constexpr.parameters import unpacked
 from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.joint.plain import foreseen_palette
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
 from mlopt.mil.program import Constant
+from mlopt.mil.sizing import unknown
 from mlopt.palette.palettize import NoPaletteError, palettize
 from mlopt.palette.value.distortion import measure_distortion
 from mlopt.palette.value.palettized import Palettized
@@ -129,15 +132,37 @@ def _scaled_table(palettized: Palettized, scale: Array, offset: Array | None) ->
     Looking up scaled entries gives the same as scaling looked-up integers. coremltools puts the two
     operations in this order too, before CoreML9.
     """
-    groups = palettized.table_shape
-    blocks = [math.lcm(g, s) for g, s in zip(groups, scale.shape, strict=True)]
+    blocks = _tables_of(palettized.table_shape, scale)
     codes = _repeated(palettized.table, (*blocks, *palettized.table.shape[-2:]))
+    return _quantized(codes, scale, offset)
+
+
+def _foresee(weight: Weight, spec: PaletteSpec) -> PackedPalette:
+    palette = foreseen_palette(weight, spec)
+    scale, offset = _blocks_of(weight)
+    blocks = _tables_of(palette.table.shape[:-2], scale)
+    shape = (*blocks, *palette.table.shape[-2:])
+    table = _quantized(unknown(shape, unpacked(_data(weight)).dtype), scale, offset)
+    return attrs.evolve(
+        palette,
+        table=unknown(shape, scale.dtype),
+        quantized=table,
+        nbytes=palette.packed.nbytes + table.nbytes,
+    )
+
+
+def _tables_of(groups: tuple[int, ...], scale: Array) -> tuple[int, ...]:
+    """Return how many tables there are along each axis, where blocks have scales of their own."""
+    return tuple(math.lcm(g, s) for g, s in zip(groups, scale.shape, strict=True))
+
+
+def _quantized(codes: Array, scale: Array, offset: Array | None) -> QuantizedTable:
+    """Return the tables of these codes, with the scales and offsets of blocks."""
 
     def of_tables(array: Array) -> Array:
-        return _repeated(array, tuple(blocks))[..., None, None]
+        return _repeated(array, codes.shape[:-2])[..., None, None]
 
-    shift = None if offset is None else of_tables(offset)
-    return QuantizedTable(codes, of_tables(scale), shift)
+    return QuantizedTable(codes, of_tables(scale), None if offset is None else of_tables(offset))
 
 
 def _repeated(array: Array, shape: tuple[int, ...]) -> Array:
@@ -148,4 +173,4 @@ def _repeated(array: Array, shape: tuple[int, ...]) -> Array:
     return array
 
 
-INTEGERS = Strategy(_palettize, _check, has_scales=True)
+INTEGERS = Strategy(_palettize, _foresee, _check, has_scales=True)

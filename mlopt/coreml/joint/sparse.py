@@ -8,8 +8,10 @@ import numpy.typing as npt
 
 from mlopt.coreml.biases import BiasPlace, corrected
 from mlopt.coreml.emission import PackedPalette
+from mlopt.coreml.joint.plain import foreseen_palette
 from mlopt.coreml.joint.strategy import Clustered, Strategy, joint_notes
 from mlopt.coreml.weights import Weight
+from mlopt.mil.sizing import unknown
 from mlopt.palette.palettize import NoPaletteError, palettize
 from mlopt.palette.value.bits import pack_bits, packed_nbytes, unpack_bits
 from mlopt.palette.value.distortion import measure_distortion
@@ -59,6 +61,21 @@ def _palettize(
     return Clustered(palette, distortion, notes, corrected(guidance.bias, mean_error), ratio)
 
 
+def _foresee(weight: Weight, spec: PaletteSpec) -> PackedPalette:
+    palette = foreseen_palette(weight, spec)
+    mask = _mask_of_indices(mask_of(weight), spec)
+    count = int(np.count_nonzero(mask))
+    packed = unknown((packed_nbytes(count, nbits=palette.nbits),), np.uint8)
+    more = packed.nbytes + packed_nbytes(mask.size, nbits=1) - palette.packed.nbytes
+    return attrs.evolve(
+        palette,
+        packed=packed,
+        indices_shape=(count,),
+        nbytes=palette.nbytes + more,
+        mask=mask,
+    )
+
+
 def _mask_of_indices(mask: Mask, spec: PaletteSpec) -> Mask:
     """Where an index is stored, of the indices' shape."""
     if not mask.any():
@@ -81,4 +98,4 @@ def _mask_of_vectors(mask: Mask, axis: int, d: int) -> Mask:
     return np.ascontiguousarray(np.moveaxis(parts[:, 0], 0, axis))
 
 
-SPARSE = Strategy(_palettize, _check)
+SPARSE = Strategy(_palettize, _foresee, _check)

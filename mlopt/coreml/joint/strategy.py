@@ -41,6 +41,9 @@ class Strategy:
         Clusters a weight in the given number of threads, as a calibration guides it. The spec is
         for the plain weight's shape. Raises ``NoPaletteError`` if there is no such palette; the
         message is the reason.
+    foresee
+        Returns the palette that ``palettize`` would, of its size and with unknown values, which
+        take no memory: see :func:`mlopt.mil.sizing.unknown`. The spec has ``nbits``.
     check
         Checks without clustering that ``palettize`` has what it needs; raises the same error.
     has_scales
@@ -49,6 +52,7 @@ class Strategy:
     """
 
     palettize: Callable[[Weight, PaletteSpec, int, Guidance[BiasPlace]], Clustered]
+    foresee: Callable[[Weight, PaletteSpec], PackedPalette]
     check: Callable[[Weight, PaletteSpec], None]
     has_scales: bool = False
 

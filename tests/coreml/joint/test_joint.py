@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import attrs
 import coremltools.optimize.coreml as cto
 import numpy as np
 import pytest
@@ -15,12 +16,18 @@ from mlopt.coreml import (
     OptimizationConfig,
     Report,
     decompress,
+    foreseen_package_bytes,
     palettize,
     palettize_weights,
     preview,
 )
+from mlopt.coreml.decisions import decide
+from mlopt.coreml.execution import compute
+from mlopt.coreml.inspection import package_bytes
+from mlopt.coreml.joint import Clustered, strategy_of
 from mlopt.errors import TargetError
 from mlopt.mil.opening import open_package
+from mlopt.palette.value.spec import PaletteSpec
 from mlopt.text.words import human_bytes
 from tests import foreign, judges
 
@@ -73,6 +80,40 @@ def by_reference(model: Any, **options: Any) -> Any:
 def row_of(report: Report, weight: str) -> Any:
     (row,) = [row for row in report.rows if _is_of(weight, row.name)]
     return row
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("sparse block", {"nbits": 2, "cluster_dim": 4, "lut_dtype": "uint8"}),
+        ("sparse n:m", {"nbits": 4, "enable_per_channel_scale": True, **GROUPED}),
+        ("quantized uint4 per block", {"nbits": 3}),
+        ("quantized uint8, symmetric", {"nbits": 2, "cluster_dim": 2}),
+        ("quantized int8, shifted", {"nbits": 4, **GROUPED}),
+    ],
+)
+def test_palettes_are_foreseen(form: str, options: dict[str, Any]) -> None:
+    package = open_package(foreign.build(form, "iOS18"))
+    plan = decide(package, request(**options), joint_compression=True)
+    chosen = [d for d in plan.decisions if isinstance(d.result, PaletteSpec)]
+    assert chosen
+    for decision in chosen:
+        made = compute(decision.weight, decision.result)
+        assert isinstance(made, Clustered)
+        foreseen = strategy_of(decision.weight).foresee(decision.weight, decision.result)
+        assert sizes_of(foreseen) == sizes_of(made.palette)
+
+
+def sizes_of(palette: Any) -> dict[str, Any]:
+    """What the parts of a palette are, but for their values; a mask is known."""
+    values = attrs.asdict(palette, recurse=True)
+    mask = values.pop("mask")
+    sizes = {
+        name: (value.dtype, value.shape) if isinstance(value, np.ndarray) else value
+        for name, value in (*values.items(), *(values.pop("quantized") or {}).items())
+        if name != "quantized"
+    }
+    return {**sizes, "mask": None if mask is None else mask.tolist()}
 
 
 @pytest.mark.parametrize("options", [{"nbits": 3}, {"nbits": 2, **GROUPED}], ids=["one", "groups"])
@@ -197,6 +238,8 @@ def test_what_is_written_is_what_the_report_says(
     values = judges.decompressed_constants(plain.path)
     for weight in WEIGHTS:
         np.testing.assert_array_equal(values[row_of(result.report, weight).name], after[weight])
+    nbytes = foreseen_package_bytes(source, request(**options), joint_compression=True)
+    assert nbytes == package_bytes(result.path)
     foreseen = preview(source, request(**options), joint_compression=True)
     assert {row.name: row.bytes_after for row in foreseen.rows} == {
         name: row.bytes_after for name, row in rows.items()
