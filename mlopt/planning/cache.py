@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt import __version__
 from mlopt.coreml.biases import BiasPlace, NewBias
 from mlopt.coreml.emission import PackedPalette
 from mlopt.coreml.execution import Computed
@@ -133,8 +134,16 @@ class Cache:
 
 def digest(parts: Sequence[Any]) -> str:
     """Return the digest of values of JSON, different for each version of mlopt."""
-    text = json.dumps([_FORMAT, __version__, *parts], sort_keys=True)
+    text = json.dumps([_FORMAT, _version(), *parts], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return metadata.version("mlopt")
+    except metadata.PackageNotFoundError:
+        return ""  # not installed: the folder of its source is on the path
 
 
 def _arrays(computed: Computed) -> dict[str, npt.NDArray[Any]]:
