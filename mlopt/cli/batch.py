@@ -121,6 +121,29 @@ def _folder(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def one_for_each(
+    files: Sequence[Path] | None, models: Sequence[Path], option: str
+) -> list[Path | None]:
+    """Return the file for each model: its own, in order, or the same one for all; None for none.
+
+    Raises
+    ------
+    typer.BadParameter
+        There are several files, and not as many as models.
+    """
+    if not files:
+        return [None] * len(models)
+    if len(files) == 1:
+        return [files[0]] * len(models)
+    if len(files) != len(models):
+        raise typer.BadParameter(
+            f"give one for all models, or one for each in their order; got {len(files)} for "
+            f"{len(models)} models",
+            param_hint=f"'{option}'",
+        )
+    return [*files]
+
+
 def run_each(
     models: Sequence[Path],
     work: Callable[[int], Done],

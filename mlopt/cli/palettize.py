@@ -17,7 +17,15 @@ from mlopt.choices import (
     OnIndivisible,
     TableMode,
 )
-from mlopt.cli.batch import Models, Output, OutputDir, Overwrite, destinations, run_each
+from mlopt.cli.batch import (
+    Models,
+    Output,
+    OutputDir,
+    Overwrite,
+    destinations,
+    one_for_each,
+    run_each,
+)
 from mlopt.cli.exit_codes import ExitCode, errors_explained
 from mlopt.cli.settings import Settings
 from mlopt.cli.terminal import (
@@ -136,14 +144,14 @@ def palettize_model(
         ),
     ] = None,
     recipe: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Give each weight the form that `mlopt plan` chose, in place of all of the above. "
             "Also for a fine-tuned copy of the model, or with another --target; what is "
-            "different is listed.",
+            "different is listed. Of several models, one for all, or repeated: one for each.",
         ),
     ] = None,
     cache: Annotated[
@@ -157,13 +165,14 @@ def palettize_model(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             exists=True,
             dir_okay=False,
             help="Fit tables to the answers of the model, with the statistics that "
-            "`mlopt calibrate` made of it.",
+            "`mlopt calibrate` made of it. Of several models, one for all, or repeated: one for "
+            "each.",
         ),
     ] = None,
     method: Annotated[
@@ -261,23 +270,32 @@ def palettize_model(
             skip=tuple(skip or ()),
             skip_type=tuple(skip_type or ()),
         )
-        wanted = Wanted.of(settings, config, recipe, cache)
+        recipes = one_for_each(recipe, models, "--recipe")
+        by_recipe = {
+            each: Wanted.of(settings, config, each, cache) for each in dict.fromkeys(recipes)
+        }
+        wanted = [by_recipe[each] for each in recipes]
+        calibrations = one_for_each(calibration, models, "--calibration")
         _check_data(data, calibration, samples)
         options = {
             "minimum_deployment_target": minimum_deployment_target,
             "strict": strict,
-            "joint_compression": joint or wanted.is_joint,
+            "joint_compression": joint,
         }
         calibrated = {
             "workers": workers,
-            "calibration": calibration,
             "method": method,
             "correct_biases": not keep_biases,
         }
         if dry_run:
             code = run_each(
                 models,
-                lambda number: _previewed(models[number], wanted, options, calibrated),
+                lambda number: _previewed(
+                    models[number],
+                    wanted[number],
+                    options,
+                    {**calibrated, "calibration": calibrations[number]},
+                ),
                 quiet=quiet,
                 json_file=report_file,
             )
@@ -287,9 +305,9 @@ def palettize_model(
                     models,
                     lambda number: _palettized(
                         models[number],
-                        wanted,
+                        wanted[number],
                         outputs[number],
-                        {**options, **calibrated},
+                        {**options, **calibrated, "calibration": calibrations[number]},
                         data=data,
                         samples=samples,
                         quiet=quiet,
@@ -308,7 +326,7 @@ def _previewed(
     from mlopt.coreml.inspection import package_bytes
 
     before = package_bytes(model)
-    report, after = wanted.foreseen(model, options, calibrated)
+    report, after = wanted.foreseen(model, wanted.completed(options), calibrated)
     line = sizes_compared(before, after)
     return Done(
         text=f"{_text(report)}\nPackage: {line} ({after} bytes).\n"
@@ -336,13 +354,13 @@ def _palettized(
     before = package_bytes(model)  # OUT may be MODEL itself
     palettize = wanted.way(model, data, samples, quiet=quiet)
     with progress_bar("Palettizing", quiet=quiet) as progress:
-        result = palettize(output=output, progress=progress, **options)
+        result = palettize(output=output, progress=progress, **wanted.completed(options))
     report = result.report
     return written(_text(report), before, result.path, values=report.as_dict(), code=_code(report))
 
 
-def _check_data(data: str | None, calibration: Path | None, samples: int | None) -> None:
-    if data is not None and calibration is None:
+def _check_data(data: str | None, calibration: list[Path] | None, samples: int | None) -> None:
+    if data is not None and not calibration:
         raise typer.BadParameter(
             "samples alone are not enough; also give the --calibration that `mlopt calibrate` "
             "made with them",

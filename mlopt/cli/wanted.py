@@ -52,10 +52,10 @@ class Wanted:
 
         return cls(None, load(recipe), cache)
 
-    @property
-    def is_joint(self) -> bool:
-        """Whether the recipe is also for sparse and quantized weights."""
-        return self.recipe is not None and self.recipe.joint_compression
+    def completed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options of the way; with joint compression if the recipe is for that."""
+        is_joint = self.recipe is not None and self.recipe.joint_compression
+        return {**options, "joint_compression": options["joint_compression"] or is_joint}
 
     def foreseen(
         self, model: Path, options: dict[str, Any], calibrated: dict[str, Any]

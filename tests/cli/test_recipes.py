@@ -105,3 +105,22 @@ def test_several_models(model, newer, file, tmp_path):
     assert result.exit_code == 0, result.output
     rows = json.loads(report.read_text("utf-8"))["models"]
     assert [row["totals"]["palettized"] for row in rows] == [rows[0]["totals"]["palettized"]] * 2
+
+
+def test_a_recipe_for_each_model(model, newer, plan, tmp_path):
+    names = [each.name for each in plan.weights if each.chosen.config is not None]
+    fewer = [
+        attrs.evolve(each, chosen=plan.weights[1].chosen) if each.name in names[1:] else each
+        for each in plan.weights
+    ]
+    save_recipe(plan, tmp_path / "one.yaml")
+    save_recipe(attrs.evolve(plan, weights=tuple(fewer)), tmp_path / "other.yaml")
+    report = tmp_path / "report.json"
+    recipes = ("--recipe", tmp_path / "one.yaml", "--recipe", tmp_path / "other.yaml")
+    result = invoke("palettize", model, newer, "--dry-run", *recipes, "--report", report)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(report.read_text("utf-8"))["models"]
+    assert [row["totals"]["palettized"] for row in rows] == [len(names), 1]
+    result = invoke("palettize", model, newer, newer, "--dry-run", *recipes)
+    assert result.exit_code == 2
+    assert "got 2 for 3 models" in " ".join(result.stderr.split())
