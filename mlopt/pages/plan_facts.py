@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from mlopt.pages.html import Fact
@@ -55,11 +54,14 @@ def facts_of(recipe: Recipe) -> Iterator[Fact]:
         source += f"; tables by calibration {recipe.calibration[:_DIGEST]}"
     yield Fact("Samples", str(recipe.samples), source)
     yield Fact("Deployment target", recipe.target, "the oldest that loads the package")
-    yield Fact("Asked for", *_asked(recipe, unit))
+    asked = _asked(recipe, unit)
+    if asked is not None:
+        yield Fact("Asked for", *asked)
     yield Fact("Best choice?", *_proof(recipe))
 
 
-def _asked(recipe: Recipe, unit: Unit) -> tuple[str, str]:
+def _asked(recipe: Recipe, unit: Unit) -> tuple[str, str] | None:
+    """Return what was asked for, None where that is not of this package alone."""
     if recipe.limit is not None:
         left = recipe.limit - recipe.nbytes
         note = f"{human_bytes(left)} left" if left >= 0 else f"{human_bytes(-left)} too many"
@@ -69,7 +71,7 @@ def _asked(recipe: Recipe, unit: Unit) -> tuple[str, str]:
     if recipe.most_loss is not None:
         sign = "at least" if recipe.loss == "squared" else "at most"
         return f"{sign} {unit.words(recipe.most_loss)}", "in as few bytes as possible"
-    return "nothing", "neither a size nor a quality"
+    return None
 
 
 def _proof(recipe: Recipe) -> tuple[str, str]:
@@ -77,7 +79,7 @@ def _proof(recipe: Recipe) -> tuple[str, str]:
     what = "bytes" if recipe.most_loss is not None else "loss"
     if recipe.gap <= 0.0:
         return "yes, proven", f"no choice of these forms has less expected {what}"
-    if not math.isfinite(recipe.gap):
+    if not recipe.gap < 1.0:
         return "not known", "nor how much better another choice can be"
     gap = f"{100 * recipe.gap:.2g} %" if recipe.gap < 0.01 else percent(recipe.gap)
     head = "yes, nearly" if recipe.gap < 0.001 else "not proven"

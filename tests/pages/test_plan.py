@@ -204,7 +204,7 @@ OTHER = "another choice can have at most"
             "Best choice?",
             "another choice can have at most 2 % less expected bytes",
         ),
-        ({"gap": math.inf}, "Best choice?", "nor how much better another choice can be"),
+        ({"gap": 1.0}, "Best choice?", "nor how much better another choice can be"),
         ({"limit": None, "most_loss": 0.001}, "Asked for", "in as few bytes as possible"),
         ({"limit": 100}, "Asked for", "8.0 kB too many"),
         ({"measured": None}, "Signal-to-noise ratio", "expected, not measured"),
@@ -225,6 +225,10 @@ OTHER = "another choice can have at most"
 def test_what_a_recipe_can_say(changes, term, words):
     small = made_recipe(1, **{"nbytes": 8_100, **changes})
     assert facts(small)[term][1] == words
+
+
+def test_a_package_of_several_that_were_planned_together():
+    assert "Asked for" not in facts(made_recipe(1, limit=None))
 
 
 def test_metrics_of_packages():
