@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import attrs
 
 from mlopt.mil.dtypes import BY_NAME
-from mlopt.pages.drawing import Canvas, chart, colour, filled
+from mlopt.pages.drawing import Canvas, chart, filled
 from mlopt.pages.html import Markup
+from mlopt.pages.svg import colour
 from mlopt.text.names import elided_apart, printable
 from mlopt.text.words import counted, human_bytes
 

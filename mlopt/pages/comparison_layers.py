@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlopt.pages.drawing import Canvas, chart, colour, plain_axes, titled
+from mlopt.pages.drawing import Canvas, chart, plain_axes, titled
 from mlopt.pages.html import Column, Markup, table
+from mlopt.pages.svg import colour
 from mlopt.runtime.comparison.measures import Distance
 from mlopt.runtime.comparison.rows import LayerRow
 from mlopt.runtime.comparison.text import decibels

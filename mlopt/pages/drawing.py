@@ -18,6 +18,7 @@ import attrs
 
 from mlopt.errors import ConfigError
 from mlopt.pages.html import Markup, escaped
+from mlopt.pages.svg import colour, tidy
 from mlopt.text.extras import matplotlib_missing
 
 if TYPE_CHECKING:
@@ -27,17 +28,8 @@ if TYPE_CHECKING:
 WIDE, NARROW = 832, 328
 """Widths of a chart, in pixels of a page: in a column of text, and on a phone."""
 
-_BITS = (0, 1, 2, 3, 4, 6, 8)
-_NAMES = ("ink", "muted", "rule", "paper", "accent", "before", "error", *(f"b{n}" for n in _BITS))
-_COLOURS = {name: f"#0000{place:02x}" for place, name in enumerate(_NAMES, 1)}
-_LONG = re.compile(r"-?\d+\.\d{3,}")  # hundredths of a pixel are enough
 _STANDING = re.compile(r'<g id="hover-(\d+)">|\[\[(\d+)\]\]')
 _DOTS = 72.0  # pixels of an inch: one unit of a figure is one of the page
-
-
-def colour(name: str) -> str:
-    """Return what matplotlib draws with for a colour of the page, such as ``"accent"``."""
-    return _COLOURS[name]
 
 
 @attrs.define
@@ -98,7 +90,7 @@ class Canvas:
 
     def markup(self, key: str, label: str) -> Markup:
         """Return the drawing as an element; key: an id unlike all others of the page."""
-        text = _tidy(_saved(self.figure), key)
+        text = tidy(_saved(self.figure), key)
         # in one pass: a text to hover over may look like what stands for a name
         text = _STANDING.sub(self._meant, text)
         kind = "narrow" if self.is_narrow else "wide"
@@ -229,35 +221,3 @@ def _saved(figure: Figure) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     return stream.getvalue()
-
-
-def _tidy(text: str, key: str) -> str:
-    """Return what is in a drawing, fit to stand in a page next to others."""
-    inner = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
-    # rules for everything in an SVG would hold for everything on the page
-    inner = re.sub(r"\s*<style.*?</style>", "", inner, flags=re.DOTALL)
-    inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
-    inner = inner.replace("xlink:href", "href")
-    used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', inner))
-    inner = re.sub(r' id="([^"]*)"', lambda match: _id(match, key, used), inner)
-    inner = re.sub(r'(href="|url\()#', rf"\g<1>#{key}-", inner)
-    inner = re.sub(r"font-family: [^;\"]*(; )?|font: ([\d.]+px) [^;\"]*", _font, inner)
-    for name, value in _COLOURS.items():
-        inner = inner.replace(value, f"var(--{name})")
-    inner = re.sub(r'="[^"]*"', lambda match: _LONG.sub(_rounded, match[0]), inner)
-    inner = re.sub(r"\s*\n\s*", "\n", inner)
-    return re.sub(r" ?\n(?=[LMCzQ\"])", "", inner)
-
-
-def _id(match: re.Match[str], key: str, used: set[str]) -> str:
-    if match[1].startswith("hover-"):
-        return match[0]
-    return f' id="{key}-{match[1]}"' if match[1] in used else ""
-
-
-def _rounded(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}"
-
-
-def _font(match: re.Match[str]) -> str:
-    return f"font-size: {match[2]}" if match[2] else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from mlopt.pages.drawing import Canvas, chart, colour, plain_axes, titled
+from mlopt.pages.drawing import Canvas, chart, plain_axes, titled
 from mlopt.pages.html import Markup
 from mlopt.pages.losses import Unit
 from mlopt.pages.plan_values import (
@@ -17,6 +17,7 @@ from mlopt.pages.plan_values import (
     known_loss,
     points_of,
 )
+from mlopt.pages.svg import colour
 from mlopt.planning.recipe import Point, Recipe, decibels
 from mlopt.text.words import human_bytes
 

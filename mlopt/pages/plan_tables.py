@@ -10,6 +10,9 @@ from mlopt.pages.plan_values import PLAN, losses_of, plain_bytes_of, points_of
 from mlopt.planning.recipe import Recipe, RecipeWeight
 from mlopt.text.words import counted, human_bytes
 
+_MANY = 12
+"""Rows of a table that is shown at once; longer ones are folded away."""
+
 
 def points_table(recipe: Recipe) -> Markup:
     """Return the packages that were considered, by their bytes."""
@@ -36,7 +39,8 @@ def points_table(recipe: Recipe) -> Markup:
     ]
     marked = frozenset(n for n, point in enumerate(points) if point.label == PLAN)
     caption = f"Packages by their bytes; {unit.title} of their outputs"
-    return table("points-table", caption, columns, rows, marked=marked)
+    made = table("points-table", caption, columns, rows, marked=marked)
+    return _folded(made, counted(len(rows), "package"), is_long=len(rows) > _MANY)
 
 
 def weights_table(recipe: Recipe) -> Markup:
@@ -72,12 +76,12 @@ def weights_table(recipe: Recipe) -> Markup:
         "Weights in program order. Loss: of the model's outputs if the weight alone has its form, "
         f"as a {unit.title}; its share of the sum of all losses, and the sum up to it"
     )
-    return details_or_table(table("weights-table", caption, columns, rows), len(rows))
+    made = table("weights-table", caption, columns, rows)
+    return _folded(made, counted(len(rows), "weight"), is_long=len(rows) > _MANY)
 
 
-def details_or_table(made: Markup, rows: int) -> Markup:
-    """Return a table folded away if it is long."""
-    return made if rows <= 12 else details(f"Show all {counted(rows, 'weight')}", made)
+def _folded(made: Markup, what: str, *, is_long: bool) -> Markup:
+    return details(f"Show all {what}", made) if is_long else made
 
 
 def tried_tables(recipe: Recipe) -> Markup:

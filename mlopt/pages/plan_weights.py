@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlopt.choices import NBITS
-from mlopt.pages.drawing import Canvas, chart, colour, filled, plain_axes, titled
+from mlopt.pages.drawing import Canvas, chart, filled, plain_axes, titled
 from mlopt.pages.html import Markup
 from mlopt.pages.losses import Unit, share
 from mlopt.pages.plan_values import (
@@ -17,6 +17,7 @@ from mlopt.pages.plan_values import (
     losses_of,
     shade_of,
 )
+from mlopt.pages.svg import colour
 from mlopt.planning.recipe import Recipe, RecipeWeight
 from mlopt.text.words import human_bytes
 

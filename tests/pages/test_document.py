@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mlopt.errors import ConfigError
-from mlopt.pages import check_page, drawing, write_page
+from mlopt.pages import check_page, write_page
 from mlopt.pages.document import Section, document
 from mlopt.pages.html import Column, Markup, code, element, escaped, joined, table, unbroken
+from mlopt.pages.svg import COLOURS
 from tests.pages.reading import check, rows_of
 
 
@@ -103,4 +104,4 @@ def test_colours_can_be_told_from_what_is_behind_them(theme):
     seen = [contrast(colours[name], colours["paper"]) for name in shades]
     assert seen == sorted(seen)
     # every colour that charts are drawn in has a value
-    assert {name for name in drawing._COLOURS} <= set(colours)
+    assert set(COLOURS) <= set(colours)
