@@ -207,12 +207,14 @@ class Planner:
         """Return packages from the smallest to the largest, by the losses that are known."""
         options = self.options()
         ends = [sum(f(option.nbytes for option in each) for each in options) for f in (min, max)]
+        elements = sum(each.weight.size for each in self.weights)
         points = []
         for number in range(count):
             limit = round(ends[0] * (ends[1] / ends[0]) ** (number / (count - 1)))
             choice = least_loss(options, limit)
             nbytes = choice.nbytes + (self._overhead or 0)
-            points.append(Point(label="front", nbytes=nbytes, expected=choice.loss))
+            label = f"best at {8 * nbytes / elements:.2f} bits"
+            points.append(Point(label=label, nbytes=nbytes, expected=choice.loss))
         return points
 
     def options(self) -> list[list[Option]]:
