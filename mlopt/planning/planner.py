@@ -23,6 +23,7 @@ Chosen: TypeAlias = tuple[int, ...]
 
 _ROUNDS = 6
 _SIZES = 4
+_SLACK = 1024  # bytes by which sums of sizes are off, at most: a few for each reference to a blob
 _QUALITIES = 8
 _FRONT = 24
 _LONGEST = 4.0
@@ -268,8 +269,27 @@ class Planner:
             if overhead == self._overhead:
                 break
             self._overhead = overhead
-        loss = math.fsum(each[0].loss for each in options)
-        return best or Choice(smallest, _bytes(options, smallest), loss, gap=1.0)
+        if best is None:
+            loss = math.fsum(each[0].loss for each in options)
+            best = Choice(smallest, _bytes(options, smallest), loss, gap=1.0)
+        return self._tightened(best, options, limit)
+
+    def _tightened(self, best: Choice, options: Sequence[Sequence[Option]], limit: int) -> Choice:
+        """Return a choice, or a better one that fits to the byte; its gap counts those, too.
+
+        What takes up to ``_SLACK`` more by the sum of sizes may fit, since text is not counted to
+        the byte there.
+        """
+        bound = 0.0
+        for slack in (_SLACK, _SLACK // 4, _SLACK // 16):
+            allowed = limit - (self._overhead or 0) + slack
+            choice = least_loss(options, max(allowed, best.nbytes))
+            bound = max(bound, choice.loss * (1 - choice.gap)) if slack == _SLACK else bound
+            if choice.loss < best.loss and self.size_of(choice.options) <= limit:
+                best = choice
+                break
+        gap = 1 - bound / best.loss if best.loss > 0 else 0.0
+        return attrs.evolve(best, gap=min(max(gap, 0.0), 1.0))
 
     def _sparing(self, allowed: float) -> Choice:
         choice = least_bytes(self.options(), max(allowed, self._least()))
