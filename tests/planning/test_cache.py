@@ -66,3 +66,21 @@ def test_a_cache_that_cannot_be(digits, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DestinationError, match="cannot be made a folder"):
         plan(digits, budget="4x", cache=tmp_path / "file", **ASKED)
+
+
+def test_an_interrupted_plan_goes_on(digits, tmp_path, monkeypatch):
+    asked = ASKED | {"samples": SAMPLES[:1], "cache": tmp_path / "cache", "budget": "4x"}
+
+    def interrupt(stage, done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(digits, progress=interrupt, **asked)
+    run = []
+    alone = Trials._alone
+    monkeypatch.setattr(Trials, "_alone", lambda *given: run.append(1) or alone(*given))
+    told = []
+    plan(digits, progress=lambda *progress: told.append(progress), **asked)
+    assert told[-1] == ("measuring", len(run) + 3, len(run) + 3)
+    assert len(run) == 3
