@@ -88,6 +88,9 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
         known = Calibration.load(calibration)
     assert known is None or isinstance(known, Calibration)
     matching = match(recipe, model, strict=strict)
+    different = _notes_on_calibration(recipe, known)
+    if samples is None and not _is_of_use(known, recipe):
+        known, method = None, "auto"
     options: dict[str, Any] = {
         "output": output,
         "minimum_deployment_target": minimum_deployment_target or recipe.target,
@@ -104,7 +107,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
         from mlopt.calibration import palettize_sequentially
 
         result = palettize_sequentially(model, matching.config, samples, **options)
-    notes = (*matching.notes, *_notes_on_calibration(recipe, known))
+    notes = (*matching.notes, *different)
     result.report = _with_notes(result.report, notes)
     return result
 
@@ -133,6 +136,17 @@ def preview_recipe(
 
 def _is_joint(recipe: Recipe, asked: bool | None) -> bool:
     return recipe.joint_compression if asked is None else asked
+
+
+def _is_of_use(calibration: Calibration | None, recipe: Recipe) -> bool:
+    """Whether it is not that of the recipe, or has statistics of weights that are palettized.
+
+    Without such it would be taken for that of another model.
+    """
+    if calibration is None or calibration.identity != recipe.calibration:
+        return True
+    chosen = [weight for weight in recipe.weights if weight.chosen.config is not None]
+    return any(calibration.find(each.name, each.shape, each.content) for each in chosen)
 
 
 def _at_once(

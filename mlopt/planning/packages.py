@@ -72,8 +72,13 @@ class Packages:
             return metric(path)
 
     def _job(self, chosen: Sequence[int], output: str | os.PathLike[str] | None) -> Job:
-        weights = zip(self.candidates.weights, chosen, strict=True)
-        rules = {each.weight.name: each.forms[n].config for each, n in weights}
+        forms = {
+            each.weight.name: each.forms[n]
+            for each, n in zip(self.candidates.weights, chosen, strict=True)
+        }
+        rules = {name: form.config for name, form in forms.items()}
+        # where nothing that is palettized has statistics, a calibration would be refused
+        is_guided = any(form.guidance.moments is not None for form in forms.values())
         return prepare(
             self.source,
             OptimizationConfig(op_name_configs=rules),
@@ -82,8 +87,8 @@ class Packages:
             strict=False,
             joint_compression=self.joint_compression,
             workers=self.workers,
-            calibration=self.calibration if any(rules.values()) else None,
-            method=self.method,
+            calibration=self.calibration if is_guided else None,
+            method=self.method if is_guided else "auto",
             correct_biases=True,
         )
 

@@ -152,6 +152,24 @@ def test_pinned_weights_are_not_chosen(digits):
         plan(digits, budget="60kB", pinned={"nothing": None})
 
 
+def test_a_calibration_need_not_know_what_is_chosen(digits, calibration, tmp_path):
+    asked = {"samples": SAMPLES[:2], "candidates": FORMS[:1], "costs": "predicted"}
+    nothing = plan(digits, quality=200, calibration=calibration, method="hessian", **asked)
+    assert nothing.nbytes == nothing.nbytes_before
+    rest = tuple(w for w in calibration.weights if not w.name.startswith("hidden"))
+    partial = attrs.evolve(calibration, weights=rest)
+    output = tmp_path / "planned.mlpackage"
+    recipe = plan(digits, budget=66_000, calibration=partial, output=output, **asked)
+    chosen = [w.name for w in recipe.weights if w.chosen.config]
+    assert chosen == ["hidden_weight_to_fp16"]
+    for given in (recipe, nothing):
+        known = partial if given is recipe else calibration
+        method = "auto" if given is recipe else "hessian"
+        again = apply_recipe(given, digits, calibration=known, method=method)
+        assert package_bytes(again.path) == given.nbytes
+        assert not any("planned with" in note for note in again.report.notes)
+
+
 def test_random_inputs_are_said_to_be(digits):
     recipe = plan(digits, budget="3x", random=2, candidates=FORMS)
     assert recipe.are_random
