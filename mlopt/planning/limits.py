@@ -17,7 +17,7 @@ Quality: TypeAlias = "float | str"
 """A number in dB (or, with loss kl, in nats), or a text such as ``"30 dB"`` or ``"0.02 nats"``."""
 
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_NUMBER = r"((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
 _BUDGETS = (
     'a budget is bytes of the package (12000000), or a text: "12MB" (10**6 bytes; "12MiB" are '
     '2**20), "4.2 bits" (for each element of the weights, everything in the package counted) or '
@@ -80,7 +80,10 @@ def most_loss(quality: Quality, loss: LossName) -> float:
         raise ConfigError(f"{wanted}; got {shown(quality)}")
     else:
         number = float(quality)
-    found = 10.0 ** (-number / 10.0) if loss == "squared" else number
+    try:
+        found = 10.0 ** (-number / 10.0) if loss == "squared" else number
+    except OverflowError:
+        found = math.inf
     if not (math.isfinite(number) and 0.0 < found <= 1e6):
         raise ConfigError(f"{wanted}; got {shown(quality)}")
     return found
