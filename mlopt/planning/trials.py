@@ -15,13 +15,14 @@ from torch import Tensor
 
 from mlopt.calibration.answers.losses import Loss, Outputs
 from mlopt.calibration.answers.runner import Runner
+from mlopt.calibration.feeds import places_of
 from mlopt.calibration.sequential.corrections import with_change
 from mlopt.calibration.sequential.sites import Site
 from mlopt.coreml.biases import NewBias
 from mlopt.coreml.joint import Clustered
 from mlopt.errors import InputError, RunError
 from mlopt.runtime.execution import Execution
-from mlopt.runtime.plan import Source
+from mlopt.runtime.plan import Source, Step
 
 
 @attrs.frozen(eq=False)
@@ -105,7 +106,10 @@ class Trials:
             with _numbered(number):
                 losses.append(float(self._loss(outputs(number), originals)))
         # outputs that overflow lose more than any others
-        return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf
+        if not all(map(math.isfinite, losses)):
+            return math.inf
+        # a divergence is below 0 by rounding errors alone
+        return max(math.fsum(losses) / len(losses), 0.0)
 
 
 class _Changes:
@@ -113,9 +117,8 @@ class _Changes:
 
     def __init__(self, runner: Runner, weights: Sequence[Palettized]) -> None:
         self._runner = runner
-        self._steps = runner.program.plan.body.steps
         self._substitutes: dict[Source, Tensor] = {}
-        self._biases: dict[int, Tensor] = {}
+        self._replaced: dict[int, Callable[[Any], Any]] = {}
         device = runner.program.device
         for each in weights:
             values = each.clustered.palette.values().astype(np.float32, copy=False)
@@ -123,24 +126,27 @@ class _Changes:
             for source in each.site.sources:
                 self._substitutes[source] = tensor
             bias = each.clustered.bias
-            # a step in a nested block gives its results to that alone
-            if (
-                bias is not None
-                and self._steps[each.site.first].node.name == bias.place.reader.name
-            ):
-                self._biases[each.site.first] = _change(bias).to(device)
+            if bias is not None:
+                step = self._reader(each.site, bias)
+                (slot,) = step.results
+                change = _change(bias).to(device)
+                self._replaced[slot] = partial(with_change, step, change=change)
 
     def finished(self, run: Execution, first: int) -> Outputs:
         """Take the steps of a run from a number on."""
-        run.substitutes = self._substitutes
-        for number in sorted(n for n in self._biases if n >= first):
-            for step in self._steps[first : number + 1]:
-                run.advance(step)
-            step = self._steps[number]
-            (slot,) = step.results
-            run.replace(slot, with_change(step, run.value(slot), self._biases[number]))
-            first = number + 1
+        run.substitutes, run.replaced = self._substitutes, self._replaced
         return self._runner.finish(run, first)
+
+    def _reader(self, site: Site, bias: NewBias) -> Step:
+        """Return the step that a bias belongs to: that of the site, or one in a block of it."""
+        outer = self._runner.program.plan.body.steps[site.first]
+        nested = (place.step for body in outer.blocks for place in places_of(body))
+        return next(
+            step
+            for step in (outer, *nested)
+            if step.node.name == bias.place.reader.name
+            and any(source in site.sources for _, given in step.arguments for source in given)
+        )
 
 
 def _change(bias: NewBias) -> Tensor:
