@@ -39,7 +39,8 @@ class Cache:
 
     Everything is found by a digest of what it depends on: the values of the weight, the palette,
     the statistics, and, for losses, the model and the samples. Another version of mlopt finds
-    nothing. What cannot be read is made again. Nothing is ever removed: delete the folder when it
+    nothing. Forms with a ``lut_function`` are not found again, since nobody knows what it depends
+    on. What cannot be read is made again. Nothing is ever removed: delete the folder when it
     is of no more use. A palette takes about its bytes in the package.
 
     Parameters
@@ -61,6 +62,7 @@ class Cache:
             raise DestinationError(f"{self.folder}: cannot be made a folder: {error}") from error
         self._contents: dict[int, tuple[Weight, str]] = {}
         self._statistics: dict[int, tuple[Any, str]] = {}
+        self._functions: dict[int, tuple[Any, str]] = {}
 
     def key(self, decision: WeightDecision, guidance: Guidance[BiasPlace]) -> str:
         """Return the digest of a weight in a form, guided so."""
@@ -72,6 +74,7 @@ class Cache:
         parts = [
             self._contents[id(weight)][1],
             repr(decision.result),
+            self._token_of(decision),
             guidance.method,
             guidance.is_centred,
             self._digest_of(guidance),
@@ -79,6 +82,16 @@ class Cache:
             None if bias is None or bias.bias is None else content_of(bias.bias.value()),
         ]
         return digest(parts)
+
+    def _token_of(self, decision: WeightDecision) -> str:
+        """Return what no other function has, not even one that is written alike; "" for none.
+
+        What a function computes is not known, so that only this object finds what is kept of it.
+        """
+        function = getattr(decision.result, "lut_function", None)
+        if function is None:
+            return ""
+        return self._functions.setdefault(id(function), (function, secrets.token_hex(16)))[1]
 
     def loss(self, key: str) -> float | None:
         """Return a loss, None if it is not known."""

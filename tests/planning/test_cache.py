@@ -53,6 +53,30 @@ def test_nothing_is_made_twice(digits, tmp_path, monkeypatch):
             plan(digits, budget="4x", **(asked | changed))
 
 
+class Alike:
+    """A function of a table, of which the text says nothing."""
+
+    def __init__(self, table):
+        self.table = np.float16(table)
+
+    def __call__(self, weight):
+        return self.table, np.abs(weight[..., None] - self.table).argmin(-1)
+
+    def __repr__(self):
+        return "Alike"
+
+
+def test_functions_are_not_told_apart_by_their_text(digits, tmp_path):
+    losses = []
+    for table in ([-0.1, 0.1], [-0.2, 0.2]):
+        form = OpPalettizerConfig("custom", lut_function=Alike(table), weight_threshold=20_000)
+        asked = {"samples": SAMPLES[:1], "candidates": [form], "budget": "3x"}
+        cached = plan(digits, cache=tmp_path / "cache", **asked)
+        losses.append(cached.expected)
+        assert cached == plan(digits, **asked)
+    assert losses[0] != losses[1]
+
+
 def test_damaged_files_are_made_again(digits, tmp_path):
     asked = ASKED | {"samples": SAMPLES, "cache": tmp_path / "cache", "budget": "4x"}
     first = plan(digits, **asked)
