@@ -160,7 +160,10 @@ def _weight_forms(
             continue
         against = reason_against(decision.weight, spec) if "neural-engine" in devices else None
         reason = reason or against or ""
-        if against is None and all(spec != form.decision.result for form in forms):
+        same = (spec, guidance.method)
+        if against is None and all(
+            same != (form.decision.result, form.guidance.method) for form in forms
+        ):
             forms.append(_form(decision, guidance, target))
     plain = _plain(decision, target)
     if not forms:

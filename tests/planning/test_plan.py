@@ -170,6 +170,17 @@ def test_a_calibration_need_not_know_what_is_chosen(digits, calibration, tmp_pat
         assert not any("planned with" in note for note in again.report.notes)
 
 
+def test_forms_may_differ_by_their_method_alone(digits, calibration):
+    forms = [attrs.evolve(FORMS[1], method=method) for method in ("plain", "hessian", "plain")]
+    asked = {"candidates": forms, "costs": "measured", "calibration": calibration}
+    recipe = plan(digits, budget="5x", samples=SAMPLES, **asked)
+    for weight in recipe.weights:
+        if len(weight.tried) > 1:
+            methods = sorted(str(t.config and t.config.method) for t in weight.tried)
+            assert methods == ["None", "hessian", "plain"]
+    assert {w.chosen.config.method for w in recipe.weights if w.chosen.config} == {"hessian"}
+
+
 def test_random_inputs_are_said_to_be(digits):
     recipe = plan(digits, budget="3x", random=2, candidates=FORMS)
     assert recipe.are_random
