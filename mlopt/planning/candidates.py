@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -22,6 +23,7 @@ from mlopt.errors import ConfigError, TargetError
 from mlopt.mil.package import Package
 from mlopt.mil.targets import Target
 from mlopt.palette.value.spec import PaletteSpec
+from mlopt.requests.checked import shown
 from mlopt.requests.keep import Keep
 from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance
 from mlopt.text.names import shortlist
@@ -109,6 +111,7 @@ def candidates_of(
     TargetError
         The target has none of them.
     """
+    _check_types(configs, pinned)
     found: dict[int, list[tuple[WeightDecision, Guidance[BiasPlace]]]] = {}
     notes: dict[str, None] = {}
     reached: list[Target] = []
@@ -186,13 +189,30 @@ def _plain(decision: WeightDecision, target: Target) -> Form:
     return Form(None, decision, UNGUIDED, nbytes)
 
 
+def _check_types(configs: Any, pinned: Any) -> None:
+    if configs is not None:
+        is_list = isinstance(configs, Sequence) and not isinstance(configs, str)
+        wrong = [c for c in configs if not isinstance(c, OpPalettizerConfig)] if is_list else []
+        if not is_list or wrong:
+            raise ConfigError(
+                f"candidates must be a list of OpPalettizerConfig, got {shown(configs)}"
+                + (f", in it {shown(wrong[0])}" if wrong else "; put it in a list")
+            )
+    if not isinstance(pinned, Mapping):
+        raise ConfigError(
+            f"pinned must be a dictionary of forms, or None, by name, got {shown(pinned)}; "
+            "dict.fromkeys(names) leaves weights alone"
+        )
+
+
 def _check_names(weights: Sequence[WeightForms]) -> None:
     counts = Counter(each.weight.name for each in weights)
     shared = [name for name, count in counts.items() if count > 1]
     if shared:
         raise ConfigError(
             f"a recipe tells weights apart by name, and several weights are named "
-            f"{shortlist(shared)}; plan the models or functions that they are in one by one"
+            f"{shortlist(shared)}, as in two functions of a model; save the models or functions "
+            "that they are in as packages of their own, and plan these"
         )
 
 

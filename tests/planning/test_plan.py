@@ -208,6 +208,9 @@ def test_classes_can_be_compared(digits):
         ({"budget": 60_000, "samples": []}, InputError, "no samples"),
         ({"budget": 60_000, "samples": [{"picture": 1}]}, InputError, "sample 0"),
         ({"budget": 60_000, "candidates": []}, ConfigError, "candidates is empty"),
+        ({"budget": 60_000, "candidates": FORMS[0]}, ConfigError, "put it in a list"),
+        ({"budget": 60_000, "candidates": [FORMS[0], 4]}, ConfigError, r"in it 4 \(int\)"),
+        ({"budget": 60_000, "pinned": ["head*"]}, ConfigError, "dict.fromkeys"),
         ({"budget": 60_000, "candidates": [GROUPED]}, TargetError, "iOS18"),
         (
             {"budget": 60_000, "candidates": [OpPalettizerConfig(nbits=2, weight_threshold=10**9)]},
