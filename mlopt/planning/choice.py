@@ -144,7 +144,8 @@ def _solution(
         ),
         bounds=Bounds(0, 1),
         integrality=np.ones(len(flat)),
-        # with presolve, HiGHS prints lines of debugging, and is not faster here
+        # HiGHS prints lines of debugging (jump-dev/HiGHS.jl #312), fewer without presolve, which
+        # does not make it faster here
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP, "presolve": False},
     )
     dual = getattr(result, "mip_dual_bound", None)
