@@ -12,7 +12,7 @@ import typer
 
 from mlopt.choices import LossName, Statistics
 from mlopt.cli.exit_codes import errors_explained
-from mlopt.cli.terminal import checked_named_file, reasons, sample_bar, show
+from mlopt.cli.terminal import check_new, checked_named_file, reasons, sample_bar, show
 
 if TYPE_CHECKING:
     from mlopt.statistics import Calibration
@@ -96,11 +96,7 @@ def calibrate_model(
     that multiply no inputs, such as biases, there is nothing to measure; they are counted.
     """
     with errors_explained():
-        if output.exists() and not overwrite:
-            raise typer.BadParameter(
-                f"{output} exists already; choose another name, or give --overwrite to replace it",
-                param_hint="'--output' / '-o'",
-            )
+        check_new(output, overwrite=overwrite)
         if merge:
             if data is not None:
                 raise typer.BadParameter(

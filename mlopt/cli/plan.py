@@ -12,6 +12,7 @@ from mlopt.choices import Costs, LossName, Method
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import (
     TARGET_OPTIONS,
+    check_new,
     checked_named_file,
     checked_output,
     command_line,
@@ -221,11 +222,7 @@ def plan_model(
             raise typer.BadParameter(
                 "with it, say what it is to be --at-least, or give a size", param_hint="'--metric'"
             )
-        if output.exists() and not overwrite:
-            raise typer.BadParameter(
-                f"{output} exists already; choose another name, or give --overwrite to replace it",
-                param_hint="'--output' / '-o'",
-            )
+        check_new(output, overwrite=overwrite)
         if package is not None:
             checked_output(package, overwrite=overwrite, option="'--package'")
         if report is not None:

@@ -164,12 +164,17 @@ def checked_output(output: Path, *, overwrite: bool, option: str = "'--output' /
     from mlopt.mil.writer import check_destination
 
     destination = check_destination(output)
-    if destination.exists() and not overwrite:
+    check_new(destination, overwrite=overwrite, option=option)
+    return destination
+
+
+def check_new(path: Path, *, overwrite: bool, option: str = "'--output' / '-o'") -> None:
+    """Refuse a path where something exists, without ``overwrite``."""
+    if path.exists() and not overwrite:
         raise typer.BadParameter(
-            f"{destination} exists already; choose another name, or give --overwrite to replace it",
+            f"{path} exists already; choose another name, or give --overwrite to replace it",
             param_hint=option,
         )
-    return destination
 
 
 @attrs.frozen(kw_only=True)
