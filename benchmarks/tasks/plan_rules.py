@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
-from mlopt.planning.choice import Option, least_loss
+from mlopt.planning.choice import Option, least_loss, useful_options
 
 AS_IT_IS = 16
 """What stands for the width of a weight that is left alone."""
@@ -85,7 +85,7 @@ def greedy(weights: Sequence[Weight], budget: int) -> Numbers | None:
     a byte gains most, as long as that fits. Forms that another of the same weight betters in bytes
     and loss are no steps.
     """
-    fronts = [_front(weight.options) for weight in weights]
+    fronts = [useful_options(weight.options) for weight in weights]
     at = [len(front) - 1 for front in fronts]  # the places in the fronts, widest last
 
     def step(index: int, place: int) -> tuple[float, int]:
@@ -113,16 +113,6 @@ def greedy(weights: Sequence[Weight], budget: int) -> Numbers | None:
         _, spent, index = max(up)
         at[index] += 1
         left -= spent
-
-
-def _front(options: Sequence[Option]) -> list[int]:
-    """The numbers of the options that no other betters, by bytes."""
-    order = sorted(range(len(options)), key=lambda n: (options[n].nbytes, options[n].loss))
-    kept: list[int] = []
-    for number in order:
-        if not kept or options[number].loss < options[kept[-1]].loss:
-            kept.append(number)
-    return kept
 
 
 def isolated_threshold(weights: Sequence[Weight], budget: int) -> Numbers | None:
