@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -208,9 +209,7 @@ class Execution:
 
         first: 0 after :meth:`begin`, and later the number of steps that were taken.
         """
-        for step in self.plan.body.steps[first:]:
-            self.advance(step)
-        return tuple(self.value(source) for source in self.plan.body.outputs)
+        return self._run(self.plan.body, first)
 
     def advance(self, step: Step) -> tuple[Any, ...]:
         """Take one step, and return its results; callers take all steps of a body in order."""
@@ -227,8 +226,8 @@ class Execution:
         self._scratch.release()
         return results
 
-    def _run(self, body: Body) -> tuple[Any, ...]:
-        for step in body.steps:
+    def _run(self, body: Body, first: int = 0) -> tuple[Any, ...]:
+        for step in itertools.islice(body.steps, first, None):
             self.advance(step)
         return tuple(self.value(source) for source in body.outputs)
 
