@@ -20,12 +20,17 @@ from mlopt.calibration.modules import ModuleRun
 from mlopt.calibration.programs import ProgramRun
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Factors, Run
-from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
+from mlopt.calibration.samples import (
+    NoSamplesError,
+    digest_after,
+    errors_of_sample,
+    numbered_samples,
+)
 from mlopt.calibration.sums import Sums, open_sums
 from mlopt.calibration.updates import Update, update_of
 from mlopt.choices import STATISTICS, Statistics
 from mlopt.coreml.models import ModelSource
-from mlopt.errors import ConfigError, InputError, RunError
+from mlopt.errors import ConfigError
 from mlopt.statistics import Calibration
 from mlopt.statistics.notes import FEWEST_SAMPLES
 from mlopt.text.names import shortlist
@@ -255,8 +260,6 @@ def _add_sample(run: Run, inputs: Mapping[Any, Any], number: int, sums: Sums) ->
             )
         sums.add(feed.moments, update, feed.times)
 
-    try:
+    with errors_of_sample(number):
         run.run(inputs, number, observe)
-    except (InputError, RunError) as error:
-        raise type(error)(f"sample {number}: {error}") from error
     sums.end_sample(digest_after(sums.digest, inputs))

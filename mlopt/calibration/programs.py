@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from mlopt.calibration.joined_feeds import joined
 from mlopt.calibration.losses import Loss
 from mlopt.calibration.readers.reader import Arguments
 from mlopt.calibration.runs import Observer
+from mlopt.calibration.samples import NoSamplesError, numbered_samples
 from mlopt.choices import Statistics
 from mlopt.coreml.models import ModelSource
 from mlopt.coreml.weights import weights_of
@@ -92,6 +93,21 @@ def checked_sample(sample: Any, number: int) -> Mapping[Any, Any]:
     if not isinstance(sample, Mapping):
         raise InputError(f"{_WANTED}; sample {number} is {type(sample).__name__}")
     return sample
+
+
+def checked_samples(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return all samples; there has to be one, and each has to be a dictionary.
+
+    Raises
+    ------
+    InputError
+        They are something else.
+    """
+    numbered, _ = numbered_samples(samples, None)
+    chosen = [checked_sample(sample, number) for number, sample in numbered]
+    if not chosen:
+        raise NoSamplesError
+    return chosen
 
 
 def program_of(

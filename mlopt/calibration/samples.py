@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sized
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlopt.errors import ConfigError, InputError
+from mlopt.errors import ConfigError, InputError, RunError
 
 
 class NoSamplesError(InputError):
@@ -20,6 +21,15 @@ class NoSamplesError(InputError):
 
     def __init__(self) -> None:
         super().__init__("there are no samples; give one or more, a few dozen are useful")
+
+
+@contextlib.contextmanager
+def errors_of_sample(number: int) -> Iterator[None]:
+    """Have errors of inputs and of runs in the block say which sample they are about."""
+    try:
+        yield
+    except (InputError, RunError) as error:
+        raise type(error)(f"sample {number}: {error}") from error
 
 
 def numbered_samples(

@@ -43,6 +43,11 @@ class NewBias:
     place: BiasPlace
     values: npt.NDArray[Any]
 
+    def change(self) -> npt.NDArray[np.float32]:
+        """What is added to the bias that the operation has, if it has one."""
+        before = 0.0 if self.place.bias is None else np.asarray(self.place.bias.value(), np.float32)
+        return np.asarray(self.values.astype(np.float32) - before)
+
 
 def bias_place(weight: Weight) -> BiasPlace | None:
     """The bias that can absorb the mean error of a weight; None where there is no such.

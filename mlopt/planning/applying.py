@@ -20,7 +20,7 @@ from mlopt.planning.matching import match
 from mlopt.planning.recipe import Recipe
 from mlopt.requests.report import Report
 from mlopt.statistics import Calibration
-from mlopt.statistics.guidance import CalibrationSource
+from mlopt.statistics.guidance import CalibrationSource, calibration_of
 
 
 def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
@@ -83,10 +83,7 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
             "samples need the calibration that was made with them, got None; give calibration=, or "
             "leave the samples out"
         )
-    known = calibration
-    if calibration is not None and not isinstance(calibration, Calibration):
-        known = Calibration.load(calibration)
-    assert known is None or isinstance(known, Calibration)
+    known = None if calibration is None else calibration_of(calibration)
     matching = match(recipe, model, strict=strict)
     different = _notes_on_calibration(recipe, known)
     if samples is None and not _is_of_use(known, recipe):

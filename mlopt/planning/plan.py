@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from mlopt.choices import COSTS, DEVICES, LOSSES, Costs, Device, LossName, Method
+from mlopt.choices import Costs, Device, LossName, Method
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
-from mlopt.planning.cache import Cache
 from mlopt.planning.goals import Goal, check_goal
 from mlopt.planning.limits import Budget, Quality
 from mlopt.planning.losses import PlanProgress
@@ -20,7 +19,6 @@ from mlopt.planning.metrics import Metric, checked_metric
 from mlopt.planning.planner import Planner
 from mlopt.planning.recipe import Recipe
 from mlopt.planning.subjects import Options, Subject
-from mlopt.requests.checked import word
 from mlopt.statistics.guidance import CalibrationSource
 
 
@@ -145,26 +143,27 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
             candidates=candidates,
             target=minimum_deployment_target,
             pinned=pinned or {},
-            devices=tuple(word(each, "devices", DEVICES) for each in devices),
+            devices=devices,
             joint_compression=joint_compression,
             method=method,
-            loss=word(loss, "loss", LOSSES),
+            loss=loss,
+            costs=costs,
             random=random,
             seed=seed,
             function=function,
             device=device,
             workers=workers,
-            cache=None if cache is None else Cache(cache),
-            progress=progress or (lambda stage, done, total: None),
+            cache=cache,
+            progress=progress,
         ),
     )
-    has_metric = metric is not None
-    goal = Goal.of(budget, quality, [subject], loss=loss, has_metric=has_metric)
+    options, has_metric = subject.options, metric is not None
+    goal = Goal.of(budget, quality, [subject], loss=options.loss, has_metric=has_metric)
     judge = None
     if metric is not None:
         losses, checked = subject.losses, checked_metric(metric)
         judge = partial(subject.packages.judged, losses=losses, metric=checked)
-    costs = word(costs, "costs", COSTS)
-    planner = Planner(subject.weights, subject.losses, subject.packages.size_of, costs, judge)
+    size_of = subject.packages.size_of
+    planner = Planner(subject.weights, subject.losses, size_of, options.costs, judge)
     planned = goal.planned(planner)
     return subject.recipe(planned, goal, output=output, points=planner.points(planned))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import attrs
@@ -175,17 +174,3 @@ class Recipe:
     def bits(self) -> float:
         """Bits of an element of the weights, everything in the package counted."""
         return 8 * self.nbytes / max(sum(weight.size for weight in self.weights), 1)
-
-
-def decibels(loss: float) -> float:
-    """Return a squared loss as a signal-to-noise ratio in dB."""
-    return -10.0 * math.log10(loss) if loss > 0.0 else math.inf
-
-
-def widths(weights: Iterable[RecipeWeight]) -> dict[int | None, int]:
-    """Return the elements that have each number of bits of an index, None for those left alone."""
-    counts: dict[int | None, int] = {}
-    for weight in weights:
-        nbits = None if weight.chosen.config is None else weight.chosen.config.nbits
-        counts[nbits] = counts.get(nbits, 0) + weight.size
-    return counts

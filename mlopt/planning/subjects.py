@@ -11,10 +11,10 @@ import attrs
 import torch
 
 from mlopt.calibration.answers.runner import Runner
-from mlopt.calibration.programs import checked_sample, program_of
-from mlopt.calibration.samples import NoSamplesError, digest_after, numbered_samples
+from mlopt.calibration.programs import checked_samples, program_of
+from mlopt.calibration.samples import digest_after
 from mlopt.calibration.sequential.sites import Site, sites_of
-from mlopt.choices import Device, LossName, Method
+from mlopt.choices import COSTS, DEVICES, LOSSES, Costs, Device, LossName, Method
 from mlopt.coreml.inspection import package_bytes
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
@@ -30,16 +30,37 @@ from mlopt.planning.packages import Packages
 from mlopt.planning.planner import Planned
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
 from mlopt.planning.trials import Trials
+from mlopt.requests.checked import word
 from mlopt.requests.lookahead import processors
 from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.runtime.program import Program
 from mlopt.statistics import Calibration, content_of
-from mlopt.statistics.guidance import CalibrationSource, Guides
+from mlopt.statistics.guidance import CalibrationSource, Guides, calibration_of
+
+
+def _devices(value: Collection[Device]) -> tuple[Device, ...]:
+    return tuple(word(each, "devices", DEVICES) for each in value)
+
+
+def _loss(value: LossName) -> LossName:
+    return word(value, "loss", LOSSES)
+
+
+def _costs(value: Costs) -> Costs:
+    return word(value, "costs", COSTS)
+
+
+def _cache(folder: str | os.PathLike[str] | None) -> Cache | None:
+    return None if folder is None else Cache(folder)
+
+
+def _progress(value: PlanProgress | None) -> PlanProgress:
+    return value or (lambda stage, done, total: None)
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """How models are planned: the arguments of :func:`mlopt.planning.plan` of these names.
+    """How models are planned: the arguments of :func:`mlopt.planning.plan` of these names, checked.
 
     target: ``minimum_deployment_target``; are_shared: whether samples also have inputs of other
     models.
@@ -48,17 +69,18 @@ class Options:
     candidates: Sequence[OpPalettizerConfig] | None
     target: TargetName | None
     pinned: Mapping[str, OpPalettizerConfig | None]
-    devices: Collection[Device]
+    devices: tuple[Device, ...] = attrs.field(converter=_devices)
     joint_compression: bool
     method: Method
-    loss: LossName
+    loss: LossName = attrs.field(converter=_loss)
+    costs: Costs = attrs.field(converter=_costs)
     random: int
     seed: int
     function: str | None
     device: str | torch.device
     workers: int | None
-    cache: Cache | None
-    progress: PlanProgress
+    cache: Cache | None = attrs.field(converter=_cache)
+    progress: PlanProgress = attrs.field(converter=_progress)
     are_shared: bool = False
 
 
@@ -92,10 +114,7 @@ class Subject:
 
         Errors as for :func:`mlopt.planning.plan`.
         """
-        known = calibration
-        if calibration is not None and not isinstance(calibration, Calibration):
-            known = Calibration.load(calibration)
-        assert known is None or isinstance(known, Calibration)
+        known = None if calibration is None else calibration_of(calibration)
         package = open_package(source)
         found = candidates_of(
             package,
@@ -208,10 +227,7 @@ def _samples(
 ) -> list[Mapping[str, Any]]:
     if samples is None:
         return [*random_samples(program, options.random, options.seed)]
-    numbered, _ = numbered_samples(samples, None)
-    chosen = [checked_sample(sample, number) for number, sample in numbered]
-    if not chosen:
-        raise NoSamplesError
+    chosen = checked_samples(samples)
     if options.are_shared:
         return [{n: sample[n] for n in program.inputs if n in sample} for sample in chosen]
     return chosen

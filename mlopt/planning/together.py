@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,18 +12,16 @@ import attrs
 import torch
 
 from mlopt.calibration.programs import checked_sample
-from mlopt.choices import COSTS, DEVICES, LOSSES, Costs, Device, LossName, Method
+from mlopt.choices import Costs, Device, LossName, Method
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
-from mlopt.planning.cache import Cache
 from mlopt.planning.goals import Goal, check_goal
 from mlopt.planning.limits import Budget, Quality
 from mlopt.planning.losses import Pair, PlanProgress
 from mlopt.planning.planner import Planned, Planner
 from mlopt.planning.recipe import Known, Recipe
 from mlopt.planning.subjects import Options, Subject
-from mlopt.requests.checked import word
 from mlopt.runtime.program import Program
 from mlopt.statistics.guidance import CalibrationSource
 from mlopt.text.words import counted, human_bytes
@@ -42,7 +41,7 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
     method: Method = "auto",
     loss: LossName = "squared",
     costs: Costs = "near",
-    cache: Any = None,
+    cache: str | os.PathLike[str] | None = None,
     random: int = 8,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -92,17 +91,18 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
         candidates=candidates,
         target=minimum_deployment_target,
         pinned={},
-        devices=tuple(word(each, "devices", DEVICES) for each in devices),
+        devices=devices,
         joint_compression=joint_compression,
         method=method,
-        loss=word(loss, "loss", LOSSES),
+        loss=loss,
+        costs=costs,
         random=random,
         seed=seed,
         function=None,
         device=device,
         workers=workers,
-        cache=None if cache is None else Cache(cache),
-        progress=progress or (lambda stage, done, total: None),
+        cache=cache,
+        progress=progress,
         are_shared=True,
     )
     given = None if samples is None else [dict(checked_sample(s, i)) for i, s in enumerate(samples)]
@@ -111,10 +111,10 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
         subjects.append(Subject.prepared(source, given, calibration, options))
         if given is not None:
             _add_outputs(subjects[-1].program, given)
-    goal = Goal.of(budget, quality, subjects, loss=loss)
+    goal = Goal.of(budget, quality, subjects, loss=options.loss)
     joint = _Joint(subjects)
     weights = [weight for subject in subjects for weight in subject.weights]
-    planned = goal.planned(Planner(weights, joint, joint.size_of, word(costs, "costs", COSTS)))
+    planned = goal.planned(Planner(weights, joint, joint.size_of, options.costs))
     return _recipes(joint, planned, goal)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,12 @@ from torch import Tensor
 from mlopt.calibration.answers.losses import Loss, Outputs
 from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.feeds import places_of
+from mlopt.calibration.samples import errors_of_sample
 from mlopt.calibration.sequential.corrections import with_change
 from mlopt.calibration.sequential.sites import Site
 from mlopt.coreml.biases import NewBias
 from mlopt.coreml.joint import Clustered
-from mlopt.errors import InputError, RunError
+from mlopt.errors import RunError
 from mlopt.runtime.execution import Execution
 from mlopt.runtime.plan import Source, Step
 
@@ -56,12 +56,12 @@ class Trials:
         self._steps = runner.program.plan.body.steps
         self._inputs = []
         for number, sample in enumerate(samples):
-            with _numbered(number):
+            with errors_of_sample(number):
                 self._inputs.append(runner.converted(sample))
         with torch.inference_mode():
             self._originals: list[Outputs] = []
             for number in range(len(samples)):
-                with _numbered(number):
+                with errors_of_sample(number):
                     self._originals.append(runner.finish(self._begun(number)))
                 _check_finite(self._originals[-1], number)
                 loss.note(self._originals[-1])
@@ -79,7 +79,7 @@ class Trials:
             position = 0
             for site in sorted(sites, key=lambda site: site.first):
                 for number, run in enumerate(runs):
-                    with _numbered(number):
+                    with errors_of_sample(number):
                         for step in self._steps[position : site.first]:
                             run.advance(step)
                 position = max(position, site.first)
@@ -103,7 +103,7 @@ class Trials:
     def _mean(self, outputs: Callable[[int], Outputs]) -> float:
         losses = []
         for number, originals in enumerate(self._originals):
-            with _numbered(number):
+            with errors_of_sample(number):
                 losses.append(float(self._loss(outputs(number), originals)))
         # outputs that overflow lose more than any others
         if not all(map(math.isfinite, losses)):
@@ -129,7 +129,7 @@ class _Changes:
             if bias is not None:
                 step = self._reader(each.site, bias)
                 (slot,) = step.results
-                change = _change(bias).to(device)
+                change = torch.from_numpy(bias.change()).to(device)
                 self._replaced[slot] = partial(with_change, step, change=change)
 
     def finished(self, run: Execution, first: int) -> Outputs:
@@ -149,12 +149,6 @@ class _Changes:
         )
 
 
-def _change(bias: NewBias) -> Tensor:
-    """Return what is added to a bias, float32 [channels]."""
-    before = 0.0 if bias.place.bias is None else np.asarray(bias.place.bias.value(), np.float32)
-    return torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before))
-
-
 def _check_finite(outputs: Outputs, number: int) -> None:
     """Refuse outputs that nothing can be compared with.
 
@@ -171,11 +165,3 @@ def _check_finite(outputs: Outputs, number: int) -> None:
                 f"sample {number}: output {name!r} of the model has infinities or NaNs, and losses "
                 "cannot be measured; give samples for which it has none"
             )
-
-
-@contextmanager
-def _numbered(number: int) -> Iterator[None]:
-    try:
-        yield
-    except (InputError, RunError) as error:
-        raise type(error)(f"sample {number}: {error}") from error

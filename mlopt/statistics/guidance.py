@@ -156,6 +156,11 @@ class Guides(Generic[BiasT]):
         return self.by_weight.get(id(weight), UNGUIDED)
 
 
+def calibration_of(source: CalibrationSource) -> Calibration:
+    """Return a calibration, loaded if it is the path of its file."""
+    return source if isinstance(source, Calibration) else Calibration.load(source)
+
+
 def guides_for(
     candidates: Iterable[Candidate[BiasT]],
     source: CalibrationSource | None,
@@ -176,7 +181,7 @@ def guides_for(
                 "mlopt.calibration.calibrate, or use method='plain'"
             )
         return Guides()
-    calibration = source if isinstance(source, Calibration) else Calibration.load(source)
+    calibration = calibration_of(source)
     guides: dict[int, Guidance[BiasT]] = {}
     unknown: list[str] = []
     changed: list[str] = []

@@ -14,7 +14,8 @@ from mlopt.pages.plan_facts import facts_of
 from mlopt.pages.plan_front import front_chart
 from mlopt.pages.plan_tables import points_table
 from mlopt.pages.plan_values import edges_of, plain_bytes_of
-from mlopt.planning.recipe import Point, decibels
+from mlopt.planning import decibels
+from mlopt.planning.recipe import Point
 from tests.pages.reading import check, parsed, rows_of
 from tests.pages.recipes import made_recipe
 

@@ -10,8 +10,7 @@ import attrs
 import torch
 
 from mlopt.calibration.losses import Loss, loss_name
-from mlopt.calibration.programs import checked_sample, program_of
-from mlopt.calibration.samples import NoSamplesError, numbered_samples
+from mlopt.calibration.programs import checked_samples, program_of
 from mlopt.calibration.sequential.factors import Factors, factors_of
 from mlopt.calibration.sequential.sequence import Sequence, Told
 from mlopt.calibration.sequential.sites import sites_of
@@ -24,7 +23,7 @@ from mlopt.errors import ConfigError
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.checked import word
 from mlopt.statistics import Calibration
-from mlopt.statistics.guidance import CalibrationSource, Guides
+from mlopt.statistics.guidance import CalibrationSource, Guides, calibration_of
 
 
 def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is its own
@@ -97,8 +96,8 @@ def palettize_sequentially(  # noqa: PLR0913 - those of palettize, and what is i
     """
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(f"alpha must be from 0 to 1, got {alpha}; 0.5 serves most models")
-    chosen = _checked(samples)
-    known = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+    chosen = checked_samples(samples)
+    known = calibration_of(calibration)
     job = prepare(
         source,
         config,
@@ -138,11 +137,3 @@ def _loss(loss: Loss | None, calibration: Calibration) -> Loss:
             "the calibration was made with a loss of your own; give the function again, as loss="
         )
     return word(calibration.loss, "loss", LOSSES)
-
-
-def _checked(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    numbered, _ = numbered_samples(samples, None)
-    chosen = [checked_sample(sample, number) for number, sample in numbered]
-    if not chosen:
-        raise NoSamplesError
-    return chosen

@@ -116,6 +116,5 @@ class Sequence:
         """Correct the bias of a step that all runs have taken, and its results."""
         bias = corrected(place, correction(visit.results, visit.activation))
         if bias is not None:
-            before = 0.0 if place.bias is None else np.asarray(place.bias.value(), np.float32)
-            visit.move(torch.from_numpy(np.asarray(bias.values.astype(np.float32) - before)))
+            visit.move(torch.from_numpy(bias.change()))
         return bias

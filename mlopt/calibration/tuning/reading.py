@@ -11,9 +11,9 @@ import torch
 from mlopt.calibration.answers.losses import Loss
 from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.programs import checked_sample
-from mlopt.calibration.samples import numbered_samples
+from mlopt.calibration.samples import errors_of_sample, numbered_samples
 from mlopt.calibration.tuning.store import Store
-from mlopt.errors import ConfigError, InputError, RunError
+from mlopt.errors import ConfigError, InputError
 
 
 def read_samples(
@@ -35,12 +35,10 @@ def read_samples(
     numbered, _ = numbered_samples(samples, None)
     for number, sample in numbered:
         given = checked_sample(sample, number)
-        try:
+        with errors_of_sample(number):
             inputs = compressed.converted(given)
             with torch.inference_mode():
                 outputs = original.outputs(original.converted(given), number)
-        except (InputError, RunError) as error:
-            raise type(error)(f"sample {number}: {error}") from error
         if not outputs:
             raise ConfigError("the original has no output of floats that the loss could compare")
         for name, output in outputs.items():
