@@ -115,7 +115,7 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
     device
         The torch device that the model runs on.
     workers
-        Threads for clustering; None: one per processor.
+        Threads for clustering, and samples that run at a time; None: one per processor.
     progress
         See ``PlanProgress``.
 

@@ -131,13 +131,14 @@ class Subject:
         nodes = [node for each in package.programs for node in each.nodes()]
         found, sites = _with_sites(found, program, nodes)
         runner = Runner(program, keeps_weights=True)
+        workers = processors() if options.workers is None else options.workers
         trials = Trials(
             runner,
             runner.loss(options.loss, program.plan.outputs),
             chosen,
             identity=_identity(package, found, chosen, (options.loss, program.function)),
+            workers=workers,
         )
-        workers = processors() if options.workers is None else options.workers
         return cls(
             options=options,
             found=found,

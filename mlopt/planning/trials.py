@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mlopt.calibration.answers.losses import Loss, Outputs
 from mlopt.calibration.answers.runner import Runner
+from mlopt.calibration.answers.sample_threads import SampleThreads, sample_threads
 from mlopt.calibration.feeds import places_of
 from mlopt.calibration.samples import errors_of_sample
 from mlopt.calibration.sequential.corrections import with_change
@@ -40,7 +42,8 @@ class Trials:
     runs fork off. Memory holds the outputs of all samples and the values that later steps read,
     and plain weights in the dtype that they are computed with.
 
-    identity: equal for trials of the same model with the same samples and the same loss.
+    identity: equal for trials of the same model with the same samples and the same loss; workers:
+    samples that run at a time, see ``SampleThreads``.
 
     Raises
     ------
@@ -49,22 +52,28 @@ class Trials:
     """
 
     def __init__(
-        self, runner: Runner, loss: Loss, samples: Sequence[Mapping[str, Any]], *, identity: str
+        self,
+        runner: Runner,
+        loss: Loss,
+        samples: Sequence[Mapping[str, Any]],
+        *,
+        identity: str,
+        workers: int = 1,
     ) -> None:
         self.identity = identity
-        self._runner, self._loss = runner, loss
+        self._runner, self._loss, self._workers = runner, loss, workers
         self._steps = runner.program.plan.body.steps
         self._inputs = []
         for number, sample in enumerate(samples):
             with errors_of_sample(number):
                 self._inputs.append(runner.converted(sample))
-        with torch.inference_mode():
-            self._originals: list[Outputs] = []
-            for number in range(len(samples)):
-                with errors_of_sample(number):
-                    self._originals.append(runner.finish(self._begun(number)))
-                _check_finite(self._originals[-1], number)
-                loss.note(self._originals[-1])
+        with self._threads() as threads:
+            self._originals: list[Outputs] = threads.each(
+                len(self._inputs), lambda number: runner.finish(self._begun(number))
+            )
+        for number, outputs in enumerate(self._originals):
+            _check_finite(outputs, number)
+            loss.note(outputs)
 
     def one_at_a_time(
         self, sites: Sequence[Site], told: Callable[[Site, Callable[[Clustered], float]], None]
@@ -74,42 +83,55 @@ class Trials:
         told: called with each site and what measures it; that returns the mean loss with what is
         clustered for its weight, everything else as it is.
         """
-        with torch.inference_mode():
-            runs = [self._begun(number) for number in range(len(self._inputs))]
+        with self._threads() as threads:
+            runs = threads.each(len(self._inputs), self._begun)
             position = 0
             for site in sorted(sites, key=lambda site: site.first):
-                for number, run in enumerate(runs):
-                    with errors_of_sample(number):
-                        for step in self._steps[position : site.first]:
-                            run.advance(step)
+                steps = self._steps[position : site.first]
+                threads.each(len(runs), partial(_advance, runs, steps))
                 position = max(position, site.first)
 
-                told(site, partial(self._alone, runs, site))
+                told(site, partial(self._alone, threads, runs, site))
 
     def together(self, weights: Sequence[Palettized]) -> float:
         """Return the mean loss with all of some weights replaced."""
-        with torch.inference_mode():
-            changes = _Changes(self._runner, weights)
-            return self._mean(lambda number: changes.finished(self._begun(number), 0))
+        changes = _Changes(self._runner, weights)
+        with self._threads() as threads:
+            return self._mean(threads, lambda number: changes.finished(self._begun(number), 0))
 
-    def _alone(self, runs: Sequence[Execution], site: Site, clustered: Clustered) -> float:
+    def _alone(
+        self,
+        threads: SampleThreads,
+        runs: Sequence[Execution],
+        site: Site,
+        clustered: Clustered,
+    ) -> float:
         """Return the mean loss with one weight replaced; runs: before the step that reads it."""
         changes = _Changes(self._runner, [Palettized(site, clustered)])
-        return self._mean(lambda number: changes.finished(runs[number].fork(), site.first))
+        return self._mean(threads, lambda number: changes.finished(runs[number].fork(), site.first))
 
     def _begun(self, number: int) -> Execution:
         return self._runner.begin(self._inputs[number], number)
 
-    def _mean(self, outputs: Callable[[int], Outputs]) -> float:
-        losses = []
-        for number, originals in enumerate(self._originals):
-            with errors_of_sample(number):
-                losses.append(float(self._loss(outputs(number), originals)))
+    def _threads(self) -> AbstractContextManager[SampleThreads]:
+        return sample_threads(len(self._inputs), self._workers, self._runner.program.device)
+
+    def _mean(self, threads: SampleThreads, outputs: Callable[[int], Outputs]) -> float:
+        losses = threads.each(
+            len(self._originals),
+            lambda number: float(self._loss(outputs(number), self._originals[number])),
+        )
         # outputs that overflow lose more than any others
         if not all(map(math.isfinite, losses)):
             return math.inf
         # a divergence is below 0 by rounding errors alone
         return max(math.fsum(losses) / len(losses), 0.0)
+
+
+def _advance(runs: Sequence[Execution], steps: Sequence[Step], number: int) -> None:
+    """Take some steps of the run of a sample."""
+    for step in steps:
+        runs[number].advance(step)
 
 
 class _Changes:
