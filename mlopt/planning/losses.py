@@ -12,13 +12,12 @@ from mlopt.calibration.sequential.sites import Site
 from mlopt.coreml.biases import BiasPlace
 from mlopt.coreml.execution import Computed, compute
 from mlopt.coreml.joint import Clustered
-from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.planning.cache import Cache, digest
 from mlopt.planning.candidates import Form, WeightForms
+from mlopt.planning.quick_errors import quick_errors
 from mlopt.planning.recipe import Known
 from mlopt.planning.trials import Palettized, Trials
-from mlopt.statistics.fitting import fit
 from mlopt.statistics.guidance import UNGUIDED, Guidance
 
 PlanProgress: TypeAlias = Callable[[str, int, int], None]
@@ -152,35 +151,19 @@ class KnownLosses:
 
     def _finite(self, losses: Mapping[Pair, float], i: int) -> list[tuple[float, float]]:
         """Return the errors of forms of a weight and their losses, as far as these are known."""
-        known = ((n, losses.get((i, n), math.inf)) for n in range(len(self.weights[i].forms)))
+        known = ((n, losses[i, n]) for n in range(len(self.weights[i].forms)) if (i, n) in losses)
         return sorted((self._error(i, n), loss) for n, loss in known if math.isfinite(loss))
 
     def _error(self, i: int, n: int) -> float:
         if (i, n) not in self._errors:
             total = sum(len(each.forms) for each in self.weights)
             self.progress("predicting", len(self._errors), total)
-            self._errors[i, n] = quick_error(self.weights[i].forms[n], workers=self.workers)
+            palettes = {
+                m: form for m, form in enumerate(self.weights[i].forms) if form.config is not None
+            }
+            errors = quick_errors([*palettes.values()], workers=self.workers)
+            self._errors |= {(i, m): error for m, error in zip(palettes, errors, strict=True)}
         return self._errors[i, n]
-
-
-def quick_error(form: Form, *, workers: int = 1) -> float:
-    """Return the squared error of the operation's outputs relative to their mean square.
-
-    As tables by mean squares of the inputs have it; without a calibration that of the weight. One
-    exact clustering, and a product with the second moments. Infinity where there is no table.
-    """
-    weight, spec, guidance = form.decision.weight, form.decision.result, form.guidance
-    assert isinstance(spec, PaletteSpec)
-    try:
-        value = weight.value()
-        fitted = fit(value, spec, _diagonal(form), workers=workers)
-        ratio = attrs.evolve(guidance, bias=None).outcome(value, fitted.palettized.dequantize)[1]
-        ratio = fitted.distortion.snr_db if ratio is None else ratio
-        return float(10.0 ** (-ratio / 10.0))
-    except NoPaletteError:
-        return math.inf
-    finally:
-        weight.release()
 
 
 def _diagonal(form: Form) -> Guidance[BiasPlace]:

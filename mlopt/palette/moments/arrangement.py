@@ -101,6 +101,54 @@ class Arrangement:
         ordered = matrices.reshape([self.split[axis] for axis in self.order])
         return ordered.transpose(np.argsort(self.order)).reshape(self.shape)
 
+    def output_axis(self) -> int | None:
+        """Return the axis of the weight along which outputs lie; None if that is not one alone.
+
+        Consecutive elements along it are consecutive rows of a block, or of one block and the next.
+        """
+        axes = _axes_of(self.shape, self.split)
+        assert axes is not None
+        assert self._ends is not None
+        rows = [part for part in self.order[slice(*self._ends)] if self.split[part] > 1]
+        if len(rows) != 1:
+            return None
+        axis = axes[rows[0]]
+        parts = [part for part in range(len(axes)) if axes[part] == axis and self.split[part] > 1]
+        before = [part for part in self.order[: self._ends[0]] if self.split[part] > 1]
+        # blocks that are not cut from this axis alone would lie elsewhere
+        return axis if parts == [*before, rows[0]] or parts == rows else None
+
+    def some_outputs(self, units: int, unit: int = 1) -> tuple[Arrangement, npt.NDArray[np.int64]]:
+        """Return the arrangement of some of the outputs of each block, spread evenly over it.
+
+        The arrangement must have an :meth:`output_axis`.
+
+        Parameters
+        ----------
+        units
+            How many to take of each block, at least 1.
+        unit
+            Consecutive outputs that stay together; divides the rows of a block.
+
+        Returns
+        -------
+        arrangement, channels
+            That of a weight with these elements along the output axis alone; which they are, int64.
+        """
+        axis = self.output_axis()
+        assert axis is not None
+        assert self._ends is not None
+        first = np.arange(units) * (self.rows // unit) // units * unit
+        rows = (first[:, None] + np.arange(unit)).reshape(-1)
+        blocks = np.arange(self.shape[axis] // self.rows)
+        channels = (blocks[:, None] * self.rows + rows).reshape(-1)
+        of_rows = self.order[slice(*self._ends)]
+        # no more than one of these axes is longer than 1
+        part = max(of_rows, key=lambda part: self.split[part], default=None)
+        split = tuple(len(rows) if i == part else n for i, n in enumerate(self.split))
+        shape = tuple(len(channels) if i == axis else n for i, n in enumerate(self.shape))
+        return attrs.evolve(self, shape=shape, split=split, rows=len(rows)), channels
+
     def positions(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return where rows and columns lie in the weight.
 

@@ -44,6 +44,33 @@ def test_positions_say_where_elements_lie(arrangement):
     np.testing.assert_array_equal(weight[tuple(places)], flat)
 
 
+@given(arrangements(), st.data())
+def test_some_outputs_are_rows_of_the_matrices(arrangement, data):
+    axis = arrangement.output_axis()
+    if axis is None:
+        return
+    weight = np.arange(np.prod(arrangement.shape)).reshape(arrangement.shape)
+    rows = arrangement.rows
+    unit = data.draw(st.sampled_from([n for n in range(1, rows + 1) if rows % n == 0]))
+    units = data.draw(st.integers(1, rows // unit))
+    some, channels = arrangement.some_outputs(units, unit)
+    matrices = some.matrices(np.take(weight, channels, axis=axis))
+    assert matrices.shape == (arrangement.blocks, units * unit, arrangement.columns)
+    of_block = channels[: units * unit] % rows
+    np.testing.assert_array_equal(matrices, arrangement.matrices(weight)[:, of_block])
+    starts = of_block.reshape(units, unit)[:, 0]
+    assert len(set(starts)) == units
+    assert not np.any(starts % unit)
+
+
+def test_outputs_lie_along_one_axis():
+    linear, conv, deconv = matrix(6, 4), convolution(6, 2, (3,), 2), transposed(4, 3, (2,), 2)
+    guided = matrix(3, 4, blocks=2)
+    in_two = Arrangement((2, 3, 4), (2, 3, 4), (0, 1, 2), 1, 6, 4)
+    axes = [each.output_axis() for each in (linear, conv, deconv, guided, in_two)]
+    assert axes == [0, 0, 1, 0, None]
+
+
 def test_matrices_of_a_linear_weight_are_a_view():
     weight = np.zeros((6, 5))
     assert np.shares_memory(matrix(3, 5, blocks=2).matrices(weight), weight)
