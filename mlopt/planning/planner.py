@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -231,19 +231,9 @@ class Planner:
         for _ in range(0 if self.costs == "predicted" else _ROUNDS):
             if all(self._is_known(pair) for pair in enumerate(choice.options)):
                 break
-            self.losses.measure(self._around(choice.options))
+            self.losses.measure(enumerate(choice.options))
             choice = solve()
         return choice
-
-    def _around(self, chosen: Chosen) -> Iterator[Pair]:
-        """Yield the chosen form of each weight, and the next ones that take less or more."""
-        options = self.options()
-        for i, n in enumerate(chosen):
-            useful = useful_options(options[i])
-            place = useful.index(n) if n in useful else 0
-            yield i, n
-            for m in useful[max(place - 1, 0) : place + 2]:
-                yield i, m
 
     def _fitting(self, limit: int) -> Choice:
         """Return the choice of least loss whose package has at most ``limit`` bytes."""
