@@ -1,5 +1,8 @@
 """Columns of plain text."""
 
+import pytest
+
+from mlopt.text import tables
 from mlopt.text.tables import Column, text_table, width_left
 
 NAMES = Column("weight", ["[bold]a", "bb"])
@@ -40,3 +43,17 @@ def test_widths_add_up_to_that_of_the_table():
     name = Column("name", ["x" * width_left(40, [NAMES, BYTES])] * 2)
     lines = text_table([name, NAMES, BYTES]).splitlines()
     assert len(lines[1]) == 40
+
+
+@pytest.mark.parametrize("has_titles", [True, False])
+def test_lines_are_those_of_rich(has_titles, monkeypatch):
+    names = Column("name", ["名前", "e\u0301", "", "plain, with spaces "])
+    numbers = Column("number", ["1", "", "10,000,000", "2"], is_number=True)
+    notes = Column("note", ["", "kept: too small", "", "x"], wraps=True)
+    ours = text_table([names, numbers, notes], width=60, has_titles=has_titles)
+    monkeypatch.setattr(tables, "_unbroken", lambda columns, **options: _rich(columns, **options))
+    assert ours == text_table([names, numbers, notes], width=60, has_titles=has_titles)
+
+
+def _rich(columns, *, has_titles):
+    return tables._broken(columns, 60, has_titles=has_titles)
