@@ -28,14 +28,19 @@ from mlopt.requests.keep import Keep
 from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance
 from mlopt.text.names import shortlist
 
-PER_TENSOR = tuple(OpPalettizerConfig(nbits=nbits) for nbits in (1, 2, 3, 4, 6, 8))
-GROUPED = tuple(
+_GROUPED = tuple(
     OpPalettizerConfig(
         nbits=nbits, granularity="per_grouped_channel", group_size=16, on_indivisible="divisor"
     )
     for nbits in (2, 3, 4)
 )
-CANDIDATES: tuple[OpPalettizerConfig, ...] = (*PER_TENSOR, *GROUPED)
+_PLAIN = (*(OpPalettizerConfig(nbits=nbits) for nbits in (1, 2, 3, 4, 6, 8)), *_GROUPED)
+# where channels differ in size, no table suits all of them
+_SCALED = tuple(
+    attrs.evolve(each, enable_per_channel_scale=True)
+    for each in (*(OpPalettizerConfig(nbits=nbits) for nbits in (3, 4, 6, 8)), *_GROUPED)
+)
+CANDIDATES: tuple[OpPalettizerConfig, ...] = (*_PLAIN, *_SCALED)
 """The forms that are considered unless others are given, as far as the target has them."""
 
 

@@ -77,8 +77,8 @@ def plan(  # noqa: PLR0913 - what is asked for, what is known, and how it is fou
         Statistics that tables are fitted with: see :func:`mlopt.coreml.palettize`.
     candidates
         The forms to choose from. None: 1, 2, 3, 4, 6 and 8 bits with one table for a weight, and 2,
-        3 and 4 bits in groups of 16 channels, as far as the target has them. Each weight may also
-        stay as it is.
+        3 and 4 bits in groups of 16 channels; from 3 bits on, and in groups, also with a scale for
+        each channel; as far as the target has them. Each weight may also stay as it is.
     minimum_deployment_target
         The newest target that the result may need. None: as for :func:`mlopt.coreml.palettize`.
     pinned
