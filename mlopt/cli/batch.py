@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from mlopt.cli.exit_codes import ExitCode, explained
-from mlopt.cli.terminal import STANDARD_OUTPUT, checked_output, show, write_text
+from mlopt.cli.terminal import (
+    STANDARD_OUTPUT,
+    check_new,
+    checked_named_file,
+    checked_output,
+    show,
+    write_text,
+)
 from mlopt.text.json_text import json_text
 from mlopt.text.names import printable
 from mlopt.text.words import sizes_compared
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from mlopt.cli.terminal import Done
 
 _SUFFIX = ".mlpackage"
+_OPTION = "'--output' / '-o'"
 
 Models: TypeAlias = Annotated[
     list[Path], typer.Argument(help="The .mlpackage, or several.", metavar="MODEL...")
@@ -46,48 +54,64 @@ Overwrite: TypeAlias = Annotated[
 
 @contextlib.contextmanager
 def destinations(
-    models: Sequence[Path], output: Path | None, output_dir: Path | None, *, overwrite: bool
+    models: Sequence[Path],
+    output: Path | None,
+    output_dir: Path | None,
+    *,
+    overwrite: bool,
+    suffix: str = _SUFFIX,
 ) -> Iterator[list[Path]]:
     """Yield the checked destination of each model; a new folder stays only if it is used.
+
+    suffix: of what is written; if not that of packages, ``output`` may have another one.
 
     Raises
     ------
     typer.BadParameter
         There is no destination, or one for several models; or one exists without ``overwrite``.
     """
+    what = "package" if suffix == _SUFFIX else "file"
     if (output is None) == (output_dir is None):
         raise typer.BadParameter(
-            "name the package to write, or the folder for several with --output-dir"
+            f"name the {what} to write, or the folder for several with --output-dir"
             if output is None
             else "give either --output or --output-dir",
-            param_hint="'--output' / '-o'",
+            param_hint=_OPTION,
         )
     if output is not None:
         if len(models) > 1:
             raise typer.BadParameter(
-                f"it names one package, got {len(models)} models; give a folder for "
+                f"it names one {what}, got {len(models)} models; give a folder for "
                 "them with --output-dir",
-                param_hint="'--output' / '-o'",
+                param_hint=_OPTION,
             )
-        yield [checked_output(output, overwrite=overwrite)]
+        yield [_checked(output, overwrite=overwrite, option=_OPTION, suffix=suffix)]
         return
     assert output_dir is not None
-    names = _names(models)
+    names = _names(models, suffix)
     with _folder(output_dir):
         yield [
-            checked_output(output_dir / name, overwrite=overwrite, option="'--output-dir'")
+            _checked(output_dir / name, overwrite=overwrite, option="'--output-dir'", suffix=suffix)
             for name in names
         ]
 
 
-def _names(models: Sequence[Path]) -> list[str]:
-    """Return the name of each model's package in a common folder; refuse equal names."""
+def _checked(path: Path, *, overwrite: bool, option: str, suffix: str) -> Path:
+    if suffix == _SUFFIX:
+        return checked_output(path, overwrite=overwrite, option=option)
+    checked_named_file(path)
+    check_new(path, overwrite=overwrite, option=option)
+    return path
+
+
+def _names(models: Sequence[Path], suffix: str = _SUFFIX) -> list[str]:
+    """Return the name of what is written for each model to a folder; refuse equal names."""
     seen: dict[str, Path] = {}
     names = []
     for model in models:
         # "." and a path that ends in ".." have a name too
         name = model.name if model.name not in ("", "..") else model.resolve().name
-        name = name if name.endswith(_SUFFIX) else f"{name}{_SUFFIX}"
+        name = name.removesuffix(_SUFFIX) + suffix
         # many file systems treat names that differ only in case as the same
         other = seen.setdefault(name.casefold(), model)
         if other is not model:

@@ -10,14 +10,15 @@ from typing import Any
 import typer
 
 from mlopt.cli.functions import imported_function
-from mlopt.cli.sample_files import SAMPLES, ImageFiles, Model, is_archive, samples_in
+from mlopt.cli.sample_files import SAMPLES, ImageFiles, is_archive, samples_in
+from mlopt.runtime.comparison.split_samples import Taking
 
 _OPTION = "'--data'"
 _WANTED = f"give a file or folder of samples ({SAMPLES}), or module:function"
 
 
 def samples_of(
-    data: str, model: Model, *, count: int | None = None, quiet: bool = False
+    data: str, model: Taking, *, count: int | None = None, quiet: bool = False
 ) -> Iterable[Mapping[str, Any]]:
     """Return the samples that ``--data`` names, the first ``count`` of them.
 

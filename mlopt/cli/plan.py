@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlopt.choices import Costs, LossName, Method
+from mlopt.cli.batch import Models, OutputDir, destinations
 from mlopt.cli.exit_codes import errors_explained
 from mlopt.cli.terminal import (
     TARGET_OPTIONS,
-    check_new,
     checked_named_file,
     checked_output,
     command_line,
-    reasons,
     show,
     stage_bar,
     target_name,
 )
+from mlopt.text.words import counted
 
 if TYPE_CHECKING:
     from mlopt.planning import Recipe
 
 _SAMPLES = 32
+_SUFFIX = ".recipe.yaml"
 
 
 def plan_model(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="The .mlpackage to plan.", metavar="MODEL")],
+    models: Models,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="RECIPE",
             callback=checked_named_file,
-            help="The recipe to write: JSON if the name ends in .json, else YAML.",
+            help="The recipe to write, of one MODEL: JSON if the name ends in .json, else YAML.",
         ),
-    ],
+    ] = None,
+    output_dir: OutputDir = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="What the package may take, such as 12MB or 900kB."),
+        typer.Option(
+            metavar="SIZE",
+            help="What the package may take, such as 12MB or 900kB; several together.",
+        ),
     ] = None,
     bits: Annotated[
         float | None,
@@ -85,20 +91,22 @@ def plan_model(
         ),
     ] = None,
     calibration: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Fit tables with the statistics that `mlopt calibrate` made of the model.",
+            help="Fit tables with the statistics that `mlopt calibrate` made of the model. Of "
+            "several models, repeated: one for each, in their order.",
         ),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Samples that the model is run on, as for `mlopt calibrate`. Default: random "
-            "inputs, which may need other bits than real ones.",
+            help="Samples that the model is run on, as for `mlopt calibrate`; several models also "
+            "get outputs of those before them. Default: random inputs, which may need other bits "
+            "than real ones.",
         ),
     ] = None,
     samples: Annotated[
@@ -164,7 +172,9 @@ def plan_model(
     package: Annotated[
         Path | None,
         typer.Option(
-            "--package", metavar="OUT", help="Also write the palettized package, at no more cost."
+            "--package",
+            metavar="OUT",
+            help="Also write the palettized package, of one MODEL, at no more cost.",
         ),
     ] = None,
     report: Annotated[
@@ -172,8 +182,8 @@ def plan_model(
         typer.Option(
             metavar="FILE.html",
             callback=checked_named_file,
-            help="Also write a page that shows sizes, bits and losses, and what was tried; needs "
-            "matplotlib.",
+            help="Also write a page that shows sizes, bits and losses, and what was tried, of one "
+            "MODEL; needs matplotlib.",
         ),
     ] = None,
     cache: Annotated[
@@ -205,7 +215,8 @@ def plan_model(
 
     The model is run with one weight palettized at a time. What the answers lose by that is set
     against the bytes, and the best choice for all weights is computed. `mlopt palettize --recipe`
-    carries a recipe out.
+    carries a recipe out. Several models, such as the chunks of a language model, are planned for
+    one size or quality of all together, and each gets a recipe.
     """
     with errors_explained():
         goal = _goal(
@@ -216,59 +227,132 @@ def plan_model(
             divergence=divergence,
             at_least=at_least,
         )
-        if metric is None and at_least is not None:
-            raise typer.BadParameter("it is what a --metric says", param_hint="'--at-least'")
-        if metric is not None and (snr, divergence) != (None, None):
-            raise typer.BadParameter(
-                "with it, say what it is to be --at-least, or give a size", param_hint="'--metric'"
-            )
-        check_new(output, overwrite=overwrite)
+        _check_metric(metric, at_least=at_least, other=(snr, divergence))
+        _check_several(
+            models,
+            calibration,
+            {
+                "--metric": metric,
+                "--package": package,
+                "--report": report,
+                "--function": function,
+            },
+        )
         if package is not None:
             checked_output(package, overwrite=overwrite, option="'--package'")
         if report is not None:
             from mlopt.pages import check_page
 
             check_page(report)
-        from mlopt.planning import candidates_over, metric_of_command, plan, save_recipe
-        from mlopt.runtime import load
+        options: dict[str, Any] = {
+            **goal,
+            "minimum_deployment_target": minimum_deployment_target,
+            "pinned": dict.fromkeys(keep or ()),
+            "devices": devices or (),
+            "joint_compression": joint,
+            "method": method,
+            "loss": loss,
+            "costs": costs,
+            "cache": cache,
+            "random": samples or 8,
+            "seed": seed,
+            "device": device,
+            "workers": workers,
+        }
+        with destinations(
+            models, output, output_dir, overwrite=overwrite, suffix=_SUFFIX
+        ) as outputs:
+            from mlopt.cli.plan_text import described, described_together
+            from mlopt.planning import candidates_over, metric_of_command, save_recipe
 
-        chosen = None
-        if data is not None:
-            from mlopt.cli.calibration_data import samples_of
-
-            chosen = samples_of(data, load(model, function), count=samples or _SAMPLES, quiet=quiet)
-        with stage_bar(quiet=quiet) as progress:
-            recipe = plan(
-                model,
-                **goal,
-                samples=chosen,
-                calibration=calibration,
-                candidates=candidates_over(weight_threshold),
-                minimum_deployment_target=minimum_deployment_target,
-                pinned=dict.fromkeys(keep or ()),
-                metric=None if metric is None else metric_of_command(metric),
-                devices=devices or (),  # type: ignore[arg-type]  # the words are checked there
-                joint_compression=joint,
-                method=method,
-                loss=loss,
-                costs=costs,
-                output=package,
-                cache=cache,
-                random=samples or 8,
-                seed=seed,
-                function=function,
-                device=device,
-                workers=workers,
-                progress=progress,
-            )
-        save_recipe(recipe, output)
+            options["candidates"] = candidates_over(weight_threshold)
+            if len(models) == 1:
+                options |= {
+                    "metric": None if metric is None else metric_of_command(metric),
+                    "output": package,
+                    "function": function,
+                }
+            if data is not None:
+                options["samples"] = _samples(
+                    models, function, data, count=samples or _SAMPLES, quiet=quiet
+                )
+            recipes = _planned(models, calibration or [], options, quiet=quiet)
+            for recipe, path in zip(recipes, outputs, strict=True):
+                save_recipe(recipe, path)
         if report is not None:
             from mlopt.pages import plan_page, write_page
 
-            commands = [command_line(context), _next_command(model, output, calibration, cache)]
-            write_page(report, plan_page(recipe, commands=commands, title=f"Plan of {model.name}"))
+            then = _next_command(models[0], outputs[0], calibration or [], cache)
+            page = plan_page(
+                recipes[0],
+                commands=[command_line(context), then],
+                title=f"Plan of {models[0].name}",
+            )
+            write_page(report, page)
         if not quiet:
-            show(_described(recipe, output))
+            is_one = len(models) == 1
+            show(
+                described(recipes[0], outputs[0])
+                if is_one
+                else described_together(models, recipes, outputs)
+            )
+
+
+def _samples(
+    models: Sequence[Path], function: str | None, data: str, *, count: int, quiet: bool
+) -> Iterable[Mapping[str, Any]]:
+    """Return the first samples of ``--data``."""
+    from mlopt.cli.calibration_data import samples_of
+    from mlopt.cli.inputs_together import inputs_together
+    from mlopt.runtime import load
+
+    taking = load(models[0], function) if len(models) == 1 else inputs_together(models)
+    return samples_of(data, taking, count=count, quiet=quiet)
+
+
+def _planned(
+    models: Sequence[Path], calibrations: Sequence[Path], options: dict[str, Any], *, quiet: bool
+) -> list[Recipe]:
+    """Plan one model, or several together."""
+    from mlopt.planning import plan, plan_together
+
+    with stage_bar(quiet=quiet) as progress:
+        if len(models) > 1:
+            return plan_together(
+                models, calibrations=calibrations or None, progress=progress, **options
+            )
+        calibration = calibrations[0] if calibrations else None
+        return [plan(models[0], calibration=calibration, progress=progress, **options)]
+
+
+def _check_metric(
+    metric: str | None, *, at_least: float | None, other: tuple[float | None, ...]
+) -> None:
+    """Refuse a quality that is of a metric without one, and another one with it."""
+    if metric is None and at_least is not None:
+        raise typer.BadParameter("it is what a --metric says", param_hint="'--at-least'")
+    if metric is not None and any(each is not None for each in other):
+        raise typer.BadParameter(
+            "with it, say what it is to be --at-least, or give a size", param_hint="'--metric'"
+        )
+
+
+def _check_several(
+    models: Sequence[Path], calibrations: Sequence[Path] | None, of_one: dict[str, Any]
+) -> None:
+    """Refuse options that are about one model with several, and a wrong number of calibrations."""
+    if calibrations and len(calibrations) != len(models):
+        raise typer.BadParameter(
+            f"give one for each model, in their order; got {len(calibrations)} for "
+            f"{counted(len(models), 'model')}",
+            param_hint="'--calibration'",
+        )
+    for option, value in of_one.items():
+        if value is not None and len(models) > 1:
+            raise typer.BadParameter(
+                f"it is about one model, got {len(models)}; leave it out, or plan each alone",
+                param_hint=f"'{option}'",
+            )
 
 
 def _goal(**given: Any) -> dict[str, Any]:
@@ -286,55 +370,15 @@ def _goal(**given: Any) -> dict[str, Any]:
     return {"budget": {"bits": f"{value} bits", "ratio": f"{value}x"}.get(name, value)}
 
 
-def _next_command(model: Path, recipe: Path, calibration: Path | None, cache: Path | None) -> str:
+def _next_command(
+    model: Path, recipe: Path, calibrations: Sequence[Path], cache: Path | None
+) -> str:
     """Return the command that carries a recipe out."""
     words = ["mlopt", "palettize", model, "--recipe", recipe]
-    words += ["--calibration", calibration] if calibration is not None else []
+    words += ["--calibration", calibrations[0]] if calibrations else []
     words += ["--cache", cache] if cache is not None else []
     return shlex.join(map(str, [*words, "-o", f"{model.stem}-planned.mlpackage"]))
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _described(recipe: Recipe, output: Path) -> str:
-    """Return what was chosen: a line for each weight, sizes, and what the answers lose."""
-    from mlopt.planning import decibels
-    from mlopt.text.names import printable
-    from mlopt.text.tables import Column, text_table
-    from mlopt.text.words import counted, sizes_compared
-
-    def lost(loss: float | None) -> str:
-        if loss is None:
-            return "not measured"
-        return f"{decibels(loss):.1f} dB" if recipe.loss == "squared" else f"{loss:.4g} nats"
-
-    chosen = [weight for weight in recipe.weights if weight.chosen.config is not None]
-    columns = [
-        Column("weight", [printable(weight.name) for weight in chosen]),
-        Column("form", [weight.chosen.words for weight in chosen]),
-        Column("bits", [f"{weight.bits:.2f}" for weight in chosen], is_number=True),
-        Column("alone", [lost(weight.chosen.loss) for weight in chosen], is_number=True),
-        Column("", ["" if w.chosen.known == "measured" else "predicted" for w in chosen]),
-    ]
-    left = {w.name: w.reason or "better so" for w in recipe.weights if w.chosen.config is None}
-    where = counted(recipe.samples, "random input" if recipe.are_random else "sample")
-    lines = [
-        text_table(columns) if chosen else "Nothing is palettized.",
-        "",
-        *reasons(f"Left as they are: {counted(len(left), 'weight')}", left),
-        f"Package: {sizes_compared(recipe.nbytes_before, recipe.nbytes)} "
-        f"({recipe.nbytes} bytes), {recipe.bits:.2f} bits for each element, for {recipe.target}.",
-        f"Answers on {where}: {lost(recipe.measured)}; by the sum of losses "
-        f"{lost(recipe.expected)}.",
-    ]
-    if recipe.metric is not None:
-        lines.append(f"Metric: {recipe.metric:.6g}.")
-    for point in recipe.points:
-        if point.measured is not None and point.label != "plan":
-            size = f"{point.nbytes} bytes"
-            size += "" if point.metric is None else f", metric {point.metric:.6g}"
-            lines.append(f"In comparison, {point.label}: {lost(point.measured)}, {size}.")
-    lines += [f"Note: {note}" for note in recipe.notes]
-    return "\n".join([*lines, f"Recipe: {output}"])

@@ -11,16 +11,12 @@ import typer
 from mlopt.cli.model_inputs import ARRAYS, IMAGES, array_of, arrays_of, image_of
 from mlopt.cli.terminal import show
 from mlopt.errors import InputError
-from mlopt.runtime.comparison.split_samples import split_samples
+from mlopt.runtime.comparison.split_samples import Taking, split_samples
 from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.described import Feature
 from mlopt.runtime.features.images import ImageFeature
 from mlopt.runtime.features.pictures import fitted_picture
-from mlopt.runtime.pipeline import Pipeline
-from mlopt.runtime.program import Program
 from mlopt.text.names import shortlist
-
-Model: TypeAlias = Program | Pipeline
 
 _ARCHIVES = (".npz",)
 _KINDS = {
@@ -40,7 +36,7 @@ def is_archive(path: Path) -> bool:
     return not path.is_dir() and path.suffix.lower() not in (*ARRAYS, *IMAGES)
 
 
-def samples_in(path: Path, model: Model, option: str) -> SampleFiles:
+def samples_in(path: Path, model: Taking, option: str) -> SampleFiles:
     """Return the samples in a file or folder for a model; errors are about an option.
 
     A folder has files of one kind, of which each holds samples of a model with one input, or
@@ -65,7 +61,7 @@ class SampleFiles:
     """
 
     def __init__(
-        self, model: Model, rows: Sequence[_Row], option: str, left_out: Sequence[str] = ()
+        self, model: Taking, rows: Sequence[_Row], option: str, left_out: Sequence[str] = ()
     ) -> None:
         self.model, self.rows, self.option, self.left_out = model, rows, option, tuple(left_out)
 
@@ -116,7 +112,7 @@ class ImageFiles(SampleFiles):
 class _Found:
     """Which files there are, and what each is for."""
 
-    def __init__(self, model: Model, option: str) -> None:
+    def __init__(self, model: Taking, option: str) -> None:
         self.model, self.option = model, option
 
     def samples(self, path: Path) -> SampleFiles:

@@ -76,10 +76,14 @@ class WeightForms:
 
 @attrs.frozen(eq=False)
 class Candidates:
-    """The weights of a package in program order with their forms, and notes for the recipe."""
+    """The weights of a package in program order with their forms, and notes for the recipe.
+
+    unmatched: why rules that pin forms match no weight, by their keys.
+    """
 
     weights: tuple[WeightForms, ...]
     notes: tuple[str, ...]
+    unmatched: Mapping[str, str] = attrs.Factory(dict)
 
 
 def candidates_of(
@@ -107,18 +111,19 @@ def candidates_of(
     devices
         What runs on all of these, as far as it is known.
     pinned
-        Rules by name or glob that leave nothing to choose.
+        Rules by name or glob that leave nothing to choose; see :func:`check_pinned`.
 
     Raises
     ------
     ConfigError
-        Two weights have the same name, a rule of ``pinned`` matches none, or there is no candidate.
+        Two weights have the same name, or there is no candidate.
     TargetError
         The target has none of them.
     """
     _check_types(configs, pinned)
     found: dict[int, list[tuple[WeightDecision, Guidance[BiasPlace]]]] = {}
     notes: dict[str, None] = {}
+    unmatched: dict[str, str] = {}
     reached: list[Target] = []
     refused: TargetError | None = None
     for config in CANDIDATES if configs is None else configs:
@@ -136,9 +141,8 @@ def candidates_of(
         reached.append(plan.target_after)
         guides = guides_of(plan.decisions, calibration, method=method)
         notes |= dict.fromkeys(guides.notes)
-        unmatched = [f"- {rule}" for rule in plan.unmatched_rules if rule.kind == "op_name_configs"]
-        if unmatched:
-            raise ConfigError("pinned forms of no weight:\n" + "\n".join(unmatched))
+        rules_of_names = [each for each in plan.unmatched_rules if each.kind == "op_name_configs"]
+        unmatched = {each.key: str(each) for each in rules_of_names}
         for number, decision in enumerate(plan.decisions):
             guided = decision, guides.of(decision.weight)
             found.setdefault(number, []).append(guided)
@@ -146,7 +150,21 @@ def candidates_of(
         raise refused or ConfigError("candidates is empty; leave it out for the usual ones")
     weights = tuple(_weight_forms(each, max(reached), devices) for each in found.values())
     _check_names(weights)
-    return Candidates(weights, tuple(notes))
+    return Candidates(weights, tuple(notes), unmatched)
+
+
+def check_pinned(found: Sequence[Candidates]) -> None:
+    """Refuse rules that pin forms and match no weight of any of the packages.
+
+    Raises
+    ------
+    ConfigError
+        There are some.
+    """
+    first, *others = [each.unmatched for each in found]
+    lines = [f"- {why}" for key, why in first.items() if all(key in each for each in others)]
+    if lines:
+        raise ConfigError("pinned forms of no weight:\n" + "\n".join(lines))
 
 
 def _weight_forms(

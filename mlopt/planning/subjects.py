@@ -23,7 +23,13 @@ from mlopt.mil.opening import open_package
 from mlopt.mil.package import Package
 from mlopt.mil.program import Node
 from mlopt.planning.cache import Cache, digest
-from mlopt.planning.candidates import Candidates, WeightForms, candidates_of, without_choice
+from mlopt.planning.candidates import (
+    Candidates,
+    WeightForms,
+    candidates_of,
+    check_pinned,
+    without_choice,
+)
 from mlopt.planning.goals import Goal
 from mlopt.planning.losses import KnownLosses, PlanProgress
 from mlopt.planning.packages import Packages
@@ -63,7 +69,7 @@ class Options:
     """How models are planned: the arguments of :func:`mlopt.planning.plan` of these names, checked.
 
     target: ``minimum_deployment_target``; are_shared: whether samples also have inputs of other
-    models.
+    models, and what is pinned may be theirs.
     """
 
     candidates: Sequence[OpPalettizerConfig] | None
@@ -126,6 +132,8 @@ class Subject:
             devices=options.devices,
             joint_compression=options.joint_compression,
         )
+        if not options.are_shared:
+            check_pinned([found])
         program = program_of(source, options.function, options.device, job="plan")
         chosen = _samples(samples, program, options)
         nodes = [node for each in package.programs for node in each.nodes()]

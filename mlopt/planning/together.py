@@ -16,6 +16,7 @@ from mlopt.choices import Costs, Device, LossName, Method
 from mlopt.coreml.models import ModelSource, TargetName
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
+from mlopt.planning.candidates import check_pinned
 from mlopt.planning.goals import Goal, check_goal
 from mlopt.planning.limits import Budget, Quality
 from mlopt.planning.losses import Pair, PlanProgress
@@ -36,6 +37,7 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
     calibrations: Sequence[CalibrationSource] | None = None,
     candidates: Sequence[OpPalettizerConfig] | None = None,
     minimum_deployment_target: TargetName | None = None,
+    pinned: Mapping[str, OpPalettizerConfig | None] | None = None,
     devices: Collection[Device] = (),
     joint_compression: bool = False,
     method: Method = "auto",
@@ -64,6 +66,8 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
         name of an earlier package. None: random inputs for each package.
     calibrations
         One for each package, in order; None: none.
+    pinned
+        As for :func:`plan`, in all packages; a name or glob has to match in one of them.
     candidates, minimum_deployment_target, devices, joint_compression, method, loss, costs, cache,
     random, seed, device, workers, progress
         As for :func:`plan`.
@@ -90,7 +94,7 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
     options = Options(
         candidates=candidates,
         target=minimum_deployment_target,
-        pinned={},
+        pinned=pinned or {},
         devices=devices,
         joint_compression=joint_compression,
         method=method,
@@ -111,6 +115,7 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
         subjects.append(Subject.prepared(source, given, calibration, options))
         if given is not None:
             _add_outputs(subjects[-1].program, given)
+    check_pinned([subject.found for subject in subjects])
     goal = Goal.of(budget, quality, subjects, loss=options.loss)
     joint = _Joint(subjects)
     weights = [weight for subject in subjects for weight in subject.weights]

@@ -13,6 +13,7 @@ from mlopt.coreml import OpPalettizerConfig
 from mlopt.coreml.inspection import package_bytes
 from mlopt.errors import ConfigError
 from mlopt.planning import apply_recipe, plan, plan_together
+from mlopt.planning.candidates import Candidates, check_pinned
 
 FORMS = [OpPalettizerConfig(nbits=nbits, weight_threshold=100) for nbits in (1, 2, 4, 6)]
 
@@ -78,8 +79,11 @@ def test_bytes_go_where_they_are_worth_most(chunks, tmp_path):
 
 
 def test_a_quality_is_of_all_together(chunks):
-    recipes = plan_together(chunks, quality=20, samples=SAMPLES, candidates=FORMS)
+    pinned = {"op_0_weight*": None}
+    recipes = plan_together(chunks, quality=20, samples=SAMPLES, candidates=FORMS, pinned=pinned)
     assert sum(recipe.measured for recipe in recipes) <= 0.01
+    reasons = [[weight.reason for weight in recipe.weights] for recipe in recipes]
+    assert [sum("pinned" in each for each in of) for of in reasons] == [1, 1]
 
 
 def test_what_cannot_be_planned(chunks):
@@ -89,3 +93,12 @@ def test_what_cannot_be_planned(chunks):
         plan_together([], budget="2x")
     with pytest.raises(ConfigError, match="neither"):
         plan_together(chunks)
+
+
+def test_what_is_pinned_has_to_be_in_one_of_them(chunks):
+    first, second = Candidates((), (), {"x": "why", "y": "no"}), Candidates((), (), {"x": "why"})
+    with pytest.raises(ConfigError, match="pinned forms of no weight:\n- why"):
+        check_pinned([first, second])
+    check_pinned([second, Candidates((), ())])
+    with pytest.raises(ConfigError, match="'none'"):
+        plan_together(chunks, budget="2x", candidates=FORMS, pinned={"none": None})

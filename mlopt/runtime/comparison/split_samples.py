@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mlopt.errors import InputError
 from mlopt.runtime.features.arrays import ArrayFeature
+from mlopt.runtime.features.described import Feature
 from mlopt.runtime.features.images import ImageFeature
-from mlopt.runtime.pipeline import Pipeline
-from mlopt.runtime.program import Program
 
 
-def split_samples(
-    model: Program | Pipeline, arrays: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
+class Taking(Protocol):
+    """What takes inputs: a program, a pipeline, or several models after each other."""
+
+    @property
+    def inputs(self) -> Mapping[str, Feature]:
+        """The inputs by name."""
+
+
+def split_samples(model: Taking, arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Cut samples from arrays that hold all of them.
 
     An array has the shape of the input, for one sample; or one more axis in front; or, if the
