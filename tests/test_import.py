@@ -43,13 +43,13 @@ def test_rooms_load_on_first_use():
     assert run("import mlopt as cto; print(cto.coreml.__name__)") == "mlopt.coreml"
 
 
-@pytest.mark.parametrize("room", ["coreml", "mil", "palette"])
-def test_no_room_loads_torch_or_coremltools(room):
+def test_rooms_that_load_neither_torch_nor_coremltools():
+    rooms = ["mil", "palette", "statistics", "coreml", "planning", "pages"]
     code = (
-        f"import sys, mlopt; mlopt.{room}; "
-        "print([m for m in ('torch', 'coremltools') if m in sys.modules])"
+        f"import sys, mlopt\nfor room in {rooms}:\n    getattr(mlopt, room)\n"
+        "    print([room, *(m for m in ('torch', 'coremltools') if m in sys.modules)])"
     )
-    assert run(code) == "[]"
+    assert run(code).splitlines() == [str([room]) for room in rooms]
 
 
 def test_rooms_are_listed_and_others_refused():

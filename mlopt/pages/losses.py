@@ -6,8 +6,8 @@ import math
 
 import attrs
 
-from mlopt.calibration.answers.losses import decibels
 from mlopt.choices import LossName
+from mlopt.planning.limits import decibels
 
 
 @attrs.frozen

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from mlopt.calibration.answers.losses import decibels
 from mlopt.pages.drawing import Canvas, chart, plain_axes, titled
 from mlopt.pages.html import Markup
 from mlopt.pages.losses import Unit
@@ -19,6 +18,7 @@ from mlopt.pages.plan_values import (
     points_of,
 )
 from mlopt.pages.svg import colour
+from mlopt.planning.limits import decibels
 from mlopt.planning.recipe import Point, Recipe
 from mlopt.text.words import human_bytes
 

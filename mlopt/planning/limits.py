@@ -9,6 +9,7 @@ from typing import TypeAlias
 from mlopt.choices import LossName
 from mlopt.errors import ConfigError
 from mlopt.requests.checked import shown
+from mlopt.statistics.guidance import decibels as ratio_of
 
 Budget: TypeAlias = "int | str"
 """Bytes of the package, or a text such as ``"12MB"``, ``"4.2 bits"`` or ``"4x"``."""
@@ -55,6 +56,11 @@ def budget_in_bytes(budget: Budget, *, before: int, elements: int) -> int:
     if not 1 <= found <= 1 << 60:
         raise ConfigError(f"{_BUDGETS}; got {shown(budget)}, which is {found:.3g} bytes")
     return int(found)
+
+
+def decibels(loss: float) -> float:
+    """Return the signal-to-noise ratio, in dB, of a relative squared error; infinity for 0."""
+    return ratio_of(1.0, loss)
 
 
 def most_loss(quality: Quality, loss: LossName) -> float:

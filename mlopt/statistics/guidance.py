@@ -102,10 +102,11 @@ class Guidance(Generic[BiasT]):
 
 
 def decibels(power: float, error: float) -> float:
-    """Return the ratio of two mean squares, signal and error, in dB."""
+    """Return the ratio of two mean squares, signal and error, in dB; infinity without an error."""
     if error <= 0.0:
         return math.inf
-    return 10.0 * math.log10(power / error) if power > 0.0 else -math.inf
+    ratio = power / error
+    return 10.0 * math.log10(ratio) if ratio > 0.0 else -math.inf
 
 
 UNGUIDED: Guidance[Any] = Guidance()

@@ -12,7 +12,9 @@ import pytest
 
 import mlopt
 from mlopt.mil.messages import Model_pb2
+from mlopt.planning import save_recipe
 from tests.cli.commands import environment, invoke, run
+from tests.planning.recipes import recipe_of
 
 
 def test_help_lists_commands_and_codes():
@@ -29,10 +31,16 @@ def test_help_lists_commands_and_codes():
 def test_a_process_prints_no_warnings_and_loads_no_coremltools(model, tmp_path):
     result = run("palettize", model, "-o", tmp_path / "out", "--nbits", 4)
     assert (result.returncode, result.stderr) == (0, "")
+    save_recipe(recipe_of(model, (4,)), tmp_path / "recipe.yaml")
+    calls = [
+        ("palettize", model, "--nbits", "4", "-q", "-o", tmp_path / "b"),
+        ("palettize", model, "--recipe", tmp_path / "recipe.yaml", "-q", "-o", tmp_path / "c"),
+        ("inspect", model, "--report", tmp_path / "page.html", "-q"),
+    ]
     code = (
         "import sys; from mlopt.cli import app\n"
-        f"app(['palettize', {str(model)!r}, '--nbits', '4', '-q', '-o', {str(tmp_path / 'b')!r}],\n"
-        "    standalone_mode=False)\n"
+        f"for call in {[[*map(str, call)] for call in calls]}:\n"
+        "    app(call, standalone_mode=False)\n"
         "print([m for m in ('coremltools', 'torch') if m in sys.modules])"
     )
     loaded = subprocess.run(

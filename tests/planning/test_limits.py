@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlopt.errors import ConfigError
-from mlopt.planning.limits import budget_in_bytes, most_loss
+from mlopt.planning.limits import budget_in_bytes, decibels, most_loss
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,10 @@ def test_qualities(quality, loss, most):
 def test_what_is_no_quality(quality):
     with pytest.raises(ConfigError, match="a quality is a number of dB"):
         most_loss(quality, "squared")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ratio"), [(0.01, 20), (10**0.3, -3), (0.0, math.inf), (math.inf, -math.inf)]
+)
+def test_losses_in_decibels(loss, ratio):
+    assert decibels(loss) == pytest.approx(ratio)

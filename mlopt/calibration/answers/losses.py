@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, TypeAlias
 
@@ -109,8 +108,3 @@ class OwnLoss:
         value = self._function(outputs, originals)
         check_loss(value)
         return value.reshape(())
-
-
-def decibels(relative_error: float) -> float:
-    """Return the signal-to-noise ratio of a relative squared error; infinity for 0."""
-    return -10 * math.log10(relative_error) if relative_error > 0 else math.inf

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlopt.calibration.answers.losses import Loss, SquaredError, decibels
+from mlopt.calibration.answers.losses import Loss, SquaredError
 from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.tuning.pairing import check_outputs
 from mlopt.calibration.tuning.result import HeldOut
 from mlopt.calibration.tuning.store import Store
 from mlopt.calibration.tuning.substitutes import Leaves, Substitutes
 from mlopt.errors import ConfigError, RunError
+from mlopt.statistics.guidance import decibels
 
 _SHARE = 0.006
 """The first step, relative to the root of the relative squared error of the outputs."""
@@ -124,7 +125,7 @@ class Tuning:
                     raise _NotFiniteError(f"the loss of sample {number} is {losses[-1]}")
         return HeldOut(
             loss=math.fsum(losses) / len(losses),
-            snr_db=decibels(math.fsum(errors) / len(errors)),
+            snr_db=decibels(1.0, math.fsum(errors) / len(errors)),
         )
 
     def step(self, batch: Sequence[int], number: int, rate: float) -> str:
