@@ -24,6 +24,7 @@ from mlopt.calibration.samples import (
     NoSamplesError,
     digest_after,
     errors_of_sample,
+    mark_of,
     numbered_samples,
 )
 from mlopt.calibration.sums import Sums, open_sums
@@ -37,6 +38,8 @@ from mlopt.text.names import shortlist
 
 Progress = Callable[[int, int | None], None]
 """A function that is called with the samples done, and how many there are if that is known."""
+
+_MARKED = 32  # samples that the result recognizes: the header of its file has room for notes
 
 
 def calibrate(
@@ -162,8 +165,9 @@ def calibrate(
     )
     identity = f"{empty.identity} {run.identity} {part}"
     sums = open_sums(feeds, empty, None if output is None else Path(output), identity)
+    marks: list[str] = []
     with contextlib.closing(sums):
-        for number, inputs in _remaining(run, chosen, sums):
+        for number, inputs in _remaining(run, chosen, sums, marks):
             sums.begin_sample(is_held_out=_is_held_out(sums.samples + 1, total))
             _add_sample(run, inputs, number, sums)
             if progress is not None:
@@ -171,7 +175,8 @@ def calibrate(
         if not sums.samples:
             sums.discard()
             raise NoSamplesError
-        sums.empty = attrs.evolve(sums.empty, remarks=(*sums.empty.remarks, *run.remarks()))
+        remarks = (*sums.empty.remarks, *run.remarks())
+        sums.empty = attrs.evolve(sums.empty, remarks=remarks, marks=tuple(marks))
         return sums.finish()
 
 
@@ -197,12 +202,17 @@ def _run_of(
 
 
 def _remaining(
-    run: Run, samples: Iterator[tuple[int, Any]], sums: Sums
+    run: Run, samples: Iterator[tuple[int, Any]], sums: Sums, marks: list[str]
 ) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    """Return the inputs that are not summed; those that are must be the same as then."""
+    """Return the inputs that are not summed; those that are must be the same as then.
+
+    marks: gets what the first samples are recognized by.
+    """
     done, digest, given = sums.samples, bytes(32), 0
     for given, (number, sample) in enumerate(samples, start=1):
         inputs = run.inputs(sample, number)
+        if given <= _MARKED:
+            marks.append(mark_of(inputs))
         if given > done:
             yield number, inputs
             continue

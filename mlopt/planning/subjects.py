@@ -12,7 +12,7 @@ import torch
 
 from mlopt.calibration.answers.runner import Runner
 from mlopt.calibration.programs import checked_samples, program_of
-from mlopt.calibration.samples import digest_after
+from mlopt.calibration.samples import digest_after, mark_of
 from mlopt.calibration.sequential.sites import Site, sites_of
 from mlopt.choices import COSTS, DEVICES, LOSSES, Costs, Device, LossName, Method
 from mlopt.coreml.inspection import package_bytes
@@ -42,6 +42,7 @@ from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.runtime.program import Program
 from mlopt.statistics import Calibration, content_of
 from mlopt.statistics.guidance import CalibrationSource, Guides, calibration_of
+from mlopt.text.words import counted
 
 
 def _devices(value: Collection[Device]) -> tuple[Device, ...]:
@@ -149,7 +150,7 @@ class Subject:
         )
         return cls(
             options=options,
-            found=found,
+            found=attrs.evolve(found, notes=(*found.notes, *_notes_on_samples(chosen, known))),
             program=program,
             samples=chosen,
             are_random=samples is None,
@@ -240,6 +241,21 @@ def _samples(
     if options.are_shared:
         return [{n: sample[n] for n in program.inputs if n in sample} for sample in chosen]
     return chosen
+
+
+def _notes_on_samples(
+    samples: Sequence[Mapping[str, Any]], calibration: Calibration | None
+) -> tuple[str, ...]:
+    """Return a note if samples are those that tables are fitted to."""
+    marks = set() if calibration is None else set(calibration.marks)
+    count = sum(mark_of(sample) in marks for sample in samples) if marks else 0
+    if not count:
+        return ()
+    verb = "is" if count == 1 else "are"
+    return (
+        f"{count} of {counted(len(samples), 'sample')} {verb} also in the calibration: with tables "
+        "that are fitted to them, the model loses less there than elsewhere. Plan with others.",
+    )
 
 
 def _identity(

@@ -69,6 +69,8 @@ class Calibration:
     loss
         Of guided statistics the name of the loss whose gradients weight positions, ``"custom"`` for
         one of the user's own.
+    marks
+        What the first 32 samples are recognized by; none in files of earlier versions.
     """
 
     statistics: Statistics
@@ -78,6 +80,7 @@ class Calibration:
     without: Mapping[str, str]
     remarks: tuple[str, ...] = ()
     loss: str = "squared"
+    marks: tuple[str, ...] = ()
 
     @cached_property
     def identity(self) -> str:
@@ -194,6 +197,7 @@ class Calibration:
                 without={str(name): str(why) for name, why in content["without"].items()},
                 remarks=tuple(map(str, content["remarks"])),
                 loss=str(content.get("loss", "squared")),
+                marks=tuple(map(str, content.get("marks", ()))),
             )
             _check_shapes(loaded)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -247,6 +251,7 @@ def metadata_of(calibration: Calibration) -> dict[str, str]:
         "without": dict(calibration.without),
         "remarks": calibration.remarks,
         "loss": calibration.loss,
+        **({"marks": calibration.marks} if calibration.marks else {}),
         "held_out": {
             key: attrs.astuple(arrays.held_out)
             for key, arrays in calibration.moments.items()

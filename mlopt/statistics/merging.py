@@ -66,6 +66,7 @@ def merge(
         samples=sum(part.samples for part in loaded),
         weights=weights,
         remarks=tuple(dict.fromkeys(r for part in loaded for r in part.remarks)),
+        marks=tuple(dict.fromkeys(mark for part in loaded for mark in part.marks)),
         moments={
             # shapes and counts; the arrays follow
             key: attrs.evolve(

@@ -9,6 +9,7 @@ from coremltools.converters.mil import Builder as mb
 
 import mlopt
 from mlopt.calibration import Calibration, calibrate, merge
+from mlopt.calibration.samples import mark_of
 from mlopt.calibration.sums import Sums
 from mlopt.coreml.weights import weights_of
 from mlopt.errors import ConfigError, DestinationError, InputError
@@ -117,7 +118,10 @@ def test_an_interrupted_run_goes_on(digits, digit_samples, tmp_path):
     done = []
     resumed = calibrate(digits, digit_samples, output=output, progress=lambda *d: done.append(d))
     assert done == [(4, 6), (5, 6), (6, 6)]
-    assert_same(calibrate(digits, digit_samples), resumed, exactly=True)
+    at_once = calibrate(digits, digit_samples)
+    assert_same(at_once, resumed, exactly=True)
+    assert resumed.marks == at_once.marks == tuple(map(mark_of, digit_samples))
+    assert len(set(resumed.marks)) == 6
     assert list(tmp_path.iterdir()) == [output]
 
 

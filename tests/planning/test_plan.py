@@ -114,6 +114,7 @@ def test_only_what_is_chosen_is_measured(digits, calibration):
     near = plan(digits, costs="near", **asked)
     assert all(w.chosen.known == "measured" for w in near.weights)
     assert any(t.known == "predicted" for w in near.weights for t in w.tried)
+    assert near.notes[-1].startswith("6 of 6 samples are also in the calibration")
     rough = plan(digits, costs="predicted", **asked)
     assert rough.measured is None
     assert rough.nbytes <= 50_000
@@ -157,11 +158,12 @@ def test_a_calibration_need_not_know_what_is_chosen(digits, calibration, tmp_pat
     nothing = plan(digits, quality=200, calibration=calibration, method="hessian", **asked)
     assert nothing.nbytes == nothing.nbytes_before
     rest = tuple(w for w in calibration.weights if not w.name.startswith("hidden"))
-    partial = attrs.evolve(calibration, weights=rest)
+    partial = attrs.evolve(calibration, weights=rest, marks=calibration.marks[1:])
     output = tmp_path / "planned.mlpackage"
     recipe = plan(digits, budget=66_000, calibration=partial, output=output, **asked)
     chosen = [w.name for w in recipe.weights if w.chosen.config]
     assert chosen == ["hidden_weight_to_fp16"]
+    assert recipe.notes[-1].startswith("1 of 2 samples")
     for given in (recipe, nothing):
         known = partial if given is recipe else calibration
         method = "auto" if given is recipe else "hessian"

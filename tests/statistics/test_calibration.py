@@ -128,13 +128,17 @@ def test_few_samples_are_noted():
 
 
 def test_merged_parts_are_the_whole(tmp_path):
-    parts = [calibration_of(ROWS[:25]), calibration_of(ROWS[25:], remarks=("another",))]
+    parts = [
+        calibration_of(ROWS[:25], marks=("01", "02")),
+        calibration_of(ROWS[25:], remarks=("another",), marks=("02", "03")),
+    ]
     whole = calibration_of(ROWS).moments["0"]
     in_memory = merge(parts)
     parts[0].save(tmp_path / "part")
     in_file = merge([tmp_path / "part", parts[1]], tmp_path / "merged")
     assert in_memory.samples == in_file.samples == 40
     assert in_file.remarks == ("a remark", "another")
+    assert in_memory.marks == in_file.marks == ("01", "02", "03")
     for field in ("second", "diagonal", "mean"):
         one, other = (getattr(each.moments["0"], field) for each in (in_memory, in_file))
         assert np.array_equal(one, other)
