@@ -22,6 +22,11 @@ from mlopt.requests.report import Report
 from mlopt.statistics import Calibration
 from mlopt.statistics.guidance import CalibrationSource, calibration_of
 
+_ALL_UNGUIDED = (
+    "No weight that the recipe palettizes has statistics in the calibration: tables are fitted to "
+    "the weights alone, and no samples are run."
+)
+
 
 def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     recipe: Recipe,
@@ -56,7 +61,8 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
         As for :func:`mlopt.coreml.palettize`: give what the plan was made with.
     samples
         With a calibration: palettize in sequence, see
-        :func:`mlopt.calibration.palettize_sequentially`. None: all weights at once.
+        :func:`mlopt.calibration.palettize_sequentially`. None, or where the calibration of the
+        recipe knows none of the weights: all weights at once.
     cache
         The folder that the plan was made with: what is in it is not clustered again. Not with
         samples.
@@ -86,8 +92,10 @@ def apply_recipe(  # noqa: PLR0913 - those of palettize, the recipe and samples
     known = None if calibration is None else calibration_of(calibration)
     matching = match(recipe, model, strict=strict)
     different = _notes_on_calibration(recipe, known)
-    if samples is None and not _is_of_use(known, recipe):
+    if not _is_of_use(known, recipe):
         known, method = None, "auto"
+        if samples is not None:
+            samples, different = None, (*different, _ALL_UNGUIDED)
     options: dict[str, Any] = {
         "output": output,
         "minimum_deployment_target": minimum_deployment_target or recipe.target,

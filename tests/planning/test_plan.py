@@ -164,6 +164,9 @@ def test_a_calibration_need_not_know_what_is_chosen(digits, calibration, tmp_pat
     chosen = [w.name for w in recipe.weights if w.chosen.config]
     assert chosen == ["hidden_weight_to_fp16"]
     assert recipe.notes[-1].startswith("1 of 2 samples")
+    in_sequence = apply_recipe(recipe, digits, calibration=partial, samples=SAMPLES[:2])
+    assert any("no samples are run" in note for note in in_sequence.report.notes)
+    assert [row.nbits for row in in_sequence.report.palettized] == [1]
     for given in (recipe, nothing):
         known = partial if given is recipe else calibration
         method = "auto" if given is recipe else "hessian"
