@@ -145,7 +145,13 @@ class Subject:
             runner,
             runner.loss(options.loss, program.plan.outputs),
             chosen,
-            identity=_identity(package, found, chosen, (options.loss, program.function)),
+            identity=_identity(
+                package,
+                found,
+                chosen,
+                # devices round differently
+                (options.loss, program.function, program.device.type),
+            ),
             workers=workers,
         )
         return cls(

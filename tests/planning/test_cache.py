@@ -3,12 +3,14 @@
 import attrs
 import numpy as np
 import pytest
+import torch
 
 from mlopt.calibration import calibrate
 from mlopt.coreml import OpPalettizerConfig, execution
 from mlopt.errors import DestinationError
 from mlopt.planning import apply_recipe, losses, plan
 from mlopt.planning.trials import Trials
+from mlopt.runtime import Program
 
 IMAGES = np.random.default_rng(1).uniform(size=(3, 1, 1, 8, 8)).astype(np.float32)
 SAMPLES = [{"image": image} for image in IMAGES]
@@ -51,6 +53,10 @@ def test_nothing_is_made_twice(digits, tmp_path, monkeypatch):
     ):
         with pytest.raises(AssertionError, match="made again"):
             plan(digits, budget="4x", **(asked | changed))
+    # as if it ran elsewhere, where numbers are rounded in another way
+    monkeypatch.setattr(Program, "device", property(lambda program: torch.device("cuda")))
+    with pytest.raises(AssertionError, match="made again"):
+        plan(digits, budget="4x", **asked)
 
 
 class Alike:
