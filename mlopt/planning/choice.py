@@ -145,7 +145,9 @@ def _solution(
         bounds=Bounds(0, 1),
         integrality=np.ones(len(flat)),
         # HiGHS prints lines of debugging (jump-dev/HiGHS.jl #312), fewer without presolve, which
-        # does not make it faster here
+        # does not make it faster here. The rest stays: they are written by C to the descriptor of
+        # the process, behind a buffer of its own, and to turn that away would also lose what other
+        # threads print for up to _SECONDS. No command that prints JSON solves.
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP, "presolve": False},
     )
     dual = getattr(result, "mip_dual_bound", None)
