@@ -14,6 +14,7 @@ import yaml
 
 from mlopt.coreml.op_config import OpPalettizerConfig
 from mlopt.errors import ConfigError
+from mlopt.planning.edited import with_edits
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
 from mlopt.requests.yaml_files import read_yaml
 from mlopt.text.names import shortlist
@@ -95,7 +96,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_dict(values: Any) -> Recipe:
-    """Return the recipe that plain values describe.
+    """Return the recipe that plain values describe, what was edited completed.
 
     Raises
     ------
@@ -113,7 +114,7 @@ def from_dict(values: Any) -> Recipe:
         weights = tuple(_weight(name, each) for name, each in dict(given.pop("weights")).items())
         points = tuple(_typed(Point, each) for each in given.pop("points", ()))
         notes = tuple(map(str, given.pop("notes", ())))
-        return _typed(Recipe, {**given, "weights": weights, "points": points, "notes": notes})
+        read = _typed(Recipe, {**given, "weights": weights, "points": points, "notes": notes})
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -121,6 +122,7 @@ def from_dict(values: Any) -> Recipe:
             f"this recipe is damaged: {type(error).__name__}: {error}; write it anew with "
             "`mlopt plan`"
         ) from error
+    return with_edits(read)
 
 
 _PLAIN: dict[str, type | tuple[type, ...]] = {

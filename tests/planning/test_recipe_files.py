@@ -99,10 +99,31 @@ def test_without_weights(tmp_path):
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_losses_that_are_no_numbers(tmp_path, suffix):
     path = tmp_path / f"recipe.{suffix}"
-    save_recipe(recipe(weight(chosen=tried(loss=math.nan)), expected=-math.inf), path)
+    odd = tried(loss=math.nan)
+    save_recipe(recipe(weight(chosen=odd, tried=(odd,)), expected=-math.inf), path)
     read = load_recipe(path)
     assert math.isnan(read.weights[0].chosen.loss)
     assert read.expected == -math.inf
+
+
+def test_another_form_that_was_tried(tmp_path):
+    forms = [
+        tried(OpPalettizerConfig(nbits=nbits), nbytes=100 * nbits, loss=0.5**nbits)
+        for nbits in (2, 4)
+    ]
+    weights = [weight(name, chosen=forms[0], tried=tuple(forms)) for name in ("v", "w")]
+    values = as_dict(recipe(*weights, measured=0.7, expected=0.5, nbytes=1000))
+    # by hand, only what is asked for is changed
+    values["weights"]["w"]["chosen"]["config"] = {"nbits": 4}
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    read = load_recipe(tmp_path / "recipe.json")
+    assert [each.chosen for each in read.weights] == forms
+    assert (read.nbytes, read.expected, read.measured) == (1200, 0.25 + 0.0625, None)
+    assert "1 weight got another of the forms" in read.notes[-1]
+    assert from_dict(as_dict(read)) == read
+    # what was not tried is not known
+    values["weights"]["w"]["chosen"]["config"] = {"nbits": 8}
+    assert from_dict(values).measured == 0.7
 
 
 def test_other_readers_read_the_same(tmp_path):
