@@ -17,6 +17,7 @@ from benchmarks import (
     dkm_accuracy,
     exact_kmeans,
     large_package,
+    linear_forms,
     plans,
     runtime_speed,
     scale_importance,
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             (scale_importance, []),
             (answers, []),
             (plans, ["--models", "digits"]),
+            (linear_forms, []),
             (large_package, []),
         ):
             file = Path(folder) / "result.json"
