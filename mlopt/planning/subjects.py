@@ -139,6 +139,8 @@ class Subject:
         chosen = _samples(samples, program, options)
         nodes = [node for each in package.programs for node in each.nodes()]
         found, sites = _with_sites(found, program, nodes)
+        if not options.are_shared:
+            check_choice([found])
         runner = Runner(program, keeps_weights=True)
         workers = processors() if options.workers is None else options.workers
         trials = Trials(
@@ -299,9 +301,20 @@ def _with_sites(
         without_choice(each, reason) if decision is not None and site is None else each
         for each, decision, site in zip(found.weights, decisions, sites, strict=True)
     )
-    if not any(sites):
+    return attrs.evolve(found, weights=weights), sites
+
+
+def check_choice(found: Sequence[Candidates]) -> None:
+    """Refuse models of which no weight can be palettized.
+
+    Raises
+    ------
+    ConfigError
+        No weight has a palette to choose, in any of them.
+    """
+    weights = [each for candidates in found for each in candidates.weights]
+    if not any(form.config is not None for each in weights for form in each.forms):
         raise ConfigError(
             "there is nothing to choose: no weight can be palettized. "
             + "; ".join(sorted({each.reason for each in weights if each.reason})[:3])
         )
-    return attrs.evolve(found, weights=weights), sites

@@ -22,7 +22,7 @@ from mlopt.planning.limits import Budget, Quality
 from mlopt.planning.losses import Pair, PlanProgress
 from mlopt.planning.planner import Planned, Planner
 from mlopt.planning.recipe import Known, Recipe
-from mlopt.planning.subjects import Options, Subject
+from mlopt.planning.subjects import Options, Subject, check_choice
 from mlopt.runtime.program import Program
 from mlopt.statistics.guidance import CalibrationSource
 from mlopt.text.words import counted, human_bytes
@@ -115,7 +115,9 @@ def plan_together(  # noqa: PLR0913 - those of plan, for several models
         subjects.append(Subject.prepared(source, given, calibration, options))
         if given is not None:
             _add_outputs(subjects[-1].program, given)
-    check_pinned([subject.found for subject in subjects])
+    found = [subject.found for subject in subjects]
+    check_pinned(found)
+    check_choice(found)
     goal = Goal.of(budget, quality, subjects, loss=options.loss)
     joint = _Joint(subjects)
     weights = [weight for subject in subjects for weight in subject.weights]

@@ -6,6 +6,7 @@ import coremltools as ct
 import numpy as np
 import pytest
 import torch
+from coremltools.converters.mil import Builder as mb
 from torch import nn
 
 from mlopt import runtime
@@ -14,6 +15,7 @@ from mlopt.coreml.inspection import package_bytes
 from mlopt.errors import ConfigError
 from mlopt.planning import apply_recipe, plan, plan_together
 from mlopt.planning.candidates import Candidates, check_pinned
+from tests.models import build_program
 
 FORMS = [OpPalettizerConfig(nbits=nbits, weight_threshold=100) for nbits in (1, 2, 4, 6)]
 
@@ -102,3 +104,15 @@ def test_what_is_pinned_has_to_be_in_one_of_them(chunks):
     check_pinned([second, Candidates((), ())])
     with pytest.raises(ConfigError, match="'none'"):
         plan_together(chunks, budget="2x", candidates=FORMS, pinned={"none": None})
+
+
+def test_a_package_without_a_choice_counts_as_it_is(chunks, tmp_path):
+    plain = build_program(lambda x: mb.relu(x=x), (1, 16), target="iOS18", precision="float16")
+    path = tmp_path / "plain.mlpackage"
+    plain.save(str(path))
+    recipes = plan_together([chunks[1], path], budget="2x", random=2, candidates=FORMS)
+    assert [len(recipe.weights) > 0 for recipe in recipes] == [True, False]
+    assert recipes[1].nbytes == package_bytes(path)
+    assert recipes[1].measured == 0.0
+    with pytest.raises(ConfigError, match="nothing to choose"):
+        plan_together([path], budget="2x", random=2)
