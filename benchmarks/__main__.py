@@ -1,4 +1,10 @@
-"""Run every benchmark in turn: ``python -m benchmarks [--json FILE] [--skip-reference]``."""
+"""Run every benchmark in turn, and say what moved since a stored run of the same machine.
+
+    python -m benchmarks [--json FILE] [--against FILE] [--skip-reference]
+    python -m benchmarks --read FILE --against FILE
+
+The second command compares two stored runs, of all benchmarks or of one of them.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +33,23 @@ from benchmarks import (
     vector_kmeans,
 )
 from benchmarks.lib.environment import environment
+from benchmarks.lib.moved import print_moved
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run all; 1 where any of them failed, else 0. The JSON holds one result a script."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument("--skip-reference", action="store_true", help="run mlopt only")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="say what moved since then")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="a stored run: measure nothing")
     options = parser.parse_args(argv)
+    if options.read is not None:
+        if options.against is None:
+            parser.error("--read compares a stored run: say with which one, --against FILE")
+        print_moved(options.against, options.read)
+        return 0
     common = ["--skip-reference"] if options.skip_reference else []
     results = {"environment": environment()}
     status = 0
@@ -62,6 +77,10 @@ def main(argv: list[str] | None = None) -> int:
             results[script.__name__.rpartition(".")[2]] = json.loads(file.read_text())["rows"]
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
+        if options.against is not None:
+            now = Path(folder) / "now.json"
+            now.write_text(json.dumps(results))
+            print_moved(options.against, now)
     return status
 
 
