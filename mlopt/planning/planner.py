@@ -294,12 +294,12 @@ class Planner:
         """Return the best form for all weights that have it, as far as the package allows."""
         options = self.options()
         found: list[_Uniform] = []
-        configs = {form.config: None for each in self.weights for form in each.forms}
-        for config in configs:
+        configs = {_alone(form.config): form.config for w in self.weights for form in w.forms}
+        for alone, config in configs.items():
             if config is None:
                 continue
             chosen = tuple(
-                next((n for n, form in enumerate(each.forms) if form.config == config), -1)
+                next((n for n, form in enumerate(each.forms) if _alone(form.config) == alone), -1)
                 % len(each.forms)
                 for each in self.weights
             )
@@ -341,3 +341,8 @@ class Planner:
 
 def _bytes(options: Sequence[Sequence[Option]], chosen: Sequence[int]) -> int:
     return sum(options[i][n].nbytes for i, n in enumerate(chosen))
+
+
+def _alone(config: OpPalettizerConfig | None) -> OpPalettizerConfig | None:
+    """Return a config without what says which weights it is for."""
+    return None if config is None else attrs.evolve(config, weight_threshold=0)
