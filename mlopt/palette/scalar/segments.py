@@ -221,6 +221,62 @@ def suffix_costs(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
     return scratch.cost[: prefix.n + 1].copy()
 
 
+NEAR_VISITS = 8
+"""Tests per value after which :func:`near_suffix_costs` gives up being sparing."""
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def near_suffix_costs(prefix, penalty, most, scratch):  # type: ignore[no-untyped-def]
+    """Return the costs of :func:`suffix_costs` where they matter, infinity or more elsewhere.
+
+    They matter at the positions of segmentations that cost ``most`` or less, penalties included.
+    ``scratch.cost`` has the costs of prefixes, as :func:`penalised_paths` leaves them.
+
+    From the last position to the first, each that matters as the end of a segment is followed by
+    all its starts: with ``rest`` the cost from ``end`` on, a start matters where
+    ``cost[start] + segment_cost(start, end) + penalty + rest <= most``, and then the best end of
+    its segment matters too, so that the minimum over ends is the cost of the suffix. Spans of
+    starts are skipped at one test: ``cost`` never falls and the segment's cost never rises from
+    one start to the next, so none in ``[first, last)`` is below ``cost[first] +
+    segment_cost(last - 1, end)``. And none before ``last - 1`` is below ``cost[last - 1] - penalty
+    + segment_cost(last - 1, end)``, as two segments cost no more than their union.
+
+    Where more than ``NEAR_VISITS`` tests per value would be needed, all costs are computed, which
+    is O(n log n), and what is in ``scratch`` is overwritten.
+    """
+    sums, n, cost = prefix.sums, prefix.n, scratch.cost
+    backward = np.full(n + 1, np.inf)
+    backward[0] = 0.0
+    visits = 0
+    for end in range(n, 0, -1):
+        rest = backward[n - end] + penalty
+        if cost[end] - penalty + rest > most:
+            continue
+        last = end
+        step = 1
+        while last > 0:
+            first = max(last - step, 0)
+            visits += 1
+            segment = segment_cost(sums, last - 1, end)
+            whole = cost[first] + segment + rest
+            if whole > most:
+                if cost[last - 1] - penalty + segment + rest > most:
+                    break
+                last = first
+                step *= 2
+            elif step > 1:
+                step >>= 1
+            else:
+                backward[n - first] = min(backward[n - first], segment + rest)
+                last = first
+        if visits > NEAR_VISITS * n:
+            forward = cost[: n + 1].copy()
+            backward = suffix_costs(prefix, penalty, scratch)
+            cost[: n + 1] = forward
+            break
+    return backward
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def trace_path(start, n, bounds):  # type: ignore[no-untyped-def]
     """Write the segment bounds ``0 = b_0 < ... < b_k = n`` of the path to ``n``; returns ``k``."""

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from mlopt.palette.scalar.segments import segment_cost, suffix_costs, total_cost
+from mlopt.palette.scalar.segments import near_suffix_costs, segment_cost, total_cost
 
 # Significant bits, exponent of the smallest normal number, exponent of the smallest step.
 _FORMATS = {
@@ -165,7 +165,7 @@ class _Ceiling(NamedTuple):
 
     limit: the stored cost of a solution in hand; forward, backward: float64[n + 1], costs of the
     cheapest segmentations of prefixes, and of suffixes by their length, with ``penalty`` per
-    segment.
+    segment; infinite where a suffix is in no solution below the limit.
     """
 
     limit: float
@@ -330,9 +330,8 @@ def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[n
         return 0.0
     if prefix.n > FEW_VALUES and not is_worth_proving(price, plain, k):
         return price
-    forward = scratch.cost[: prefix.n + 1].copy()
-    backward = suffix_costs(prefix, penalty, scratch)
-    ceiling = _Ceiling(limit, penalty, forward, backward)
+    backward = near_suffix_costs(prefix, penalty, limit + penalty * k, scratch)
+    ceiling = _Ceiling(limit, penalty, scratch.cost, backward)
     return 0.0 if _search(prefix, k, ceiling, rounding, bounds) else price
 
 

@@ -97,3 +97,27 @@ def test_penalised_path_is_the_cheapest_of_all_counts(seed):
         assert (np.diff(bounds) > 0).all()
         paid = ref.cost_of_bounds(values, masses, bounds) + penalty * (len(bounds) - 1)
         assert paid <= prefix[-1] + 1e-13 * everything
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("room", [0.0, 1e-3, 0.5, 3.0, np.inf])
+def test_suffix_costs_are_exact_where_they_matter(seed, room):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 60))
+    values = np.unique(rng.standard_cauchy(n) if seed % 2 else rng.integers(-40, 40, n) * 1.0)
+    n = len(values)
+    masses = rng.integers(1, 5, n) * 1.0 if seed % 3 else rng.random(n) + 1e-3
+    prefix = segments.fill_sums(values, masses, np.empty((3, n + 1)))
+    scratch = segments.make_scratch(n)
+    for penalty in float(ref.spread(values, masses)) * 10.0 ** rng.uniform(-5, 0, 4) + 1e-9:
+        backward = segments.suffix_costs(prefix, penalty, scratch)
+        segments.penalised_paths(prefix, penalty, scratch)
+        forward = scratch.cost.copy()
+        # a little more than the least, so that rounding leaves out no position of the best path
+        most = forward[n] * (1 + 1e-12) + room * penalty
+        near = segments.near_suffix_costs(prefix, penalty, most, scratch)
+        np.testing.assert_array_equal(scratch.cost, forward)
+        np.testing.assert_array_less(backward * (1 - 1e-12), near + 1e-300)
+        matters = forward + backward[::-1] <= most - 1e-13 * forward[n]
+        np.testing.assert_allclose(near[::-1][matters], backward[::-1][matters], rtol=1e-12)
+        assert matters[[0, n]].all() or room == 0.0
