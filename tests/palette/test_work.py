@@ -137,7 +137,7 @@ def test_penalties_tried_are_bounded(ratio: float, weighing: str) -> None:
     spread = ref.spread(values, masses)
     worst = 0
     for k in range(2, n):
-        _, passes = solve(prefix, k, first_penalty(values, prefix, k, space.bounds), space)
+        _, passes = solve(prefix, k, first_penalty(values, prefix, k, space), space)
         worst = max(worst, passes)
         paid = ref.cost_of_bounds(values, masses, space.bounds[: k + 1])
         assert paid <= least[k - 1] + 1e-13 * spread

@@ -3,9 +3,10 @@
 The optimum for ``k`` clusters is the cheapest segmentation with exactly ``k`` segments. Charging
 every segment a penalty ``lambda`` instead of counting them leaves a problem that one pass solves
 (:func:`mlopt.palette.scalar.segments.penalised_paths`); its number of segments falls as ``lambda``
-grows, and whenever it comes out as ``k`` the solution is optimal for ``k``. A few Lloyd steps from
-good quantiles predict ``lambda`` so well that one to three passes do. Where several ``k`` tie on
-one ``lambda``, a solution with fewer and one with more segments are spliced.
+grows, and whenever it comes out as ``k`` the solution is optimal for ``k``. The same search on a
+few cells of values, or a few Lloyd steps from good quantiles, predict ``lambda`` so well that one
+to three passes do. Where several ``k`` tie on one ``lambda``, a solution with fewer and one with
+more segments are spliced.
 
 Sources: Gronlund, Larsen, Mathiasen, Nielsen, Schneider, Song, "Fast exact k-means, k-medians and
 Bregman divergence clustering in 1D", 2017, arXiv 1701.07204; Aggarwal, Schieber, Tokuyama,
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.scalar.segments import (
+    Prefix,
     fill_sums,
     make_scratch,
     penalised_paths,
@@ -29,6 +31,12 @@ from mlopt.palette.scalar.segments import (
 )
 
 LLOYD_STEPS = 24
+CELLS = 8
+MOST_CELLS = 64
+VALUES_OF_CELL = 32
+ENOUGH = 48
+"""Cells of a segment (one for so many values, within limits) and values of a segment with which
+cells predict the penalty."""
 
 # The search for the penalty. So many steps follow the error, as long as it is smooth. Then steps
 # without a bracket double in length, and every other one inside a bracket halves its logarithm.
@@ -138,15 +146,46 @@ def _splice(fewer, k_fewer, more, k, bounds):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def first_penalty(values, prefix, k, bounds):  # type: ignore[no-untyped-def]
-    """Return a first penalty for :func:`solve`, predicted by Lloyd's iteration from quantiles.
+def first_penalty(values, prefix, k, scratch):  # type: ignore[no-untyped-def]
+    """Return a first penalty for :func:`solve`.
 
-    values: float64[n], ascending and distinct, ``k < n``; ``bounds[: k + 1]`` is scratch.
+    values: float64[n], ascending and distinct, ``k < n``; ``scratch`` is for ``n`` values.
     """
-    quantile_bounds(values, prefix.sums, k, bounds)
-    lloyd(values, prefix, k, bounds)
+    quantile_bounds(values, prefix.sums, k, scratch.bounds)
+    if prefix.n < ENOUGH * k:
+        lloyd(values, prefix, k, scratch.bounds)
+    return penalty_of_bounds(prefix, k, scratch)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def penalty_of_bounds(prefix, k, scratch):  # type: ignore[no-untyped-def]
+    """Return a first penalty for :func:`solve` from bounds that are anything like the best.
+
+    Where values are many, each segment of ``scratch.bounds`` is cut into cells, and the penalty is
+    the one that leads to ``k`` segments of cells. Found like the final one, in less than
+    a quarter of the time of a pass over the values as a rule, it saves a third of these passes.
+    """
     # d(error)/dk of an error that falls like k**-2
-    return 2.0 * total_cost(prefix.sums, bounds, k) / k
+    penalty = 2.0 * total_cost(prefix.sums, scratch.bounds, k) / k
+    if prefix.n >= ENOUGH * k:
+        penalty, _ = solve(_in_cells(prefix, k, scratch.bounds), k, penalty, scratch)
+    return penalty
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _in_cells(prefix, k, bounds):  # type: ignore[no-untyped-def]
+    """Return the sums at positions that cut each of ``k`` segments into cells."""
+    most = max(CELLS, min(MOST_CELLS, prefix.n // (VALUES_OF_CELL * k)))
+    sums = np.empty((3, most * k + 1))
+    m = 0
+    for j in range(k):
+        length = bounds[j + 1] - bounds[j]
+        cells = min(most, length)
+        for c in range(cells):
+            sums[:, m] = prefix.sums[:, bounds[j] + length * c // cells]
+            m += 1
+    sums[:, m] = prefix.sums[:, bounds[k]]
+    return Prefix(sums, prefix.origin, m)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -269,7 +308,7 @@ def _curve(values, importance, most):  # type: ignore[no-untyped-def]
     errors[0] = segment_cost(prefix.sums, 0, n)
     scratch = make_scratch(n)
     for k in range(2, min(most, n - 1) + 1):
-        solve(prefix, k, first_penalty(values, prefix, k, scratch.bounds), scratch)
+        solve(prefix, k, first_penalty(values, prefix, k, scratch), scratch)
         errors[k - 1] = total_cost(prefix.sums, scratch.bounds, k)
     return errors
 
@@ -298,7 +337,7 @@ def kmeans1d(
         return np.arange(n + 1)
     prefix = fill_sums(values, importance, np.empty((3, n + 1)))
     scratch = make_scratch(n)
-    solve(prefix, k, first_penalty(values, prefix, k, scratch.bounds), scratch)
+    solve(prefix, k, first_penalty(values, prefix, k, scratch), scratch)
     return np.asarray(scratch.bounds[: k + 1].copy())
 
 

@@ -9,7 +9,7 @@ from numba import njit
 
 from mlopt.palette.scalar.cells import Sums
 from mlopt.palette.scalar.distinct import NEGLIGIBLE
-from mlopt.palette.scalar.kmeans1d import solve
+from mlopt.palette.scalar.kmeans1d import penalty_of_bounds, solve
 from mlopt.palette.scalar.segments import Prefix, make_scratch, suffix_costs, total_cost
 from mlopt.palette.scalar.stored import Rounding, is_worth_proving, settle
 
@@ -103,7 +103,10 @@ def near_bounds(
     if n <= k:
         return None
     prefix, scratch = Prefix(sums, whole.mean, n), make_scratch(n)
-    penalty, _ = solve(prefix, k, penalty or _penalty_of_equal_shares(sums, n, k), scratch)
+    if not penalty:
+        _equal_shares(sums, n, k, scratch.bounds)
+        penalty = penalty_of_bounds(prefix, k, scratch)
+    penalty, _ = solve(prefix, k, penalty, scratch)
     forward = scratch.cost.copy()
     plain = total_cost(sums, scratch.bounds, k)
     price, limited = 0.0, False
@@ -134,20 +137,13 @@ def near_bounds(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _penalty_of_equal_shares(sums, n, k):  # type: ignore[no-untyped-def]
-    """Return a first penalty: the error of k segments of equal importance, over k."""
-    error = 0.0
-    last = 0
-    for j in range(1, k + 1):
-        i = n
-        if j < k:
-            i = min(n, max(np.searchsorted(sums[0], sums[0, n] * j / k), last + 1))
-        if i > last:
-            mass = sums[0, i] - sums[0, last]
-            moment = sums[1, i] - sums[1, last]
-            error += max(0.0, sums[2, i] - sums[2, last] - moment * moment / mass)
-        last = i
-    return max(error, sums[2, n] * 1e-12) / k
+def _equal_shares(sums, n, k, bounds):  # type: ignore[no-untyped-def]
+    """Set bounds of ``k`` segments of about equal importance, one position long at least."""
+    bounds[0] = 0
+    for j in range(1, k):
+        share = np.searchsorted(sums[0, : n + 1], sums[0, n] * j / k)
+        bounds[j] = min(max(share, bounds[j - 1] + 1), n - (k - j))
+    bounds[k] = n
 
 
 @njit(cache=True, nogil=True)

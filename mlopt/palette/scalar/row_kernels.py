@@ -122,7 +122,7 @@ def _fill_table(distinct, wanted, points, work, table):  # type: ignore[no-untyp
         return 0.0
     prefix = fill_sums(values, masses, work.sums)
     scratch = work.scratch
-    penalty = first_penalty(values, prefix, entries, scratch.bounds)
+    penalty = first_penalty(values, prefix, entries, scratch)
     penalty, _ = solve(prefix, entries, penalty, scratch)
     gap = refine_for_storage(prefix, entries, penalty, wanted.rounding, scratch)
     stored_table(prefix, scratch.bounds, wanted.rounding, table)

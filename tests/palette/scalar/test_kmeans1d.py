@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from mlopt.palette import kmeans1d, kmeans1d_curve
-from mlopt.palette.scalar.kmeans1d import solve
+from mlopt.palette.scalar.kmeans1d import first_penalty, solve
 from mlopt.palette.scalar.segments import fill_sums, make_scratch
 from tests.palette import references as ref
 
@@ -225,3 +225,15 @@ def test_a_poor_penalty_to_begin_with_leads_to_the_optimum(penalty):
         bounds = space.bounds[: k + 1]
         check_bounds(bounds, n, k)
         assert ref.cost_of_bounds(values, h, bounds) <= least[k - 1] + 1e-13 * spread
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "heavy tails", "two modes", "uniform"])
+def test_cells_of_many_values_predict_the_penalty(name):
+    passes = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        values = np.unique(density(name, rng, 3000))
+        n = len(values)
+        prefix, space = fill_sums(values, np.ones(n), np.empty((3, n + 1))), make_scratch(n)
+        passes.append(solve(prefix, 16, first_penalty(values, prefix, 16, space), space)[1])
+    assert sum(passes) <= 10
