@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
+import attrs
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,18 +55,12 @@ def conv(
     "same_lower" with the odd element at the beginning. (The amounts in the text of the definition
     are others for strides and even kernels, and contradict the shapes that it infers.)
     """
-    rank = spatial_rank(x)
-    strides = per_axis("strides", strides, rank)
-    dilations = per_axis("dilations", dilations, rank)
-    kernels = _dilated(weight, dilations, rank)
-    amounts = padding_amounts(pad_type, pad, x.shape[2:], kernels, strides)
-    _check_result(x.shape, weight.shape[0], kernels, strides, amounts)
+    places = _places(x.shape, weight.shape, strides, pad_type, pad, dilations)
     x, weight, bias = in_one_dtype(x, weight, bias)
-    if all(before == after >= 0 for before, after in amounts):
-        padding = [before for before, _ in amounts]
-    else:
-        x, padding = padded(x, amounts, 0.0), [0] * rank
-    return _CONVOLUTIONS[rank](x, weight, bias, strides, padding, dilations, groups)
+    if places.amounts is not None:
+        x = padded(x, places.amounts, 0.0)
+    convolution = _CONVOLUTIONS[len(places.strides)]
+    return convolution(x, weight, bias, places.strides, places.padding, places.dilations, groups)
 
 
 @operation("conv_transpose", keeps_nothing=True)
@@ -88,7 +84,7 @@ def conv_transpose(
     of what is cropped, rounded down, is at the beginning; zeros follow a full result that is
     shorter.
     """
-    rank = spatial_rank(x)
+    rank = spatial_rank(x.shape)
     strides = per_axis("strides", strides, rank)
     dilations = per_axis("dilations", dilations, rank)
     _check_rank(weight.shape, rank)
@@ -137,11 +133,46 @@ def transposed_crops(
     return _crops(_custom(pad, rank) if pad_type == "custom" else None, full, wanted)
 
 
-def spatial_rank(x: Tensor) -> int:
+@attrs.frozen
+class _Places:
+    """The places of kernels: torch's own padding, or amounts that are padded before."""
+
+    strides: Ints
+    dilations: Ints
+    padding: Ints
+    amounts: Amounts | None
+
+
+@lru_cache(maxsize=1024)
+def _places(
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: Ints | None,
+    pad_type: str,
+    pad: Ints | None,
+    dilations: Ints | None,
+) -> _Places:
+    """Return the places of the kernels of ``conv``; ValueError where arguments do not fit.
+
+    shape, kernel: those of x and of the weight. In small networks finding them takes longer than
+    the convolution, and most runs have the shapes of the run before.
+    """
+    rank = spatial_rank(shape)
+    strides = per_axis("strides", strides, rank)
+    dilations = per_axis("dilations", dilations, rank)
+    kernels = _dilated(kernel, dilations, rank)
+    amounts = padding_amounts(pad_type, pad, shape[2:], kernels, strides)
+    _check_result(shape, kernel[0], kernels, strides, amounts)
+    if all(before == after >= 0 for before, after in amounts):
+        return _Places(strides, dilations, tuple(before for before, _ in amounts), None)
+    return _Places(strides, dilations, (0,) * rank, amounts)
+
+
+def spatial_rank(shape: Sequence[int]) -> int:
     """Return the number of spatial axes of [N, C, *D]: 1, 2 or 3, or a ValueError."""
-    if not 3 <= x.dim() <= 5:
-        raise ValueError(f"x needs 1 to 3 axes after batch and channels, got {list(x.shape)}")
-    return x.dim() - 2
+    if not 3 <= len(shape) <= 5:
+        raise ValueError(f"x needs 1 to 3 axes after batch and channels, got {list(shape)}")
+    return len(shape) - 2
 
 
 def per_axis(name: str, values: Ints | None, rank: int) -> Ints:
@@ -181,9 +212,9 @@ def padded(x: Tensor, amounts: Amounts, value: float) -> Tensor:
     return functional.pad(x, flat, value=value)
 
 
-def _dilated(weight: Tensor, dilations: Ints, rank: int) -> Ints:
-    _check_rank(weight.shape, rank)
-    return _dilated_lengths(weight.shape, dilations)
+def _dilated(kernel: Sequence[int], dilations: Ints, rank: int) -> Ints:
+    _check_rank(kernel, rank)
+    return _dilated_lengths(kernel, dilations)
 
 
 def _dilated_lengths(kernel: Sequence[int], dilations: Ints) -> Ints:

@@ -53,6 +53,12 @@ def in_one_dtype(*tensors: Tensor | None) -> tuple[Any, ...]:
 
     None stays None. Since iOS17 weights may have other element types than what they work on.
     """
+    first = tensors[0].dtype if tensors[0] is not None else None
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype != first:
+            break
+    else:
+        return tensors  # as most are
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     if len(dtypes) < 2:
         return tensors

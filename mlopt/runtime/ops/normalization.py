@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -70,15 +72,11 @@ def layer_norm(
 
     All axes if left out. gamma, beta: the lengths of these axes in the order that x has them.
     """
-    over = _sorted_axes(axes, x.dim())
-    shape = [x.shape[axis] for axis in over]
+    count, order, back = _axes_last(axes, x.dim())
     x, gamma, beta = in_one_dtype(x, gamma, beta)
-    others = [axis for axis in range(x.dim()) if axis not in over]
-    order = others + over
-    if order == list(range(x.dim())):
-        return functional.layer_norm(x, shape, gamma, beta, epsilon)
-    normalized = functional.layer_norm(x.permute(order), shape, gamma, beta, epsilon)
-    return normalized.permute([order.index(axis) for axis in range(x.dim())])
+    x = x if back is None else x.permute(order)
+    normalized = functional.layer_norm(x, list(x.shape[x.dim() - count :]), gamma, beta, epsilon)
+    return normalized if back is None else normalized.permute(back)
 
 
 @operation("local_response_norm")
@@ -100,6 +98,18 @@ def local_response_norm(
 def _check_rank(x: Tensor) -> None:
     if x.dim() < 3:
         raise ValueError(f"x needs a rank of 3 at least, got the shape {list(x.shape)}")
+
+
+@lru_cache(maxsize=1024)
+def _axes_last(axes: Ints | None, rank: int) -> tuple[int, Ints, Ints | None]:
+    """Return how many axes are meant, the order with these last, and the one that undoes it.
+
+    None for an order that nothing has to be undone of.
+    """
+    over = _sorted_axes(axes, rank)
+    order = (*(axis for axis in range(rank) if axis not in over), *over)
+    back = tuple(order.index(axis) for axis in range(rank))
+    return len(over), order, None if back == order == tuple(range(rank)) else back
 
 
 def _sorted_axes(axes: Ints | None, rank: int) -> list[int]:

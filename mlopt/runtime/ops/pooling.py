@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import attrs
 import torch
@@ -46,7 +46,7 @@ def avg_pool(
     x: [N, C, *D], 1 to 3 spatial axes. Padding counts as zeros, or not at all if
     ``exclude_padding_from_average``; a window of nothing but padding is 0.
     """
-    axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
+    axes = _axes(x.shape, kernel_sizes, pad_type, strides, pad, ceil_mode)
     average = _AVERAGES[len(axes)]
     if all(axis.is_native for axis in axes):
         function = partial(average, count_include_pad=not exclude_padding_from_average)
@@ -70,7 +70,7 @@ def l2_pool(
     ceil_mode: bool = False,
 ) -> Tensor:
     """``sqrt(sum(x ** 2))`` of windows; x: [N, C, *D]."""
-    axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
+    axes = _axes(x.shape, kernel_sizes, pad_type, strides, pad, ceil_mode)
     squares = x.float().square()  # they leave the range of float16
     average = _AVERAGES[len(axes)]
     if all(axis.is_native and axis.covering <= axis.after for axis in axes):
@@ -90,7 +90,7 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The maxima of windows; x: [N, C, *D], 1 to 3 spatial axes. Padding is minus infinity."""
-    axes = _axes(x, kernel_sizes, pad_type, strides, pad, ceil_mode)
+    axes = _axes(x.shape, kernel_sizes, pad_type, strides, pad, ceil_mode)
     maximum = _MAXIMA[len(axes)]
     if all(axis.is_native for axis in axes):
         return _pooled_natively(maximum, x, axes, ceil_mode=ceil_mode)
@@ -128,21 +128,22 @@ class _Axis:
         return (ends - starts.clamp(min=low)).clamp(min=1)
 
 
+@lru_cache(maxsize=1024)
 def _axes(
-    x: Tensor,
+    shape: tuple[int, ...],
     kernel_sizes: Ints,
     pad_type: str,
     strides: Ints | None,
     pad: Ints | None,
     ceil_mode: bool,
-) -> list[_Axis]:
-    rank = spatial_rank(x)
+) -> tuple[_Axis, ...]:
+    rank = spatial_rank(shape)
     kernels = per_axis("kernel_sizes", kernel_sizes, rank)
     strides = per_axis("strides", strides, rank)
-    amounts = padding_amounts(pad_type.lower(), pad, x.shape[2:], kernels, strides)
+    amounts = padding_amounts(pad_type.lower(), pad, shape[2:], kernels, strides)
     axes = []
     for length, kernel, stride, (before, after) in zip(
-        x.shape[2:], kernels, strides, amounts, strict=True
+        shape[2:], kernels, strides, amounts, strict=True
     ):
         more = length + before + after - kernel
         count = (-(-more // stride) if ceil_mode else more // stride) + 1
@@ -154,23 +155,25 @@ def _axes(
                 f"{after} of padding"
             )
         axes.append(_Axis(length, kernel, stride, before, after, count))
-    return axes
+    return tuple(axes)
 
 
 def _pooled_natively(
-    function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], *, ceil_mode: bool
+    function: Callable[..., Tensor], x: Tensor, axes: tuple[_Axis, ...], *, ceil_mode: bool
 ) -> Tensor:
     """Pool with torch's own padding."""
     before = [axis.before for axis in axes]
     return function(x, *_windows(axes), before, ceil_mode=ceil_mode)
 
 
-def _pooled(function: Callable[..., Tensor], x: Tensor, axes: list[_Axis], value: float) -> Tensor:
+def _pooled(
+    function: Callable[..., Tensor], x: Tensor, axes: tuple[_Axis, ...], value: float
+) -> Tensor:
     """Pool with ``value`` around ``x``, so that the windows end where it ends."""
     covered = padded(x, [(axis.before, axis.covering) for axis in axes], value)
     return function(covered, *_windows(axes))
 
 
-def _windows(axes: list[_Axis]) -> tuple[list[int], list[int]]:
+def _windows(axes: tuple[_Axis, ...]) -> tuple[list[int], list[int]]:
     """The lengths of windows and their strides."""
     return [axis.kernel for axis in axes], [axis.stride for axis in axes]

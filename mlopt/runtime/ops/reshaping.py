@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ def reshape(x: Tensor, shape: Ints) -> Tensor:
             f"shape {list(shape)} has zeros, and must be of the rank of x, whose shape is "
             f"{list(x.shape)}"
         )
-    return _reshaped(x, [n or x.shape[axis] for axis, n in enumerate(shape)])
+    return _reshaped(x, tuple(n or x.shape[axis] for axis, n in enumerate(shape)))
 
 
 @operation("reshape", since="CoreML7", in_half=True)
@@ -159,9 +159,11 @@ def reshape_right_aligned(x: Tensor, shape: Ints) -> Tensor:
     shape: may hold one -1, for what is left over, and zeros, for the length of the axis of ``x``
     with the same distance from the last one; 1 where there is none.
     """
-    shift = x.dim() - len(shape)
-    own = [x.shape[axis + shift] if axis + shift >= 0 else 1 for axis in range(len(shape))]
-    return _reshaped(x, [n or length for n, length in zip(shape, own, strict=True)])
+    if 0 in shape:
+        shift = x.dim() - len(shape)
+        own = [x.shape[axis + shift] if axis + shift >= 0 else 1 for axis in range(len(shape))]
+        shape = tuple(n or length for n, length in zip(shape, own, strict=True))
+    return _reshaped(x, shape)
 
 
 @operation("reshape_like", in_half=True)
@@ -182,16 +184,13 @@ def reshape_like(
     lengths: list[int] = []
     for tensor, begin, end, is_open in zip(ref_tensors, begins, ends, end_masks, strict=True):
         lengths += tensor.shape[begin:] if is_open else tensor.shape[begin:end]
-    return _reshaped(x, lengths)
+    return _reshaped(x, tuple(lengths))
 
 
 @operation("transpose", in_half=True)
 def transpose(x: Tensor, perm: Ints) -> Tensor:
     """The axes in another order: axis i of the result is axis ``perm[i]`` of ``x``."""
-    order = [positive_axis(axis, x.dim()) for axis in perm]
-    if sorted(order) != list(range(x.dim())):
-        raise ValueError(f"perm must name each of {x.dim()} axes once, got {list(perm)}")
-    return x.permute(order)
+    return x.permute(_order(perm, x.dim()))
 
 
 @operation("flatten2d", in_half=True)
@@ -275,13 +274,25 @@ def _pairs(pairs: Tensor, name: str) -> list[list[int]]:
     return numbers
 
 
-def _reshaped(x: Tensor, lengths: Sequence[int]) -> Tensor:
+def _reshaped(x: Tensor, lengths: Ints) -> Tensor:
     """``x`` in a shape that may hold one -1."""
-    known = math.prod(n for n in lengths if n != -1)
+    return x.reshape(_complete(x.shape, lengths))
+
+
+@lru_cache(maxsize=1024)
+def _complete(own: tuple[int, ...], lengths: Ints) -> Ints:
+    """Return a shape whose -1 is replaced; ValueError if the elements of ``own`` do not fit."""
+    known, count = math.prod(n for n in lengths if n != -1), math.prod(own)
     is_open = -1 in lengths
-    fits = known > 0 and x.numel() % known == 0 if is_open else known == x.numel()
+    fits = known > 0 and count % known == 0 if is_open else known == count
     if not fits or lengths.count(-1) > 1 or any(n < -1 for n in lengths):
-        raise ValueError(
-            f"{x.numel()} elements of shape {list(x.shape)} cannot have shape {list(lengths)}"
-        )
-    return x.reshape([x.numel() // known if n == -1 else n for n in lengths])
+        raise ValueError(f"{count} elements of shape {list(own)} cannot have shape {list(lengths)}")
+    return tuple(count // known if n == -1 else n for n in lengths)
+
+
+@lru_cache(maxsize=1024)
+def _order(perm: Ints, rank: int) -> Ints:
+    order = tuple(positive_axis(axis, rank) for axis in perm)
+    if sorted(order) != list(range(rank)):
+        raise ValueError(f"perm must name each of {rank} axes once, got {list(perm)}")
+    return order

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -26,8 +28,8 @@ def slice_by_index(
     after its last one, whatever ``begin`` or ``end`` is; squeeze_mask: where the one element at
     ``begin`` is taken, and its axis dropped.
     """
-    ranges = _ranges(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    return _turned(x[_slices(ranges)], ranges).reshape(_shape(ranges, squeeze_mask))
+    part = _part(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    return part.turned(x[part.slices]).reshape(part.shape)
 
 
 @operation("slice_by_size", declared_loosely=True, in_half=True)
@@ -36,7 +38,7 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 
     begin: negative ones count from the end; size: -1 for all that follows.
     """
-    _check_lengths(x, begin=begin, size=size)
+    _check_lengths(x.shape, begin=begin, size=size)
     ranges = []
     for axis, (length, first, count) in enumerate(zip(x.shape, begin, size, strict=True)):
         first = first + length if first < 0 else first
@@ -62,18 +64,56 @@ def slice_update(
     squeeze_mask: Bools | None = None,
 ) -> Tensor:
     """``x`` with ``update`` instead of a part; the part is described as for ``slice_by_index``."""
-    ranges = _ranges(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
-    wanted = _shape(ranges, squeeze_mask)
-    if list(update.shape) != wanted:
-        raise ValueError(f"update must be of shape {wanted}, got {list(update.shape)}")
+    part = _part(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    if update.shape != part.shape:
+        raise ValueError(f"update must be of shape {list(part.shape)}, got {list(update.shape)}")
     updated = x.clone(memory_format=torch.contiguous_format)
-    part = update.reshape([len(part) for part in ranges])
-    updated[_slices(ranges)] = _turned(part, ranges)
+    updated[part.slices] = part.turned(update.reshape(part.lengths))
     return updated
 
 
+@attrs.frozen
+class _Part:
+    """A part of a tensor.
+
+    slices: its elements in ascending order; reversed_axes: those along which it is in descending
+    order; lengths: of all axes; shape: without the axes that are dropped.
+    """
+
+    slices: tuple[slice, ...]
+    reversed_axes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def turned(self, values: Tensor) -> Tensor:
+        """From ascending order to that of the part, or back."""
+        return values.flip(self.reversed_axes) if self.reversed_axes else values
+
+
+@lru_cache(maxsize=1024)
+def _part(
+    shape: tuple[int, ...],
+    begin: Ints,
+    end: Ints,
+    stride: Ints | None,
+    begin_mask: Bools | None,
+    end_mask: Bools | None,
+    squeeze_mask: Bools | None,
+) -> _Part:
+    """Return what is taken of a shape: most runs take what the run before took."""
+    ranges = _ranges(shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    dropped = squeeze_mask or (False,) * len(ranges)
+    lengths = tuple(map(len, ranges))
+    return _Part(
+        _slices(ranges),
+        tuple(axis for axis, taken in enumerate(ranges) if taken.step < 0),
+        lengths,
+        tuple(n for n, is_index in zip(lengths, dropped, strict=True) if not is_index),
+    )
+
+
 def _ranges(
-    x: Tensor,
+    shape: tuple[int, ...],
     begin: Ints,
     end: Ints,
     stride: Ints | None,
@@ -82,13 +122,13 @@ def _ranges(
     squeeze_mask: Bools | None,
 ) -> list[range]:
     """Which elements are taken along each axis, in their order."""
-    unmasked = (False,) * x.dim()
-    strides = (1,) * x.dim() if stride is None else stride
+    unmasked = (False,) * len(shape)
+    strides = (1,) * len(shape) if stride is None else stride
     is_first = begin_mask or unmasked
     is_last = end_mask or unmasked
     is_index = squeeze_mask or unmasked
     _check_lengths(
-        x,
+        shape,
         begin=begin,
         end=end,
         stride=strides,
@@ -99,7 +139,7 @@ def _ranges(
     if 0 in strides:
         raise ValueError(f"stride must hold no zeros, got {list(strides)}")
     ranges = []
-    for axis, length in enumerate(x.shape):
+    for axis, length in enumerate(shape):
         first = None if is_first[axis] else begin[axis]
         if is_index[axis]:
             ranges.append(_index(0 if first is None else first, length, axis))
@@ -118,11 +158,11 @@ def _index(index: int, length: int, axis: int) -> range:
     return range(index % length, index % length + 1)
 
 
-def _check_lengths(x: Tensor, **given: Sequence[int]) -> None:
+def _check_lengths(shape: Sequence[int], **given: Sequence[int]) -> None:
     for name, values in given.items():
-        if len(values) != x.dim():
+        if len(values) != len(shape):
             raise ValueError(
-                f"{name} must hold a value for each of {x.dim()} axes, got {list(values)}"
+                f"{name} must hold a value for each of {len(shape)} axes, got {list(values)}"
             )
 
 
@@ -131,14 +171,3 @@ def _slices(ranges: Sequence[range]) -> tuple[slice, ...]:
     return tuple(
         slice(min(part), max(part) + 1, abs(part.step)) if part else slice(0, 0) for part in ranges
     )
-
-
-def _turned(part: Tensor, ranges: Sequence[range]) -> Tensor:
-    """A part from ascending order to that of the ranges, or back."""
-    axes = [axis for axis, taken in enumerate(ranges) if taken.step < 0]
-    return part.flip(axes) if axes else part
-
-
-def _shape(ranges: Sequence[range], squeeze_mask: Bools | None) -> list[int]:
-    dropped = squeeze_mask or (False,) * len(ranges)
-    return [len(part) for part, is_index in zip(ranges, dropped, strict=True) if not is_index]
