@@ -52,6 +52,25 @@ def test_rooms_that_load_neither_torch_nor_coremltools():
     assert run(code).splitlines() == [str([room]) for room in rooms]
 
 
+@pytest.mark.parametrize("room", [mlopt.coreml, mlopt.palette])
+def test_rooms_offer_what_they_list(room):
+    assert set(room.__all__) <= set(dir(room))
+    assert all(getattr(room, name).__doc__ for name in room.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = room.nonsense
+
+
+def test_functions_keep_the_names_that_their_modules_have_too():
+    names = ["coreml.palettize", "coreml.decompress", "coreml.lint", "palette.palettize"]
+    code = (
+        "import importlib, mlopt\n"
+        f"for room, name in {[name.split('.') for name in names]}:\n"
+        "    module = importlib.import_module(f'mlopt.{room}.{name}')\n"
+        "    print(getattr(getattr(mlopt, room), name) is getattr(module, name))"
+    )
+    assert run(code).split() == ["True"] * len(names)
+
+
 def test_rooms_are_listed_and_others_refused():
     assert {"coreml", "errors", "mil", "palette", "__version__"} <= set(dir(mlopt))
     with pytest.raises(AttributeError, match="nonsense"):

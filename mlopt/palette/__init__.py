@@ -10,18 +10,25 @@ every path. Where a bound is reached, the best table so far is returned, and ``D
 says how far it is from the least error at most: weak duality bounds every table's error from below.
 """
 
-from mlopt.palette.assignment import assign
-from mlopt.palette.layout import Layout
-from mlopt.palette.moments import Arrangement, InputMoments
-from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
-from mlopt.palette.scalar.distinct import distinct_values
-from mlopt.palette.scalar.kmeans1d import kmeans1d, kmeans1d_curve
-from mlopt.palette.value.bits import pack_bits, unpack_bits
-from mlopt.palette.value.distortion import Distortion, measure_distortion
-from mlopt.palette.value.palettized import Palettized
-from mlopt.palette.value.quantized import QuantizedTable
-from mlopt.palette.value.spec import PaletteSpec
-from mlopt.palette.vector.clustering import cluster_vectors
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlopt.on_demand import offer_on_demand
+
+if TYPE_CHECKING:
+    from mlopt.palette.assignment import assign
+    from mlopt.palette.layout import Layout
+    from mlopt.palette.moments import Arrangement, InputMoments
+    from mlopt.palette.palettize import NoPaletteError, can_quantize_table, palettize
+    from mlopt.palette.scalar.distinct import distinct_values
+    from mlopt.palette.scalar.kmeans1d import kmeans1d, kmeans1d_curve
+    from mlopt.palette.value.bits import pack_bits, unpack_bits
+    from mlopt.palette.value.distortion import Distortion, measure_distortion
+    from mlopt.palette.value.palettized import Palettized
+    from mlopt.palette.value.quantized import QuantizedTable
+    from mlopt.palette.value.spec import PaletteSpec
+    from mlopt.palette.vector.clustering import cluster_vectors
 
 __all__ = [
     "Arrangement",
@@ -43,3 +50,25 @@ __all__ = [
     "palettize",
     "unpack_bits",
 ]
+
+__getattr__ = offer_on_demand(
+    __name__,
+    {
+        ".assignment": ("assign",),
+        ".layout": ("Layout",),
+        ".moments": ("Arrangement", "InputMoments"),
+        ".palettize": ("NoPaletteError", "can_quantize_table", "palettize"),
+        ".scalar.distinct": ("distinct_values",),
+        ".scalar.kmeans1d": ("kmeans1d", "kmeans1d_curve"),
+        ".value.bits": ("pack_bits", "unpack_bits"),
+        ".value.distortion": ("Distortion", "measure_distortion"),
+        ".value.palettized": ("Palettized",),
+        ".value.quantized": ("QuantizedTable",),
+        ".value.spec": ("PaletteSpec",),
+        ".vector.clustering": ("cluster_vectors",),
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -32,3 +32,6 @@ class Granularity(str, Enum):
         if isinstance(name, str) and name.lower() == "per_channel":
             remedy = "; for one table per channel use per_grouped_channel with group_size=1"
         raise ConfigError(f"granularity must be {listed(cls)}, got {shown(value)}{remedy}")
+
+
+CompressionGranularity = Granularity  # the name that coremltools gives to it

@@ -7,7 +7,6 @@ from typing import Any
 import attrs
 import numpy.typing as npt
 
-from mlopt.palette.palettize import can_quantize_table
 from mlopt.palette.value.spec import PaletteSpec
 
 
@@ -47,6 +46,8 @@ def without_unusable_codes(
     spec: PaletteSpec, weight: npt.NDArray[Any]
 ) -> tuple[PaletteSpec, tuple[str, ...]]:
     """The spec, asking for tables in floats where 8-bit codes cannot serve, and a note if so."""
+    from mlopt.palette.palettize import can_quantize_table  # with it come the kernels
+
     if spec.lut_dtype is None or can_quantize_table(weight, spec):
         return spec, ()
     note = float_table_note(spec.lut_dtype, weight.dtype.name)

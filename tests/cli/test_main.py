@@ -27,6 +27,30 @@ def test_help_lists_commands_and_codes():
     assert invoke("--version").stdout == f"mlopt {mlopt.__version__}\n"
 
 
+def loaded_by(calls, modules):
+    """Which of the modules a process has loaded after calls of the command line."""
+    code = (
+        "import sys; from mlopt.cli import app\n"
+        f"for call in {[[*map(str, call)] for call in calls]}:\n"
+        "    app(call, standalone_mode=False)\n"
+        f"sys.exit(repr([m for m in {modules} if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+    )
+    return done.stderr.strip()
+
+
+def test_commands_that_only_look_load_no_numba(model):
+    calls = [("--help",), ("compare", "--help"), ("inspect", model), ("lint", model)]
+    assert loaded_by(calls, ["numba", "coremltools", "torch"]) == "[]"
+
+
 @pytest.mark.long
 def test_a_process_prints_no_warnings_and_loads_no_coremltools(model, tmp_path):
     result = run("palettize", model, "-o", tmp_path / "out", "--nbits", 4)
@@ -37,21 +61,7 @@ def test_a_process_prints_no_warnings_and_loads_no_coremltools(model, tmp_path):
         ("palettize", model, "--recipe", tmp_path / "recipe.yaml", "-q", "-o", tmp_path / "c"),
         ("inspect", model, "--report", tmp_path / "page.html", "-q"),
     ]
-    code = (
-        "import sys; from mlopt.cli import app\n"
-        f"for call in {[[*map(str, call)] for call in calls]}:\n"
-        "    app(call, standalone_mode=False)\n"
-        "print([m for m in ('coremltools', 'torch') if m in sys.modules])"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(),
-    )
-    assert (loaded.stdout, loaded.stderr) == ("[]\n", "")
+    assert loaded_by(calls, ["coremltools", "torch"]) == "[]"
 
 
 def test_a_process_returns_the_code(model):

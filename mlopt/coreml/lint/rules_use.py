@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlopt.coreml.elementwise import ElementwiseReaders
-from mlopt.coreml.guards import reason_to_keep
 from mlopt.coreml.lint.registry import Hit, rule
 from mlopt.coreml.lint.subject import Subject, palettes_of, place_of_weight
 from mlopt.coreml.op_config import OpPalettizerConfig
@@ -57,4 +56,6 @@ def _rule(name: str) -> str:
 
 def _would_be_palettized(weight: Weight) -> bool:
     """Whether a configuration that names no weight palettizes it, values considered."""
+    from mlopt.coreml.guards import reason_to_keep  # with it come the kernels
+
     return reason_to_keep(weight, _GLOBAL_RULE, joint_compression=False) is None

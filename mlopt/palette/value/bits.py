@@ -5,7 +5,8 @@ The stream is least significant bit first and in C order: index ``i`` occupies t
 
 Eight indices always make ``nbits`` whole bytes. Both directions therefore move one 64-bit word of
 eight indices at a time, and fold or unfold neighbours in three steps (8 -> 16 -> 32 -> 64 bits wide
-fields). Words are little-endian, as the format is.
+fields). Words are little-endian, as the format is. The kernels are loaded at the first use, since
+descriptions of models need only the sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from mlopt.choices import NBITS
 from mlopt.errors import ConfigError
@@ -121,22 +121,26 @@ def _check_nbits(nbits: int) -> None:
 
 def _pack_words(indices: npt.NDArray[np.uint8], packed: npt.NDArray[np.uint8], nbits: int) -> None:
     """Fill ``packed[m * nbits]`` from ``indices[m * 8]``."""
+    from mlopt.palette.value import bit_kernels as kernels
+
     words = indices.view(np.uint64)
     if nbits in _WHOLE_WORDS:
-        _fold_to_word(words, packed.view(_WHOLE_WORDS[nbits]), _folds(nbits))
+        kernels.fold_to_word(words, packed.view(_WHOLE_WORDS[nbits]), _folds(nbits))
     else:
-        _fold_to_bytes(words, packed.reshape(-1, nbits), _folds(nbits))
+        kernels.fold_to_bytes(words, packed.reshape(-1, nbits), _folds(nbits))
 
 
 def _unpack_words(
     packed: npt.NDArray[np.uint8], indices: npt.NDArray[np.uint8], nbits: int
 ) -> None:
     """Fill ``indices[m * 8]`` from ``packed[m * nbits]``."""
+    from mlopt.palette.value import bit_kernels as kernels
+
     words = indices.view(np.uint64)
     if nbits in _WHOLE_WORDS:
-        _unfold_from_word(packed.view(_WHOLE_WORDS[nbits]), words, _folds(nbits))
+        kernels.unfold_from_word(packed.view(_WHOLE_WORDS[nbits]), words, _folds(nbits))
     else:
-        _unfold_from_bytes(packed.reshape(-1, nbits), words, _folds(nbits))
+        kernels.unfold_from_bytes(packed.reshape(-1, nbits), words, _folds(nbits))
 
 
 def _folds(nbits: int) -> tuple[np.uint64, ...]:
@@ -153,60 +157,3 @@ def _folds(nbits: int) -> tuple[np.uint64, ...]:
     ]
     moves = [mask << (nbits << step) for step, mask in enumerate(stays)]
     return tuple(np.uint64(value) for value in (*shifts, *stays, *moves))
-
-
-@njit(cache=True, nogil=True)
-def _fold_to_word(words, packed, folds):  # type: ignore[no-untyped-def]
-    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
-    for i in range(words.size):
-        x = words[i]
-        x = (x & a0) | ((x >> s0) & b0)
-        x = (x & a1) | ((x >> s1) & b1)
-        packed[i] = (x & a2) | ((x >> s2) & b2)
-
-
-@njit(cache=True, nogil=True)
-def _fold_to_bytes(words, packed, folds):  # type: ignore[no-untyped-def]
-    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
-    for i in range(words.size):
-        x = words[i]
-        x = (x & a0) | ((x >> s0) & b0)
-        x = (x & a1) | ((x >> s1) & b1)
-        x = (x & a2) | ((x >> s2) & b2)
-        packed[i, 0] = x & np.uint64(255)
-        packed[i, 1] = (x >> np.uint64(8)) & np.uint64(255)
-        packed[i, 2] = (x >> np.uint64(16)) & np.uint64(255)
-        if packed.shape[1] == 6:
-            packed[i, 3] = (x >> np.uint64(24)) & np.uint64(255)
-            packed[i, 4] = (x >> np.uint64(32)) & np.uint64(255)
-            packed[i, 5] = (x >> np.uint64(40)) & np.uint64(255)
-
-
-@njit(cache=True, nogil=True)
-def _unfold_from_word(packed, words, folds):  # type: ignore[no-untyped-def]
-    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
-    for i in range(words.size):
-        x = np.uint64(packed[i])
-        x = (x & a2) | ((x & b2) << s2)
-        x = (x & a1) | ((x & b1) << s1)
-        words[i] = (x & a0) | ((x & b0) << s0)
-
-
-@njit(cache=True, nogil=True)
-def _unfold_from_bytes(packed, words, folds):  # type: ignore[no-untyped-def]
-    s0, s1, s2, a0, a1, a2, b0, b1, b2 = folds
-    for i in range(words.size):
-        x = (
-            np.uint64(packed[i, 0])
-            | (np.uint64(packed[i, 1]) << np.uint64(8))
-            | (np.uint64(packed[i, 2]) << np.uint64(16))
-        )
-        if packed.shape[1] == 6:
-            x |= (
-                (np.uint64(packed[i, 3]) << np.uint64(24))
-                | (np.uint64(packed[i, 4]) << np.uint64(32))
-                | (np.uint64(packed[i, 5]) << np.uint64(40))
-            )
-        x = (x & a2) | ((x & b2) << s2)
-        x = (x & a1) | ((x & b1) << s1)
-        words[i] = (x & a0) | ((x & b0) << s0)

@@ -8,9 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from mlopt.palette.scalar.distinct import is_coded, value_of_key
 from mlopt.palette.value.palettized import Palettized
 
 NOTEWORTHY = 0.005
@@ -59,41 +57,21 @@ def measure_distortion(
     ``counted``: of the weight's shape, false where the palette is not what is stored (the zeros of
     a sparse weight, say): there nothing is counted as lost. None: all count.
     """
+    # with them comes numba, and reports need only the class above
+    from mlopt.palette.scalar.distinct import is_coded, value_of_key
+    from mlopt.palette.value.distortion_kernels import of_codes, of_floats
+
     stored = palettized.dequantize()
     weight = np.ascontiguousarray(weight)
     if counted is not None:
         np.copyto(stored, weight, where=~counted)
     if is_coded(weight.dtype):
         codes, other = (a.reshape(-1).view(np.uint16) for a in (weight, stored))
-        return Distortion(*_of_codes(codes, other, _value_of_code(weight.dtype.name)))
-    return Distortion(*_of_floats(weight.reshape(-1), stored.reshape(-1)))
+        return Distortion(*of_codes(codes, other, _by_code(value_of_key(weight.dtype.name))))
+    return Distortion(*of_floats(weight.reshape(-1), stored.reshape(-1)))
 
 
-def _value_of_code(dtype_name: str) -> npt.NDArray[np.float64]:
+def _by_code(value_of_key: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     codes = np.arange(1 << 16, dtype=np.uint32)
     keys = np.where(codes & 0x8000, codes ^ 0xFFFF, codes ^ 0x8000)
-    return np.asarray(value_of_key(dtype_name)[keys])
-
-
-@njit(cache=True, nogil=True)
-def _of_codes(codes, other, value_of):  # type: ignore[no-untyped-def]
-    signal = 0.0
-    noise = 0.0
-    for i in range(codes.size):
-        value = value_of[codes[i]]
-        miss = value - value_of[other[i]]
-        signal += value * value
-        noise += miss * miss
-    return signal, noise
-
-
-@njit(cache=True, nogil=True)
-def _of_floats(values, other):  # type: ignore[no-untyped-def]
-    signal = 0.0
-    noise = 0.0
-    for i in range(values.size):
-        value = np.float64(values[i])
-        miss = value - np.float64(other[i])
-        signal += value * value
-        noise += miss * miss
-    return signal, noise
+    return np.asarray(value_of_key[keys])

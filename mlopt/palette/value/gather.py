@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from mlopt.palette.value.product import product
 
@@ -40,6 +39,8 @@ def gather(
     The position space is brought to few axes first, so that a kernel over rows of the last axis
     has long rows: most weights end as a single row cut into groups.
     """
+    from mlopt.palette.value.gather_kernel import gather_rows  # numba takes a while to load
+
     # Values move as bit patterns: numba has neither float16 nor bfloat16.
     codes = np.dtype(f"u{weight.dtype.itemsize}")
     table, weight = np.ascontiguousarray(table).view(codes), weight.view(codes)
@@ -49,7 +50,7 @@ def gather(
     if vector is not None and vector < len(lengths) - 1:
         row_stride = math.prod(lengths[vector + 1 : -1])
         geometry = _Geometry(entries, True, row_stride, lengths[vector])
-    _gather_rows(
+    gather_rows(
         table.reshape(-1, d),
         indices.reshape(-1, groups[-1], lengths[-1] // groups[-1]),
         weight.reshape(-1),
@@ -101,44 +102,6 @@ def _first_entry_of_row(
         first = first + group.reshape([-1 if i == axis else 1 for i in range(len(lengths) - 1)])
         stride *= groups[axis]
     return first.reshape(-1)
-
-
-@njit(cache=True, nogil=True)
-def _gather_rows(table, indices, weight, first, geometry):  # type: ignore[no-untyped-def]
-    """Gather a weight row by row.
-
-    table [G * entries, d]; indices [R, g, m]: rows, groups in a row, positions in a group;
-    weight [R * g * m * d]; first int64[R].
-    """
-    entries, across, row_stride, vector_length = geometry
-    d = table.shape[1]
-    rows, row_groups, m = indices.shape
-    length = row_groups * m
-    for row in range(rows):
-        if across:
-            upper, low = divmod(row, row_stride)
-            outer, vector = divmod(upper, vector_length)
-            start = ((outer * vector_length + vector) * d * row_stride + low) * length
-        else:
-            start = row * length * d
-        for group in range(row_groups):
-            entry = first[row] + group * entries
-            if d == 1:
-                for j in range(m):
-                    weight[start + j] = table[entry + indices[row, group, j], 0]
-                start += m
-            elif across:
-                for c in range(d):
-                    there = start + c * row_stride * length
-                    for j in range(m):
-                        weight[there + j] = table[entry + indices[row, group, j], c]
-                start += m
-            else:
-                for j in range(m):
-                    source = entry + indices[row, group, j]
-                    for c in range(d):
-                        weight[start + c] = table[source, c]
-                    start += d
 
 
 _BLOCK = 1 << 16
