@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
 from mlopt.mil.targets import Target
+from mlopt.requests.lookahead import done_ahead, processors
 from mlopt.text.json_text import json_text
 
 
@@ -160,9 +163,11 @@ def inspect_weights(
     min_size
         Smallest number of elements of a listed weight.
     statistics
-        Whether to count distinct values and zeros, which reads every listed weight once.
+        Whether to count distinct values and zeros, which reads every listed weight once. As many
+        weights are in memory at a time as there are processors.
     progress
-        Called as ``progress(elements_done, elements_in_all, weight_name)``.
+        Called as ``progress(elements_done, elements_in_all, weight_name)`` after each weight that
+        was counted.
 
     Raises
     ------
@@ -177,13 +182,9 @@ def inspect_weights(
         for weight, row in zip(weights, every_row, strict=True)
         if weight.size >= min_size and _matches(weight, patterns)
     ]
-    total, done = sum(weight.size for weight, _ in listed), 0
-    rows = []
-    for weight, row in listed:
-        rows.append(_with_statistics(row, weight) if statistics else row)
-        done += weight.size
-        if progress is not None:
-            progress(done, total, weight.name)
+    rows = [row for _, row in listed]
+    if statistics:
+        rows = _with_statistics(listed, progress)
     return Inventory(
         target=str(Target.of_specification(max(p.specification_version for p in package.programs))),
         rows=tuple(rows),
@@ -218,9 +219,26 @@ def _row(weight: Weight) -> StoredWeight:
     )
 
 
-def _with_statistics(row: StoredWeight, weight: Weight) -> StoredWeight:
-    """Return the row with distinct values and sparsity; release the weight's pages afterwards."""
+def _with_statistics(
+    listed: Sequence[tuple[Weight, StoredWeight]], progress: Progress | None
+) -> list[StoredWeight]:
+    """Return the rows with distinct values and sparsity, counted by all processors."""
+    total, done, rows = sum(weight.size for weight, _ in listed), 0, []
+    jobs = (partial(_counted, weight) for weight, _ in listed)
+    with contextlib.closing(done_ahead(jobs, processors())) as results:
+        for (weight, row), counted in zip(listed, results, strict=True):
+            assert counted is not None
+            sparsity, distinct = counted
+            rows.append(attrs.evolve(row, distinct=distinct, sparsity=sparsity))
+            done += weight.size
+            if progress is not None:
+                progress(done, total, weight.name)
+    return rows
+
+
+def _counted(weight: Weight) -> tuple[float, int]:
+    """Return the sparsity and the distinct values of a weight; release its pages afterwards."""
     known = CoreMLWeightMetaData(weight.value())
-    row = attrs.evolve(row, distinct=known.unique_values, sparsity=known.sparsity)
+    counted = known.sparsity, known.unique_values
     weight.release()
-    return row
+    return counted

@@ -7,7 +7,7 @@ that listing the weights of a model costs no more than reading its description.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 from weakref import ref
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from mlopt.choices import DEFAULT_WEIGHT_THRESHOLD
 from mlopt.coreml.constexpr import CompressedForm
 from mlopt.coreml.models import ModelSource
+from mlopt.coreml.value_counts import zeros_and_distinct
 from mlopt.coreml.weights import (
     Instance,
     Weight,
@@ -31,10 +32,6 @@ from mlopt.mil.opening import open_package
 from mlopt.mil.program import Node, Variable
 
 Array = npt.NDArray[Any]
-
-#: A weight of at most this magnitude counts as zero.
-ZERO = 1e-12
-_CHUNK = 1 << 20  # elements that are counted at a time
 
 #: Parameters in the order in which coremltools declares them, where that is not alphabetical.
 #: All others come last, by name.
@@ -180,7 +177,7 @@ class CoreMLWeightMetaData:
 
     @cached_property
     def _statistics(self) -> tuple[float, int]:
-        zeros, distinct = _zeros_and_distinct(self.val)
+        zeros, distinct = zeros_and_distinct(self.val)
         return zeros / max(self.val.size, 1), distinct
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -358,40 +355,3 @@ def _declared(parameter: str) -> tuple[int, str]:
 
 def _shown(values: Array) -> str:
     return f"np.ndarray(shape={values.shape}, dtype={values.dtype})"
-
-
-def _zeros_and_distinct(values: Array) -> tuple[int, int]:
-    """Return the number of `values` of magnitude at most 1e-12, and of distinct ones."""
-    flat = values.reshape(-1)
-    if flat.size == 0:
-        return 0, 0
-    if flat.dtype.itemsize <= 2:
-        return _counted_by_code(flat)
-    bound = flat.dtype.type(ZERO)
-    zeros = sum(
-        int(np.count_nonzero((chunk <= bound) & (chunk >= -bound))) for chunk in _chunks(flat)
-    )
-    ordered = np.sort(flat)
-    # NaNs are at the end, each different from every other.
-    nans = sum(int(np.count_nonzero(chunk != chunk)) for chunk in _chunks(ordered))
-    numbers = ordered[: ordered.size - nans]
-    changes = int(np.count_nonzero(numbers[1:] != numbers[:-1]))
-    return zeros, changes + bool(numbers.size) + bool(nans)
-
-
-def _counted_by_code(flat: Array) -> tuple[int, int]:
-    """Return the same for types of 8 and 16 bits, by counting bit patterns."""
-    patterns = 1 << (8 * flat.dtype.itemsize)
-    unsigned = np.dtype(f"u{flat.dtype.itemsize}")
-    counts = np.zeros(patterns, np.int64)
-    for chunk in _chunks(flat.view(unsigned)):
-        counts += np.bincount(chunk, minlength=patterns)
-    present = np.flatnonzero(counts)
-    numbers = present.astype(unsigned).view(flat.dtype).astype(np.float32)
-    zeros = int(counts[present][np.abs(numbers) <= np.float32(ZERO)].sum())
-    # In float32, since numpy 2.3 does not sort float16 correctly on every machine.
-    return zeros, len(np.unique(numbers))
-
-
-def _chunks(flat: Array) -> Iterator[Array]:
-    return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))

@@ -77,7 +77,7 @@ def test_statistics_wait_until_they_are_asked_for(monkeypatch):
 
     calls = []
     monkeypatch.setattr(
-        metadata, "_zeros_and_distinct", lambda values: (calls.append(values), (1, 3))[1]
+        metadata, "zeros_and_distinct", lambda values: (calls.append(values), (1, 3))[1]
     )
     weight = CoreMLWeightMetaData(np.zeros(4, np.float16))
     repr(weight)
