@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from mlopt.errors import MlOptError, RunError
 from mlopt.runtime.call import Call
-from mlopt.runtime.element_types import NARROW, ElementTypes
+from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.observing import Observed
 from mlopt.runtime.plan import Body, FunctionPlan, Lazy, Source, Step
 from mlopt.runtime.registry import InputSpec
+from mlopt.runtime.results import as_declared
 from mlopt.runtime.state import StateTensor
+from mlopt.runtime.values import described, forked, widened
 from mlopt.runtime.weights.constants import Held
 from mlopt.runtime.weights.packed import Packed
 from mlopt.runtime.weights.row_selection import Rows
@@ -24,28 +27,6 @@ from mlopt.runtime.weights.scratch import Scratch
 
 Observer = Callable[["Execution", Step, Mapping[str, Any], tuple[Any, ...]], None]
 """A function called after each step with its arguments by parameter, and its results."""
-
-
-class _Observed(Mapping[str, Any]):
-    """The arguments of a step as an observer gets them, while it runs.
-
-    Weights are copied when they are asked for: they may be the mapped file, or kept for other runs.
-    """
-
-    def __init__(self, step: Step, arguments: Mapping[str, Any]) -> None:
-        self._step, self._arguments = step, arguments
-
-    def __getitem__(self, name: str) -> Any:
-        value = self._arguments[name]
-        value = value.whole() if isinstance(value, Rows) else value
-        sources = next((s for spec, s in self._step.arguments if spec.name == name), ())
-        return value if all(isinstance(s, int) for s in sources) else copied(value)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arguments)
-
-    def __len__(self) -> int:
-        return len(self._arguments)
 
 
 @attrs.define(eq=False)
@@ -99,7 +80,7 @@ class Execution:
         key = (source, widens)
         if key not in self.kept:
             computed = self._computed(source)
-            self.kept[key] = _widened(computed) if widens else computed
+            self.kept[key] = widened(computed) if widens else computed
         return self.kept[key]
 
     def _computed(self, source: Held | Lazy) -> Any:
@@ -120,24 +101,33 @@ class Execution:
             return source.packed_value()
         if isinstance(source, Held) and step.operation.moves_only:
             return source.stored_value()
-        if isinstance(source, Held) and step.operation.keeps_nothing and self._reuses_memory():
-            return source.converted(self._scratch, widens=step.widens)
+        if step.operation.keeps_nothing and self._reuses_memory():
+            if isinstance(source, Held):
+                return source.converted(self._scratch, widens=step.widens)
+            filled = self._filled(source, widens=step.widens)
+            if filled is not None:
+                return filled
         if isinstance(source, Lazy) and parameter.takes_rows and self.kept is None:
             return self._rows(source) or self.value(source)
         if step.is_weight:
             return self._computed(source)  # of weights that are kept, only the last form is
         return self.value(source, widens=step.widens)
 
-    def _tensor(self, parameter: InputSpec, sources: tuple[Source, ...]) -> Tensor | None:
-        """Return an argument that is a tensor of the frame as it is; None for all others.
-
-        Most are, and in small networks the work around operations takes as long as these.
-        """
-        if parameter.takes_several or not parameter.takes_tensor or len(sources) != 1:
+    def _filled(self, source: Lazy, *, widens: bool) -> Tensor | None:
+        """Return a weight computed in memory that is reused; None where it cannot be."""
+        step, shape = source.step, source.fillable_shape(widens=widens)
+        fill, dtype = step.operation.fill, step.dtypes[source.index]
+        if fill is None or shape is None or dtype is None:
             return None
-        (source,) = sources
-        value = self._frame[source] if isinstance(source, int) else None
-        return value if isinstance(value, Tensor) else None
+        if self.device.type != "cpu" or self.observer is not None:
+            return None
+        arguments = step.ready.copy()
+        try:
+            self._add_arguments(step, arguments)
+            memory = self._scratch.empty(shape, torch.float32)
+            return memory if fill(memory, dtype, arguments) else None
+        except (TypeError, ValueError):
+            return None  # computing it as usual says what is wrong
 
     def _reuses_memory(self) -> bool:
         # a gradient needs the weights after the step that used them
@@ -197,7 +187,7 @@ class Execution:
         the same in both.
         """
         copies: dict[int, StateTensor] = {}  # several slots may have the same state
-        frame = [_forked(value, copies) for value in self._frame]
+        frame = [forked(value, copies) for value in self._frame]
         other = attrs.evolve(self, taps=dict(self.taps), frame=frame)
         if self._generator is not None:
             other._generator = torch.Generator(self.device)
@@ -213,18 +203,28 @@ class Execution:
 
     def advance(self, step: Step) -> tuple[Any, ...]:
         """Take one step, and return its results; callers take all steps of a body in order."""
-        self._shared = {}
+        if step.others:
+            self._shared = {}
         results = self._results(step)
+        frame = self._frame
+        if self.replaced or self.tapped:
+            self._store_watched(step, results)
+        else:
+            for slot, value in zip(step.results, results, strict=True):
+                frame[slot] = value
+        for slot in step.released:
+            frame[slot] = None
+        if step.others:
+            self._shared = None
+            self._scratch.release()
+        return results
+
+    def _store_watched(self, step: Step, results: tuple[Any, ...]) -> None:
         for slot, value in zip(step.results, results, strict=True):
             if slot in self.replaced:
                 value = self.replaced[slot](value)
             self._frame[slot] = value
             self._tap(slot, value)
-        for slot in step.released:
-            self._frame[slot] = None
-        self._shared = None
-        self._scratch.release()
-        return results
 
     def _run(self, body: Body, first: int = 0) -> tuple[Any, ...]:
         for step in itertools.islice(body.steps, first, None):
@@ -236,25 +236,37 @@ class Execution:
             self.taps[slot] = value
 
     def _results(self, step: Step) -> tuple[Any, ...]:
-        arguments = dict(step.fixed)
+        arguments = step.ready.copy()
         try:
-            for parameter, sources in step.arguments:
-                value = self._tensor(parameter, sources)
-                if value is None:
-                    values = tuple(self._argument(step, parameter, source) for source in sources)
-                    value = parameter.coerce(values)
-                arguments[parameter.name] = value
+            self._add_arguments(step, arguments)
             results = self.called(step, arguments)
         except MlOptError:
             raise
         except Exception as error:
+            order = [*step.fixed, *(parameter.name for parameter, _ in step.arguments)]
+            given = {name: arguments[name] for name in order if name in arguments}
             raise RunError(
                 f"{step.title} failed: {type(error).__name__}: {error}\nIt was given "
-                f"{_described(arguments)}"
+                f"{described(given)}"
             ) from error
         if self.observer is not None:
-            self.observer(self, step, _Observed(step, arguments), results)
+            self.observer(self, step, Observed(step, arguments), results)
         return results
+
+    def _add_arguments(self, step: Step, arguments: dict[str, Any]) -> None:
+        """Add those arguments of a step that are not ready, and substitutes of those that are."""
+        frame = self._frame
+        for parameter, name, slot in step.slots:
+            value = frame[slot]
+            # most are tensors, and in small networks every call here counts
+            arguments[name] = value if isinstance(value, Tensor) else parameter.coerce((value,))
+        if self.substitutes:
+            for name, held in step.constants:
+                if held in self.substitutes:
+                    arguments[name] = self.substitutes[held]
+        for parameter, sources in step.others:
+            values = tuple(self._argument(step, parameter, source) for source in sources)
+            arguments[parameter.name] = parameter.coerce(values)
 
     def inputs_of(self, step: Step) -> dict[str, Any]:
         """Return the arguments of a step that are computed, as it would be given them now."""
@@ -270,20 +282,26 @@ class Execution:
 
     def called(self, step: Step, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the results of a step for arguments by parameter."""
-        returned = self._called(step, dict(arguments))
+        returned = self._called(step, arguments)
+        declared = step.outputs
+        if (
+            isinstance(returned, Tensor)
+            and len(declared) == 1
+            and returned.shape == declared[0].shape
+            and returned.dtype == step.dtypes[0]
+        ):
+            return (returned,)  # as most do
         results = returned if isinstance(returned, tuple) else (returned,)
-        if len(results) != len(step.outputs):
-            raise RunError(f"{step.title} has {len(results)} results, not {len(step.outputs)}")
-        return tuple(
-            self._as_declared(step, number, result) for number, result in enumerate(results)
-        )
+        if len(results) != len(declared):
+            raise RunError(f"{step.title} has {len(results)} results, not {len(declared)}")
+        return tuple(self._as_declared(step, *each) for each in enumerate(results))
 
-    def _called(self, step: Step, arguments: dict[str, Any]) -> Any:
+    def _called(self, step: Step, arguments: Mapping[str, Any]) -> Any:
         operation = step.operation
         if step.widens:
-            arguments = {name: _widened(value) for name, value in arguments.items()}
+            arguments = {name: widened(value) for name, value in arguments.items()}
         if operation.call_parameter is not None:
-            arguments[operation.call_parameter] = self._call(step)
+            arguments = {**arguments, operation.call_parameter: self._call(step)}
         try:
             return operation.function(**arguments)
         except (RuntimeError, NotImplementedError) as error:
@@ -291,7 +309,7 @@ class Execution:
             is_lacking = "not implemented for" in str(error) and not isinstance(error, RunError)
             if not is_lacking or self.types.precision == "float32":
                 raise
-            return operation.function(**{n: _widened(v) for n, v in arguments.items()})
+            return operation.function(**{n: widened(v) for n, v in arguments.items()})
 
     def _call(self, step: Step) -> Call:
         blocks = tuple(self._block(body) for body in step.blocks)
@@ -321,66 +339,6 @@ class Execution:
 
     def _as_declared(self, step: Step, number: int, result: Any) -> Any:
         """Return a result in its dtype, after checking it against the declared shape."""
-        declared, dtype = step.outputs[number], step.dtypes[number]
-        if isinstance(result, Tensor) and result.dtype == dtype and result.shape == declared.shape:
-            return result  # as most are
-        if not isinstance(result, Tensor) or dtype is None:
-            return result
-        shape = declared.shape
-        if shape is not None and not _fits(tuple(result.shape), shape):
-            self._shapes_differ |= step.operation.declared_loosely
-            if not self._shapes_differ:
-                raise RunError(
-                    f"{step.title} gave shape {list(result.shape)} where the program declares "
-                    f"{_shown(shape)}; it was given inputs that contradict the program, or the "
-                    "program contradicts itself"
-                )
-        elif shape is not None and len(shape) != result.dim():
-            result = result.reshape(()) if shape == () else result.reshape(1)
-        return result if result.dtype == dtype else result.to(dtype)
-
-
-def _forked(value: Any, copies: dict[int, StateTensor]) -> Any:
-    """Return a value of a frame for another run; copies: of the states that were met before."""
-    if not isinstance(value, StateTensor):
-        return value
-    return copies.setdefault(id(value), StateTensor(value.value.clone()))
-
-
-def _fits(shape: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
-    if len(shape) != len(declared):
-        # coremltools declares scalars that are tensors of one element, and vice versa
-        return shape in ((), (1,)) and declared in ((), (1,))
-    return all(a == b or b is None for a, b in zip(shape, declared, strict=True))
-
-
-def _shown(shape: Iterable[int | None]) -> str:
-    return "[" + ", ".join("?" if length is None else str(length) for length in shape) + "]"
-
-
-def copied(value: Any) -> Any:
-    """Return tensors, including those in a tuple, copied; anything else as it is."""
-    if isinstance(value, tuple):
-        return tuple(map(copied, value))
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_widened(item) for item in value)
-    if isinstance(value, Tensor) and value.dtype in NARROW.values():
-        return value.float()
-    return value
-
-
-def _described(arguments: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(f"{name}: {_describe(value)}" for name, value in arguments.items()) or "nothing"
-    )
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        result, differs = as_declared(step, number, result, may_differ=self._shapes_differ)
+        self._shapes_differ |= differs
+        return result

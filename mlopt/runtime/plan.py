@@ -18,11 +18,12 @@ from mlopt.mil.dtypes import dtype_of_proto
 from mlopt.mil.program import Constant, Function, Node, Variable
 from mlopt.mil.program import Program as MILProgram
 from mlopt.runtime.call import OutputType
-from mlopt.runtime.element_types import ElementTypes
+from mlopt.runtime.element_types import NARROW, ElementTypes
 from mlopt.runtime.registry import InputSpec, Operation, find_operation
 from mlopt.runtime.sizes import check_elements
 from mlopt.runtime.state import state_problem
 from mlopt.runtime.weights.constants import Held
+from mlopt.runtime.weights.scratch import aligned
 from mlopt.text.names import SHORTLIST, shortlist
 from mlopt.text.words import counted
 
@@ -33,6 +34,16 @@ class Lazy:
 
     step: Step
     index: int
+
+    def fillable_shape(self, *, widens: bool) -> tuple[int, ...] | None:
+        """Return the shape of a weight that can be computed in given memory in float32, or None.
+
+        widens: as for ``Step``, of the step that uses it.
+        """
+        dtype = self.step.dtypes[self.index]
+        is_wide = dtype == torch.float32 or (widens and dtype in NARROW.values())
+        can_fill = self.step.operation.fill is not None and is_wide
+        return self.step.outputs[self.index].known_shape if can_fill else None
 
 
 Source = int | Held | Lazy
@@ -47,6 +58,11 @@ class Step:
     results: a slot for each output, None for one that is not read; blocks: the nested ones;
     released: the slots that are free after it; widens: whether narrower floats are computed in
     float32, and rounded.
+
+    What a run takes its arguments from, worked out once, as runs of small networks take longer
+    around operations than in them: ready: ``fixed``, and constants that are kept as computed with;
+    constants: the sources of these; slots: the parameters of which a run takes the tensor in a
+    slot; others: what is left of ``arguments``. is_weight: whether it decompresses a weight.
     """
 
     node: Node
@@ -59,11 +75,26 @@ class Step:
     blocks: tuple[Body, ...] = ()
     released: tuple[int, ...] = ()
     widens: bool = attrs.field(default=False, kw_only=True)
+    is_weight: bool = attrs.field(init=False)
+    ready: dict[str, Any] = attrs.field(init=False)
+    constants: list[tuple[str, Held]] = attrs.field(init=False, factory=list)
+    slots: list[tuple[InputSpec, str, int]] = attrs.field(init=False, factory=list)
+    others: list[tuple[InputSpec, tuple[Source, ...]]] = attrs.field(init=False, factory=list)
 
-    @property
-    def is_weight(self) -> bool:
-        """Whether it decompresses a weight."""
-        return self.node.op_type.startswith("constexpr_")
+    def __attrs_post_init__(self) -> None:
+        self.is_weight = self.node.op_type.startswith("constexpr_")
+        self.ready = dict(self.fixed)
+        for parameter, sources in self.arguments:
+            takes_one = parameter.takes_tensor and not parameter.takes_several
+            source = sources[0] if takes_one and len(sources) == 1 else None
+            value = source.ready(widens=self.widens) if isinstance(source, Held) else None
+            if isinstance(source, Held) and value is not None:
+                self.ready[parameter.name] = value
+                self.constants.append((parameter.name, source))
+            elif isinstance(source, int):
+                self.slots.append((parameter, parameter.name, source))
+            else:
+                self.others.append((parameter, sources))
 
     @property
     def title(self) -> str:
@@ -351,9 +382,15 @@ def _scratch_size(body: Body) -> int:
         most = max([most, *map(_scratch_size, step.blocks)])
         if step.operation.keeps_nothing:
             sources = (source for _, several in step.arguments for source in several)
-            sizes = (s.scratch_size(widens=step.widens) for s in sources if isinstance(s, Held))
-            most = max(most, sum(sizes))
+            most = max(most, sum(_scratch_size_of(s, widens=step.widens) for s in sources))
     return most
+
+
+def _scratch_size_of(source: Source, *, widens: bool) -> int:
+    if isinstance(source, Held):
+        return source.scratch_size(widens=widens)
+    shape = None if isinstance(source, int) else source.fillable_shape(widens=widens)
+    return 0 if shape is None else aligned(math.prod(shape) * torch.float32.itemsize)
 
 
 def _release(body: Body, own: set[int]) -> None:

@@ -16,12 +16,13 @@ from mlopt.mil.dtypes import BY_NAME
 from mlopt.mil.program import Function
 from mlopt.mil.program import Program as MILProgram
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.execution import Execution, Observer, copied
+from mlopt.runtime.execution import Execution, Observer
 from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
 from mlopt.runtime.features.described import Feature, features_of, output_value
 from mlopt.runtime.plan import FunctionPlan, Source, plan_function
 from mlopt.runtime.state import State, StateTensor, check_state, make_state
+from mlopt.runtime.values import copied
 
 
 @attrs.frozen(eq=False)

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from mlopt.mil.targets import Target
@@ -46,6 +47,11 @@ FIRST_OPSET = _OPSETS[0]
 
 Coercion = Callable[[tuple[Any, ...]], Any]
 """Function from the values that are bound to an input to an argument."""
+
+
+Fill = Callable[[Tensor, torch.dtype, dict[str, Any]], bool]
+"""Function from memory for the result, float32 on the CPU, the dtype that is widened there, and all
+arguments to whether it was filled; where arguments do not fit, the operation itself says so."""
 
 
 @attrs.frozen(eq=False)
@@ -83,6 +89,8 @@ class Operation:
         The results are elements of the inputs as they are. Constants need not be widened for it.
     rows
         A function that computes some rows of the result without the others; None if there is none.
+    fill
+        A function that computes the result in float32 in memory of its shape; see ``Fill``.
     declared_loosely
         The shapes that coremltools declares for the result can be wrong. The computed one counts.
     keeps_nothing
@@ -100,6 +108,7 @@ class Operation:
     call_parameter: str | None
     moves_only: bool
     rows: RowsOf | None
+    fill: Fill | None
     declared_loosely: bool
     keeps_nothing: bool
     in_half: bool
@@ -114,6 +123,7 @@ def operation(
     since: str = FIRST_OPSET,
     moves_only: bool = False,
     rows: RowsOf | None = None,
+    fill: Fill | None = None,
     declared_loosely: bool = False,
     keeps_nothing: bool = False,
     in_half: bool = False,
@@ -138,6 +148,7 @@ def operation(
             call_parameter,
             moves_only=moves_only,
             rows=rows,
+            fill=fill,
             declared_loosely=declared_loosely,
             keeps_nothing=keeps_nothing,
             in_half=in_half,

@@ -18,7 +18,7 @@ from mlopt.runtime.element_types import ElementTypes
 from mlopt.runtime.ops.quantization import dequantized
 from mlopt.runtime.registry import Ints, operation
 from mlopt.runtime.sizes import check_elements
-from mlopt.runtime.weights.lookup import entries_at, looked_up
+from mlopt.runtime.weights.lookup import entries_at, fill, looked_up
 from mlopt.runtime.weights.packed import Indices, Packed, unpacked
 from mlopt.runtime.weights.row_selection import Arguments, RowsOf, blocks_of, rows_of
 
@@ -77,6 +77,26 @@ def _replaced(arguments: Arguments, parts: Arguments) -> Arguments | None:
     return None if any(part is None for part in parts.values()) else arguments | parts
 
 
+def _fill_from_stream(memory: Tensor, dtype: torch.dtype, arguments: Arguments) -> bool:
+    """Fill memory with the entries of one table at a stream of indices."""
+    indices, lut = arguments["indices"], arguments["lut"]
+    bits, shape = _bits(lut), arguments["shape"]
+    _check_stream(indices, bits, shape, "indices")
+    fits = shape == memory.shape and lut.dtype == dtype
+    return fits and fill(memory, Packed(indices, bits, shape), lut[None])
+
+
+def _fill_from_indices(memory: Tensor, dtype: torch.dtype, arguments: Arguments) -> bool:
+    """Fill memory with the entries of tables that each serve a run of indices."""
+    indices, lut = arguments["indices"], arguments["lut"]
+    if isinstance(indices, Tensor) and indices.dtype == torch.uint8:
+        indices = Packed(indices.reshape(-1), 8, tuple(indices.shape))
+    if not isinstance(indices, Packed) or indices.shape != memory.shape or lut.dtype != dtype:
+        return False
+    tables = _tables_of_runs(indices, lut)
+    return tables is not None and fill(memory, indices, tables)
+
+
 @operation("constexpr_cast", since="CoreML6")
 def constexpr_cast(source_val: Tensor, output_dtype: str, call: Call) -> Tensor:
     """A weight in another element type."""
@@ -94,7 +114,12 @@ def constexpr_affine_dequantize(
     return _rounded(weights, _declared(call))
 
 
-@operation("constexpr_lut_to_dense", since="CoreML6", rows=RowsOf("indices", _rows_of_stream))
+@operation(
+    "constexpr_lut_to_dense",
+    since="CoreML6",
+    rows=RowsOf("indices", _rows_of_stream),
+    fill=_fill_from_stream,
+)
 def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
     """The entries of one table at indices: a stream of bits, the low ones of a byte first."""
     bits = _bits(lut)
@@ -102,7 +127,12 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
     return looked_up(Packed(indices, bits, (count,)), lut[None]).reshape(shape)
 
 
-@operation("constexpr_lut_to_dense", since="CoreML8", rows=RowsOf("indices", _rows_of_indices))
+@operation(
+    "constexpr_lut_to_dense",
+    since="CoreML8",
+    rows=RowsOf("indices", _rows_of_indices),
+    fill=_fill_from_indices,
+)
 def constexpr_lut_to_dense_of_tables(
     indices: Indices, lut: Tensor, vector_axis: int | None = None
 ) -> Tensor:

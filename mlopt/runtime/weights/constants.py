@@ -33,7 +33,8 @@ class Held:
 
     def __init__(self, constant: Constant, types: ElementTypes, device: torch.device) -> None:
         self.name, self.shape = constant.name, constant.shape
-        self._bits = 0
+        self._bits, self._is_ready = 0, False
+        self._widened: Tensor | None = None
         value = constant.value()
         if constant.dtype == "string":
             flat = np.asarray(value, dtype=object).reshape(-1).tolist()
@@ -49,11 +50,29 @@ class Held:
         self._bits = kind.bits if kind.packed else 0
         self._is_signed = kind.name.startswith("int")
         self._value = _view(np.asarray(value), _NO_TENSOR_YET.get(constant.dtype))
+        if not self._bits:
+            self._value = self._value.reshape(self.shape)
         if constant.size <= _SMALL:
-            self._value, self._bits = self.value(), 0
+            self._value, self._bits, self._is_ready = self.value(), 0, True
+
+    def ready(self, *, widens: bool) -> Tensor | None:
+        """Return a tensor that is kept as computed with; None where each use makes it.
+
+        widens: in float32 where the program is computed in a narrower float.
+        """
+        value = self._value
+        if not self._is_ready or not isinstance(value, Tensor):
+            return None
+        if not widens or self._dtype not in NARROW.values():
+            return value
+        if self._widened is None:
+            self._widened = value.float()
+        return self._widened
 
     def value(self) -> Any:
         """Return a tensor as computed with (its dtype and device), a string, or a list."""
+        if self._is_ready:
+            return self._value
         value = self.stored_value()
         return value.to(self._dtype) if isinstance(value, Tensor) else value
 
@@ -61,6 +80,8 @@ class Held:
         """Return the bytes that :meth:`converted` takes from a scratch."""
         value = self._value
         if not isinstance(value, Tensor) or self._bits or self._device.type != "cpu":
+            return 0
+        if self._is_ready:
             return 0
         dtype = self._dtype_of(widens=widens)
         return 0 if value.dtype == dtype else aligned(value.numel() * dtype.itemsize)
@@ -84,7 +105,7 @@ class Held:
             return value
         if self._bits:
             return self.packed_value().unpacked()
-        return value.to(self._device).reshape(self.shape)
+        return value.to(self._device)
 
     def packed_value(self) -> Any:
         """As :meth:`value`, but elements narrower than a byte in their stream."""

@@ -11,6 +11,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,37 @@ def looked_up(indices: Packed, tables: Tensor) -> Tensor:
     wide = _rows_as_elements(tables[:, _digits(bits, tables.device)].reshape(-1, per_unit))
     entries = wide.index_select(0, _places(indices, runs, unit))
     return entries.view(tables.dtype).reshape(-1)[: indices.size]
+
+
+def fill(memory: Tensor, indices: Packed, tables: Tensor) -> bool:
+    """Fill memory with what :func:`looked_up` returns; False where that has to be asked.
+
+    Nothing is allocated: a fresh tensor of the indices, or of the weight, costs more in page faults
+    than the lookup does.
+
+    Parameters
+    ----------
+    memory
+        float32, contiguous, on the CPU, for as many elements as there are indices.
+    indices, tables
+        As for :func:`looked_up`, and also of indices of 8 bits, a byte each. Tables of floats.
+    """
+    bits, runs = indices.bits, len(tables)
+    each = indices.size // runs * bits  # bits of a run
+    if each % (8 if bits in (4, 8) else 24):
+        return False
+    from mlopt.runtime.weights import lookup_kernels as kernels  # loading numba takes a while
+
+    data = indices.data.numpy().reshape(runs, -1)
+    entries = tables.detach().float().numpy().view(np.int32)
+    codes = memory.numpy().reshape(runs, -1).view(np.int64 if bits == 4 else np.int32)
+    if bits == 8:
+        kernels.fill_from_bytes(data, entries, codes)
+    elif bits == 4:
+        kernels.fill_from_pairs(data, entries, codes)
+    else:
+        kernels.fill_from_words(data, entries, codes, bits)
+    return True
 
 
 def _unit(bits: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mlopt.runtime.weights import lookup
-from mlopt.runtime.weights.lookup import entries_at, looked_up
+from mlopt.runtime.weights.lookup import entries_at, fill, looked_up
 from mlopt.runtime.weights.packed import Packed
 
 RANDOM = np.random.default_rng(0)
@@ -44,6 +44,26 @@ def test_every_bit_of_an_entry_is_kept():
     indices = RANDOM.integers(0, 16, 10000)
     found = looked_up(packed(indices, 4), table).numpy()
     np.testing.assert_array_equal(found.view(np.uint32), bits[indices])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize(("runs", "each"), [(1, 24), (5, 48), (1, 20011)])
+def test_memory_is_filled_with_the_entries(bits, runs, each):
+    indices = RANDOM.integers(0, 1 << bits, (runs, each))
+    codes = RANDOM.integers(0, 1 << 16, (runs, 1 << bits), dtype=np.uint16)
+    codes = np.where(
+        codes & 0x7C00 == 0x7C00, codes & 0x83FF, codes
+    )  # NaN would compare as unequal
+    tables = codes.astype(np.uint16).view(np.float16)
+    memory = torch.full((runs * each + 2,), torch.inf)
+    is_filled = fill(memory[1:-1], packed(indices, bits), torch.from_numpy(tables))
+    # runs that end within a byte, or within three, are left to the other way
+    assert is_filled == (each != 20011 or bits == 8)
+    if is_filled:
+        wanted = np.take_along_axis(tables.astype(np.float32), indices, axis=1).reshape(-1)
+        found = memory[1:-1].numpy()
+        np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
+        assert torch.isinf(memory[[0, -1]]).all()
 
 
 def test_gradients_of_a_table():

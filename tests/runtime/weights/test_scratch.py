@@ -4,11 +4,16 @@ import warnings
 
 import coremltools as ct
 import numpy as np
+import pytest
 import torch
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import types
 from torch import nn
 
 from mlopt.runtime import load
+from mlopt.runtime.ops import compressed
 from mlopt.runtime.weights.scratch import Scratch, aligned
+from tests.runtime.programs import convert
 
 
 def test_tensors_of_a_step_do_not_overlap():
@@ -62,3 +67,41 @@ def test_weights_are_right_step_after_step():
     with torch.no_grad():
         wanted = module(x)[0].numpy()
     assert np.abs(found["y"] - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("precision", ["float32", "as_declared"])
+def test_weights_are_looked_up_in_memory_that_is_used_again(precision, monkeypatch):
+    random = np.random.default_rng(0)
+    indices = [random.integers(0, count, (96, 96)) for count in (16, 256, 8)]
+    tables = [random.normal(size=(96, count)).astype(np.float16) for count in (16, 256, 8)]
+    kinds = [types.np_uint4_dtype, np.uint8, types.np_uint3_dtype]
+
+    def build(x):
+        x = mb.cast(x=x, dtype="fp16")
+        for taken, table, kind in zip(indices, tables, kinds, strict=True):
+            lut = table.reshape(96, 1, -1, 1)
+            weight = mb.constexpr_lut_to_dense(indices=taken.astype(kind), lut=lut)
+            x = mb.linear(x=x, weight=weight)
+        return [x]
+
+    x = {"x": random.normal(size=(1, 96)).astype(np.float32)}
+    model = convert(build, x, target="iOS18")
+    kept = load(model, precision=precision, keep_weights=True).predict(x)
+    program = load(model, precision=precision)
+    assert program.plan.scratch_size == 4 * 96 * 96  # that of one weight
+    seen = {}
+    observed = program.run(
+        x, observer=lambda run, step, given, results: seen.update({step.node.op_type: given})
+    )
+    assert "constexpr_lut_to_dense" in seen
+
+    # nothing but memory is filled: no weight is computed in a tensor of its own
+    monkeypatch.setattr(compressed, "looked_up", None)
+    found = program.predict(x)
+    wanted = x["x"].astype(np.float16).astype(np.float64)
+    for taken, table in zip(indices, tables, strict=True):
+        wanted = wanted @ np.take_along_axis(table, taken, axis=1).T.astype(np.float64)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, kept[name])
+        np.testing.assert_array_equal(array, observed.outputs[name])
+        assert np.abs(array - wanted).max() < 5e-3 * np.abs(wanted).max()  # outputs are float16
