@@ -115,14 +115,15 @@ def _check_value(package: Package, placed: Placed, blobs: _Parts) -> None:
     if kind == "blobFileValue":
         _check_stored(package, placed, blobs)
     elif kind == "immediateValue":
-        _check_immediate(placed, f"{package.path / package.model_path}")
+        _check_immediate(package, placed)
 
 
-def _check_immediate(placed: Placed, where: str) -> None:
+def _check_immediate(package: Package, placed: Placed) -> None:
     try:
         check_immediate(placed.value)
     except ModelFormatError:
         # Again, for the message: errors are rare, and naming the place takes time.
+        where = f"{package.path / package.model_path}"
         check_immediate(placed.value, f"{where}: {_described(placed)}")
         raise
 
