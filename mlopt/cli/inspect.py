@@ -80,7 +80,7 @@ def inspect_model(
         def work(number: int) -> Done:
             from mlopt.cli.tables import inventory_table
 
-            with progress_bar("Reading", quiet=quiet) as progress:
+            with progress_bar("Reading", quiet=quiet, compiles=False) as progress:
                 inventory = inspect_weights(
                     models[number],
                     patterns=patterns or (),

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import typer
 
+from mlopt.cli.compilation import compilation_told
 from mlopt.cli.exit_codes import ExitCode
 from mlopt.text.names import middle_elided, printable, printable_lines
 from mlopt.text.words import sizes_compared
@@ -104,7 +105,8 @@ def sample_bar(
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with bar, compilation_told(bar.console.print):
         task = bar.add_task(title, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -130,10 +132,14 @@ def stage_bar(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+def progress_bar(
+    title: str, *, quiet: bool = False, compiles: bool = True
+) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar on standard error while the block works, if that is a terminal.
 
     Yields the function to call with elements done, elements in all, and the name of a weight.
+    compiles: whether kernels are used, and a line says so if they have to be compiled first; numba
+    is loaded for that.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda done, total, name: None
@@ -148,7 +154,8 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, 
         TaskProgressColumn(),
         TextColumn("{task.fields[weight]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with bar, compilation_told(bar.console.print) if compiles else contextlib.nullcontext():
         task = bar.add_task(title, total=None, weight="")
 
         def show(done: int, total: int, name: str) -> None:
