@@ -77,7 +77,7 @@ def _lost(sizes: Tensor, pinned: Tensor | None, lost_size: float) -> Tensor:
     if lost_size == 0.0:
         return torch.zeros_like(sizes, dtype=torch.bool)
     # a group without any mass has no mean
-    has_mass = sizes.sum(1, keepdim=True) > _LEAST_SIZE[sizes.dtype]
+    has_mass = sizes.sum(-1, keepdim=True) > _LEAST_SIZE[sizes.dtype]
     lost = (sizes <= lost_size) & has_mass
     return lost if pinned is None else lost & ~pinned
 
@@ -143,14 +143,18 @@ def pull_back(
     to_moved, to_start = reduce(sums).chunk(2, dim=2)
     through_centroids = torch.zeros_like(through_attention) if apart else through_attention
 
+    # of all iterations at once: these are small tensors, whose operations cost by their number
+    lost = _lost(trajectory.sizes, trajectory.pinned, trajectory.lost_size)[..., None]
+    kept = _kept(trajectory.sizes, trajectory.pinned)[..., None] & ~lost
+    apart_from_sums = kept | lost
+    sizes = torch.where(apart_from_sums, 1.0, trajectory.sizes[..., None])
+    has_lost = trajectory.lost_size > 0.0 and bool(lost.any())
+
     def pull_update(to_moved: Tensor, step: int) -> Tensor:
-        lost = trajectory.lost(step)[..., None]
-        apart = trajectory.kept(step)[..., None] | lost
-        size = torch.where(apart, 1.0, trajectory.sizes[step][..., None])
-        share = torch.where(apart, 0.0, to_moved / size)
+        share = torch.where(apart_from_sums[step], 0.0, to_moved / sizes[step])
         start, moved = trajectory.centroids[step], trajectory.centroids[step + 1]
-        if trajectory.lost_size > 0.0 and lost.any():
-            to_mean = torch.where(lost, to_moved, 0.0).sum(1)
+        if has_lost:
+            to_mean = torch.where(lost[step], to_moved, 0.0).sum(1)
             passes.cloud.pull_mean(to_mean, through_centroids, reduce)
         return passes.pull_update(share, through_centroids, start, moved, step=step)
 
@@ -162,6 +166,6 @@ def pull_back(
         if step == 0:
             break  # the gradient with respect to the first centroids is not needed
         # a centroid that was kept hands its gradient on as it is
-        to_moved = reduce(to_here) + to_start + to_moved * trajectory.kept(step)[..., None]
+        to_moved = reduce(to_here) + to_start + to_moved * kept[step]
         to_start = torch.zeros_like(to_start)
     return through_attention, through_centroids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mlopt.torch.soft_kmeans import kernels
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
+from mlopt.torch.soft_kmeans.workers import each
 
 _POINTS = 1 << 16
 """Coordinates of a piece: what a thread takes at a time."""
@@ -35,7 +35,7 @@ class ThreadedPasses:
 
     def __init__(self, cloud: PointCloud) -> None:
         self.cloud = cloud
-        self._ordered: dict[int, _Piece] = {}
+        self._kept: dict[int, _Piece] = {}
 
     def sums(self, centroids: Tensor, *, step: int) -> Tensor:
         """See ``Passes``."""
@@ -125,26 +125,24 @@ class ThreadedPasses:
         places = list(self.cloud.pieces(max(1, _POINTS // d)))
 
         def work_at(number: int) -> Any:
-            piece = self._ordered.get(number)
+            piece = self._kept.get(number)
             if piece is None:
                 piece = _Piece(self.cloud, *places[number])
-                if k_count >= _MANY_CENTROIDS and piece.can_be_ordered():
+                is_ordered = k_count >= _MANY_CENTROIDS and piece.can_be_ordered()
+                if is_ordered:
                     piece.put_in_order()
-                    self._ordered[number] = piece
+                if is_ordered or piece.is_view:
+                    self._kept[number] = piece
             return work(piece)
 
-        workers = min(torch.get_num_threads(), len(places))
-        if workers <= 1:
-            return [work_at(number) for number in range(len(places))]
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(work_at, range(len(places))))
+        return each(work_at, len(places), torch.get_num_threads())
 
 
 class _Piece:
     """Some of the points as the contiguous float32 arrays that kernels take, and back.
 
     Scalar points can be put in order: a block of the kernels then attends to few of the centroids.
-    Such pieces are kept from pass to pass, 6 bytes per point.
+    Such pieces are kept from pass to pass, 6 bytes per point; so are views of the points.
     """
 
     def __init__(self, cloud: PointCloud, groups: slice, span: slice) -> None:
@@ -152,7 +150,14 @@ class _Piece:
         self._cloud = cloud
         self._span = span
         self._orders: Array | None = None
+        self._rates = _array(cloud.rates[groups])
         self.points = self.take(cloud.points)
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the points are not a copy."""
+        of_cloud = self._cloud.points[self.groups, self._span]
+        return of_cloud.data_ptr() == self.points.ctypes.data
 
     def can_be_ordered(self) -> bool:
         """Whether ordering is possible, useful, and does not take too much memory."""
@@ -198,8 +203,7 @@ class _Piece:
 
     def attended(self, centroids: Tensor) -> kernels.Attended:
         """Return the points of the piece and the centroids that they attend to."""
-        rates = _array(self._cloud.rates[self.groups])
-        return kernels.Attended(self.points, self.of(centroids), rates)
+        return kernels.Attended(self.points, self.of(centroids), self._rates)
 
 
 def _array(tensor: Tensor) -> Array:
