@@ -14,8 +14,9 @@ from hypothesis import settings
 
 from tests.selection import mark_long
 
-# A time limit on an example fails on a busy machine and says nothing of the code.
-settings.register_profile("mlopt", deadline=None)
+# A time limit on an example fails on a busy machine and says nothing of the code. Fewer examples than
+# the usual 100: every run draws others.
+settings.register_profile("mlopt", deadline=None, max_examples=60)
 settings.load_profile("mlopt")
 
 # coremltools draws progress bars, and warns when it is imported about versions that it has not
