@@ -14,8 +14,8 @@ from hypothesis import settings
 
 from tests.selection import mark_long
 
-# A time limit on an example fails on a busy machine and says nothing of the code. Fewer examples than
-# the usual 100: every run draws others.
+# A time limit on an example fails on a busy machine and says nothing of the code. There are fewer
+# examples than the usual 100, since every run draws others.
 settings.register_profile("mlopt", deadline=None, max_examples=60)
 settings.load_profile("mlopt")
 
