@@ -45,12 +45,14 @@ def quick_errors(forms: Sequence[Form], *, workers: int = 1) -> list[float]:
     value = weight.value()
     try:
         unit = math.lcm(*(_unit(form) for form in forms))
-        parts: dict[tuple[bool, bool], _Part] = {}
+        parts: dict[tuple[bool, bool, bool], _Part] = {}
         of_forms = []
         for form in forms:
             moments = form.guidance.moments
-            key = moments is not None and moments.second is not None, form.guidance.is_centred
-            if moments is None or key not in parts:
+            is_guided = moments is not None
+            has_second = moments is not None and moments.second is not None
+            key = is_guided, has_second, form.guidance.is_centred
+            if key not in parts:
                 part, fitted = _some_outputs(value, form.guidance.fitted(), unit)
                 power = 0.0 if fitted is None else fitted.output_power(part)
                 parts[key] = part, fitted, power

@@ -16,10 +16,10 @@ CONFIGS = [OpPalettizerConfig(nbits=nbits, weight_threshold=256) for nbits in (1
 CONFIGS.append(attrs.evolve(CONFIGS[1], granularity="per_grouped_channel", group_size=4))
 
 
-def forms_of_weights(package, calibration):
+def forms_of_weights(package, calibration, configs=CONFIGS):
     found = candidates_of(
         open_package(package),
-        CONFIGS,
+        configs,
         target="iOS18",
         pinned={},
         calibration=calibration,
@@ -68,3 +68,13 @@ def test_some_outputs_tell_about_the_same(digits, monkeypatch):
         weight = forms[0].decision.weight
         assert (one == wanted) == (weight.shape[0] < 48)
         np.testing.assert_allclose(in_decibels(one), in_decibels(wanted), atol=2.0)
+
+
+def test_forms_with_and_without_statistics_do_not_share_them(digits):
+    calibration = calibrate(digits, [{"image": i} for i in IMAGES], statistics="diagonal")
+    uniform = OpPalettizerConfig(mode="uniform", nbits=1, weight_threshold=256)
+    for forms in forms_of_weights(digits, calibration, [uniform, *CONFIGS]):
+        assert {form.guidance.moments is None for form in forms} == {True, False}
+        alone = [quick_errors.quick_errors([form])[0] for form in forms]
+        assert quick_errors.quick_errors(forms) == alone
+        assert quick_errors.quick_errors(forms[::-1]) == alone[::-1]
