@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -294,14 +295,15 @@ class Planner:
         """Return the best form for all weights that have it, as far as the package allows."""
         options = self.options()
         found: list[_Uniform] = []
-        configs = {_alone(form.config): form.config for w in self.weights for form in w.forms}
-        for alone, config in configs.items():
+        # of each weight the numbers of its forms; a weight that lacks one has its last
+        numbers = [{_alone(form.config): n for n, form in enumerate(w.forms)} for w in self.weights]
+        configs = dict.fromkeys(itertools.chain.from_iterable(numbers))
+        for config in configs:
             if config is None:
                 continue
             chosen = tuple(
-                next((n for n, form in enumerate(each.forms) if _alone(form.config) == alone), -1)
-                % len(each.forms)
-                for each in self.weights
+                of_weight.get(config, len(each.forms) - 1)
+                for of_weight, each in zip(numbers, self.weights, strict=True)
             )
             loss = math.fsum(options[i][n].loss for i, n in enumerate(chosen))
             found.append(_Uniform(config, Choice(chosen, _bytes(options, chosen), loss, gap=1.0)))
