@@ -106,6 +106,13 @@ class Arrangement:
 
         Consecutive elements along it are consecutive rows of a block, or of one block and the next.
         """
+        part = self._output_part()
+        axes = _axes_of(self.shape, self.split)
+        assert axes is not None
+        return None if part is None else axes[part]
+
+    def _output_part(self) -> int | None:
+        """Return the axis of ``split`` that is all of the rows; None where none is."""
         axes = _axes_of(self.shape, self.split)
         assert axes is not None
         assert self._ends is not None
@@ -116,7 +123,7 @@ class Arrangement:
         parts = [part for part in range(len(axes)) if axes[part] == axis and self.split[part] > 1]
         before = [part for part in self.order[: self._ends[0]] if self.split[part] > 1]
         # blocks that are not cut from this axis alone would lie elsewhere
-        return axis if parts == [*before, rows[0]] or parts == rows else None
+        return rows[0] if parts == [*before, rows[0]] or parts == rows else None
 
     def some_outputs(self, units: int, unit: int = 1) -> tuple[Arrangement, npt.NDArray[np.int64]]:
         """Return the arrangement of some of the outputs of each block, spread evenly over it.
@@ -135,16 +142,12 @@ class Arrangement:
         arrangement, channels
             That of a weight with these elements along the output axis alone; which they are, int64.
         """
-        axis = self.output_axis()
+        axis, part = self.output_axis(), self._output_part()
         assert axis is not None
-        assert self._ends is not None
         first = np.arange(units) * (self.rows // unit) // units * unit
         rows = (first[:, None] + np.arange(unit)).reshape(-1)
         blocks = np.arange(self.shape[axis] // self.rows)
         channels = (blocks[:, None] * self.rows + rows).reshape(-1)
-        of_rows = self.order[slice(*self._ends)]
-        # no more than one of these axes is longer than 1
-        part = max(of_rows, key=lambda part: self.split[part], default=None)
         split = tuple(len(rows) if i == part else n for i, n in enumerate(self.split))
         shape = tuple(len(channels) if i == axis else n for i, n in enumerate(self.shape))
         return attrs.evolve(self, shape=shape, split=split, rows=len(rows)), channels
