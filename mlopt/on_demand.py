@@ -49,9 +49,8 @@ def offer_on_demand(package: str, parts: Mapping[str, Sequence[str]]) -> Callabl
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(module_of[name], package), name)
-        setattr(
-            package_itself, name, value
-        )  # so that it is found without this function from now on
+        # so that it is found without this function from now on
+        setattr(package_itself, name, value)
         return value
 
     return load
