@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.options import choose
+from benchmarks.lib.options import add_row_options, choose
 from benchmarks.lib.output import print_table, write_json
 from benchmarks.lib.progress import say
 from benchmarks.lib.quiet import import_coremltools
@@ -160,14 +160,8 @@ def _line(result: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen rows."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.runtime_overhead",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, in this order")
-    parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser = argparse.ArgumentParser(prog="benchmarks.runtime_overhead", description=__doc__)
+    add_row_options(parser)
     parser.add_argument("--repeats", type=int, default=25, metavar="N", help="default 25")
     options = parser.parse_args(argv)
     if options.list:

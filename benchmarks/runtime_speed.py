@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lib import child
 from benchmarks.lib.memory import PeakMemory
-from benchmarks.lib.options import choose
+from benchmarks.lib.options import add_row_options, choose
 from benchmarks.lib.output import megabytes, print_table, seconds, write_json
 from benchmarks.lib.packages import package
 from benchmarks.lib.progress import say
@@ -346,14 +346,8 @@ def _measured(row: Row, repeats: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the chosen rows; 1 where anything raised or outputs are wrong, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.runtime_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, in this order")
-    parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser = argparse.ArgumentParser(prog="benchmarks.runtime_speed", description=__doc__)
+    add_row_options(parser)
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="default 15")
     options = parser.parse_args(argv)
     if options.list:

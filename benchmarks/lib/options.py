@@ -10,15 +10,20 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def add_row_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--rows``, ``--list`` and ``--json``; the description keeps its lines."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, in this order")
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+
+
 def add_common(parser: argparse.ArgumentParser, repeats: int | None = None) -> None:
     """Add ``--rows``, ``--list``, ``--json``, what to leave out, and ``--repeats``.
 
     ``repeats`` is the default number of samples; None: the script times nothing.
     """
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows, in this order")
-    parser.add_argument("--list", action="store_true", help="print the rows and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    add_row_options(parser)
     left_out = parser.add_mutually_exclusive_group()
     left_out.add_argument("--skip-reference", action="store_true", help="run mlopt only")
     left_out.add_argument("--only-reference", action="store_true", help="run coremltools only")
