@@ -112,7 +112,7 @@ def _clustered(inputs: ClusteringInput, points: npt.NDArray[np.float64] | None =
     if (
         inputs.layout.groups == 1
         and not uniform
-        and is_worth_zooming(inputs.points, 1 << spec.nbits)
+        and is_worth_zooming(inputs.points, 1 << spec.nbits, weighted=inputs.importance is not None)
         and (
             whole := cluster_whole(
                 np.ascontiguousarray(inputs.points),

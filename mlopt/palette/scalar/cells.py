@@ -96,12 +96,23 @@ class Grid:
         self.passes += 1
         return cells, counts
 
-    def gather(self, parts: Parts) -> Gathered:
-        """Return the values in the kept cells."""
-        gathered = [_gather(*part, self._places()) for part in parts()]
-        values, importance, cell = zip(*gathered, strict=True)
-        self.passes += 2
-        return Gathered(np.concatenate(values), np.concatenate(importance), np.concatenate(cell))
+    def gather(self, parts: Parts, size: int) -> Gathered:
+        """Return the ``size`` values in the kept cells."""
+        gathered, filled = None, 0
+        for values, importance in parts():
+            if gathered is None:
+                # one more than there are: where the next value would go
+                gathered = Gathered(
+                    np.empty(size + 1, values.dtype),
+                    np.empty(size + 1),
+                    np.empty(size + 1, np.int32),
+                )
+            filled = _gather(values, importance, self._places(), filled, gathered)
+        self.passes += 1
+        assert gathered is not None
+        assert filled == size
+        values, importance, cell = gathered
+        return Gathered(values[:size], importance[:size], cell[:size])
 
     def _places(self) -> _Places:
         return _Places(self.low, self.per_width, self.ranks, self.offsets, self.finer)
@@ -171,43 +182,54 @@ def _count(values, importance, places, mean, cells, counts):  # type: ignore[no-
 
 
 @njit(cache=True, nogil=True)
-def _gather(values, importance, places):  # type: ignore[no-untyped-def]
+def _gather(values, importance, places, filled, out):  # type: ignore[no-untyped-def]
+    """Append the values in kept cells to ``filled`` ones in ``out``; returns how many there are."""
     weighted = importance.size > 0
-    finer = places.finer[-1]
-    kept = 0
+    shift = 0
+    while 1 << shift < places.finer[-1]:
+        shift += 1
+    last = out.values.size - 1
     for i in range(values.size):
-        if weighted and importance[i] == 0.0:
-            continue
-        if _cell_of(np.float64(values[i]), places) >= 0:
-            kept += 1
-    out = np.empty(kept, values.dtype)
-    weights = np.ones(kept)
-    ranks = np.empty(kept, np.int32)
-    kept = 0
-    for i in range(values.size):
-        if weighted and importance[i] == 0.0:
-            continue
+        h = importance[i] if weighted else 1.0
         cell = _cell_of(np.float64(values[i]), places)
-        if cell >= 0:
-            out[kept] = values[i]
-            if weighted:
-                weights[kept] = importance[i]
-            ranks[kept] = cell // finer
-            kept += 1
-    return out, weights, ranks
+        # written in any case, as a branch on it would be mispredicted
+        to = min(filled, last)
+        out.values[to] = values[i]
+        out.importance[to] = h
+        out.cell[to] = cell >> shift
+        filled += cell >= 0 and h != 0.0
+    return filled
 
 
-def cut(lower: Sums, upper: Sums, cells: Sums) -> tuple[Sums, Sums]:
-    """Return the prefix sums at the lower and upper edges of the parts of cells.
+def cut(lower: Sums, upper: Sums, cells: Sums, kept: npt.NDArray[np.int64]) -> tuple[Sums, Sums]:
+    """Return the prefix sums at the lower and upper edges of those parts of cells that are kept.
 
-    lower, upper: [3, m], of the cells; cells: [3, m * finer], sums over each part. The last part
-    takes the upper edge of its cell as it is, so that neighbours are equal to the bit.
+    lower, upper: [3, m], of the cells; cells: [3, m * finer], sums over each part; kept: ascending.
+    The last part takes the upper edge of its cell as it is, so that neighbours are equal to the
+    bit.
     """
-    parts = cells.reshape(3, lower.shape[1], -1)
-    inner = lower[:, :, None] + np.cumsum(parts, axis=2)
-    inner[:, :, -1] = upper
-    below = np.concatenate([lower[:, :, None], inner[:, :, :-1]], axis=2)
-    return below.reshape(3, -1), inner.reshape(3, -1)
+    lowest, highest = np.empty((3, kept.size)), np.empty((3, kept.size))
+    _cut(lower, upper, cells, kept, (lowest, highest))
+    return lowest, highest
+
+
+@njit(cache=True, nogil=True)
+def _cut(lower, upper, cells, kept, out):  # type: ignore[no-untyped-def]
+    lowest, highest = out
+    finer = cells.shape[1] // lower.shape[1]
+    for row in range(3):
+        place = 0
+        for c in range(lower.shape[1]):
+            edge = lower[row, c]
+            for part in range(c * finer, (c + 1) * finer):
+                following = edge + cells[row, part]
+                if part == (c + 1) * finer - 1:
+                    following = upper[row, c]
+                if place < kept.size and kept[place] == part:
+                    lowest[row, place] = edge
+                    highest[row, place] = following
+                    place += 1
+                edge = following
 
 
 @njit(cache=True, nogil=True)

@@ -14,7 +14,7 @@ from mlopt.palette.scalar.segments import Prefix, make_scratch, suffix_costs, to
 from mlopt.palette.scalar.stored import Rounding, is_worth_proving, settle
 
 MOST_ROUNDS = 64
-LITTLE_CHANGE = 0.99
+LITTLE_CHANGE = 0.95
 """Maximum number of rounds that leave out cells of a level; it ends earlier when few go in one."""
 ROOM_TO_SETTLE = 0.005
 """In units of a cluster's share of the error: moves a bound by 1/25 of the cluster's width."""
@@ -73,32 +73,42 @@ class Near:
     limited: bool
 
 
-def with_ends(edges: Sums, total: Sums) -> Sums:
-    """Return the sums at both ends, and at edges with some importance before the next one."""
-    rising = np.empty(edges.shape[1], np.bool_)
-    most = float(total[0, 0])
-    _mark_rising(edges[0], most, most * NEGLIGIBLE, rising)
-    return np.ascontiguousarray(np.concatenate([np.zeros((3, 1)), edges[:, rising], total], axis=1))
+def with_ends(edges: Sums, total: Sums) -> tuple[Sums, npt.NDArray[np.int64]]:
+    """Return the sums at both ends, and at edges with some importance before the next one.
+
+    Also the position of each edge; that of an edge that is left out is the one before it.
+    """
+    sums = np.empty((3, edges.shape[1] + 2))
+    positions = np.empty(edges.shape[1], np.int64)
+    n = _fill_rising(edges, total[:, 0], sums, positions)
+    return sums[:, : n + 1], positions
 
 
 @njit(cache=True, nogil=True)
-def _mark_rising(masses, most, negligible, rising):  # type: ignore[no-untyped-def]
-    highest = 0.0
-    for i in range(masses.size):
-        rising[i] = highest + negligible < masses[i] < most - negligible
-        if rising[i]:
-            highest = masses[i]
+def _fill_rising(edges, total, sums, positions):  # type: ignore[no-untyped-def]
+    """Write what :func:`with_ends` returns; returns the last position."""
+    negligible = total[0] * NEGLIGIBLE
+    sums[:, 0] = 0.0
+    n = 0
+    for i in range(edges.shape[1]):
+        if sums[0, n] + negligible < edges[0, i] < total[0] - negligible:
+            n += 1
+            sums[0, n], sums[1, n], sums[2, n] = edges[0, i], edges[1, i], edges[2, i]
+        positions[i] = n
+    sums[:, n + 1] = total
+    return n + 1
 
 
 def near_bounds(
-    level: Level, whole: Whole, held: npt.NDArray[np.float64], penalty: float
+    level: Level, whole: Whole, spread: npt.NDArray[np.float64], penalty: float
 ) -> Near | None:
-    """Return the cells of a level, ``held`` in each, next to which a bound of the optimum can be.
+    """Return the cells of a level next to which a bound of the optimum can be.
 
-    None where there are no more positions than clusters.
+    ``spread`` of each cell: see :func:`spread_in_cells`. None where there are no more positions
+    than clusters.
     """
     lower, upper, k = level.lower, level.upper, whole.entries
-    sums = with_ends(np.stack([lower, upper], axis=2).reshape(3, -1), whole.total)
+    sums, positions = with_ends(np.stack([lower, upper], axis=2).reshape(3, -1), whole.total)
     n = sums.shape[1] - 1
     if n <= k:
         return None
@@ -118,17 +128,20 @@ def near_bounds(
             price = ROOM_TO_SETTLE * plain / k
     ceiling = plain + price
     backward = suffix_costs(prefix, penalty, scratch)
-    held_far = held * _largest_distances(whole.masses, level.coarse, whole.width, ceiling)
-    positions = np.searchsorted(sums[0, 1:n], np.stack([lower[0], upper[0]]))
-    through = np.append((forward + backward[::-1])[1:n], np.inf)
-    through = through[np.minimum(positions, n - 1)].min(axis=0)
-    kept = np.arange(held.size)
+    far = np.zeros(whole.masses.size, np.int64)
+    _largest_distances(whole.masses, level.coarse, whole.width, ceiling, far)
+    through = forward + backward[::-1]
+    through[0] = through[n] = np.inf
+    # an edge that is no position lies between the one before it and the next
+    after = np.diff(positions, prepend=0) == 0
+    at_edge = np.minimum(through[positions], through[positions + after])
+    through = np.minimum(at_edge[::2], at_edge[1::2])
+    kept = np.arange(spread.size)
     for _ in range(MOST_ROUNDS):
-        move = min((k - 1) * float(held_far[kept].max()), float(held[kept].max()) * whole.reach)
-        slack = move * level.width
+        slack = level.width * _most_for_moves(spread[kept], level.coarse[kept], far, whole)
         limit = (ceiling + slack + penalty * k) * (1.0 + 1e-12)
         near = kept[through[kept] <= limit]
-        # the cells that are left may hold less each, and so give less slack
+        # bounds in the cells that are left may cost less to move
         few = near.size == 0 or near.size > LITTLE_CHANGE * kept.size
         kept = near
         if few:
@@ -146,18 +159,82 @@ def _equal_shares(sums, n, k, bounds):  # type: ignore[no-untyped-def]
     bounds[k] = n
 
 
-@njit(cache=True, nogil=True)
-def _largest_distances(masses, cells, width, ceiling):  # type: ignore[no-untyped-def]
-    """Return D of ``zoom``'s proof for first-level cells (ascending, of ``width``): float64[m].
+def spread_in_cells(
+    cells: Sums, counts: npt.NDArray[np.int64], width: float
+) -> npt.NDArray[np.float64]:
+    """Return how far values in cells lie from their means: float64[m], importance times ``width``.
 
-    If a bound in cell c is d = 2 r widths from its centres, the cells c - r + 1 .. c + r - 1 lie
-    within d / 2 of it.
+    It is at least twice the sum of importance times distance, by Cauchy's inequality, allows for
+    the rounding of sums of ``counts`` values, and is at most the importance in the cell. Very many
+    equal values have a spread near 0.
     """
-    out = np.empty(cells.size)
+    mass, moment, second = cells
+    errors = second - moment * moment / mass + (counts + 4) * 2.0**-52 * second
+    return np.asarray(np.minimum(mass, 2.0 * np.sqrt(mass * np.maximum(errors, 0.0)) / width))
+
+
+def _most_for_moves(
+    spread: npt.NDArray[np.float64],
+    coarse: npt.NDArray[np.int64],
+    far: npt.NDArray[np.int64],
+    whole: Whole,
+) -> float:
+    """Return the most that it costs to move bounds to edges of cells, in widths of a cell.
+
+    spread: of the cells that a bound can be in; coarse: their cells of the first level; far: D of
+    all cells of the first level, in two widths. See the proof in ``zoom``.
+    """
+    first = np.flatnonzero(np.diff(coarse, prepend=-1))
+    cells, most = coarse[first], np.maximum.reduceat(spread, first)
+    reach = far[cells]
+    each = 2.0 * whole.width * float((most * reach).max())
+    order = np.argsort(-most)
+    area = float(_area_of_boxes(most[order], cells[order], reach[order], far.size))
+    return min(
+        (whole.entries - 1) * each, float(most.max()) * whole.reach, 0.5 * area * whole.width
+    )
+
+
+@njit(cache=True, nogil=True)
+def _area_of_boxes(heights, cells, far, size):  # type: ignore[no-untyped-def]
+    """Return the area under boxes, the highest first, in cells.
+
+    A box reaches from its cell so far as a bound there can be from its centres, and one cell on.
+    Each of ``size`` cells is covered once, by the first box that reaches it.
+    """
+    # the first cell from here on that is not covered yet
+    uncovered = np.arange(size + 1)
+    area = 0.0
+    for m in range(heights.size):
+        reach = 2 * far[m] + 1
+        last = min(cells[m] + reach, size - 1)
+        cell = max(cells[m] - reach, 0)
+        while True:
+            root = cell
+            while uncovered[root] != root:
+                root = uncovered[root]
+            while cell != root:
+                following = uncovered[cell]
+                uncovered[cell] = root
+                cell = following
+            if root > last:
+                break
+            area += heights[m]
+            uncovered[root] = root + 1
+            cell = root + 1
+    return area
+
+
+@njit(cache=True, nogil=True)
+def _largest_distances(masses, cells, width, ceiling, out):  # type: ignore[no-untyped-def]
+    """Write D of ``zoom``'s proof for first-level cells (ascending, of ``width``) to their places.
+
+    In units of two widths. If a bound in cell c is d = 2 r widths from its centres, the cells
+    c - r + 1 .. c + r - 1 lie within d / 2 of it.
+    """
     for m in range(cells.size):
         c = cells[m]
         if m > 0 and cells[m - 1] == c:
-            out[m] = out[m - 1]
             continue
         low = 0
         high = masses.size
@@ -168,5 +245,4 @@ def _largest_distances(masses, cells, width, ceiling):  # type: ignore[no-untype
                 low = r
             else:
                 high = r
-        out[m] = 2.0 * width * (low + 1)
-    return out
+        out[c] = low + 1

@@ -29,6 +29,9 @@ from mlopt.palette.scalar.stored import (
     stored_table,
 )
 
+TOLERANCE = 1e-9
+"""Share of the error up to which what rounding costs is not searched for."""
+
 
 class Wanted(NamedTuple):
     """The tables to make.
@@ -124,7 +127,7 @@ def _fill_table(distinct, wanted, points, work, table):  # type: ignore[no-untyp
     scratch = work.scratch
     penalty = first_penalty(values, prefix, entries, scratch)
     penalty, _ = solve(prefix, entries, penalty, scratch)
-    gap = refine_for_storage(prefix, entries, penalty, wanted.rounding, scratch)
+    gap = refine_for_storage(prefix, entries, penalty, wanted.rounding, TOLERANCE, scratch)
     stored_table(prefix, scratch.bounds, wanted.rounding, table)
     return gap
 

@@ -54,6 +54,10 @@ MOST_VISITS = 1 << 25
 MOST_STATES = 1 << 24
 
 
+# There is nothing to gain below this share of the error: sums in float64 do not resolve it.
+RESOLVED = 1e-11
+
+
 class Rounding(NamedTuple):
     """Constants with which :func:`round_to_stored` rounds float64 to a narrower float format.
 
@@ -299,7 +303,7 @@ def _grown(array, used, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[no-untyped-def]
+def refine_for_storage(prefix, k, penalty, rounding, tolerance, scratch):  # type: ignore[no-untyped-def]
     """Turn optimal bounds into bounds that are optimal for storable centres, in place.
 
     Parameters
@@ -310,6 +314,8 @@ def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[n
         Any positive penalty; the closer to the one that gives ``k`` segments, the less is searched.
     rounding
         To the table's dtype.
+    tolerance
+        Share of the error that is not worth a search.
     scratch
         As :func:`mlopt.palette.scalar.kmeans1d.solve` leaves it: ``bounds`` optimal for the plain
         cost, ``cost`` the prefix costs of ``penalty``.
@@ -324,10 +330,11 @@ def refine_for_storage(prefix, k, penalty, rounding, scratch):  # type: ignore[n
     bounds = scratch.bounds
     plain = total_cost(prefix.sums, bounds, k)
     limit = settle(prefix, k, rounding, bounds)
-    # There is nothing to gain below what float64 sums resolve.
     price = limit - plain
-    if price <= 1e-11 * plain:
+    if price <= RESOLVED * plain:
         return 0.0
+    if price <= tolerance * plain:
+        return price
     if prefix.n > FEW_VALUES and not is_worth_proving(price, plain, k):
         return price
     backward = near_suffix_costs(prefix, penalty, limit + penalty * k, scratch)

@@ -21,15 +21,16 @@ _PART = 1 << 20
 """Elements that a pass takes at a time."""
 
 
-def is_worth_zooming(weight: Floats, entries: int) -> bool:
+def is_worth_zooming(weight: Floats, entries: int, *, weighted: bool = False) -> bool:
     """Whether zooming beats sorting for this many centres.
 
-    With more centres, fewer values are far from a bound: with 256 centres it only pays where memory
-    is scarce.
+    The more centres, the fewer values are far from a bound. Sorting takes twice as long where the
+    values are weighted by importance.
     """
     if is_coded(weight.dtype):
         return False
-    return weight.size >= (entries << 12 if entries <= 64 else 1 << 23)
+    enough = entries << (11 if entries <= 64 else 12)
+    return weight.size >= max(1 << 14, enough >> weighted)
 
 
 def cluster_whole(

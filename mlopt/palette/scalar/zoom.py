@@ -7,18 +7,23 @@ turn, with each of its bounds moved to an edge of the cell that it lies in, is a
 coarse problem and costs at most ``slack`` more:
 
     A bound of the optimum is halfway between two centres, at a distance d from both. A value t away
-    from the bound costs 4 t d more on its other side. Moving the bound to the better edge of a cell
-    of width w and importance h costs at most h w d (at worst half of h is w / 2 away). And d is no
+    from the bound costs 4 t d more on its other side. Moving the bound to the better edge of its
+    cell costs most where the bound is at the mean of the cell's values, 2 d times the sum of their
+    distances from there: s w d, with w the width of the cell and s its spread, no more than the
+    importance in it (:func:`mlopt.palette.scalar.near.spread_in_cells`). (The same holds for
+    several bounds in one cell: all of it goes to the cluster that has the mean.) And d is no
     larger than D(cell), the largest distance at which the values within d / 2 of the bound, which
-    all err by d / 2 or more, do not exceed the ceiling on their own. Nor are the d of all bounds
-    together larger than half the way from the first centre to the last, so all moves together
-    cost at most the largest h times w times half the range.
+    all err by d / 2 or more, do not exceed the ceiling on their own. The spans from one centre to
+    the next, each 2 d long, lie side by side. So the sum of s d over all bounds is no more than
+    half the area under H, where H(x) is the largest s of a cell within D(cell) of x.
 
 So edges where the forward and backward cost of the coarse problem exceed the ceiling by more than
-the slack are not next to any bound of the optimum. Nor do their h and D count any more, which may
+the slack are not next to any bound of the optimum. Nor do their s and D count any more, which may
 make the slack smaller. Cells that are left are cut into smaller ones, a few times, and at last
 their values are sorted. Between them whole spans of values are one step: thousands of positions
 instead of millions of values, with the same optimum, for the plain cost and the stored cost alike.
+As soon as the values in the cells that are left are a part of all, they are copied, and only the
+copies are counted after that.
 
 Two things keep cells from ever becoming fewer, however small they are cut. Both are common where a
 weight was divided by a scale of each channel:
@@ -43,26 +48,47 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from mlopt.palette.scalar.cells import Extent, Grid, Parts, Sums, cut, extent, sums_at_positions
+from mlopt.palette.scalar.cells import (
+    Extent,
+    Gathered,
+    Grid,
+    Parts,
+    cut,
+    extent,
+    sums_at_positions,
+)
 from mlopt.palette.scalar.kmeans1d import solve
-from mlopt.palette.scalar.near import Level, Near, Whole, near_bounds, with_ends
+from mlopt.palette.scalar.near import (
+    Level,
+    Near,
+    Whole,
+    near_bounds,
+    spread_in_cells,
+    with_ends,
+)
 from mlopt.palette.scalar.segments import Prefix, make_scratch, total_cost
 from mlopt.palette.scalar.stored import Rounding, refine_for_storage, stored_cost, stored_table
 
-CELLS = 1 << 16
-FEW_CELLS = 1 << 14
-"""Cells of the first level: fewer where values and bounds are few, so that solving costs most."""
-FINER = 1 << 4
+MOST_FIRST_CELLS = 1 << 16
+FIRST_CELLS_OF_BOUND = 1 << 8
+VALUES_OF_FIRST_CELL = 1 << 6
+"""Cells of the first level: one for so many values, but so many for each bound, within a limit."""
+FINER = 1 << 2
 FINEST = 1 << 10
 """Parts that a cell is cut into: ``FINER``, and up to ``FINEST`` where few cells are left."""
-CELLS_AT_HAND = 1 << 17
-"""Maximum number of parts that few cells are cut into: their sums stay in a cache."""
-MANY_CELLS = 1 << 20
-"""The same, after a level that was too coarse to leave values out."""
+FEW_CELLS = 1 << 13
+FEW_CELLS_OF_BOUND = 1 << 6
+"""Maximum number of parts that few cells are cut into: solving with them takes as long as a pass
+over some hundred thousand values."""
 MOST_CELLS = 1 << 22
-FEW_ENOUGH = 1 << 16
+FEW_ENOUGH = 1 << 12
 SHARE_ENOUGH = 6
 """Values are sorted when ``FEW_ENOUGH`` of them, or one in ``2**SHARE_ENOUGH``, are left."""
+LITTLE_TO_GAIN = 1e-5
+"""Share of the error up to which what rounding costs is not searched for: 0.00004 dB."""
+SHARE_TO_COPY = 2
+MOST_COPIED = 1 << 22
+"""Values left are copied when they are one in ``2**SHARE_TO_COPY``, and not more than this."""
 MOST_STUCK = 2
 """Levels that may leave more than half of their values, before what is left is sorted."""
 RANGE = 2.0**400
@@ -91,8 +117,12 @@ class Zoomed:
 
 @attrs.frozen(eq=False)
 class _Left:
-    """The cells that zooming leaves. limited, most_cells: at any level, see :class:`Near`."""
+    """The cells that zooming leaves, and parts with all values in them.
 
+    limited, most_cells: at any level, see :class:`Near`.
+    """
+
+    parts: Parts
     level: Level
     whole: Whole
     penalty: float
@@ -124,14 +154,26 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
         return None
     if not 1.0 / RANGE < max(-low, high) < RANGE:
         return None
+    size = 1 << max(1, count // VALUES_OF_FIRST_CELL).bit_length()
+    size = min(max(size, FIRST_CELLS_OF_BOUND * entries), MOST_FIRST_CELLS)
+    zoomed = _table(parts, seen, size, entries, rounding)
+    if zoomed is None and size < MOST_FIRST_CELLS:
+        # most cells are empty where a few values are far from all others
+        zoomed = _table(parts, seen, MOST_FIRST_CELLS, entries, rounding)
+    return zoomed
+
+
+def _table(
+    parts: Parts, seen: Extent, size: int, entries: int, rounding: Rounding
+) -> Zoomed | None:
+    """Return the table, or None where ``size`` cells do not separate the values."""
     # a little less than the number of cells, so that the largest value does not fall outside
-    size = FEW_CELLS if entries <= 32 and count < 1 << 21 else CELLS
-    per_width = size * (1.0 - 2.0**-40) / (high - low)
+    per_width = size * (1.0 - 2.0**-40) / (seen.high - seen.low)
     if not np.isfinite(per_width):
         return None
-    grid = Grid(low, per_width, size)
+    grid = Grid(seen.low, per_width, size)
     left = _zoom(parts, grid, seen, entries, rounding)
-    return None if left is None else _finish(parts, grid, left)
+    return None if left is None else _finish(grid, left)
 
 
 def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Rounding) -> _Left | None:
@@ -141,14 +183,15 @@ def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Roundi
     cells, counts = grid.count(parts, mean)
     edges = np.concatenate([np.zeros((3, 1)), np.cumsum(cells, axis=1)], axis=1)
     whole = Whole(mean, edges[:, -1:].copy(), edges[0].copy(), width, reach, entries, rounding)
-    level = Level(edges[:, :-1], edges[:, 1:], counts, np.arange(grid.size), width)
+    occupied = np.flatnonzero(cells[0] > 0.0)
+    if occupied.size < 8 * entries:
+        return None
+    level = Level(edges[:, occupied], edges[:, occupied + 1], counts[occupied], occupied, width)
     penalty, stuck, before, most_cells, limited = 0.0, 0, count, grid.size, False
+    few_cells, copied = max(FEW_CELLS, FEW_CELLS_OF_BOUND * entries), count
     while True:
-        occupied = np.flatnonzero(cells[0] > 0.0)
-        if grid.finer.size == 0 and occupied.size < 8 * entries:
-            return None
-        level.keep(occupied)
-        near = near_bounds(level, whole, cells[0, occupied], penalty)
+        spread = spread_in_cells(cells[:, occupied], level.counts, level.width)
+        near = near_bounds(level, whole, spread, penalty)
         if near is None:
             return None
         penalty, limited = near.penalty, limited or near.limited
@@ -156,14 +199,17 @@ def _zoom(parts: Parts, grid: Grid, seen: Extent, entries: int, rounding: Roundi
         left = int(level.counts.sum())
         shrank = 2 * left <= before
         stuck += not shrank
-        finer = _cuts(near.kept.size, left, CELLS_AT_HAND if shrank else MANY_CELLS)
+        finer = _cuts(near.kept.size, left, few_cells)
         grid.refine(occupied[near.kept], finer)
         if _is_done(left, count, grid.size, near, stuck=stuck, shrank=shrank):
-            return _Left(level, whole, penalty, limited, most_cells)
+            return _Left(parts, level, whole, penalty, limited, most_cells)
+        if left <= min(copied >> SHARE_TO_COPY, MOST_COPIED):
+            parts, copied = _parts_of(grid.gather(parts, left)), left
         before, most_cells = left, max(most_cells, grid.size)
         cells, counts = grid.count(parts, mean)
-        level.lower, level.upper = cut(level.lower, level.upper, cells)
-        level.coarse, level.counts = np.repeat(level.coarse, finer), counts
+        occupied = np.flatnonzero(cells[0] > 0.0)
+        level.lower, level.upper = cut(level.lower, level.upper, cells, occupied)
+        level.coarse, level.counts = level.coarse[occupied // finer], counts[occupied]
         level.width /= finer
 
 
@@ -191,27 +237,29 @@ def _is_done(left: int, count: int, cells: int, near: Near, *, stuck: int, shran
     return not shrank and (near.slack <= near.price or stuck > MOST_STUCK)
 
 
-def _finish(parts: Parts, grid: Grid, left: _Left) -> Zoomed | None:
+def _parts_of(gathered: Gathered) -> Parts:
+    """Return the gathered values as parts."""
+    return lambda: iter([(gathered.values, gathered.importance)])
+
+
+def _finish(grid: Grid, left: _Left) -> Zoomed | None:
     """Solve with the values of the cells that are left, sorted."""
     level, whole = left.level, left.whole
-    sums = with_ends(_sorted_sums(parts, grid, level, whole.mean), whole.total)
+    gathered = grid.gather(left.parts, int(level.counts.sum()))
+    sums = sums_at_positions(gathered, whole.mean, level.lower, level.upper)
+    sums, _ = with_ends(sums, whole.total)
     n, k = sums.shape[1] - 1, whole.entries
     if n <= k:
         return None
     prefix, scratch, rounding = Prefix(sums, whole.mean, n), make_scratch(n), whole.rounding
     penalty, penalties = solve(prefix, k, left.penalty, scratch)
     plain = total_cost(sums, scratch.bounds, k)
-    gap = refine_for_storage(prefix, k, penalty, rounding, scratch)
+    gap = refine_for_storage(prefix, k, penalty, rounding, LITTLE_TO_GAIN, scratch)
     bounds = scratch.bounds[: k + 1]
     if left.limited:
         # proven for the positions that are left, if at all, which need not hold the best bounds
         gap = sum(stored_cost(prefix, i, j, rounding) for i, j in pairwise(bounds.tolist())) - plain
     table = np.empty(k)
     stored_table(prefix, bounds, rounding, table)
-    gathered = int(level.counts.sum())
-    return Zoomed(table, gap, plain, grid.passes + 1, left.most_cells, gathered, n, penalties)
-
-
-def _sorted_sums(parts: Parts, grid: Grid, level: Level, mean: float) -> Sums:
-    """Return the prefix sums at all positions in the cells that are left."""
-    return sums_at_positions(grid.gather(parts), mean, level.lower, level.upper)
+    sorted_values, passes = gathered.values.size, grid.passes + 1
+    return Zoomed(table, gap, plain, passes, left.most_cells, sorted_values, n, penalties)

@@ -124,7 +124,9 @@ def test_power_of_two_scales_the_table_exactly() -> None:
 def test_whole_weight_in_parts_and_threads() -> None:
     weight = values_of("normal").reshape(200, 200)
     importance = np.broadcast_to(np.linspace(0.5, 2, 200)[:, None], weight.shape)
-    assert not is_worth_zooming(weight, 16)
+    assert is_worth_zooming(weight, 16)
+    assert not is_worth_zooming(weight, 256)
+    assert not is_worth_zooming(weight.astype(np.float16), 2)
     found = [
         cluster_whole(
             weight, 4, table_dtype=np.dtype(np.float32), importance=importance, workers=workers
