@@ -88,15 +88,15 @@ def _job(
     guides: Guides[BiasPlace],
     workers: int,
     computed: Mapping[int, Computed],
-) -> Callable[[], Computed] | None:
-    """Return the job that clusters a weight; None where it is kept."""
+) -> tuple[int, Callable[[], Computed]] | None:
+    """Return the size of a weight and the job that clusters it; None where it is kept."""
     if not isinstance(decision.result, PaletteSpec):
         return None
     weight = decision.weight
     if id(weight) in computed:
-        return partial(computed.__getitem__, id(weight))
+        return weight.size, partial(computed.__getitem__, id(weight))
     share = share_of(weight.size, workers)
-    return partial(compute, weight, decision.result, share, guides.of(weight))
+    return weight.size, partial(compute, weight, decision.result, share, guides.of(weight))
 
 
 def row_of(decision: WeightDecision, clustered: Computed, method: str = "plain") -> WeightRow:

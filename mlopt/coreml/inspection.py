@@ -224,7 +224,7 @@ def _with_statistics(
 ) -> list[StoredWeight]:
     """Return the rows with distinct values and sparsity, counted by all processors."""
     total, done, rows = sum(weight.size for weight, _ in listed), 0, []
-    jobs = (partial(_counted, weight) for weight, _ in listed)
+    jobs = ((weight.size, partial(_counted, weight)) for weight, _ in listed)
     with contextlib.closing(done_ahead(jobs, processors())) as results:
         for (weight, row), counted in zip(listed, results, strict=True):
             assert counted is not None

@@ -11,28 +11,44 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
+HELD = 1 << 24
+"""Elements whose results may wait for the one before them, however many jobs that are."""
+
+
 def done_ahead(
-    jobs: Iterable[Callable[[], Result] | None], workers: int
+    jobs: Iterable[tuple[int, Callable[[], Result]] | None], workers: int
 ) -> Generator[Result | None, None, None]:
     """The results of jobs in their order; None for those that are None.
 
+    jobs: the number of elements of its data, and what is to be called.
+
     Only a few more jobs than ``workers`` are in progress at a time, because their data are held in
-    memory. Close the generator to cancel the unfinished ones.
+    memory; more of them where they are small, so that no thread waits while another one has a
+    large job. Close the generator to cancel the unfinished ones.
     """
-    waiting: deque[Future[Result] | None] = deque()
-    ahead = 0
+    waiting: deque[tuple[int, Future[Result]] | None] = deque()
+    ahead = held = 0
     pool = ThreadPoolExecutor(workers)
     try:
         for job in jobs:
-            waiting.append(None if job is None else pool.submit(job))
-            ahead += job is not None
-            while ahead > workers + 1:
+            if job is None:
+                waiting.append(None)
+            else:
+                size, call = job
+                waiting.append((size, pool.submit(call)))
+                ahead, held = ahead + 1, held + size
+            while waiting and (
+                waiting[0] is None or (ahead > workers + 1 and held - waiting[0][0] > HELD)
+            ):
                 first = waiting.popleft()
-                ahead -= first is not None
-                yield None if first is None else first.result()
+                if first is None:
+                    yield None
+                    continue
+                ahead, held = ahead - 1, held - first[0]
+                yield first[1].result()
         while waiting:
             first = waiting.popleft()
-            yield None if first is None else first.result()
+            yield None if first is None else first[1].result()
     finally:
         # not waited for: after an interrupt, a large weight may take long and nobody wants it
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,56 @@
+"""Results come in order, and jobs run ahead of them only so far."""
+
+import threading
+
+from mlopt.requests import lookahead
+from mlopt.requests.lookahead import done_ahead
+
+
+def test_results_come_in_the_order_of_jobs_and_none_for_none():
+    jobs = [None if i % 3 == 0 else (1, lambda i=i: i) for i in range(20)]
+    expected = [None if i % 3 == 0 else i for i in range(20)]
+    assert list(done_ahead(jobs, 3)) == expected
+
+
+def asked_for(sizes, workers):
+    """How many jobs are asked for before the first result comes."""
+    asked = []
+
+    def jobs():
+        for place, size in enumerate(sizes):
+            asked.append(place)
+            yield size, lambda: None
+
+    results = done_ahead(jobs(), workers)
+    next(results)
+    count = len(asked)
+    results.close()
+    return count
+
+
+def test_large_jobs_run_a_few_ahead():
+    assert asked_for([lookahead.HELD + 1] * 50, workers=2) == 4
+
+
+def test_small_jobs_run_on_behind_a_large_one():
+    small = lookahead.HELD // 10
+    assert asked_for([100 * lookahead.HELD] + [small] * 50, workers=2) == 1 + 11
+    assert asked_for([1] * 50, workers=2) == 50
+
+
+def test_no_thread_waits_for_a_large_job_while_small_ones_are_left():
+    others_are_done = threading.Event()
+    left = threading.Semaphore(0)
+
+    def large():
+        assert others_are_done.wait(timeout=60)
+        return "large"
+
+    def small(i):
+        if i == 29:
+            others_are_done.set()
+        left.release()
+        return i
+
+    jobs = [(10, large)] + [(1, lambda i=i: small(i)) for i in range(30)]
+    assert list(done_ahead(jobs, 2)) == ["large", *range(30)]
