@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +16,11 @@ from numba import njit
 
 Floats = npt.NDArray[Any]
 Sums = npt.NDArray[np.float64]
-Parts = Callable[[], Iterator[tuple[Floats, npt.NDArray[np.float64]]]]
-"""One pass over the values: yields (values[n], importance float64[n], or empty for 1)."""
+Part = tuple[Floats, npt.NDArray[np.float64]]
+"""Values [n], and importance: float64[m] for n / m values each, or empty for 1."""
+Parts = Callable[[], Iterator[Part]]
+"""One pass over the values, part by part."""
+Result = TypeVar("Result")
 
 
 class Extent(NamedTuple):
@@ -66,9 +71,11 @@ class Grid:
         Number of cells of the last level.
     passes
         Passes over all values so far.
+    workers
+        Threads that pass over parts. Results do not depend on it.
     """
 
-    def __init__(self, low: float, per_width: float, size: int) -> None:
+    def __init__(self, low: float, per_width: float, size: int, workers: int = 1) -> None:
         self.low = low
         self.per_width = per_width
         # for each level but the last: the rank of each cell among those kept, or -1
@@ -77,6 +84,7 @@ class Grid:
         self.finer = np.empty(0, np.int64)
         self.size = size
         self.passes = 0
+        self.workers = workers
 
     def refine(self, kept: npt.NDArray[np.int64], finer: int) -> None:
         """Keep these cells (ascending) of the last level, and cut each into ``finer`` (2**b)."""
@@ -89,63 +97,88 @@ class Grid:
 
     def count(self, parts: Parts, mean: float) -> tuple[Sums, npt.NDArray[np.int64]]:
         """Return, by cell of the last level, importance and moments [3, size] and counts [size]."""
-        cells = np.zeros((3, self.size))
-        counts = np.zeros(self.size, np.int64)
-        for values, importance in parts():
-            _count(values, importance, self._places(), mean, cells, counts)
+        places, size = self._places(), self.size
+
+        def count_part(part: Part) -> npt.NDArray[np.float64]:
+            # the four of a cell side by side: in one line of the cache
+            tally = np.zeros((size, 4))
+            _count(*part, places, mean, tally)
+            return tally
+
+        counted = for_each(parts, count_part, self.workers)
+        tally = next(counted)
+        for more in counted:
+            tally += more
         self.passes += 1
-        return cells, counts
+        return np.ascontiguousarray(tally[:, :3].T), tally[:, 3].astype(np.int64)
 
     def gather(self, parts: Parts, size: int) -> Gathered:
         """Return the ``size`` values in the kept cells."""
-        gathered, filled = None, 0
-        for values, importance in parts():
-            if gathered is None:
-                # one more than there are: where the next value would go
-                gathered = Gathered(
-                    np.empty(size + 1, values.dtype),
-                    np.empty(size + 1),
-                    np.empty(size + 1, np.int32),
-                )
-            filled = _gather(values, importance, self._places(), filled, gathered)
+        places = self._places()
+
+        def gather_part(part: Part) -> Gathered:
+            # one more than there can be: where the next value would go
+            room = min(size, part[0].size) + 1
+            out = Gathered(np.empty(room, part[0].dtype), np.empty(room), np.empty(room, np.int32))
+            filled = _gather(*part, places, out)
+            return Gathered(
+                out.values[:filled].copy(), out.importance[:filled].copy(), out.cell[:filled].copy()
+            )
+
+        gathered = list(for_each(parts, gather_part, self.workers))
         self.passes += 1
-        assert gathered is not None
-        assert filled == size
-        values, importance, cell = gathered
-        return Gathered(values[:size], importance[:size], cell[:size])
+        if len(gathered) == 1:
+            return gathered[0]
+        values, importance, cell = zip(*gathered, strict=True)
+        return Gathered(np.concatenate(values), np.concatenate(importance), np.concatenate(cell))
 
     def _places(self) -> _Places:
         return _Places(self.low, self.per_width, self.ranks, self.offsets, self.finer)
 
 
-def extent(parts: Parts) -> Extent:
+def for_each(parts: Parts, job: Callable[[Part], Result], workers: int) -> Iterator[Result]:
+    """Yield the results of a job for each part, in their order, from threads a few parts ahead."""
+    if workers == 1:
+        yield from map(job, parts())
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for part in parts():
+            waiting.append(pool.submit(job, part))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def extent(parts: Parts, workers: int = 1) -> Extent:
     """Summarize the values in one pass."""
-    reached = np.array([np.inf, -np.inf, 0.0, 0.0])
-    count = 0
-    for values, importance in parts():
-        _extend(values, importance, reached)
-        count += values.size
-    low, high, mass, moment = reached.tolist()
-    return Extent(low, high, mass, moment, count)
+
+    def extent_of(part: Part) -> Extent:
+        low, high, mass, moment = _extent(*part)
+        return Extent(low, high, mass, moment, part[0].size)
+
+    seen = list(for_each(parts, extent_of, workers))
+    low, high, mass, moment, size = zip(*seen, strict=True)
+    return Extent(min(low), max(high), sum(mass), sum(moment), sum(size))
 
 
 @njit(cache=True, nogil=True)
-def _extend(values, importance, extent):  # type: ignore[no-untyped-def]
-    low, high, mass, moment = extent
-    weighted = importance.size > 0
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
+def _extent(values, importance):  # type: ignore[no-untyped-def]
+    low, high, mass, moment = np.inf, -np.inf, 0.0, 0.0
+    rows = max(1, importance.size)
+    run = values.size // rows
+    for row in range(rows):
+        h = importance[row] if importance.size else 1.0
         if h == 0.0:
             continue
-        x = np.float64(values[i])
-        low = min(low, x)
-        high = max(high, x)
-        mass += h
-        moment += h * x
-    extent[0] = low
-    extent[1] = high
-    extent[2] = mass
-    extent[3] = moment
+        for i in range(row * run, (row + 1) * run):
+            x = np.float64(values[i])
+            low = min(low, x)
+            high = max(high, x)
+            mass += h
+            moment += h * x
+    return low, high, mass, moment
 
 
 @njit(cache=True, nogil=True)
@@ -164,40 +197,46 @@ def _cell_of(x, places):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count(values, importance, places, mean, cells, counts):  # type: ignore[no-untyped-def]
-    weighted = importance.size > 0
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
+def _count(values, importance, places, mean, tally):  # type: ignore[no-untyped-def]
+    """Add importance, moments about ``mean`` and number of values to their cells' rows."""
+    rows = max(1, importance.size)
+    run = values.size // rows
+    for row in range(rows):
+        h = importance[row] if importance.size else 1.0
         if h == 0.0:
             continue
-        x = np.float64(values[i])
-        cell = _cell_of(x, places)
-        if cell < 0:
-            continue
-        distance = x - mean
-        cells[0, cell] += h
-        cells[1, cell] += h * distance
-        cells[2, cell] += h * distance * distance
-        counts[cell] += 1
+        for i in range(row * run, (row + 1) * run):
+            x = np.float64(values[i])
+            cell = _cell_of(x, places)
+            if cell < 0:
+                continue
+            distance = x - mean
+            tally[cell, 0] += h
+            tally[cell, 1] += h * distance
+            tally[cell, 2] += h * distance * distance
+            tally[cell, 3] += 1.0
 
 
 @njit(cache=True, nogil=True)
-def _gather(values, importance, places, filled, out):  # type: ignore[no-untyped-def]
-    """Append the values in kept cells to ``filled`` ones in ``out``; returns how many there are."""
-    weighted = importance.size > 0
+def _gather(values, importance, places, out):  # type: ignore[no-untyped-def]
+    """Write the values in kept cells; returns how many there are."""
+    rows = max(1, importance.size)
+    run = values.size // rows
     shift = 0
     while 1 << shift < places.finer[-1]:
         shift += 1
-    last = out.values.size - 1
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
-        cell = _cell_of(np.float64(values[i]), places)
-        # written in any case, as a branch on it would be mispredicted
-        to = min(filled, last)
-        out.values[to] = values[i]
-        out.importance[to] = h
-        out.cell[to] = cell >> shift
-        filled += cell >= 0 and h != 0.0
+    filled = 0
+    for row in range(rows):
+        h = importance[row] if importance.size else 1.0
+        if h == 0.0:
+            continue
+        for i in range(row * run, (row + 1) * run):
+            cell = _cell_of(np.float64(values[i]), places)
+            # written in any case, as a branch on it would be mispredicted
+            out.values[filled] = values[i]
+            out.importance[filled] = h
+            out.cell[filled] = cell >> shift
+            filled += cell >= 0
     return filled
 
 

@@ -18,18 +18,15 @@ between two of them is where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
+from mlopt.palette.scalar.cells import Parts
 from mlopt.palette.scalar.segments import Prefix, fill_sums
-
-Parts = Callable[[], Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.float64]]]]
-"""One pass over the values: yields (values[n], importance float64[n], or empty for 1)."""
 
 
 class Choice(NamedTuple):
@@ -112,25 +109,27 @@ def _choice(points: npt.NDArray[np.float64]) -> Choice:
 def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no-untyped-def]
     """Add importance and moments of values to the cells that they fall into (ends included)."""
     start, per_unit, starts = buckets
-    weighted = importance.size > 0
-    for i in range(values.size):
-        h = importance[i] if weighted else 1.0
+    rows = max(1, importance.size)
+    run = values.size // rows
+    for row in range(rows):
+        h = importance[row] if importance.size else 1.0
         if h == 0.0:
             continue
-        x = np.float64(values[i])
-        bucket = bucket_of(x, start, per_unit, starts.size - 1)
-        low = starts[bucket]
-        high = starts[bucket + 1]
-        while low < high:
-            probe = (low + high) >> 1
-            if ends[probe] < x:
-                low = probe + 1
-            else:
-                high = probe
-        distance = x - origin
-        cells[0, low] += h
-        cells[1, low] += h * distance
-        cells[2, low] += h * distance * distance
+        for i in range(row * run, (row + 1) * run):
+            x = np.float64(values[i])
+            bucket = bucket_of(x, start, per_unit, starts.size - 1)
+            low = starts[bucket]
+            high = starts[bucket + 1]
+            while low < high:
+                probe = (low + high) >> 1
+                if ends[probe] < x:
+                    low = probe + 1
+                else:
+                    high = probe
+            distance = x - origin
+            cells[0, low] += h
+            cells[1, low] += h * distance
+            cells[2, low] += h * distance * distance
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

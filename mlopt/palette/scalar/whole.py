@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.palette.scalar.cells import Part
 from mlopt.palette.scalar.distinct import is_coded
 from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.lattice import choose_table_of_parts
@@ -51,8 +52,8 @@ def cluster_whole(
     table_dtype
         The dtype in which the table is stored.
     importance
-        float64 of the weight's shape, not negative (a broadcast is not expanded as a whole); None
-        for 1.
+        float64 of the weight's shape, not negative (that of whole rows is not expanded); None for
+        1.
     points
         float64[m], distinct and ascending: the numbers that entries may be. None: any number that
         ``table_dtype`` can store.
@@ -68,15 +69,19 @@ def cluster_whole(
     step = max(1, _PART // max(1, weight.size // weight.shape[0]))
     spans = [slice(first, first + step) for first in range(0, weight.shape[0], step)]
 
-    def parts() -> Iterator[tuple[Floats, npt.NDArray[np.float64]]]:
+    masses = np.empty(0)
+    if importance is not None:
+        masses = importance
+        if not any(importance.strides[1:]):
+            masses = importance[(slice(None),) + (0,) * (importance.ndim - 1)]
+
+    def parts() -> Iterator[Part]:
         for span in spans:
-            masses = np.empty(0)
-            if importance is not None:
-                masses = np.ascontiguousarray(importance[span], np.float64).reshape(-1)
-            yield weight[span].reshape(-1), masses
+            important = np.ascontiguousarray(masses[span], np.float64).reshape(-1)
+            yield weight[span].reshape(-1), important if masses.size else masses
 
     if points is None:
-        zoomed = table_by_zooming(parts, 1 << nbits, rounding_of(table_dtype.name))
+        zoomed = table_by_zooming(parts, 1 << nbits, rounding_of(table_dtype.name), workers)
         if zoomed is None:
             return None
         table = zoomed.table

@@ -69,8 +69,8 @@ from mlopt.palette.scalar.near import (
 from mlopt.palette.scalar.segments import Prefix, make_scratch, total_cost
 from mlopt.palette.scalar.stored import Rounding, refine_for_storage, stored_cost, stored_table
 
-MOST_FIRST_CELLS = 1 << 16
-FIRST_CELLS_OF_BOUND = 1 << 8
+MOST_FIRST_CELLS = 1 << 18
+FIRST_CELLS_OF_BOUND = 1 << 8, 1 << 12
 VALUES_OF_FIRST_CELL = 1 << 6
 """Cells of the first level: one for so many values, but so many for each bound, within a limit."""
 FINER = 1 << 2
@@ -86,7 +86,7 @@ SHARE_ENOUGH = 6
 """Values are sorted when ``FEW_ENOUGH`` of them, or one in ``2**SHARE_ENOUGH``, are left."""
 LITTLE_TO_GAIN = 1e-5
 """Share of the error up to which what rounding costs is not searched for: 0.00004 dB."""
-SHARE_TO_COPY = 2
+SHARE_TO_COPY = 1
 MOST_COPIED = 1 << 22
 """Values left are copied when they are one in ``2**SHARE_TO_COPY``, and not more than this."""
 MOST_STUCK = 2
@@ -130,7 +130,9 @@ class _Left:
     most_cells: int
 
 
-def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed | None:
+def table_by_zooming(
+    parts: Parts, entries: int, rounding: Rounding, workers: int = 1
+) -> Zoomed | None:
     """Return the best stored table of ``entries`` ascending centres.
 
     Parameters
@@ -141,6 +143,8 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
         Centres, 2 or more.
     rounding
         To the table's dtype.
+    workers
+        Threads. The result does not depend on it.
 
     Returns
     -------
@@ -148,30 +152,34 @@ def table_by_zooming(parts: Parts, entries: int, rounding: Rounding) -> Zoomed |
     distinct values, or a few huge ones among small ones), or numbers are so large or small that
     squares leave the range of float64: then the caller must sort.
     """
-    seen = extent(parts)
+    seen = extent(parts, workers)
     low, high, count = seen.low, seen.high, seen.size
     if not (high > low and 1.0 / RANGE < seen.mass < RANGE):
         return None
     if not 1.0 / RANGE < max(-low, high) < RANGE:
         return None
     size = 1 << max(1, count // VALUES_OF_FIRST_CELL).bit_length()
-    size = min(max(size, FIRST_CELLS_OF_BOUND * entries), MOST_FIRST_CELLS)
-    zoomed = _table(parts, seen, size, entries, rounding)
+    fewest, most = (of_bound * entries for of_bound in FIRST_CELLS_OF_BOUND)
+    size = min(max(size, fewest), most, MOST_FIRST_CELLS)
+    zoomed = _table(parts, seen, _grid(seen, size, workers), entries, rounding)
     if zoomed is None and size < MOST_FIRST_CELLS:
         # most cells are empty where a few values are far from all others
-        zoomed = _table(parts, seen, MOST_FIRST_CELLS, entries, rounding)
+        finest = _grid(seen, MOST_FIRST_CELLS, workers)
+        zoomed = _table(parts, seen, finest, entries, rounding)
     return zoomed
 
 
-def _table(
-    parts: Parts, seen: Extent, size: int, entries: int, rounding: Rounding
-) -> Zoomed | None:
-    """Return the table, or None where ``size`` cells do not separate the values."""
+def _grid(seen: Extent, size: int, workers: int) -> Grid:
     # a little less than the number of cells, so that the largest value does not fall outside
-    per_width = size * (1.0 - 2.0**-40) / (seen.high - seen.low)
-    if not np.isfinite(per_width):
+    return Grid(seen.low, size * (1.0 - 2.0**-40) / (seen.high - seen.low), size, workers)
+
+
+def _table(
+    parts: Parts, seen: Extent, grid: Grid, entries: int, rounding: Rounding
+) -> Zoomed | None:
+    """Return the table, or None where the cells do not separate the values."""
+    if not np.isfinite(grid.per_width):
         return None
-    grid = Grid(seen.low, per_width, size)
     left = _zoom(parts, grid, seen, entries, rounding)
     return None if left is None else _finish(grid, left)
 

@@ -129,3 +129,25 @@ def test_positions_are_edges_and_gaps_between_distinct_values():
     assert sums[2].tolist() == [0, 3, 15, 15, 115]
     about_one = cells.sums_at_positions(gathered, 1.0, lower, upper)
     assert about_one[:, 1].tolist() == [13, 0, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_importance_of_rows_and_threads_change_nothing(workers):
+    rng = np.random.default_rng(2)
+    values, rows = rng.uniform(-1, 1, (60, 40)), rng.integers(0, 3, 60).astype(np.float64)
+    each = np.repeat(rows, 40).reshape(60, 40)
+
+    def passed(importance, workers):
+        def parts():
+            for first in range(0, 60, 7):
+                span = slice(first, first + 7)
+                yield values[span].reshape(-1), importance[span].reshape(-1)
+
+        grid = cells.Grid(-1.0, 8.0, 16, workers)
+        counted = grid.count(parts, 0.1)
+        grid.refine(np.array([3, 8]), 4)
+        size = int(counted[1][[3, 8]].sum())
+        return cells.extent(parts, workers), *counted, *grid.gather(parts, size)
+
+    for got, expected in zip(passed(rows, workers), passed(each, 1), strict=True):
+        np.testing.assert_array_equal(got, expected)
