@@ -90,19 +90,20 @@ def cluster_rows(
     )
     rounding = rounding_of(table_dtype.name)
     rows = _read_only(rows)
-    choice = np.empty((1, 0)) if points is None else np.ascontiguousarray(points, np.float64)
+    choice = None if points is None else np.ascontiguousarray(points, np.float64)
+    wanted = Wanted(1 << nbits, uniform, rounding)
 
     def cluster(first: int, last: int) -> None:
         span = slice(first, last)
         part = rows_of(out, span)
-        wanted = Wanted(1 << nbits, uniform, choice[span] if len(choice) > 1 else choice, rounding)
+        some = choice if choice is None or len(choice) == 1 else choice[span]
         if is_coded(rows.dtype) and (importance is None or n >= 1 << 16):
             coded = Coded(rows[span].view(np.uint16), value_of_key(rows.dtype.name))
             if importance is None:
-                cluster_code_rows(coded, wanted, part)
+                cluster_code_rows(coded, wanted, some, part)
                 return
             weights = _read_only(np.ascontiguousarray(importance[span], np.float64))
-            cluster_weighted_code_rows(coded, weights, wanted, part)
+            cluster_weighted_code_rows(coded, weights, wanted, some, part)
             return
         values = _read_only(rows[span].astype(np.float32)) if is_coded(rows.dtype) else rows[span]
         if importance is None:
@@ -113,7 +114,7 @@ def cluster_rows(
             weights = np.take_along_axis(
                 np.broadcast_to(importance[span], values.shape), order, axis=1
             ).astype(np.float64, copy=False)
-        cluster_float_rows(values, Ordered(ordered, weights), wanted, part)
+        cluster_float_rows(values, Ordered(ordered, weights), wanted, some, part)
 
     step = max(1, _ROWS_OF_WORK // max(n, 1))
     spans = [(first, min(first + step, row_count)) for first in range(0, row_count, step)]

@@ -36,13 +36,11 @@ TOLERANCE = 1e-9
 class Wanted(NamedTuple):
     """The tables to make.
 
-    uniform: with equal steps instead of the best; points: float64[rows, m], or [1, m] for all rows,
-    the numbers that entries may be, m = 0 for any number that ``rounding`` leaves unchanged.
+    uniform: with equal steps instead of the best.
     """
 
     entries: int
     uniform: bool
-    points: npt.NDArray[np.float64]
     rounding: Rounding
 
 
@@ -83,41 +81,41 @@ def rows_of(out: RowOutput, span: slice) -> RowOutput:
 class _Work(NamedTuple):
     """Scratch arrays for rows of at most ``n`` distinct values, one row after the other.
 
-    distinct: of n elements; sums: float64[3, n + 1]; pairs: float64[m, m] for m points.
+    distinct: of n elements; sums: float64[3, n + 1].
     """
 
     distinct: Distinct
     sums: npt.NDArray[np.float64]
     scratch: Scratch
-    pairs: npt.NDArray[np.float64]
 
 
 @njit(cache=True, nogil=True)
-def _make_work(n, wanted):  # type: ignore[no-untyped-def]
-    m = wanted.points.shape[1]
+def _make_work(n):  # type: ignore[no-untyped-def]
     return _Work(
         Distinct(np.empty(n), np.empty(n), np.empty(n, np.uint16)),
         np.empty((3, n + 1)),
         make_scratch(n),
-        np.empty((m, m)),
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+# Inlined by numba: LLVM compiles all that a function calls once more with every function above it.
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _fill_table(distinct, wanted, points, work, table):  # type: ignore[no-untyped-def]
     """Fill ``table`` (float64[entries]) with the best centres of distinct values.
 
-    points: float64[m], those of the row. Returns how much the squared error may be above the least.
-    Of ``work``, ``distinct`` is not used.
+    points: float64[m], the numbers that entries may be; None for any that ``wanted.rounding``
+    leaves unchanged. Returns how much the squared error may be above the least. Of ``work``,
+    ``distinct`` is not used.
     """
     values, masses, _ = distinct
     entries, count = wanted.entries, values.size
     if wanted.uniform:
         _fill_uniform(values[0], values[count - 1], wanted.rounding, table)
         return 0.0
-    if points.size > 0:
+    if points is not None:
         prefix = fill_sums(values, masses, work.sums)
-        fill_from_points(values, prefix, Choice(points, work.pairs), table)
+        pairs = np.empty((points.size, points.size))
+        fill_from_points(values, prefix, Choice(points, pairs), table)
         return 0.0
     if count <= entries:
         for j in range(entries):
@@ -162,30 +160,35 @@ def _distinct_errors(distinct, table, thresholds):  # type: ignore[no-untyped-de
     return noise, signal
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _finish_code_row(row, coded, distinct, wanted, work, out):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _finish_code_row(row, coded, distinct, wanted, points, work, out):  # type: ignore[no-untyped-def]
     """Write table, labels and errors of a row of codes whose distinct values are known."""
     table = out.tables[row]
-    points = wanted.points[min(row, len(wanted.points) - 1)]
     thresholds = np.empty(wanted.entries - 1, np.uint32)
-    out.gap[row] = _fill_table(distinct, wanted, points, work, table)
+    choice = None if points is None else points[min(row, len(points) - 1)]
+    out.gap[row] = _fill_table(distinct, wanted, choice, work, table)
     fill_thresholds(distinct, coded.value_of, table, thresholds)
     label_codes(coded.codes[row], thresholds, out.labels[row])
     out.noise[row], out.signal[row] = _distinct_errors(distinct, table, thresholds)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_code_rows(coded, wanted, out):  # type: ignore[no-untyped-def]
-    """Cluster rows of 16-bit codes; where a row is not finite only its noise is written, as NaN."""
+def cluster_code_rows(coded, wanted, points, out):  # type: ignore[no-untyped-def]
+    """Cluster rows of 16-bit codes; where a row is not finite only its noise is written, as NaN.
+
+    points: float64[rows, m], or [1, m] for all rows, the numbers that entries may be; None for any
+    that can be stored. The same in the kernels below.
+    """
     rows, n = coded.codes.shape
-    work = _make_work(min(n, 1 << 16), wanted)
+    work = _make_work(min(n, 1 << 16))
     spare = np.empty((2, n), np.uint16)
     for row in range(rows):
         count = distinct_of_codes(coded.codes[row], coded.value_of, work.distinct, spare)
         if count < 0:
             out.noise[row] = np.nan
             continue
-        _finish_code_row(row, coded, first_of(work.distinct, count), wanted, work, out)
+        distinct = first_of(work.distinct, count)
+        _finish_code_row(row, coded, distinct, wanted, points, work, out)
 
 
 @njit(cache=True, nogil=True)
@@ -199,11 +202,11 @@ def _find_keys(distinct, value_of):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_weighted_code_rows(coded, importance, wanted, out):  # type: ignore[no-untyped-def]
+def cluster_weighted_code_rows(coded, importance, wanted, points, out):  # type: ignore[no-untyped-def]
     """Cluster long rows of 16-bit codes with importance float64[rows, n], added up by key."""
     codes, value_of = coded
     by_key = np.empty(1 << 16)
-    work = _make_work(1 << 16, wanted)
+    work = _make_work(1 << 16)
     for row in range(codes.shape[0]):
         weigh_keys(codes[row], importance[row], by_key)
         if by_key.max() == 0.0:
@@ -219,11 +222,11 @@ def cluster_weighted_code_rows(coded, importance, wanted, out):  # type: ignore[
                 count = join_value(count, value_of[key], by_key[key], negligible, work.distinct)
         distinct = first_of(work.distinct, count)
         _find_keys(distinct, value_of)
-        _finish_code_row(row, coded, distinct, wanted, work, out)
+        _finish_code_row(row, coded, distinct, wanted, points, work, out)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def cluster_float_rows(rows, ordered, wanted, out):  # type: ignore[no-untyped-def]
+def cluster_float_rows(rows, ordered, wanted, points, out):  # type: ignore[no-untyped-def]
     """Cluster rows of floats [rows, n], given with the same rows sorted.
 
     1. Distinct values with their importance; 1 each where none has any.
@@ -232,7 +235,7 @@ def cluster_float_rows(rows, ordered, wanted, out):  # type: ignore[no-untyped-d
     4. The label of each value.
     """
     row_count, n = rows.shape
-    work = _make_work(n, wanted)
+    work = _make_work(n)
     middles = np.empty(wanted.entries - 1)
     for row in range(row_count):
         # 1
@@ -242,19 +245,18 @@ def cluster_float_rows(rows, ordered, wanted, out):  # type: ignore[no-untyped-d
             count = collapse_sorted(values, importance[:0], work.distinct)
         # 2
         distinct = first_of(work.distinct, count)
-        points = wanted.points[min(row, len(wanted.points) - 1)]
         factor = 1.0
         if count > wanted.entries:
             factor = power_of_two(max(-distinct.values[0], distinct.values[count - 1]))
         if factor != 1.0:
             distinct = first_of(distinct, _rescale(distinct, factor))
-            points = points * factor
         rarity = power_of_two(distinct.masses.sum())
         if rarity != 1.0:
             distinct.masses[:] *= rarity
         # 3
         table = out.tables[row]
-        excess = _fill_table(distinct, wanted, points, work, table)
+        choice = None if points is None else points[min(row, len(points) - 1)] * factor
+        excess = _fill_table(distinct, wanted, choice, work, table)
         fill_middles(table, middles)
         noise, signal = _errors_by_middles(distinct, table, middles)
         out.noise[row] = noise / rarity / factor / factor

@@ -272,7 +272,8 @@ def near_suffix_costs(prefix, penalty, most, scratch):  # type: ignore[no-untype
         if visits > NEAR_VISITS * n:
             forward = cost[: n + 1].copy()
             backward = suffix_costs(prefix, penalty, scratch)
-            cost[: n + 1] = forward
+            for j in range(n + 1):
+                cost[j] = forward[j]
             break
     return backward
 

@@ -17,9 +17,8 @@ def read_only(array):
     return view
 
 
-def wanted_of(entries, name, *, uniform=False, points=None):
-    points = np.empty((1, 0)) if points is None else points
-    return kernels.Wanted(entries, uniform, points, rounding_of(name))
+def wanted_of(entries, name, *, uniform=False):
+    return kernels.Wanted(entries, uniform, rounding_of(name))
 
 
 def output_of(rows, n, entries):
@@ -32,26 +31,26 @@ def output_of(rows, n, entries):
     )
 
 
-def of_codes(rows, entries, importance=None, **more):
+def of_codes(rows, entries, importance=None, points=None, **more):
     name = rows.dtype.name
     out = output_of(*rows.shape, entries)
     coded = kernels.Coded(read_only(rows).view(np.uint16), value_of_key(name))
     wanted = wanted_of(entries, name, **more)
     if importance is None:
-        kernels.cluster_code_rows(coded, wanted, out)
+        kernels.cluster_code_rows(coded, wanted, points, out)
     else:
-        kernels.cluster_weighted_code_rows(coded, read_only(importance), wanted, out)
+        kernels.cluster_weighted_code_rows(coded, read_only(importance), wanted, points, out)
     return out
 
 
-def of_floats(rows, entries, importance=None, name="float64", **more):
+def of_floats(rows, entries, importance=None, name="float64", points=None):
     out = output_of(*rows.shape, entries)
     order = np.argsort(rows, axis=1, kind="stable")
     weights = np.empty((len(rows), 0))
     if importance is not None:
         weights = np.take_along_axis(importance, order, axis=1)
     ordered = kernels.Ordered(np.take_along_axis(rows, order, axis=1), weights)
-    kernels.cluster_float_rows(read_only(rows), ordered, wanted_of(entries, name, **more), out)
+    kernels.cluster_float_rows(read_only(rows), ordered, wanted_of(entries, name), points, out)
     return out
 
 
