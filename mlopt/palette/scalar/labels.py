@@ -13,6 +13,9 @@ from numba import njit
 from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
 from mlopt.palette.scalar.distinct import key_of
 
+BLOCK = 1 << 12
+"""Keys that are compared with all thresholds at a time: they stay in the nearest cache."""
+
 WALK = 4
 """Ends in a bucket that are tried one after the other; where there are more, search is binary."""
 
@@ -122,24 +125,18 @@ def label_codes(codes, thresholds, labels):  # type: ignore[no-untyped-def]
             label_of[code] = label
         for i in range(n):
             labels[i] = label_of[codes[i]]
-    elif thresholds.size <= 15:
-        reached = np.empty(thresholds.size, np.int32)
+        return
+    # One threshold after the other over a block of keys: the inner loop takes many keys at a time.
+    keys = np.empty(min(n, BLOCK), np.uint16)
+    for first in range(0, n, BLOCK):
+        size = min(BLOCK, n - first)
+        block = labels[first : first + size]
+        for i in range(size):
+            keys[i] = key_of(codes[first + i])
+            block[i] = 0
         for j in range(thresholds.size):
-            reached[j] = thresholds[j]
-        for i in range(n):
-            key = np.int32(key_of(codes[i]))  # type: ignore[assignment]
-            label = np.int32(0)  # type: ignore[assignment]
-            for j in range(reached.size):
-                label += np.int32(reached[j] <= key)  # type: ignore[assignment]
-            labels[i] = label
-    else:
-        # a search of fixed depth over thresholds padded to a power of two less one
-        for i in range(n):
-            key = key_of(codes[i])
-            label = 0
-            step = (thresholds.size + 1) >> 1
-            while step > 0:
-                if thresholds[label + step - 1] <= key:
-                    label += step
-                step >>= 1
-            labels[i] = label
+            if thresholds[j] >= 1 << 16:  # ascending: no key reaches the others either
+                break
+            reached = np.uint16(thresholds[j])
+            for i in range(size):
+                block[i] += np.uint8(reached <= keys[i])
