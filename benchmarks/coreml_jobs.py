@@ -2,9 +2,9 @@
 
     python -m benchmarks.coreml_jobs [--rows NAME ...] [--json FILE] [--list]
 
-Each row runs in processes of its own: one that times coremltools and mlopt in turn, one that
-reads both outputs and compares the clustering error of every weight, and one for each variant's
-peak memory.
+Each row runs in processes of its own: one that times coremltools, mlopt and the limit (the least
+that the job takes) in turn, one that reads the outputs of both tools and compares the clustering
+error of every weight, and one for each tool's peak memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from benchmarks.lib.job_table import comparison_cells, print_jobs
 from benchmarks.lib.measured_row import Lines, measure_rows
 from benchmarks.lib.options import choose, job_options
 from benchmarks.lib.progress import say
-from benchmarks.lib.row import REFERENCE, Row
+from benchmarks.lib.row import LIMIT, REFERENCE, Row
 
 SUBJECT = "jobs on Core ML models"
 
 
 def add_errors(row: Row, source: str, lines: Lines) -> None:
     """Put the clustering errors of the outputs into ``lines``, ours compared with theirs."""
-    outputs = {name: line["output"] for name, line in lines.items() if "output" in line}
+    outputs = {
+        name: line["output"]
+        for name, line in lines.items()
+        if "output" in line and not name.startswith(LIMIT)
+    }
     if row.action != "palettize" or not outputs:
         return
     say(f"{row.name}: clustering errors")

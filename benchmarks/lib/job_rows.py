@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.lib.row import PROJECT, REFERENCE, Row, Variant
+from benchmarks.lib.row import LIMIT, PROJECT, REFERENCE, Row, Variant
 
 _REFERENCE = Variant(REFERENCE)
 _DROP_IN = Variant(PROJECT)
@@ -13,9 +13,13 @@ _SKIP = Variant(PROJECT, "skip", {"on_indivisible": "skip"})
 _DIVISOR = Variant(PROJECT, "divisor", {"on_indivisible": "divisor"})
 _DIVISOR_FILES = Variant(PROJECT, "divisor, files", {"on_indivisible": "divisor"}, streaming=True)
 
-PER_TENSOR = (_REFERENCE, _DROP_IN, _FILES)
-GROUPED = (_REFERENCE, _SKIP, _DIVISOR, _DIVISOR_FILES)
-IN_MEMORY = (_REFERENCE, _DROP_IN)
+_LIMIT = Variant(LIMIT)
+_LIMIT_SKIP = Variant(LIMIT, "skip", _SKIP.extra)
+_LIMIT_DIVISOR = Variant(LIMIT, "divisor", _DIVISOR.extra)
+
+PER_TENSOR = (_REFERENCE, _DROP_IN, _FILES, _LIMIT)
+GROUPED = (_REFERENCE, _SKIP, _DIVISOR, _DIVISOR_FILES, _LIMIT_SKIP, _LIMIT_DIVISOR)
+IN_MEMORY = (_REFERENCE, _DROP_IN, _LIMIT)
 
 
 def _kmeans(nbits: int, **settings: Any) -> dict[str, Any]:

@@ -7,9 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.lib.output import megabytes, number, print_table, seconds
-from benchmarks.lib.row import REFERENCE
+from benchmarks.lib.row import PROJECT
 
-COLUMNS = ("row", "who", "median", "lowest..highest", "cpu", "faster", "goal", "peak MB", "out MB")
+COLUMNS = (
+    "row",
+    "who",
+    "median",
+    "lowest..highest",
+    "cpu",
+    "faster",
+    "goal",
+    "x limit",
+    "peak MB",
+    "out MB",
+)
 
 Cells = Callable[[dict[str, Any]], tuple[str, ...]]
 """The further cells of a line."""
@@ -20,6 +31,7 @@ def print_jobs(
 ) -> int:
     """Print the table and, on stderr, what was skipped or failed; 1 where anything failed.
 
+    Columns with a dash in every line are left out.
     ``failed`` in the table is no failure where coremltools was known to.
     """
     lines = []
@@ -33,13 +45,21 @@ def print_jobs(
                 failures.append((f"{result['name']}, {who}", line["error"]))
             if "exceeded" in line:
                 failures.append((f"{result['name']}, {who}", line["exceeded"]))
-    print_table(title, (*COLUMNS, *columns), lines)
+    print_table(title, *_with_content((*COLUMNS, *columns), lines))
     for result in results:
         if "skipped" in result:
             print(f"skipped: {result['name']}: {result['skipped']}", file=sys.stderr)
     for where, error in failures:
         print(f"\nfailed: {where}\n{error}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _with_content(
+    columns: Sequence[str], lines: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and lines without those columns that have a dash in every line."""
+    kept = [i for i in range(len(columns)) if not lines or any(line[i] != "-" for line in lines)]
+    return tuple(columns[i] for i in kept), [tuple(line[i] for i in kept) for line in lines]
 
 
 def _measured(result: dict[str, Any], who: str, line: dict[str, Any]) -> tuple[str, ...]:
@@ -51,7 +71,8 @@ def _measured(result: dict[str, Any], who: str, line: dict[str, Any]) -> tuple[s
         f"{seconds(spread[0])}..{seconds(spread[1])}" if spread else "-",
         seconds(line.get("median_cpu_s")),
         times(line.get("times_faster")),
-        times(None if who.startswith(REFERENCE) else result["goal"]),
+        times(result["goal"] if who.startswith(PROJECT) else None),
+        times(line.get("times_over_limit")),
         megabytes(line.get("memory", {}).get("peak_above_imports_bytes")),
         megabytes(line.get("output_bytes")),
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib import child
+from benchmarks.lib.limit_lines import add_times_over_limit, check_limits
 from benchmarks.lib.output import megabytes, write_json
 from benchmarks.lib.packages import located, missing
 from benchmarks.lib.progress import say
-from benchmarks.lib.row import PROJECT, REFERENCE, Row
+from benchmarks.lib.row import LIMIT, REFERENCE, Row
 from benchmarks.lib.sizes import package_bytes
 
 Lines = dict[str, dict[str, Any]]
@@ -50,7 +51,7 @@ def _attempt(row: Row, options: argparse.Namespace, check: Check) -> dict[str, A
         variant.name
         for variant in row.variants
         if not (options.skip_reference and variant.tool == REFERENCE)
-        and not (options.only_reference and variant.tool == PROJECT)
+        and not (options.only_reference and variant.tool != REFERENCE)
         and not (row.reference_on_request and variant.tool == REFERENCE and not on_request)
     ]
     if not variants:
@@ -76,12 +77,14 @@ def _measure(
             repeats=options.repeats,
         )
         _mark_known_errors(row, lines)
+        check_limits(row, lines)
         check(row, source, lines)
     for name in [] if options.skip_memory else variants:
-        if "error" not in lines[name]:
+        if "error" not in lines[name] and not name.startswith(LIMIT):
             say(f"{row.name}: {name}, memory")
             _add_memory(row, name, source, lines[name])
     _add_speedups(lines)
+    add_times_over_limit(row, lines)
     size = {"source_bytes": package_bytes(source)} if Path(source).exists() else {}
     return {**size, "variants": lines}
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from benchmarks.lib.output import print_table
-from benchmarks.lib.row import PROJECT, REFERENCE
+from benchmarks.lib.row import LIMIT, PROJECT, REFERENCE
 
 LEAST = 0.05
 """A change below this share is noise, however little samples differ from each other."""
@@ -50,7 +50,7 @@ class Moved:
 
 
 def compare(before: Path, after: Path) -> list[Moved]:
-    """The results that both files have, in the order of the second.
+    """Our results that both files have, in the order of the second.
 
     Where coremltools was timed in the same row of both, ratios are compared: they say more of the
     code and less of what else the machine did.
@@ -58,7 +58,7 @@ def compare(before: Path, after: Path) -> list[Moved]:
     old, new = (dict(_samples(json.loads(path.read_text()))) for path in (before, after))
     found = []
     for where, ours in new.items():
-        if where not in old or any(part.startswith(REFERENCE) for part in where):
+        if where not in old or any(part.startswith((REFERENCE, LIMIT)) for part in where):
             continue
         place = tuple(REFERENCE if part.startswith(PROJECT) else part for part in where)
         is_ratio = place != where and place in old and place in new

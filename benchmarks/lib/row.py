@@ -11,11 +11,13 @@ from typing import Any
 
 REFERENCE = "coremltools"
 PROJECT = "mlopt"
+LIMIT = "limit"
+"""The least that the job takes where nothing has to be found out: see ``benchmarks.lib.limit``."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the job of a row.
+    """One way to do the job of a row: with a tool, or the limit of mlopt's lines of that ``extra``.
 
     ``extra`` goes into the configuration on top of the row's settings; ``streaming`` means by path,
     from package to package, and not from a loaded MLModel.

@@ -1,5 +1,7 @@
 """Time every variant of a row in turn, in one process (called in a fresh one for each row).
 
+The limit is a variant like the others, with a module of its own that does it.
+
 Order: imports; one warm-up call of each variant on a small model, with the row's own settings,
 which compiles or loads kernels and lazy imports; then rounds, each running every variant that
 still has repeats left. A sample covers the job and ``.save`` of a package; opening the MLModel or
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.progress import say
-from benchmarks.lib.row import REFERENCE, Row, Variant
+from benchmarks.lib.row import LIMIT, REFERENCE, Row, Variant
 from benchmarks.lib.rows import BY_NAME
 from benchmarks.lib.timing import Timing
 
@@ -57,6 +59,11 @@ def _repeats(row: Row, variant: Variant, repeats: int) -> int:
     return min(repeats, row.reference_repeats) if variant.tool == REFERENCE else repeats
 
 
+def _how(row: Row, variant: Variant) -> Any:
+    """The module whose functions do the job of a row for a variant."""
+    return importlib.import_module("benchmarks.lib.limit" if variant.tool == LIMIT else row.how)
+
+
 def _guarded(result: dict[str, Any], function: Any) -> None:
     """Merge what ``function`` returns into ``result``, or the traceback of its failure."""
     try:
@@ -66,7 +73,7 @@ def _guarded(result: dict[str, Any], function: Any) -> None:
 
 
 def _warm_up(row: Row, variant: Variant, warmup: str) -> dict[str, Any]:
-    how = importlib.import_module(row.how)
+    how = _how(row, variant)
     api = how.import_tool(variant)
     if variant.tool == REFERENCE and not row.reference_warmup:
         return {}
@@ -79,7 +86,7 @@ def _warm_up(row: Row, variant: Variant, warmup: str) -> dict[str, Any]:
 def _sample(
     row: Row, variant: Variant, source: str, output: Path, timing: Timing
 ) -> dict[str, Any]:
-    how = importlib.import_module(row.how)
+    how = _how(row, variant)
     api = how.import_tool(variant)
     shutil.rmtree(output, ignore_errors=True)
     opened = how.open_source(row, variant, source)

@@ -8,7 +8,7 @@ from benchmarks.lib.moved import compare, print_moved
 
 
 def written(path, ours, theirs=None, more=()):
-    variants = {"mlopt files": {"wall_s": ours}}
+    variants = {"mlopt files": {"wall_s": ours}, "limit": {"wall_s": [0.1, 0.1]}}
     if theirs is not None:
         variants["coremltools"] = {"wall_s": theirs}
     rows = [{"name": "minilm-kmeans4", "variants": variants}, *more]
