@@ -56,13 +56,14 @@ def _every_value(dtype_name: str) -> Distinct:
     return Distinct(values, np.ones(len(values)), finite[first].astype(np.uint16))
 
 
-@njit(cache=True, nogil=True)
+# Not cached: a cached kernel would not notice that one of mlopt's, compiled into it, has changed.
+@njit(nogil=True)
 def _label_rows_of_codes(codes, thresholds, labels):  # type: ignore[no-untyped-def]
     for row in range(len(codes)):
         label_codes(codes[row], thresholds[row], labels[row])
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)
 def _label_rows_of_floats(rows, middles, labels):  # type: ignore[no-untyped-def]
     for row in range(len(rows)):
         label_floats(rows[row], middles[row], labels[row])
