@@ -271,37 +271,16 @@ def _cut(lower, upper, cells, kept, out):  # type: ignore[no-untyped-def]
                 edge = following
 
 
-@njit(cache=True, nogil=True)
-def sort_in_cells(gathered, cells):  # type: ignore[no-untyped-def]
+def sort_in_cells(gathered: Gathered, cells: int) -> InCells:
     """Return gathered values as :class:`InCells` of ``cells`` ascending cells.
 
-    Equal values keep their order. Values are counted by cell, which is linear, then sorted within
-    it; a cell that holds a single value many times is in order already.
+    Equal values keep their order.
     """
-    values, importance, cell = gathered
-    starts = np.zeros(cells + 1, np.int64)
-    for i in range(values.size):
-        starts[cell[i] + 1] += 1
-    for c in range(cells):
-        starts[c + 1] += starts[c]
-    ordered = np.empty(values.size)
-    weights = np.empty(values.size)
-    place = starts.copy()
-    for i in range(values.size):
-        to = place[cell[i]]
-        ordered[to] = values[i]
-        weights[to] = importance[i]
-        place[cell[i]] = to + 1
-    for c in range(cells):
-        first, last = starts[c], starts[c + 1]
-        rising = True
-        for i in range(first + 1, last):
-            rising = rising and ordered[i - 1] <= ordered[i]
-        if not rising:
-            order = np.argsort(ordered[first:last], kind="mergesort")
-            ordered[first:last] = ordered[first:last][order]
-            weights[first:last] = weights[first:last][order]
-    return InCells(ordered, weights, starts)
+    # cells ascend with the values
+    order = np.argsort(gathered.values, kind="stable")
+    starts = np.searchsorted(gathered.cell[order], np.arange(cells + 1, dtype=np.int32))
+    values = gathered.values[order].astype(np.float64)
+    return InCells(values, gathered.importance[order], starts)
 
 
 def sums_at_positions(gathered: Gathered, mean: float, lower: Sums, upper: Sums) -> Sums:

@@ -80,22 +80,25 @@ def with_ends(edges: Sums, total: Sums) -> tuple[Sums, npt.NDArray[np.int64]]:
     """
     sums = np.empty((3, edges.shape[1] + 2))
     positions = np.empty(edges.shape[1], np.int64)
-    n = _fill_rising(edges, total[:, 0], sums, positions)
-    return sums[:, : n + 1], positions
+    n = _fill_rising(edges, total, sums, positions)
+    # kernels are compiled for contiguous sums only
+    return np.ascontiguousarray(sums[:, : n + 1]), positions
 
 
 @njit(cache=True, nogil=True)
 def _fill_rising(edges, total, sums, positions):  # type: ignore[no-untyped-def]
     """Write what :func:`with_ends` returns; returns the last position."""
-    negligible = total[0] * NEGLIGIBLE
+    whole = total[0, 0]
+    negligible = whole * NEGLIGIBLE
     sums[:, 0] = 0.0
     n = 0
     for i in range(edges.shape[1]):
-        if sums[0, n] + negligible < edges[0, i] < total[0] - negligible:
+        if sums[0, n] + negligible < edges[0, i] < whole - negligible:
             n += 1
             sums[0, n], sums[1, n], sums[2, n] = edges[0, i], edges[1, i], edges[2, i]
         positions[i] = n
-    sums[:, n + 1] = total
+    for row in range(3):
+        sums[row, n + 1] = total[row, 0]
     return n + 1
 
 
