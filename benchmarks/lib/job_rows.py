@@ -19,6 +19,7 @@ _LIMIT_DIVISOR = Variant(LIMIT, "divisor", _DIVISOR.extra)
 
 PER_TENSOR = (_REFERENCE, _DROP_IN, _FILES, _LIMIT)
 GROUPED = (_REFERENCE, _SKIP, _DIVISOR, _DIVISOR_FILES, _LIMIT_SKIP, _LIMIT_DIVISOR)
+VECTORS = (_REFERENCE, _DROP_IN, _FILES)
 IN_MEMORY = (_REFERENCE, _DROP_IN, _LIMIT)
 
 
@@ -80,6 +81,19 @@ JOB_ROWS = (
         "palettize",
         _kmeans(4, enable_per_channel_scale=True),
         PER_TENSOR,
+    ),
+    *(
+        Row(
+            f"minilm-vectors{size}",
+            f"MiniLM's linear layers, k-means 8-bit, vectors of {size}",
+            "minilm",
+            "palettize",
+            _kmeans(8, cluster_dim=size),
+            VECTORS,
+            goal=10,
+            op_types=("linear",),
+        )
+        for size in (2, 4)
     ),
     Row(
         "minilm-uniform8",

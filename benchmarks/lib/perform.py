@@ -80,9 +80,10 @@ def _metadata(api: Any, source: Any, statistics: bool) -> dict[str, Any]:
 def _config(row: Row, variant: Variant, api: Any) -> Any:
     if row.action in ("unchanged", "raise"):
         return api.OptimizationConfig()
-    return api.OptimizationConfig(
-        global_config=api.OpPalettizerConfig(**row.settings, **variant.extra)
-    )
+    config = api.OpPalettizerConfig(**row.settings, **variant.extra)
+    if row.op_types:
+        return api.OptimizationConfig(op_type_configs=dict.fromkeys(row.op_types, config))
+    return api.OptimizationConfig(global_config=config)
 
 
 def _report(result: Any) -> list[dict[str, Any]]:

@@ -49,6 +49,7 @@ class Row:
     its second call in a process fails. ``reference_error`` is the exception that it is known to
     raise, which is no failure of the benchmark. ``reference_on_request``: it takes so long that it
     runs only when asked for. ``peak_limit_bytes`` is what our peak memory must not exceed.
+    ``op_types``: only weights of these operations (a palettizing row; all where empty).
     """
 
     name: str
@@ -66,3 +67,4 @@ class Row:
     reference_error: str = ""
     reference_on_request: bool = False
     peak_limit_bytes: float | None = None
+    op_types: tuple[str, ...] = ()
