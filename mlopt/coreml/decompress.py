@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.value.bits import pack_bits
+from mlopt.requests.lookahead import done_ahead, processors
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -104,7 +107,7 @@ def decompress(
 
     Every form and chain of ``constexpr`` operations is decompressed, to the same values as in
     coremltools. Names and types do not change. A weight that is stored once is decompressed once,
-    and stays shared. One weight is in memory at a time.
+    and stays shared. Three large weights are in memory at a time, or more where they are small.
 
     Parameters
     ----------
@@ -128,16 +131,17 @@ def decompress(
     rows = [_row(weight) for weight in weights]
     total, done = sum(weight.size * len(weight.instances) for weight in weights), 0
 
-    with PackageWriter(package, output) as writer:
+    # Where a value is stored depends on the version of its program.
+    keys = [(weight.content, weight.program.specification_version) for weight in weights]
+    values = done_ahead(_jobs(weights, keys), processors(), ahead_of_use=1)
+    with PackageWriter(package, output) as writer, contextlib.closing(values):
         edits = Edits()
         stored: dict[object, Value] = {}
         decompressed: dict[object, DecompressedWeight] = {}
         constants: dict[int, list[Operation]] = {}
-        for weight, row in zip(weights, rows, strict=True):
-            # Where a value is stored depends on the version of its program.
-            key = (weight.content, weight.program.specification_version)
-            if key not in stored:
-                stored[key] = _stored(weight, writer)
+        for weight, key, row, value in zip(weights, keys, rows, values, strict=True):
+            if value is not None:
+                stored[key] = _stored(weight, value, writer)
             decompressed[key] = _merged(decompressed.get(key, row), row)
             for instance in weight.instances:
                 made = constants.setdefault(id(instance.node), [])
@@ -163,10 +167,24 @@ def _replace(nodes: Iterable[Node], constants: dict[int, list[Operation]], edits
                 edits.replace(node.block, node.op, [])
 
 
-def _stored(weight: Weight, writer: PackageWriter) -> Value:
-    """Store the plain weight, which is in memory only during this call; return its stored value."""
+def _jobs(
+    weights: Sequence[Weight], keys: Sequence[object]
+) -> Iterator[tuple[int, Callable[[], npt.NDArray[Any]]] | None]:
+    """Yield what decompresses each weight; None for those that have the key of an earlier one."""
+    seen = set()
+    for weight, key in zip(weights, keys, strict=True):
+        yield None if key in seen else (weight.size, partial(_plain, weight))
+        seen.add(key)
+
+
+def _plain(weight: Weight) -> npt.NDArray[Any]:
+    return _packed(weight.value(), weight.element_type)
+
+
+def _stored(weight: Weight, plain: npt.NDArray[Any], writer: PackageWriter) -> Value:
+    """Store the plain weight and release the compressed one; return the stored value."""
     value = writer.add_value(
-        _packed(weight.value(), weight.element_type),
+        plain,
         weight.element_type,
         weight.shape,
         specification_version=weight.program.specification_version,

@@ -16,16 +16,20 @@ HELD = 1 << 24
 
 
 def done_ahead(
-    jobs: Iterable[tuple[int, Callable[[], Result]] | None], workers: int
+    jobs: Iterable[tuple[int, Callable[[], Result]] | None],
+    workers: int,
+    *,
+    ahead_of_use: int | None = None,
 ) -> Generator[Result | None, None, None]:
     """The results of jobs in their order; None for those that are None.
 
     jobs: the number of elements of its data, and what is to be called.
 
-    Only a few more jobs than ``workers`` are in progress at a time, because their data are held in
-    memory; more of them where they are small, so that no thread waits while another one has a
-    large job. Close the generator to cancel the unfinished ones.
+    Only a few jobs are ``ahead_of_use`` at a time, one more than ``workers`` if that is None,
+    because their data are held in memory; more of them where they are small, so that no thread
+    waits while another one has a large job. Close the generator to cancel the unfinished ones.
     """
+    most_ahead = workers + 1 if ahead_of_use is None else ahead_of_use
     waiting: deque[tuple[int, Future[Result]] | None] = deque()
     ahead = held = 0
     pool = ThreadPoolExecutor(workers)
@@ -38,7 +42,7 @@ def done_ahead(
                 waiting.append((size, pool.submit(call)))
                 ahead, held = ahead + 1, held + size
             while waiting and (
-                waiting[0] is None or (ahead > workers + 1 and held - waiting[0][0] > HELD)
+                waiting[0] is None or (ahead > most_ahead and held - waiting[0][0] > HELD)
             ):
                 first = waiting.popleft()
                 if first is None:

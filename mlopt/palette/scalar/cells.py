@@ -21,6 +21,8 @@ Part = tuple[Floats, npt.NDArray[np.float64]]
 Parts = Callable[[], Iterator[Part]]
 """One pass over the values, part by part."""
 Result = TypeVar("Result")
+MOST_IN_THREADS = 1 << 18
+"""Cells that each thread may count on its own, 8 MB."""
 
 
 class Extent(NamedTuple):
@@ -105,7 +107,9 @@ class Grid:
             _count(*part, places, mean, tally)
             return tally
 
-        counted = for_each(parts, count_part, self.workers)
+        # a tally for each thread: few threads where they are large
+        workers = self.workers if size <= MOST_IN_THREADS else 1
+        counted = for_each(parts, count_part, workers)
         tally = next(counted)
         for more in counted:
             tally += more

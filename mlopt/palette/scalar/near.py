@@ -172,7 +172,7 @@ def spread_in_cells(
     equal values have a spread near 0.
     """
     mass, moment, second = cells
-    errors = second - moment * moment / mass + (counts + 4) * 2.0**-52 * second
+    errors = second - moment * moment / mass + (counts + 4) * 2.0**-51 * second
     return np.asarray(np.minimum(mass, 2.0 * np.sqrt(mass * np.maximum(errors, 0.0)) / width))
 
 

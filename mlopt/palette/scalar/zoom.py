@@ -80,7 +80,7 @@ FEW_CELLS = 1 << 13
 FEW_CELLS_OF_BOUND = 1 << 6
 """Maximum number of parts that few cells are cut into: solving with them takes as long as a pass
 over some hundred thousand values."""
-MOST_CELLS = 1 << 22
+MOST_CELLS = 1 << 20
 FEW_ENOUGH = 1 << 12
 SHARE_ENOUGH = 6
 """Values are sorted when ``FEW_ENOUGH`` of them, or one in ``2**SHARE_ENOUGH``, are left."""
