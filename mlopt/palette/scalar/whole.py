@@ -25,13 +25,14 @@ _PART = 1 << 20
 def is_worth_zooming(weight: Floats, entries: int, *, weighted: bool = False) -> bool:
     """Whether zooming beats sorting for this many centres.
 
-    The more centres, the fewer values are far from a bound. Sorting takes twice as long where the
-    values are weighted by importance.
+    The more centres, the fewer values are far from a bound: with 256 centres it pays where memory
+    is scarce, as values that are sorted may turn out to be few distinct ones. Sorting takes twice
+    as long where the values are weighted by importance.
     """
     if is_coded(weight.dtype):
         return False
-    enough = entries << (11 if entries <= 64 else 12)
-    return weight.size >= max(1 << 14, enough >> weighted)
+    enough = (entries << 11) >> weighted if entries <= 64 else 1 << 23
+    return weight.size >= max(1 << 14, enough)
 
 
 def cluster_whole(
