@@ -1,4 +1,4 @@
-"""Bucketed search among few ascending numbers: a bucket of equal width, then a step."""
+"""Bucketed search among few ascending numbers: a bucket of equal width, then a step or halves."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def fill_starts(ends, count, low, per_unit, starts):  # type: ignore[no-untyped-
             position += 1
         starts[bucket] = position
     starts[buckets] = count
+
+
+@njit(cache=True, nogil=True)
+def first_not_below(x, ends, first, last):  # type: ignore[no-untyped-def]
+    """Return the first place from ``first`` on whose end is not below ``x``, at most ``last``."""
+    while first < last:
+        probe = (first + last) >> 1
+        if ends[probe] < x:
+            first = probe + 1
+        else:
+            last = probe
+    return first

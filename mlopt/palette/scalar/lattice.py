@@ -24,7 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from mlopt.palette.scalar.buckets import MOST_BUCKETS, bucket_of, buckets_per_unit, fill_starts
+from mlopt.palette.scalar.buckets import (
+    MOST_BUCKETS,
+    bucket_of,
+    buckets_per_unit,
+    fill_starts,
+    first_not_below,
+)
 from mlopt.palette.scalar.cells import Parts
 from mlopt.palette.scalar.segments import Prefix, fill_sums
 
@@ -118,18 +124,11 @@ def _count(values, importance, ends, buckets, origin, cells):  # type: ignore[no
         for i in range(row * run, (row + 1) * run):
             x = np.float64(values[i])
             bucket = bucket_of(x, start, per_unit, starts.size - 1)
-            low = starts[bucket]
-            high = starts[bucket + 1]
-            while low < high:
-                probe = (low + high) >> 1
-                if ends[probe] < x:
-                    low = probe + 1
-                else:
-                    high = probe
+            cell = first_not_below(x, ends, starts[bucket], starts[bucket + 1])
             distance = x - origin
-            cells[0, low] += h
-            cells[1, low] += h * distance
-            cells[2, low] += h * distance * distance
+            cells[0, cell] += h
+            cells[1, cell] += h * distance
+            cells[2, cell] += h * distance * distance
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

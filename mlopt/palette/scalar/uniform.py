@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from mlopt.palette.scalar.buckets import first_not_below
+
 Floats = npt.NDArray[Any]
 
 _BLOCK = 1 << 15
@@ -133,14 +135,7 @@ def _search(values, ends, labels):  # type: ignore[no-untyped-def]
                 else:
                     break
             else:
-                label = 0
-                end = most
-                while label < end:
-                    probe = (label + end) >> 1
-                    if of_row[probe] < x:
-                        label = probe + 1
-                    else:
-                        end = probe
+                label = first_not_below(x, of_row, 0, most)
             labels[row, i] = label
 
 

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlopt.palette.scalar.buckets import bucket_of, buckets_per_unit, fill_starts
+from mlopt.palette.scalar.buckets import (
+    bucket_of,
+    buckets_per_unit,
+    fill_starts,
+    first_not_below,
+)
 
 BUCKETS = 8
 numbers = st.floats(-1e300, 1e300)
@@ -50,3 +55,11 @@ def test_only_the_first_ends_count():
     starts = np.empty(BUCKETS + 1, np.int64)
     fill_starts(np.array([0.0, 1.0, 8.0, 2.0]), 2, 0.0, 1.0, starts)
     assert starts.tolist() == [0, 1, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_the_first_end_that_is_not_below():
+    ends = np.sort(np.random.default_rng(0).integers(0, 20, 30).astype(np.float64))
+    for first, last in ((0, 30), (3, 11), (7, 7)):
+        for x in (-1.0, 0.0, 4.5, 9.0, 19.0, 25.0):
+            wanted = first + np.searchsorted(ends[first:last], x)
+            assert first_not_below(x, ends, first, last) == wanted
