@@ -79,7 +79,7 @@ def cluster_whole(
     def parts() -> Iterator[Part]:
         for span in spans:
             important = np.ascontiguousarray(masses[span], np.float64).reshape(-1)
-            yield weight[span].reshape(-1), important if masses.size else masses
+            yield weight[span].reshape(-1), important
 
     if points is None:
         zoomed = table_by_zooming(parts, 1 << nbits, rounding_of(table_dtype.name), workers)
