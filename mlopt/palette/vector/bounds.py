@@ -8,16 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from mlopt.palette.vector.distances import STRIP, Strip, distances, keep_two, shared_distances
+from mlopt.palette.vector.distances import distances
+from mlopt.palette.vector.strips import FOUR, LANES, LENGTH, least_of, meet, row_of, strip_for
 
 _TIERS = 4
 """Number of parts of a cluster, by distance from its centre."""
 
 _WORTH_TIERS = 512
 """Clusters of fewer vectors are not divided: each part has a fixed cost."""
-
-_LANES = 32
-"""Strips are padded to a multiple of this, since remainder loops over a few vectors are slow."""
 
 
 class Points(NamedTuple):
@@ -127,7 +125,7 @@ def reassign(points, table, moves, known, exact):  # type: ignore[no-untyped-def
     1. Bounds move; those that fail are tightened by the distance to the own centre.
     2. Vectors whose bounds still fail, strip by strip of one cluster: only the centres near to it
        that are not too far from all of the strip are compared.
-    3. The strip is copied, with zeros up to a multiple of :data:`_LANES`.
+    3. The strip is copied, and the centres, with infinite ones up to a multiple of four.
     4. The two smallest distances, the label of the first; with ``exact`` ties are settled.
     5. New labels and bounds.
 
@@ -141,21 +139,16 @@ def reassign(points, table, moves, known, exact):  # type: ignore[no-untyped-def
     evaluations = _loosen(known, moves, failed)
     count = _tighten(points, table, known, moves.half_gap, failed[:evaluations])
     ends, order = _sorted_by_cluster(known.labels, known.upper, reach, failed[:count])
-    strip = Strip(
-        np.empty((d, STRIP), columns.dtype),
-        np.empty((d if by_element else 0, STRIP), columns.dtype),
-        np.empty(STRIP, columns.dtype),
-        np.empty(STRIP, columns.dtype),
-        np.empty(STRIP, columns.dtype),
-        np.empty(STRIP, np.int32),
-    )
-    compared = np.empty(table.shape[0], np.int16)
+    strip = strip_for(columns, by_element)
+    best, second = least_of(strip)
+    compared = np.empty(table.shape[0] + FOUR, np.int16)
+    centers = np.zeros((table.shape[0] + FOUR, strip.width), columns.dtype)
     for part in range(ends.size - 1):
         a = part // _TIERS
-        for begin in range(ends[part], ends[part + 1], STRIP):
-            rows = order[begin : min(begin + STRIP, ends[part + 1])]
+        for begin in range(ends[part], ends[part + 1], LENGTH):
+            rows = order[begin : min(begin + LENGTH, ends[part + 1])]
             size = rows.size
-            filled = (size + _LANES - 1) // _LANES * _LANES
+            filled = (size + LANES - 1) // LANES * LANES
             # 2
             reached = columns.dtype.type(0)
             for i in range(size):
@@ -170,23 +163,25 @@ def reassign(points, table, moves, known, exact):  # type: ignore[no-untyped-def
                     compared[some] = moves.members[q]
                     some += 1
             # 3
+            for q in range(some):
+                for j in range(d):
+                    centers[q, j] = table[compared[q], j]
+            fours = (some + FOUR - 1) // FOUR * FOUR
+            centers[some:fours, :d] = np.inf
+            compared[some:fours] = a
             for j in range(d):
+                vectors = row_of(strip, j)
                 for i in range(size):
-                    strip.columns[j, i] = columns[j, rows[i]]
-                    if by_element:
-                        strip.shares[j, i] = _share(weights, rows[i], j)
-                strip.columns[j, size:filled] = 0
-            strip.best[:filled] = np.inf
-            strip.second[:filled] = np.inf
+                    vectors[i] = columns[j, rows[i]]
+                if by_element:
+                    shares = row_of(strip, strip.width + j)
+                    for i in range(size):
+                        shares[i] = _share(weights, rows[i], j)
+            best[:filled] = np.inf
+            second[:filled] = np.inf
             strip.label[:filled] = a
             # 4
-            for q in range(some):
-                c = compared[q]
-                if by_element:
-                    shared_distances(strip.columns, strip.shares, filled, table[c], strip.trial)
-                else:
-                    distances(strip.columns, 0, filled, table[c], strip.trial)
-                keep_two(strip, filled, c)
+            meet(strip, filled, centers[:fours], compared, by_element)
             evaluations += size * some
             if exact:
                 _settle_ties(strip, points, rows, table, compared[:some])
@@ -285,7 +280,7 @@ def _tighten(points, table, known, half_gap, failed):  # type: ignore[no-untyped
 def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
     """Write labels and bounds of vectors just compared with the centres near to theirs."""
     labels, upper, lower = known
-    _, _, _, best, second, label = strip
+    best, second = least_of(strip)
     one = best.dtype.type(1)
     margin = best.dtype.type(1e-5 if best.itemsize == 4 else 1e-13)
     for i in range(rows.size):
@@ -293,7 +288,7 @@ def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
         u = np.sqrt(best[i])
         low = np.sqrt(second[i]) * (one - margin)
         other = (far - upper[row]) * (one - margin)
-        labels[row] = label[i]
+        labels[row] = strip.label[i]
         upper[row] = u * (one + margin)
         lower[row] = other if other < low else low
 
@@ -301,10 +296,10 @@ def _store(strip, rows, far, known):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _settle_ties(strip, points, rows, table, compared):  # type: ignore[no-untyped-def]
     """Settle distances that are equal except for rounding: the first of the nearest in float64."""
-    buffer, _, _, best, second, label = strip
-    _, weights, by_element = points
-    d = buffer.shape[0]
-    margin = 4.0 * (d + 4) * (1.2e-7 if buffer.itemsize == 4 else 2.3e-16)
+    best, second = least_of(strip)
+    columns, weights, by_element = points
+    d = columns.shape[0]
+    margin = 4.0 * (d + 4) * (1.2e-7 if columns.itemsize == 4 else 2.3e-16)
     for i in range(rows.size):
         if np.float64(second[i]) > np.float64(best[i]) * (1.0 + margin):
             continue
@@ -312,11 +307,11 @@ def _settle_ties(strip, points, rows, table, compared):  # type: ignore[no-untyp
         for c in compared:
             total = 0.0
             for j in range(d):
-                e = np.float64(buffer[j, i]) - np.float64(table[c, j])
+                e = np.float64(columns[j, rows[i]]) - np.float64(table[c, j])
                 total += weights[rows[i], j] * e * e if by_element else e * e
             if total < least:
                 least = total
-                label[i] = c
+                strip.label[i] = c
 
 
 @njit(cache=True, nogil=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mlopt.palette.vector.distances import STRIP, distances
+from mlopt.palette.vector.distances import distances
+from mlopt.palette.vector.strips import LENGTH
 
 
 @njit(cache=True, nogil=True)
@@ -41,7 +42,7 @@ def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
     chosen[0] = _draw(cumulative, draws[0, 0])
     distance = np.empty(n, columns.dtype)
     trial = np.empty(n, columns.dtype)
-    kept = np.empty(n, columns.dtype)
+    lanes = np.empty(LENGTH)
     distances(columns, 0, n, columns[:, chosen[0]].copy(), distance)
     for step in range(1, k):
         total = 0.0
@@ -53,25 +54,36 @@ def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
         lowest = np.inf
         for t in range(draws.shape[1]):
             candidate = _draw(cumulative, draws[step, t])
-            distances(columns, 0, n, columns[:, candidate].copy(), trial)
-            # Four sums, since a single one would wait for each addition.
-            s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-            for i in range(n):
-                trial[i] = min(trial[i], distance[i])
-            for i in range(0, n - 3, 4):
-                s0 += weights[i] * np.float64(trial[i])
-                s1 += weights[i + 1] * np.float64(trial[i + 1])
-                s2 += weights[i + 2] * np.float64(trial[i + 2])
-                s3 += weights[i + 3] * np.float64(trial[i + 3])
-            for i in range(n - n % 4, n):
-                s0 += weights[i] * np.float64(trial[i])
-            cost = (s0 + s1) + (s2 + s3)
+            point = columns[:, candidate].copy()
+            cost = _cost_with(columns, weights, distance, point, trial, lanes)
             if cost < lowest:
                 lowest = cost
                 chosen[step] = candidate
-                kept, trial = trial, kept
-        distance, kept = kept, distance
+        distances(columns, 0, n, columns[:, chosen[step]].copy(), trial)
+        for i in range(n):
+            distance[i] = min(distance[i], trial[i])
     return chosen
+
+
+@njit(cache=True, nogil=True)
+def _cost_with(columns, weights, distance, point, trial, lanes):  # type: ignore[no-untyped-def]
+    """Return the cost with one more centre, ``point``, where ``distance`` is that without it.
+
+    Summed in lanes, one for each place in a block, that do not wait for each other.
+    """
+    n = columns.shape[1]
+    lanes[:] = 0.0
+    for start in range(0, n, LENGTH):
+        stop = min(start + LENGTH, n)
+        distances(columns, start, stop, point, trial)
+        before, heavy = distance[start:stop], weights[start:stop]
+        for i in range(stop - start):
+            t = trial[i] if trial[i] < before[i] else before[i]
+            lanes[i] += heavy[i] * np.float64(t)
+    cost = 0.0
+    for lane in lanes:
+        cost += lane
+    return cost
 
 
 @njit(cache=True, nogil=True)
@@ -96,13 +108,13 @@ def _two_nearest(columns, i, centers, near, label):  # type: ignore[no-untyped-d
 def _all_two_nearest(columns, centers, near, label):  # type: ignore[no-untyped-def]
     """As :func:`_two_nearest`, for all vectors, in the columns' dtype."""
     n = columns.shape[1]
-    trial = np.empty(STRIP, columns.dtype)
-    best = np.empty(STRIP, columns.dtype)
-    second = np.empty(STRIP, columns.dtype)
-    a = np.empty(STRIP, np.int32)
-    b = np.empty(STRIP, np.int32)
-    for start in range(0, n, STRIP):
-        m = min(STRIP, n - start)
+    trial = np.empty(LENGTH, columns.dtype)
+    best = np.empty(LENGTH, columns.dtype)
+    second = np.empty(LENGTH, columns.dtype)
+    a = np.empty(LENGTH, np.int32)
+    b = np.empty(LENGTH, np.int32)
+    for start in range(0, n, LENGTH):
+        m = min(LENGTH, n - start)
         best[:m] = np.inf
         second[:m] = np.inf
         a[:m] = 0
