@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+_ONE = np.uint64(1)
+
 
 class Prefix(NamedTuple):
     """Prefix sums of ``n`` values.
@@ -38,15 +40,15 @@ class Scratch(NamedTuple):
 
     bounds: int64, of the segmentation at hand; cost: float64, of the best path to each position;
     start: int32, the last position before each on that path; offset (float64), queue and since
-    (int32): of :func:`penalised_paths` alone.
+    (uint32): of :func:`penalised_paths` alone.
     """
 
     bounds: npt.NDArray[np.int64]
     cost: npt.NDArray[np.float64]
     offset: npt.NDArray[np.float64]
     start: npt.NDArray[np.int32]
-    queue: npt.NDArray[np.int32]
-    since: npt.NDArray[np.int32]
+    queue: npt.NDArray[np.uint32]
+    since: npt.NDArray[np.uint32]
 
 
 @njit(cache=True, nogil=True)
@@ -57,8 +59,8 @@ def make_scratch(n):  # type: ignore[no-untyped-def]
         np.empty(n + 1),
         np.empty(n + 1),
         np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
-        np.empty(n + 1, np.int32),
+        np.empty(n + 1, np.uint32),
+        np.empty(n + 1, np.uint32),
     )
 
 
@@ -146,25 +148,29 @@ def penalised_paths(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
 
     Gronlund et al. 2017, arXiv 1701.07204; Galil and Park 1990 for the queue. For each end ``j``:
 
-    1. starts that do not win any more leave at the front, and the first one left is the best;
+    1. the start at the front leaves where the next one wins (``since`` ascends, so that no more
+       than one leaves), and the one at the front then is the best;
     2. starts at the back that ``j`` beats from where they would begin to win leave;
     3. gallop to an end at which ``j`` beats the last start left, and halve the way back.
 
     ``bounds`` of the scratch is not touched.
+
+    Positions are unsigned here: numba tests for each signed one whether it counts from the end,
+    which takes a fifth of the time.
     """
-    sums, n = prefix.sums, prefix.n
+    sums, n = prefix.sums, np.uint64(prefix.n)
     _, cost, offset, start, queue, since = scratch
     cost[0] = 0.0
     offset[0] = -sums[2, 0]
-    head = 0
-    tail = 0
+    head = np.uint64(0)
+    tail = _ONE
     queue[0] = 0
     since[0] = 1
-    for j in range(1, n + 1):
+    for j in range(_ONE, n + _ONE):
         # 1
-        while head < tail and since[head + 1] <= j:
-            head += 1
-        i = queue[head]
+        if head + _ONE < tail and since[head + _ONE] <= j:
+            head += _ONE
+        i = np.uint64(queue[head])
         best = cost[i] + segment_cost(sums, i, j) + penalty
         cost[j] = best
         offset[j] = best - sums[2, j]
@@ -173,40 +179,40 @@ def penalised_paths(prefix, penalty, scratch):  # type: ignore[no-untyped-def]
             break
 
         # 2
-        begin = j + 1
-        while tail >= head:
-            begin = max(since[tail], j + 1)
-            if not _later_start_wins(sums, offset, j, queue[tail], begin):
+        begin = j + _ONE
+        while tail > head:
+            begin = max(np.uint64(since[tail - _ONE]), j + _ONE)
+            if not _later_start_wins(sums, offset, j, np.uint64(queue[tail - _ONE]), begin):
                 break
-            tail -= 1
-        if tail < head:
-            tail = head
+            tail -= _ONE
+        if tail == head:
             queue[tail] = j
-            since[tail] = j + 1
+            since[tail] = j + _ONE
+            tail += _ONE
             continue
 
         # 3
-        rival = queue[tail]
-        step = 1
+        rival = np.uint64(queue[tail - _ONE])
+        step = _ONE
         loses = begin
-        wins = begin + 1
+        wins = begin + _ONE
         while wins < n and not _later_start_wins(sums, offset, j, rival, wins):
             loses = wins
-            step *= 2
+            step += step
             wins = loses + step
         if wins >= n:
             if loses >= n or not _later_start_wins(sums, offset, j, rival, n):
                 continue
             wins = n
-        while wins - loses > 1:
-            middle = (loses + wins) >> 1
+        while wins - loses > _ONE:
+            middle = (loses + wins) >> _ONE
             if _later_start_wins(sums, offset, j, rival, middle):
                 wins = middle
             else:
                 loses = middle
-        tail += 1
         queue[tail] = j
         since[tail] = wins
+        tail += _ONE
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
