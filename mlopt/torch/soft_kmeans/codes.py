@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+CODED = (torch.float16, torch.bfloat16)
 CODES = 1 << 16
 
 _LARGEST = 65_504.0
@@ -40,6 +41,56 @@ class Values:
     codes: Tensor
     values: Tensor
     mass: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``StandIns``."""
+        return self.codes, self.values, self.mass
+
+    @property
+    def points(self) -> Tensor:
+        """[G, U, 1], in the dtype of the points."""
+        return self.values[None, :, None].expand(len(self.mass), -1, 1)
+
+    def sums(self, points: Tensor, terms: Tensor) -> Tensor:
+        """Add up terms by value; see ``StandIns``."""
+        return sums_by_code(points, terms)[:, self.codes]
+
+    def spread(self, points: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Look up numbers by value; see ``StandIns``."""
+        table = self._by_code(numbers.to(dtype))
+        out = torch.empty(points.shape, dtype=dtype, device=points.device)
+        for g, span, index in _indices(points):
+            out[g, span, 0] = torch.take(table[g], index)
+        return out
+
+    def line(
+        self,
+        points: Tensor,
+        *,
+        slopes: Tensor,
+        pull: Tensor,
+        shares: Tensor,
+        importance: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """See ``StandIns``."""
+        slope_of, share_of = self._by_code(slopes), self._by_code(shares)
+        out = torch.empty(points.shape, dtype=dtype, device=points.device)
+        for g, span, index in _indices(points):
+            share = torch.take(share_of[g], index)
+            if importance is not None:
+                share *= importance[g, span]
+            out[g, span, 0] = share.addcmul_(
+                torch.take(slope_of[g], index), pull[g, span, 0].float()
+            )
+        return out
+
+    def _by_code(self, numbers: Tensor) -> Tensor:
+        """Return numbers by value, [G, U], as a table of codes [G, CODES], with zeros elsewhere."""
+        table = torch.zeros(len(numbers), CODES, dtype=numbers.dtype, device=numbers.device)
+        table[:, self.codes] = numbers
+        return table
 
 
 def rounded(points: Tensor) -> Tensor:
@@ -84,47 +135,6 @@ def sums_by_code(points: Tensor, terms: Tensor) -> Tensor:
     for g, span, index in _indices(points):
         sums[g].scatter_add_(0, index, terms[g, span].float())
     return sums
-
-
-def of_points(points: Tensor, values: Values, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Spread numbers by value, [G, U], to points: [G, N, 1] in ``dtype``."""
-    table = _by_code(values, numbers.to(dtype))
-    out = torch.empty(points.shape, dtype=dtype, device=points.device)
-    for g, span, index in _indices(points):
-        out[g, span, 0] = torch.take(table[g], index)
-    return out
-
-
-def line_of_points(
-    points: Tensor,
-    values: Values,
-    *,
-    slopes: Tensor,
-    pull: Tensor,
-    shares: Tensor,
-    importance: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Evaluate ``slope pull + share importance``: [G, N, 1] in ``dtype``.
-
-    slopes, shares: by value, float32[G, U]; pull: [G, N, 1], any floating dtype; importance:
-    float32[G, N], None for 1.
-    """
-    slope_of, share_of = _by_code(values, slopes), _by_code(values, shares)
-    out = torch.empty(points.shape, dtype=dtype, device=points.device)
-    for g, span, index in _indices(points):
-        share = torch.take(share_of[g], index)
-        if importance is not None:
-            share *= importance[g, span]
-        out[g, span, 0] = share.addcmul_(torch.take(slope_of[g], index), pull[g, span, 0].float())
-    return out
-
-
-def _by_code(values: Values, numbers: Tensor) -> Tensor:
-    """Return numbers by value, [G, U], as a table of codes: [G, CODES], zero for absent codes."""
-    table = torch.zeros(len(numbers), CODES, dtype=numbers.dtype, device=numbers.device)
-    table[:, values.codes] = numbers
-    return table
 
 
 def _indices(points: Tensor) -> Iterator[tuple[int, slice, Tensor]]:

@@ -8,19 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mlopt.torch.soft_kmeans.codes import (
-    Values,
-    line_of_points,
-    of_points,
-    rounded,
-    sums_by_code,
-    values_of,
-)
+from mlopt.torch.soft_kmeans.codes import rounded
 from mlopt.torch.soft_kmeans.implicit import pull_fixed_point
 from mlopt.torch.soft_kmeans.iterations import Fixed, Trajectory, iterate, pull_back
 from mlopt.torch.soft_kmeans.options import Call, SoftOptions
 from mlopt.torch.soft_kmeans.passes import passes_for
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
+from mlopt.torch.soft_kmeans.stand_ins import StandIns, restored, stand_ins_for
 
 _LEAST_TEMPERATURE = {torch.float32: (2.0**-36, 2.0**-100), torch.float64: (2.0**-80, 2.0**-900)}
 
@@ -28,8 +22,8 @@ _LEAST_TEMPERATURE = {torch.float32: (2.0**-36, 2.0**-100), torch.float64: (2.0*
 class SoftKMeans(torch.autograd.Function):
     """``soft_kmeans`` of checked arguments.
 
-    Kept for the gradient: the points, or with ``coded`` their 16-bit codes; the values and masses
-    that codes stand for; the centroids and sizes of each iteration.
+    Kept for the gradient: the points, or with ``coded`` their 16-bit codes; what stands for them in
+    the iterations, if anything does; the centroids and sizes of each iteration.
     """
 
     @staticmethod
@@ -45,18 +39,17 @@ class SoftKMeans(torch.autograd.Function):
         """Return ``soft`` and the centroids after the last iteration."""
         with torch.autocast(points.device.type, enabled=False):
             held = rounded(points) if _is_rounded(points, call.options) else points
-            is_coded = held.dtype in (torch.float16, torch.bfloat16) and call.options.mode != "gsm"
-            values = values_of(held, importance) if is_coded else None
             rates = _rates(temperature, centroids)
+            stand_ins = stand_ins_for(held.detach(), importance, centroids, rates, call.options)
             chunk = call.options.chunk(centroids.shape[1])
-            cloud = _cloud_of(held, values, importance, rates, chunk)
+            cloud = _cloud_of(held, stand_ins, importance, rates, chunk)
             passes = passes_for(cloud, call.options.mode, call.seeds)
             trajectory = iterate(passes, centroids, pinned, call)
             last = trajectory.last
             start, moved = trajectory.centroids[last], trajectory.centroids[last + 1]
             soft = passes.soft(start, moved, step=last)
-            if values is not None:
-                soft = of_points(held, values, soft[..., 0], points.dtype)
+            if stand_ins is not None:
+                soft = stand_ins.spread(held, soft[..., 0], points.dtype)
             ctx.call = call
             ctx.chunk = chunk
             ctx.dtype = points.dtype
@@ -67,7 +60,7 @@ class SoftKMeans(torch.autograd.Function):
                 trajectory.centroids,
                 trajectory.sizes,
                 pinned,
-                *(() if values is None else (values.codes, values.values, values.mass)),
+                *(() if stand_ins is None else stand_ins.parts),
             )
             moved = moved.clone()
             ctx.mark_non_differentiable(moved)
@@ -80,12 +73,12 @@ class SoftKMeans(torch.autograd.Function):
         """Return the gradient with respect to the points."""
         if pull is None or not ctx.needs_input_grad[0]:
             return (None,) * 6
-        held, importance, rates, centroids, sizes, pinned, *of_values = ctx.saved_tensors
-        values = Values(*of_values) if of_values else None
+        held, importance, rates, centroids, sizes, pinned, *parts = ctx.saved_tensors
         call: Call = ctx.call
         with torch.autocast(pull.device.type, enabled=False):
             pull = pull.detach()
-            cloud = _cloud_of(held, values, importance, rates, ctx.chunk)
+            stand_ins = restored(parts, held.detach(), centroids[0], rates)
+            cloud = _cloud_of(held, stand_ins, importance, rates, ctx.chunk)
             passes = passes_for(cloud, call.options.mode, call.seeds)
             trajectory = Trajectory(centroids, sizes, pinned, call.options.lost_size)
             fixed: Fixed | None = None
@@ -94,7 +87,7 @@ class SoftKMeans(torch.autograd.Function):
                 def fixed(to_moved: Tensor, to_start: Tensor) -> Tensor:
                     return pull_fixed_point(cloud, trajectory, to_moved, to_start, call.reduce)
 
-            if values is None:
+            if stand_ins is None:
                 gradient, _ = pull_back(
                     passes,
                     trajectory,
@@ -105,19 +98,17 @@ class SoftKMeans(torch.autograd.Function):
                     reduce=call.reduce,
                 )
                 return gradient.to(ctx.dtype), None, None, None, None, None
-            by_value = sums_by_code(held, pull[..., 0])[:, values.codes]
             slopes, shares = pull_back(
                 passes,
                 trajectory,
                 None,
-                mass=by_value,
+                mass=stand_ins.sums(held, pull[..., 0]),
                 apart=True,
                 fixed=fixed,
                 reduce=call.reduce,
             )
-            gradient = line_of_points(
+            gradient = stand_ins.line(
                 held,
-                values,
                 slopes=slopes[..., 0],
                 pull=pull,
                 shares=shares[..., 0],
@@ -133,17 +124,16 @@ def _is_rounded(points: Tensor, options: SoftOptions) -> bool:
 
 def _cloud_of(
     held: Tensor,
-    values: Values | None,
+    stand_ins: StandIns | None,
     importance: Tensor | None,
     rates: Tensor,
     chunk: int | None,
 ) -> PointCloud:
-    """Return the points themselves, or their distinct values."""
-    if values is None:
+    """Return the points themselves, or what stands for them."""
+    if stand_ins is None:
         # detached, since the threads of the passes would record a graph again
         return PointCloud(held.detach(), importance, rates, chunk=chunk)
-    points = values.values[None, :, None].expand(len(held), -1, 1)
-    return PointCloud(points, values.mass, rates, stands_for_many=True, chunk=chunk)
+    return PointCloud(stand_ins.points, stand_ins.mass, rates, stands_for_many=True, chunk=chunk)
 
 
 def _rates(temperature: Tensor, centroids: Tensor) -> Tensor:

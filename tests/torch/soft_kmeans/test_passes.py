@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlopt.torch.soft_kmeans import kernels
 from mlopt.torch.soft_kmeans.dense import DensePasses
+from mlopt.torch.soft_kmeans.grid import grid_of
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 from mlopt.torch.soft_kmeans.threaded import ThreadedPasses
 from tests.torch.soft_kmeans.references import assert_near, example, soft_kmeans, some_importance
@@ -154,10 +155,16 @@ def saved_bytes(points: Tensor, *arguments: Any, **options: Any) -> tuple[int, i
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
 def test_nothing_but_the_points_is_saved(mode: str) -> None:
     points = torch.randn(1, 100_000, 1, generator=torch.manual_seed(0)).requires_grad_()
-    points_bytes, other = saved_bytes(points, torch.randn(1, 16, 1), 0.1, mode=mode)
+    centroids = torch.randn(1, 16, 1)
+    points_bytes, other = saved_bytes(points, centroids, 0.1, mode=mode)
     assert points_bytes == 400_000
+    grid = (
+        grid_of(points.detach(), None, centroids, torch.tensor([10.0])) if mode == "dkm" else None
+    )
+    of_grid = 0 if grid is None else sum(part.nbytes for part in grid.parts)
+    assert of_grid <= 100_000
     # four times the centroids, three times the sizes, the rate
-    assert other == 4 * (4 * 16 + 3 * 16 + 1)
+    assert other == 4 * (4 * 16 + 3 * 16 + 1) + of_grid
 
 
 def test_codes_are_two_bytes_a_weight() -> None:

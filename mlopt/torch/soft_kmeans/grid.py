@@ -1,0 +1,256 @@
+"""Many scalar points in float32, by the nodes of a grid that is fine against the temperature.
+
+Attention is a smooth function of the point. Where points are many, it is computed at the nodes of a
+grid alone, and interpolated between them by cubics (Lagrange, four nodes): sums over points become
+sums over nodes, where what a point adds is divided over its four nodes by the same cubics, as in
+the particle-mesh methods of Hockney and Eastwood, "Computer Simulation Using Particles", 1988. An
+iteration then costs as much as there are nodes; the points themselves are visited a few times in
+the call and in the backward pass.
+
+With ``tau`` the temperature, attention between two neighbouring centroids at a distance ``L``
+changes e-fold over ``tau / (2 L)``, and that to others, where it is above ``exp(-10)``, at least
+over ``tau / (2 sqrt(10 tau))``. Between these centroids nodes are at most :data:`_STEP` times that
+apart. Cubics are then wrong by ``3 / 128 step**4 |f''''|``, at most 7e-7 of the largest attention:
+as little as float32. Distances of nodes are powers of two, so that nodes, and the places of points
+between them, are exact in float32. Only nodes next to points are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mlopt.torch.soft_kmeans.grid_kernels import (
+    LEVELS,
+    Cells,
+    add_moments,
+    divide_moments,
+    fill_cubics,
+    find_nodes,
+    interpolate,
+    interpolate_line,
+    mark_used,
+)
+from mlopt.torch.soft_kmeans.workers import each
+
+T = TypeVar("T")
+Array = npt.NDArray[Any]
+
+_STEP = 0.125
+_REACH = math.sqrt(10.0)
+
+_LEAST_STEP = 2.0**-100
+_POINTS_A_NODE = 4
+"""Points per node from which on a grid pays."""
+
+_CELLS_A_POINT = 2
+"""Cells per point beyond which no nodes are looked for: most cells would be empty."""
+
+_FEWEST = 1 << 13
+_PIECE = 1 << 16
+"""Points that a thread takes at a time. Sums depend on it: those of pieces are added in order."""
+
+_SHARES = 2.0 ** -np.arange(LEVELS, dtype=np.float32)
+
+
+@attrs.frozen(eq=False)
+class Grid:
+    """The nodes of ``G`` groups, ``U`` each, and the mass at each.
+
+    Attributes
+    ----------
+    points
+        float32[G, U, 1], the nodes. The four of a point follow one another; where the distance of
+        nodes changes, or no points are, the next ones may begin before those end. The last one is
+        repeated where a group has fewer.
+    mass
+        float32[G, U], number of points, or their importance. Not all are positive.
+    cells
+        Of each group.
+    """
+
+    points: Tensor
+    mass: Tensor
+    cells: tuple[Cells, ...]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """See ``StandIns``: all but the mass is found again."""
+        return (self.mass,)
+
+    def sums(self, points: Tensor, terms: Tensor) -> Tensor:
+        """Divide the terms of points over nodes; see ``StandIns``."""
+        groups, count = self.mass.shape
+        places = list(_pieces(points))
+
+        def add(number: int) -> Array:
+            g, span = places[number]
+            moments = np.zeros((count, 4))
+            terms_here = terms[g, span].float().contiguous().numpy()
+            add_moments(_values(points, g, span), self.cells[g], terms_here, moments)
+            sums = np.empty(count)
+            divide_moments(moments, sums)
+            return sums
+
+        total = np.zeros((groups, count))
+        for (g, _), sums in zip(places, _each(add, places), strict=True):
+            total[g] += sums
+        return torch.from_numpy(total).float()
+
+    def spread(self, points: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """Interpolate numbers at nodes; see ``StandIns``."""
+        out = torch.empty(points.shape)
+        cubics = _cubics([numbers])
+        places = list(_pieces(points))
+
+        def fill(number: int) -> None:
+            g, span = places[number]
+            into = out[g, span, 0].numpy()
+            interpolate(_values(points, g, span), self.cells[g], cubics[g], into)
+
+        _each(fill, places)
+        return out.to(dtype)
+
+    def line(
+        self,
+        points: Tensor,
+        *,
+        slopes: Tensor,
+        pull: Tensor,
+        shares: Tensor,
+        importance: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """See ``StandIns``."""
+        out = torch.empty(points.shape)
+        cubics = _cubics([slopes, shares])
+        none = np.empty(0, np.float32)
+        places = list(_pieces(points))
+
+        def fill(number: int) -> None:
+            g, span = places[number]
+            pulls = pull[g, span, 0].float().contiguous().numpy()
+            masses = none if importance is None else importance[g, span].contiguous().numpy()
+            into = out[g, span, 0].numpy()
+            values = _values(points, g, span)
+            interpolate_line(values, self.cells[g], cubics[g], pulls, masses, into)
+
+        _each(fill, places)
+        return out.to(dtype)
+
+
+def grid_of(
+    points: Tensor,
+    importance: Tensor | None,
+    centroids: Tensor,
+    rates: Tensor,
+    *,
+    mass: Tensor | None = None,
+) -> Grid | None:
+    """Return a grid for points, or None where there are too few of them, or too far apart.
+
+    Time: four passes over the points, one operation per cell, of which there are at most
+    ``_CELLS_A_POINT`` per point. Memory: 6 bytes per cell.
+
+    Parameters
+    ----------
+    points
+        float32[G, N, 1], on the CPU.
+    importance
+        float32[G, N], or None for 1 each.
+    centroids
+        [G, K, 1], of the first iteration.
+    rates
+        [G], one over the temperatures.
+    mass
+        The mass at the nodes, where it is known; it is not computed then.
+    """
+    groups, n, _ = points.shape
+    if n < _FEWEST:
+        return None
+    ends = [torch.aminmax(points[g]) for g in range(groups)]
+    lowest, highest = (torch.stack(of_all).double() for of_all in zip(*ends, strict=True))
+    # 1. the step between neighbouring centroids, and the finest one of each group
+    temperature = 1.0 / rates.double()[:, None]
+    ascending = torch.sort(centroids[..., 0].double(), dim=1).values
+    reach = _REACH * temperature.sqrt()
+    if ascending.shape[1] > 1:
+        reach = torch.maximum(ascending.diff(dim=1), reach)
+    widest = _STEP * temperature / (2.0 * reach)
+    steps = torch.exp2(torch.floor(torch.log2(widest)))
+    finest = steps.amin(1)
+    # false also where any number is not finite
+    largest = torch.maximum(lowest.abs(), highest.abs())
+    fits = ((highest - lowest) / finest < _CELLS_A_POINT * n) & (largest / finest < 1 << 22)
+    if not bool((fits & (finest > _LEAST_STEP) & (finest < math.inf)).all()):
+        return None
+    # 2. the cells that have points
+    first = torch.floor(lowest / finest).long().tolist()
+    last = torch.floor(highest / finest).long().tolist()
+    per_step = [np.float32(1.0 / step) for step in finest.tolist()]
+    used = [np.zeros(last[g] - first[g] + 1, np.uint8) for g in range(groups)]
+    places = list(_pieces(points))
+
+    def mark(number: int) -> None:
+        g, span = places[number]
+        mark_used(_values(points, g, span), per_step[g], first[g], used[g])
+
+    _each(mark, places)
+    # 3. the nodes that those need
+    levels = torch.log2(steps / finest[:, None]).clamp(max=LEVELS - 1).byte().numpy()
+    # beyond the first and the last centroid it is as next to them
+    borders = torch.floor(ascending[:, 1:-1] / finest[:, None]).long().numpy()
+    cells, numbers = [], []
+    for g in range(groups):
+        node_of, level = np.empty(len(used[g]), np.int32), np.empty(len(used[g]), np.uint8)
+        of_cells = Cells(per_step[g], first[g], node_of, level, _SHARES)
+        numbers.append(find_nodes(used[g], borders[g], levels[g], of_cells, n // _POINTS_A_NODE))
+        cells.append(of_cells)
+    count = max(map(len, numbers))
+    if count * _POINTS_A_NODE > n:
+        return None
+    nodes = np.stack([np.pad(row, (0, count - len(row)), mode="edge") for row in numbers])
+    nodes = nodes * finest[:, None].numpy()
+    known = torch.empty(groups, count) if mass is None else mass
+    grid = Grid(torch.from_numpy(nodes).float()[..., None], known, tuple(cells))
+    if mass is None:
+        each_one = torch.ones(1, 1).expand(groups, n) if importance is None else importance
+        known.copy_(grid.sums(points, each_one))
+    return grid
+
+
+def _cubics(numbers: Sequence[Tensor]) -> Array:
+    """Return the cubics of several numbers at nodes, each [G, U], side by side: [G, U - 3, 4 m]."""
+    groups, count = numbers[0].shape
+    cubics = np.empty((groups, count - 3, 4 * len(numbers)), np.float32)
+
+    def fill(g: int) -> None:
+        for i, of_all in enumerate(numbers):
+            at_nodes = of_all[g].float().contiguous().numpy()
+            fill_cubics(at_nodes, cubics[g, :, 4 * i : 4 * i + 4])
+
+    each(fill, groups, torch.get_num_threads())
+    return cubics
+
+
+def _pieces(points: Tensor) -> Iterator[tuple[int, slice]]:
+    groups, n, _ = points.shape
+    for g in range(groups):
+        for start in range(0, n, _PIECE):
+            yield g, slice(start, min(start + _PIECE, n))
+
+
+def _each(work: Callable[[int], T], places: list[tuple[int, slice]]) -> list[T]:
+    return each(work, len(places), torch.get_num_threads())
+
+
+def _values(points: Tensor, g: int, span: slice) -> Array:
+    """Return points of a group as float32[n], detached, as threads would record a graph."""
+    return points[g, span, 0].detach().contiguous().numpy()
