@@ -86,7 +86,7 @@ def _importance(
 
 def mean_square(points: Tensor) -> Tensor:
     """Return the mean squared length of the points [G, N, d] of each group, [G]."""
-    return points.float().square().sum(-1).mean(1)
+    return points.float().square().sum((1, 2)) / points.shape[1]
 
 
 def variance(points: Tensor) -> Tensor:
