@@ -3,7 +3,9 @@
     python -m benchmarks [--json FILE] [--against FILE] [--skip-reference]
     python -m benchmarks --read FILE --against FILE
 
-The second command compares two stored runs, of all benchmarks or of one of them.
+A run is compared with FILE, or else with the last whole run on this machine in which nothing
+failed, which is kept in the cache folder. The second command compares two stored runs, of all
+benchmarks or of one of them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from benchmarks import (
     vector_kmeans,
 )
 from benchmarks.lib.environment import environment
+from benchmarks.lib.kept_run import keep_run, kept_run
 from benchmarks.lib.moved import print_moved
 
 
@@ -43,9 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument("--skip-reference", action="store_true", help="run mlopt only")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="say what moved since then")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="say what moved since then (default: the last run)",
+    )
     parser.add_argument("--read", type=Path, metavar="FILE", help="a stored run: measure nothing")
     options = parser.parse_args(argv)
+    for file in (options.against, options.read):
+        if file is not None and not file.exists():
+            parser.error(f"{file} does not exist; a run is stored with --json FILE")
     if options.read is not None:
         if options.against is None:
             parser.error("--read compares a stored run: say with which one, --against FILE")
@@ -79,10 +90,13 @@ def main(argv: list[str] | None = None) -> int:
             results[script.__name__.rpartition(".")[2]] = json.loads(file.read_text())["rows"]
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
-        if options.against is not None:
+        against = options.against or kept_run()
+        if against.exists():
             now = Path(folder) / "now.json"
             now.write_text(json.dumps(results))
-            print_moved(options.against, now)
+            print_moved(against, now)
+    if status == 0 and not options.skip_reference:
+        print(f"Kept for the next run to be compared with: {keep_run(results)}")
     return status
 
 
