@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from mlopt.coreml.constexpr.parameters import (
     BYTES,
@@ -22,6 +23,7 @@ from mlopt.coreml.constexpr.parameters import (
     TensorType,
 )
 from mlopt.coreml.constexpr.sparse import MASK, check_counts, scattered
+from mlopt.palette.value.half import to_float16
 from mlopt.palette.value.palettized import Palettized
 
 _SOURCE = FLOATS | BYTES | NIBBLES
@@ -137,8 +139,24 @@ def _affine_formula(data: Array, scale: Array, zero_point: Array | None) -> Arra
 
 
 def _blockwise_formula(data: Array, scale: Array, offset: Array | None) -> Array:
+    if scale.dtype == np.float16 and _are_bytes(data) and (offset is None or _are_bytes(offset)):
+        # Exact in float32 before the one rounding to float16, in which numpy is slow.
+        wide = data.astype(np.float32)
+        if offset is not None:
+            wide = wide - offset.astype(np.float32)
+        return wide * scale.astype(np.float32)
     data = data.astype(scale.dtype)
     return scale * (data if offset is None else data - offset)
+
+
+def _are_bytes(array: Array) -> bool:
+    return array.dtype in (np.int8, np.uint8)
+
+
+def _rounded(computed: Array, dtype: npt.DTypeLike) -> Array:
+    if computed.dtype == np.float32 and dtype == np.float16:
+        return to_float16(computed)
+    return computed.astype(dtype, copy=False)
 
 
 def _by_blocks(
@@ -168,7 +186,7 @@ def _by_blocks(
             scale[at].reshape(len(part), *spread),
             None if offset is None else offset[at].reshape(len(part), *spread),
         )
-        result[start : start + rows] = computed.reshape(part.shape)
+        result[start : start + rows] = _rounded(computed, scale.dtype).reshape(part.shape)
     return result
 
 
@@ -186,5 +204,5 @@ def _by_table(
         if bits < 8:
             indices = indices & np.uint8((1 << bits) - 1)
     table = formula(numbers, scale[..., None], None if offset is None else offset[..., None])
-    table = table.astype(scale.dtype)
+    table = _rounded(table, scale.dtype)
     return Palettized(table[..., None], indices).dequantize()
