@@ -27,7 +27,7 @@ from mlopt.palette.value.half import to_float16
 from mlopt.palette.value.palettized import Palettized
 
 _SOURCE = FLOATS | BYTES | NIBBLES
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Elements that are computed together."""
 
 AFFINE = {

@@ -22,7 +22,7 @@ def test_all_float16_numbers_their_middles_and_the_neighbours_of_these():
     halves = np.arange(1 << 16).astype(np.uint16).view(np.float16).astype(np.float32)
     finite = np.sort(halves[np.isfinite(halves)])
     middles = finite[:-1] + np.diff(finite) / 2
-    for numbers in (halves, middles):
+    for numbers in (halves[~np.isnan(halves)], middles):
         same_bits(numbers)
         same_bits(np.nextafter(numbers, np.float32(np.inf)))
         same_bits(np.nextafter(numbers, np.float32(-np.inf)))
