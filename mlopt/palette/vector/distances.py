@@ -6,14 +6,7 @@ so that they run in SIMD registers; the order of every sum is explicit, without 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 from numba import njit
-
-STRIP = 256
-"""Vectors whose best distances stay in the first-level cache while they meet all centres."""
 
 
 @njit(cache=True, nogil=True)
@@ -58,46 +51,3 @@ def distances(columns, start, stop, center, out):  # type: ignore[no-untyped-def
         for i in range(m):
             a = x0[i] - c0
             out[i] += a * a
-
-
-@njit(cache=True, nogil=True)
-def shared_distances(columns, shares, m, center, out):  # type: ignore[no-untyped-def]
-    """As :func:`distances`, for ``m`` vectors whose elements have weights ``shares`` [d, n]."""
-    out[:m] = 0
-    for j in range(columns.shape[0]):
-        x, h, c = columns[j, :m], shares[j, :m], center[j]
-        for i in range(m):
-            a = x[i] - c
-            out[i] += h[i] * a * a
-
-
-class Strip(NamedTuple):
-    """Up to :data:`STRIP` vectors, which meet all centres together.
-
-    columns: [d, STRIP], the vectors; shares: the same, weights of their elements, or of no rows;
-    trial: distances [STRIP] to one centre; best, second, label: the two smallest so far, and the
-    centre (int32) of the first of the smallest.
-    """
-
-    columns: npt.NDArray[Any]
-    shares: npt.NDArray[Any]
-    trial: npt.NDArray[Any]
-    best: npt.NDArray[Any]
-    second: npt.NDArray[Any]
-    label: npt.NDArray[np.int32]
-
-
-@njit(cache=True, nogil=True)
-def keep_two(strip, m, center):  # type: ignore[no-untyped-def]
-    """Update the two smallest distances of ``m`` vectors with those to ``center``.
-
-    Two loops that compilers turn into SIMD instructions, which they do not with one.
-    """
-    _, _, trial, best, second, label = strip
-    this = np.int32(center)
-    for i in range(m):
-        second[i] = np.minimum(second[i], np.maximum(best[i], trial[i]))
-    for i in range(m):
-        t, b = trial[i], best[i]
-        label[i] = this if t < b else label[i]
-        best[i] = t if t < b else b

@@ -56,7 +56,7 @@ def plus_plus(columns, weights, k, draws):  # type: ignore[no-untyped-def]
             candidate = _draw(cumulative, draws[step, t])
             point = columns[:, candidate].copy()
             cost = _cost_with(columns, weights, distance, point, trial, lanes)
-            if cost < lowest:
+            if t == 0 or cost < lowest:
                 lowest = cost
                 chosen[step] = candidate
         distances(columns, 0, n, columns[:, chosen[step]].copy(), trial)

@@ -13,6 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from mlopt.torch.soft_kmeans.iterations import Trajectory
+
 CODED = (torch.float16, torch.bfloat16)
 CODES = 1 << 16
 
@@ -51,6 +53,10 @@ class Values:
     def points(self) -> Tensor:
         """[G, U, 1], in the dtype of the points."""
         return self.values[None, :, None].expand(len(self.mass), -1, 1)
+
+    def stands(self, trajectory: Trajectory, rates: Tensor) -> bool:
+        """See ``StandIns``: always, as nothing is rounded."""
+        return True
 
     def sums(self, points: Tensor, terms: Tensor) -> Tensor:
         """Add up terms by value; see ``StandIns``."""

@@ -44,7 +44,7 @@ def soft_kmeans(
     points
         [G, N, d], float16, bfloat16, float32 or float64, any layout: ``G`` groups, each clustered
         by itself. Those of 16 bits with ``d`` = 1 are handled by distinct value where values
-        repeat often.
+        repeat often, and many float32 ones on the CPU by interpolation, where that is as exact.
     clusters
         The clusters before the call.
     options
@@ -98,6 +98,7 @@ def soft_kmeans(
             epsilon=epsilon,
             reduce=_same if reduce is None else reduce,
             seeds=draw_seeds(options.iterations, generator) if has_noise else (),
+            is_alone=reduce is None,
         ),
     )
     return soft, moved

@@ -40,11 +40,18 @@ class SoftKMeans(torch.autograd.Function):
         with torch.autocast(points.device.type, enabled=False):
             held = rounded(points) if _is_rounded(points, call.options) else points
             rates = _rates(temperature, centroids)
-            stand_ins = stand_ins_for(held.detach(), importance, centroids, rates, call.options)
             chunk = call.options.chunk(centroids.shape[1])
+            stand_ins = stand_ins_for(
+                held.detach(), importance, centroids, rates, call.options, is_alone=call.is_alone
+            )
             cloud = _cloud_of(held, stand_ins, importance, rates, chunk)
             passes = passes_for(cloud, call.options.mode, call.seeds)
             trajectory = iterate(passes, centroids, pinned, call)
+            if stand_ins is not None and not stand_ins.stands(trajectory, rates):
+                stand_ins = None
+                cloud = _cloud_of(held, None, importance, rates, chunk)
+                passes = passes_for(cloud, call.options.mode, call.seeds)
+                trajectory = iterate(passes, centroids, pinned, call)
             last = trajectory.last
             start, moved = trajectory.centroids[last], trajectory.centroids[last + 1]
             soft = passes.soft(start, moved, step=last)

@@ -13,6 +13,10 @@ over ``tau / (2 sqrt(10 tau))``. Between these centroids nodes are at most :data
 apart. Cubics are then wrong by ``3 / 128 step**4 |f''''|``, at most 7e-7 of the largest attention:
 as little as float32. Distances of nodes are powers of two, so that nodes, and the places of points
 between them, are exact in float32. Only nodes next to points are kept.
+
+Two things can spoil that, and :meth:`Grid.stands` finds both when the centroids are known:
+centroids that move far apart in the iterations, and clusters without points of their own, whose
+attention is all below what is interpolated well.
 """
 
 from __future__ import annotations
@@ -38,15 +42,27 @@ from mlopt.torch.soft_kmeans.grid_kernels import (
     interpolate_line,
     mark_used,
 )
+from mlopt.torch.soft_kmeans.iterations import Trajectory
 from mlopt.torch.soft_kmeans.workers import each
 
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 
 _STEP = 0.125
+"""Distance of nodes over that in which attention changes e-fold."""
+
 _REACH = math.sqrt(10.0)
+"""Distance of centroids, in roots of the temperature, where attention falls to ``exp(-10)``."""
+
+_MOST_MOVE = 0.125
+"""Move of a centroid, over the distances that its nodes were made for, that leaves them fine."""
+
+_LEAST_OWN = 0.25
+"""Share of a cluster's attention that comes from the points nearest to it."""
 
 _LEAST_STEP = 2.0**-100
+"""What is finer is too near to the end of float32."""
+
 _POINTS_A_NODE = 4
 """Points per node from which on a grid pays."""
 
@@ -54,8 +70,10 @@ _CELLS_A_POINT = 2
 """Cells per point beyond which no nodes are looked for: most cells would be empty."""
 
 _FEWEST = 1 << 13
+"""Points of a group below which all of them cost little."""
+
 _PIECE = 1 << 16
-"""Points that a thread takes at a time. Sums depend on it: those of pieces are added in order."""
+"""Points that a thread takes at a time, at least. Sums are added up in the order of pieces."""
 
 _SHARES = 2.0 ** -np.arange(LEVELS, dtype=np.float32)
 
@@ -85,10 +103,42 @@ class Grid:
         """See ``StandIns``: all but the mass is found again."""
         return (self.mass,)
 
+    def stands(self, trajectory: Trajectory, rates: Tensor) -> bool:
+        """Whether the nodes were fine enough in all iterations; see ``StandIns``."""
+        centroids = trajectory.centroids[:-1, ..., 0].double()
+        ascending, order = torch.sort(centroids[0], dim=1)
+        made_for = _distances(ascending, 1.0 / rates.double()[:, None])
+        beside = torch.minimum(
+            torch.nn.functional.pad(made_for, (1, 0), value=math.inf),
+            torch.nn.functional.pad(made_for, (0, 1), value=math.inf),
+        )
+        if ascending.shape[1] > 1:
+            moves = torch.gather(centroids, 2, order.expand_as(centroids)) - ascending
+            if not bool((moves.abs() <= _MOST_MOVE * beside).all()):
+                return False
+        # the mass of the points that are nearest to each centroid, in order
+        running = torch.nn.functional.pad(self.mass.double().cumsum(1), (1, 0))
+        nodes = self.points[..., 0].double()
+        sizes = torch.gather(trajectory.sizes, 2, order.expand_as(trajectory.sizes)).double()
+        pinned = trajectory.pinned
+        free = (
+            torch.ones_like(order, dtype=torch.bool) if pinned is None else ~pinned.gather(1, order)
+        )
+        for here, size in zip(centroids, sizes, strict=True):
+            inner = here.gather(1, order)
+            middles = ((inner[:, 1:] + inner[:, :-1]) / 2).contiguous()
+            places = torch.searchsorted(nodes, middles)
+            ends = torch.nn.functional.pad(places, (0, 1), value=nodes.shape[1])
+            own = running.gather(1, ends).diff(dim=1, prepend=running[:, :1])
+            if not bool(((own >= _LEAST_OWN * size) & (size > 0.0) | ~free).all()):
+                return False
+        return True
+
     def sums(self, points: Tensor, terms: Tensor) -> Tensor:
         """Divide the terms of points over nodes; see ``StandIns``."""
         groups, count = self.mass.shape
-        places = list(_pieces(points))
+        # what is cleared and held for a piece stays small beside it
+        places = list(_pieces(points, max(_PIECE, 8 * count)))
 
         def add(number: int) -> Array:
             g, span = places[number]
@@ -157,7 +207,7 @@ def grid_of(
     """Return a grid for points, or None where there are too few of them, or too far apart.
 
     Time: four passes over the points, one operation per cell, of which there are at most
-    ``_CELLS_A_POINT`` per point. Memory: 6 bytes per cell.
+    ``_CELLS_A_POINT`` per point. Memory: 6 bytes per cell, and some 20 per node and thread.
 
     Parameters
     ----------
@@ -173,17 +223,14 @@ def grid_of(
         The mass at the nodes, where it is known; it is not computed then.
     """
     groups, n, _ = points.shape
-    if n < _FEWEST:
+    if groups == 0 or n < _FEWEST:
         return None
     ends = [torch.aminmax(points[g]) for g in range(groups)]
     lowest, highest = (torch.stack(of_all).double() for of_all in zip(*ends, strict=True))
     # 1. the step between neighbouring centroids, and the finest one of each group
     temperature = 1.0 / rates.double()[:, None]
     ascending = torch.sort(centroids[..., 0].double(), dim=1).values
-    reach = _REACH * temperature.sqrt()
-    if ascending.shape[1] > 1:
-        reach = torch.maximum(ascending.diff(dim=1), reach)
-    widest = _STEP * temperature / (2.0 * reach)
+    widest = _STEP * temperature / (2.0 * _distances(ascending, temperature))
     steps = torch.exp2(torch.floor(torch.log2(widest)))
     finest = steps.amin(1)
     # false also where any number is not finite
@@ -192,9 +239,12 @@ def grid_of(
     if not bool((fits & (finest > _LEAST_STEP) & (finest < math.inf)).all()):
         return None
     # 2. the cells that have points
-    first = torch.floor(lowest / finest).long().tolist()
-    last = torch.floor(highest / finest).long().tolist()
     per_step = [np.float32(1.0 / step) for step in finest.tolist()]
+    # in float32 as the kernels do, where tiny numbers may become zero
+    first, last = (
+        [int(np.floor(np.float32(end) * per_step[g])) for g, end in enumerate(of_all.tolist())]
+        for of_all in (lowest, highest)
+    )
     used = [np.zeros(last[g] - first[g] + 1, np.uint8) for g in range(groups)]
     places = list(_pieces(points))
 
@@ -226,6 +276,15 @@ def grid_of(
     return grid
 
 
+def _distances(ascending: Tensor, temperature: Tensor) -> Tensor:
+    """Return the distances of centroids that nodes between neighbours are made for.
+
+    ascending: float64[G, K]; temperature: float64[G, 1]. float64[G, K - 1], or [G, 1] for K = 1.
+    """
+    reach = _REACH * temperature.sqrt()
+    return torch.maximum(ascending.diff(dim=1), reach) if ascending.shape[1] > 1 else reach
+
+
 def _cubics(numbers: Sequence[Tensor]) -> Array:
     """Return the cubics of several numbers at nodes, each [G, U], side by side: [G, U - 3, 4 m]."""
     groups, count = numbers[0].shape
@@ -240,11 +299,11 @@ def _cubics(numbers: Sequence[Tensor]) -> Array:
     return cubics
 
 
-def _pieces(points: Tensor) -> Iterator[tuple[int, slice]]:
+def _pieces(points: Tensor, most: int = _PIECE) -> Iterator[tuple[int, slice]]:
     groups, n, _ = points.shape
     for g in range(groups):
-        for start in range(0, n, _PIECE):
-            yield g, slice(start, min(start + _PIECE, n))
+        for start in range(0, n, most):
+            yield g, slice(start, min(start + most, n))
 
 
 def _each(work: Callable[[int], T], places: list[tuple[int, slice]]) -> list[T]:

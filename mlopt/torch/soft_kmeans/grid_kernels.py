@@ -86,12 +86,14 @@ def find_nodes(used, borders, levels, cells, most):  # type: ignore[no-untyped-d
 def _find(point, cells):  # type: ignore[no-untyped-def]
     """Return the first of the four nodes of a point, and its place between the two in the middle.
 
-    Exact in float32, as all factors are powers of two.
+    In float32, where factors that are powers of two round nothing.
     """
     place = point * cells.per_step
-    cell = np.uint64(np.int64(np.floor(place)) - cells.first)
-    place *= cells.shares[cells.level[cell]]
-    return np.uint64(cells.node_of[cell]), place - np.floor(place)
+    number = np.int64(np.floor(place))
+    cell = np.uint64(number - cells.first)
+    level = np.int64(cells.level[cell])
+    stretch = np.float32(number >> level)
+    return np.uint64(cells.node_of[cell]), place * cells.shares[level] - stretch
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

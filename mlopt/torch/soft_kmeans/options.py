@@ -102,9 +102,12 @@ class Call:
         Sums over ranks.
     seeds
         Of the noise, one per iteration; empty without noise.
+    is_alone
+        Whether this process has all points.
     """
 
     options: SoftOptions
     epsilon: float
     reduce: Reduce
     seeds: tuple[int, ...]
+    is_alone: bool

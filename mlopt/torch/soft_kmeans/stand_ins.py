@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlopt.torch.soft_kmeans.codes import CODED, Values, values_of
 from mlopt.torch.soft_kmeans.grid import grid_of
+from mlopt.torch.soft_kmeans.iterations import Trajectory
 from mlopt.torch.soft_kmeans.options import SoftOptions
 
 
@@ -27,6 +28,12 @@ class StandIns(Protocol):
     @property
     def mass(self) -> Tensor:
         """[G, U], how many points each stands for, or their importance."""
+
+    def stands(self, trajectory: Trajectory, rates: Tensor) -> bool:
+        """Whether iterations with these changed no more than rounding does.
+
+        rates: as for :func:`stand_ins_for`. Otherwise the points themselves must be iterated.
+        """
 
     def sums(self, points: Tensor, terms: Tensor) -> Tensor:
         """Give terms of points, any floating dtype [G, N], to their stand-ins: float32[G, U]."""
@@ -57,19 +64,23 @@ def stand_ins_for(
     centroids: Tensor,
     rates: Tensor,
     options: SoftOptions,
+    *,
+    is_alone: bool,
 ) -> StandIns | None:
-    """Return stand-ins where that pays and changes no more than rounding does, else None.
+    """Return stand-ins where that pays, else None.
 
     points: [G, N, d]; importance: [G, N] or None; centroids: [G, K, d], of the first iteration;
-    rates: [G], one over the temperatures.
+    rates: [G], one over the temperatures; is_alone: whether no other rank has points of the groups.
     """
     if points.dtype in CODED:
         return values_of(points, importance) if options.mode != "gsm" else None
     # nodes need smooth attention; that of a fixed point has products of it, which are less smooth
     is_smooth = options.mode == "dkm" and not options.implicit
     is_handled = points.device.type == "cpu" and points.dtype == torch.float32
-    # a grid takes up to ten bytes a point, however little may be used
-    if is_smooth and is_handled and points.shape[2] == 1 and options.memory_share == 1.0:
+    # a grid takes some twenty bytes a point at most, however little may be used; and ranks would
+    # have to agree on whether they iterate once more
+    may_be_used = is_alone and options.memory_share == 1.0
+    if is_smooth and is_handled and may_be_used and points.shape[2] == 1:
         return grid_of(points, importance, centroids, rates)
     return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -194,3 +196,92 @@ def test_equal_points_and_equal_centroids() -> None:
     expected = run(dense, points.double(), pull, centroids.double(), torch.tensor([0.1]).double())
     for one, wanted in zip(got, expected, strict=True):
         assert_near(one, wanted, relative=1e-5)
+
+
+def is_kept(points: Tensor, centroids: Tensor, temperature: Tensor, **options: object) -> bool:
+    """Whether a call keeps a grid for its gradient, as it does where the grid served to the end."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        soft_kmeans(points.clone().requires_grad_(), centroids, temperature, **options)
+    mass = made_grid(points, centroids, temperature).mass
+    return any(tensor.shape == mass.shape for tensor in saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "temperature", "iterations"),
+    [
+        ("uniform", [-0.003, 0.003], 1e-4, 3),
+        ("uniform", [-0.003, 0.003], 1e-3, 3),
+        ("uniform", [-0.015, -0.006, 0.003, 0.015], 1e-4, 5),
+        ("heavy tails", [-1.0, -0.3, 0.3, 1.0], 0.05, 5),
+    ],
+)
+def test_centroids_that_move_apart_are_iterated_by_points(
+    kind: str, start: list[float], temperature: float, iterations: int
+) -> None:
+    points, centroids = draw(kind), torch.tensor(start).view(1, -1, 1)
+    heat = torch.tensor([temperature])
+    pull = torch.randn(points.shape, generator=torch.manual_seed(1))
+    assert not is_kept(points, centroids, heat, iterations=iterations)
+    got = run(soft_kmeans, points, pull, centroids, heat, iterations=iterations)
+    wide = (centroids.double(), heat.double())
+    expected = run(dense, points.double(), pull, *wide, iterations=iterations)
+    for one, wanted in zip(got, expected, strict=True):
+        assert_near(one, wanted, relative=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("place", "temperature"), [(2.5, 0.026), (2.5, 0.034), (1.9, 0.0078), (1.9, 0.0102)]
+)
+def test_a_cluster_with_only_faint_attention_is_iterated_by_points(
+    place: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = draw("two far groups")
+    centroids, heat = torch.tensor([[[-1.0], [1.0], [place]]]), torch.tensor([temperature])
+    made_grid(points, centroids, heat)
+    assert not is_kept(points, centroids, heat, iterations=1)
+    _, got = soft_kmeans(points, centroids, heat, iterations=1)
+    monkeypatch.setattr(stand_ins, "grid_of", lambda *_, **__: None)
+    _, by_points = soft_kmeans(points, centroids, heat, iterations=1)
+    assert torch.equal(got, by_points)
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "uniform"])
+def test_a_grid_serves_to_the_end_where_centroids_hardly_move(kind: str) -> None:
+    points = draw(kind)
+    centroids, temperature = clusters(points, 4)
+    with torch.no_grad():
+        for _ in range(40):
+            _, centroids = soft_kmeans(points, centroids, temperature)
+    assert is_kept(points, centroids, temperature)
+
+
+def test_no_groups_and_numbers_that_become_zero() -> None:
+    none = torch.empty(0, 10_000, 1)
+    assert grid_of(none, None, torch.empty(0, 2, 1), torch.empty(0)) is None
+    points = torch.full((1, N, 1), -1.4e-45)
+    points[0, 0] = -1.0
+    centroids = torch.tensor([[[-1.0], [0.0]]])
+    grid = made_grid(points, centroids, torch.tensor([1e6]))
+    assert float(grid.mass.sum()) == pytest.approx(N)
+    numbers = torch.ones(1, grid.mass.shape[1])
+    assert (grid.spread(points, numbers, torch.float32) == 1.0).all()
+
+
+def test_sums_of_many_nodes_take_memory_that_grows_with_the_points() -> None:
+    points = torch.linspace(0.0, 1.0, 1 << 20).view(1, -1, 1)
+    grid = made_grid(points, torch.tensor([[[0.4], [0.6]]]), torch.tensor([2.6e-5]))
+    assert grid.mass.shape[1] > 1 << 16
+    terms = torch.ones(1, 1 << 20)
+    tracemalloc.start()
+    try:
+        grid.sums(points, terms)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * grid.mass.shape[1]

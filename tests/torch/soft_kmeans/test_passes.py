@@ -155,12 +155,15 @@ def saved_bytes(points: Tensor, *arguments: Any, **options: Any) -> tuple[int, i
 @pytest.mark.parametrize("mode", ["dkm", "hard", "gsm"])
 def test_nothing_but_the_points_is_saved(mode: str) -> None:
     points = torch.randn(1, 100_000, 1, generator=torch.manual_seed(0)).requires_grad_()
-    centroids = torch.randn(1, 16, 1)
-    points_bytes, other = saved_bytes(points, centroids, 0.1, mode=mode)
+    centroids = torch.quantile(points.detach()[0], (torch.arange(16) + 0.5) / 16, dim=0)[None]
+    for _ in range(100):  # until they hardly move, or no grid would serve
+        centroids = soft_kmeans(points.detach(), centroids, 0.005)[1]
+    points_bytes, other = saved_bytes(points, centroids, 0.005, mode=mode)
     assert points_bytes == 400_000
     grid = (
-        grid_of(points.detach(), None, centroids, torch.tensor([10.0])) if mode == "dkm" else None
+        grid_of(points.detach(), None, centroids, torch.tensor([200.0])) if mode == "dkm" else None
     )
+    assert (mode == "dkm") == (grid is not None)
     of_grid = 0 if grid is None else sum(part.nbytes for part in grid.parts)
     assert of_grid <= 100_000
     # four times the centroids, three times the sizes, the rate
