@@ -69,7 +69,7 @@ def _soft_groups(
         options,
         epsilon=epsilon,
         importance=None if points.importance is None else share.cut(points.importance),
-        reduce=share.total_of_groups,
+        reduce=None if share.ranks == 1 else share.total_of_groups,
         generator=share.generator() if options.mode == "gsm" else None,
     )
     with torch.no_grad():
