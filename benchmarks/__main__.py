@@ -90,19 +90,16 @@ def main(argv: list[str] | None = None) -> int:
             results[script.__name__.rpartition(".")[2]] = json.loads(file.read_text())["rows"]
             if options.json is not None:
                 options.json.write_text(json.dumps(results, indent=2) + "\n")
-        if options.against is not None:
-            before = options.against
-        else:
-            before = Path(folder) / kept_run().name
-            if kept_run().exists():
-                before.write_bytes(kept_run().read_bytes())
-        if status == 0 and not options.skip_reference:
-            # kept before it is compared: a damaged file of an earlier run must not lose this one
-            print(f"Kept for the next run to be compared with: {keep_run(results)}")
-        if before.exists():
-            now = Path(folder) / "now.json"
-            now.write_text(json.dumps(results))
-            print_moved(before, now)
+        against = options.against or kept_run()
+        now = Path(folder) / "now.json"
+        now.write_text(json.dumps(results))
+        try:
+            if against.exists():
+                print_moved(against, now)
+        finally:
+            # a damaged file of an earlier run must not lose this one, nor all later ones
+            if status == 0 and not options.skip_reference:
+                print(f"Kept for the next run to be compared with: {keep_run(results)}")
     return status
 
 

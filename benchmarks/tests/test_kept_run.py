@@ -62,3 +62,11 @@ def test_a_run_that_is_not_there_is_refused_before_an_hour_of_work(samples, caps
         everything.main(["--against", "nowhere.json"])
     assert "nowhere.json does not exist" in capsys.readouterr().err
     assert not kept_run().exists()
+
+
+def test_a_damaged_run_does_not_lose_the_next_one(samples):
+    assert everything.main([]) == 0
+    kept_run().write_text("{")
+    with pytest.raises(json.JSONDecodeError):
+        everything.main([])
+    assert "coreml_jobs" in json.loads(kept_run().read_text())
