@@ -137,30 +137,25 @@ def _weighted_distances(numbers, width, m, centers, q):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True, inline="always")
+def _with(distance, name, best, second, label):  # type: ignore[no-untyped-def]
+    """Return the two least of three distances, and the label of the first."""
+    other = best if distance < best else distance
+    return (
+        distance if distance < best else best,
+        other if other < second else second,
+        name if distance < best else label,
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
 def _keep_two(numbers, label, m, names, q):  # type: ignore[no-untyped-def]
     """Take in the distances to four centres. One that is not a number changes nothing."""
     n0, n1 = np.int32(names[q]), np.int32(names[q + 1])
     n2, n3 = np.int32(names[q + 2]), np.int32(names[q + 3])
     for i in range(m):
         best, second, a = numbers[_BEST + i], numbers[_SECOND + i], label[i]
-        t = numbers[i]
-        other = best if t < best else t
-        second = other if other < second else second
-        a = n0 if t < best else a
-        best = t if t < best else best
-        t = numbers[_ROW1 + i]
-        other = best if t < best else t
-        second = other if other < second else second
-        a = n1 if t < best else a
-        best = t if t < best else best
-        t = numbers[_ROW2 + i]
-        other = best if t < best else t
-        second = other if other < second else second
-        a = n2 if t < best else a
-        best = t if t < best else best
-        t = numbers[_ROW3 + i]
-        other = best if t < best else t
-        second = other if other < second else second
-        a = n3 if t < best else a
-        best = t if t < best else best
+        best, second, a = _with(numbers[i], n0, best, second, a)
+        best, second, a = _with(numbers[_ROW1 + i], n1, best, second, a)
+        best, second, a = _with(numbers[_ROW2 + i], n2, best, second, a)
+        best, second, a = _with(numbers[_ROW3 + i], n3, best, second, a)
         numbers[_BEST + i], numbers[_SECOND + i], label[i] = best, second, a
