@@ -13,7 +13,7 @@ from mlopt.torch.soft_kmeans.eager import outside_graphs
 from mlopt.torch.soft_kmeans.gradient import SoftKMeans
 from mlopt.torch.soft_kmeans.implicit import check_implicit_size
 from mlopt.torch.soft_kmeans.noise import draw_seeds
-from mlopt.torch.soft_kmeans.options import Call, Reduce, SoftOptions
+from mlopt.torch.soft_kmeans.options import Call, Reduce, SoftOptions, unreduced
 from mlopt.torch.soft_kmeans.point_cloud import computation_dtype
 from mlopt.torch.tensors import FLOATS
 
@@ -96,16 +96,11 @@ def soft_kmeans(
         Call(
             options,
             epsilon=epsilon,
-            reduce=_same if reduce is None else reduce,
+            reduce=unreduced if reduce is None else reduce,
             seeds=draw_seeds(options.iterations, generator) if has_noise else (),
-            is_alone=reduce is None,
         ),
     )
     return soft, moved
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _check_tensors(points: Tensor, clusters: Clusters, importance: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from mlopt.torch.soft_kmeans.codes import rounded
 from mlopt.torch.soft_kmeans.implicit import pull_fixed_point
 from mlopt.torch.soft_kmeans.iterations import Fixed, Trajectory, iterate, pull_back
 from mlopt.torch.soft_kmeans.options import Call, SoftOptions
-from mlopt.torch.soft_kmeans.passes import passes_for
+from mlopt.torch.soft_kmeans.passes import Passes, passes_for
 from mlopt.torch.soft_kmeans.point_cloud import PointCloud
 from mlopt.torch.soft_kmeans.stand_ins import StandIns, restored, stand_ins_for
 
@@ -44,14 +44,16 @@ class SoftKMeans(torch.autograd.Function):
             stand_ins = stand_ins_for(
                 held.detach(), importance, centroids, rates, call.options, is_alone=call.is_alone
             )
-            cloud = _cloud_of(held, stand_ins, importance, rates, chunk)
-            passes = passes_for(cloud, call.options.mode, call.seeds)
-            trajectory = iterate(passes, centroids, pinned, call)
+
+            def iterated(stand_ins: StandIns | None) -> tuple[Passes, Trajectory]:
+                cloud = _cloud_of(held, stand_ins, importance, rates, chunk)
+                passes = passes_for(cloud, call.options.mode, call.seeds)
+                return passes, iterate(passes, centroids, pinned, call)
+
+            passes, trajectory = iterated(stand_ins)
             if stand_ins is not None and not stand_ins.stands(trajectory, rates):
                 stand_ins = None
-                cloud = _cloud_of(held, None, importance, rates, chunk)
-                passes = passes_for(cloud, call.options.mode, call.seeds)
-                trajectory = iterate(passes, centroids, pinned, call)
+                passes, trajectory = iterated(None)
             last = trajectory.last
             start, moved = trajectory.centroids[last], trajectory.centroids[last + 1]
             soft = passes.soft(start, moved, step=last)

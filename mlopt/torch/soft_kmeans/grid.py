@@ -22,7 +22,7 @@ attention is all below what is interpolated well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mlopt.torch.soft_kmeans.grid_kernels import (
     LEVELS,
@@ -75,8 +76,6 @@ _FEWEST = 1 << 13
 _PIECE = 1 << 16
 """Points that a thread takes at a time, at least. Sums are added up in the order of pieces."""
 
-_SHARES = 2.0 ** -np.arange(LEVELS, dtype=np.float32)
-
 
 @attrs.frozen(eq=False)
 class Grid:
@@ -108,49 +107,42 @@ class Grid:
         centroids = trajectory.centroids[:-1, ..., 0].double()
         ascending, order = torch.sort(centroids[0], dim=1)
         made_for = _distances(ascending, 1.0 / rates.double()[:, None])
-        beside = torch.minimum(
-            torch.nn.functional.pad(made_for, (1, 0), value=math.inf),
-            torch.nn.functional.pad(made_for, (0, 1), value=math.inf),
-        )
         if ascending.shape[1] > 1:
-            moves = torch.gather(centroids, 2, order.expand_as(centroids)) - ascending
-            if not bool((moves.abs() <= _MOST_MOVE * beside).all()):
+            before, after = (pad(made_for, ends, value=math.inf) for ends in ((1, 0), (0, 1)))
+            moves = (centroids.gather(2, order.expand_as(centroids)) - ascending).abs()
+            if not bool((moves <= _MOST_MOVE * torch.minimum(before, after)).all()):
                 return False
-        # the mass of the points that are nearest to each centroid, in order
-        running = torch.nn.functional.pad(self.mass.double().cumsum(1), (1, 0))
+        # the mass of the points that are nearest to each centroid, in order; nodes nearly ascend
+        running = pad(self.mass.double().cumsum(1), (1, 0))
         nodes = self.points[..., 0].double()
-        sizes = torch.gather(trajectory.sizes, 2, order.expand_as(trajectory.sizes)).double()
-        pinned = trajectory.pinned
-        free = (
-            torch.ones_like(order, dtype=torch.bool) if pinned is None else ~pinned.gather(1, order)
-        )
-        for here, size in zip(centroids, sizes, strict=True):
+        for here, size in zip(centroids, trajectory.sizes.double(), strict=True):
             inner = here.gather(1, order)
             middles = ((inner[:, 1:] + inner[:, :-1]) / 2).contiguous()
-            places = torch.searchsorted(nodes, middles)
-            ends = torch.nn.functional.pad(places, (0, 1), value=nodes.shape[1])
+            ends = pad(torch.searchsorted(nodes, middles), (0, 1), value=nodes.shape[1])
             own = running.gather(1, ends).diff(dim=1, prepend=running[:, :1])
-            if not bool(((own >= _LEAST_OWN * size) & (size > 0.0) | ~free).all()):
+            size = size.gather(1, order)
+            is_fine = (own >= _LEAST_OWN * size) & (size > 0.0)
+            if trajectory.pinned is not None:
+                is_fine |= trajectory.pinned.gather(1, order)
+            if not bool(is_fine.all()):
                 return False
         return True
 
     def sums(self, points: Tensor, terms: Tensor) -> Tensor:
         """Divide the terms of points over nodes; see ``StandIns``."""
         groups, count = self.mass.shape
-        # what is cleared and held for a piece stays small beside it
-        places = list(_pieces(points, max(_PIECE, 8 * count)))
 
-        def add(number: int) -> Array:
-            g, span = places[number]
+        def add(g: int, span: slice) -> tuple[int, Array]:
             moments = np.zeros((count, 4))
             terms_here = terms[g, span].float().contiguous().numpy()
             add_moments(_values(points, g, span), self.cells[g], terms_here, moments)
             sums = np.empty(count)
             divide_moments(moments, sums)
-            return sums
+            return g, sums
 
         total = np.zeros((groups, count))
-        for (g, _), sums in zip(places, _each(add, places), strict=True):
+        # what is cleared and held for a piece stays small beside it
+        for g, sums in _each_piece(add, points, most=max(_PIECE, 8 * count)):
             total[g] += sums
         return torch.from_numpy(total).float()
 
@@ -158,14 +150,12 @@ class Grid:
         """Interpolate numbers at nodes; see ``StandIns``."""
         out = torch.empty(points.shape)
         cubics = _cubics([numbers])
-        places = list(_pieces(points))
 
-        def fill(number: int) -> None:
-            g, span = places[number]
+        def fill(g: int, span: slice) -> None:
             into = out[g, span, 0].numpy()
             interpolate(_values(points, g, span), self.cells[g], cubics[g], into)
 
-        _each(fill, places)
+        _each_piece(fill, points)
         return out.to(dtype)
 
     def line(
@@ -182,17 +172,15 @@ class Grid:
         out = torch.empty(points.shape)
         cubics = _cubics([slopes, shares])
         none = np.empty(0, np.float32)
-        places = list(_pieces(points))
 
-        def fill(number: int) -> None:
-            g, span = places[number]
+        def fill(g: int, span: slice) -> None:
             pulls = pull[g, span, 0].float().contiguous().numpy()
             masses = none if importance is None else importance[g, span].contiguous().numpy()
             into = out[g, span, 0].numpy()
             values = _values(points, g, span)
             interpolate_line(values, self.cells[g], cubics[g], pulls, masses, into)
 
-        _each(fill, places)
+        _each_piece(fill, points)
         return out.to(dtype)
 
 
@@ -207,7 +195,7 @@ def grid_of(
     """Return a grid for points, or None where there are too few of them, or too far apart.
 
     Time: four passes over the points, one operation per cell, of which there are at most
-    ``_CELLS_A_POINT`` per point. Memory: 6 bytes per cell, and some 20 per node and thread.
+    ``_CELLS_A_POINT`` per point. Memory: 6 bytes per cell, and some 50 per node and thread.
 
     Parameters
     ----------
@@ -246,13 +234,11 @@ def grid_of(
         for of_all in (lowest, highest)
     )
     used = [np.zeros(last[g] - first[g] + 1, np.uint8) for g in range(groups)]
-    places = list(_pieces(points))
 
-    def mark(number: int) -> None:
-        g, span = places[number]
+    def mark(g: int, span: slice) -> None:
         mark_used(_values(points, g, span), per_step[g], first[g], used[g])
 
-    _each(mark, places)
+    _each_piece(mark, points)
     # 3. the nodes that those need
     levels = torch.log2(steps / finest[:, None]).clamp(max=LEVELS - 1).byte().numpy()
     # beyond the first and the last centroid it is as next to them
@@ -260,7 +246,7 @@ def grid_of(
     cells, numbers = [], []
     for g in range(groups):
         node_of, level = np.empty(len(used[g]), np.int32), np.empty(len(used[g]), np.uint8)
-        of_cells = Cells(per_step[g], first[g], node_of, level, _SHARES)
+        of_cells = Cells(per_step[g], first[g], node_of, level)
         numbers.append(find_nodes(used[g], borders[g], levels[g], of_cells, n // _POINTS_A_NODE))
         cells.append(of_cells)
     count = max(map(len, numbers))
@@ -268,11 +254,14 @@ def grid_of(
         return None
     nodes = np.stack([np.pad(row, (0, count - len(row)), mode="edge") for row in numbers])
     nodes = nodes * finest[:, None].numpy()
-    known = torch.empty(groups, count) if mass is None else mass
-    grid = Grid(torch.from_numpy(nodes).float()[..., None], known, tuple(cells))
+    grid = Grid(
+        torch.from_numpy(nodes).float()[..., None],
+        torch.empty(groups, count) if mass is None else mass,
+        tuple(cells),
+    )
     if mass is None:
         each_one = torch.ones(1, 1).expand(groups, n) if importance is None else importance
-        known.copy_(grid.sums(points, each_one))
+        grid.mass.copy_(grid.sums(points, each_one))
     return grid
 
 
@@ -299,15 +288,15 @@ def _cubics(numbers: Sequence[Tensor]) -> Array:
     return cubics
 
 
-def _pieces(points: Tensor, most: int = _PIECE) -> Iterator[tuple[int, slice]]:
+def _each_piece(work: Callable[[int, slice], T], points: Tensor, *, most: int = _PIECE) -> list[T]:
+    """Return ``work(group, span)`` for spans of at most so many points, group by group."""
     groups, n, _ = points.shape
-    for g in range(groups):
-        for start in range(0, n, most):
-            yield g, slice(start, min(start + most, n))
-
-
-def _each(work: Callable[[int], T], places: list[tuple[int, slice]]) -> list[T]:
-    return each(work, len(places), torch.get_num_threads())
+    places = [
+        (g, slice(start, min(start + most, n)))
+        for g in range(groups)
+        for start in range(0, n, most)
+    ]
+    return each(lambda number: work(*places[number]), len(places), torch.get_num_threads())
 
 
 def _values(points: Tensor, g: int, span: slice) -> Array:

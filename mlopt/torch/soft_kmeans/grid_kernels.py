@@ -11,21 +11,22 @@ from numba import njit
 LEVELS = 8
 """Steps of a grid: the finest, twice it, and so on."""
 
+_SHARES = 2.0 ** -np.arange(LEVELS, dtype=np.float32)
+"""The finest step over each of them."""
+
 
 class Cells(NamedTuple):
     """Where the points of a group have their nodes.
 
     Cells are as wide as the finest step. per_step: float32, one over that; first: int, the number
     of the first cell, counted from zero; node_of: int32[cells], the first of the four nodes of the
-    points in a cell; level: uint8[cells], the logarithm of their distance in finest steps; shares:
-    float32[LEVELS], ``2**-level``.
+    points in a cell; level: uint8[cells], the logarithm of their distance in finest steps.
     """
 
     per_step: np.float32
     first: int
     node_of: npt.NDArray[np.int32]
     level: npt.NDArray[np.uint8]
-    shares: npt.NDArray[np.float32]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -93,7 +94,7 @@ def _find(point, cells):  # type: ignore[no-untyped-def]
     cell = np.uint64(number - cells.first)
     level = np.int64(cells.level[cell])
     stretch = np.float32(number >> level)
-    return np.uint64(cells.node_of[cell]), place * cells.shares[level] - stretch
+    return np.uint64(cells.node_of[cell]), place * _SHARES[level] - stretch
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

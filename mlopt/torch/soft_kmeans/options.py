@@ -17,6 +17,12 @@ Mode = Literal["dkm", "hard", "gsm"]
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over ranks that hold parts of the points; called in the same order on each."""
 
+
+def unreduced(tensor: Tensor) -> Tensor:
+    """Return the sum over ranks where there is but one."""
+    return tensor
+
+
 _USUAL = 1 << 20
 """Distances that are computed at a time where less than the usual memory may be used."""
 
@@ -99,15 +105,17 @@ class Call:
     epsilon
         Iterations end after one that moves no centroid further than this distance; 0.0 for never.
     reduce
-        Sums over ranks.
+        Sums over ranks; ``unreduced`` where this process has all points.
     seeds
         Of the noise, one per iteration; empty without noise.
-    is_alone
-        Whether this process has all points.
     """
 
     options: SoftOptions
     epsilon: float
     reduce: Reduce
     seeds: tuple[int, ...]
-    is_alone: bool
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process has all points."""
+        return self.reduce is unreduced

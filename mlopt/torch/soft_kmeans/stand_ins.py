@@ -77,8 +77,8 @@ def stand_ins_for(
     # nodes need smooth attention; that of a fixed point has products of it, which are less smooth
     is_smooth = options.mode == "dkm" and not options.implicit
     is_handled = points.device.type == "cpu" and points.dtype == torch.float32
-    # a grid takes some twenty bytes a point at most, however little may be used; and ranks would
-    # have to agree on whether they iterate once more
+    # a grid takes memory of its own, however little may be used; and ranks would have to agree on
+    # whether they iterate once more
     may_be_used = is_alone and options.memory_share == 1.0
     if is_smooth and is_handled and may_be_used and points.shape[2] == 1:
         return grid_of(points, importance, centroids, rates)
