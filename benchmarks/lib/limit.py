@@ -75,7 +75,7 @@ def _find_out(row: Row, variant: Variant, source: Path) -> KnownOutput:
 
 def _threads(row: Row) -> int:
     """As many as mlopt uses for the row."""
-    from mlopt.requests.lookahead import processors
+    from mlopt.threads import processors
 
     asked = row.settings.get("num_kmeans_workers", 1)
     return min(asked, processors()) if asked > 1 else processors()

@@ -26,7 +26,7 @@ from mlopt.mil.program import Node
 from mlopt.mil.values import string_value
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.palette.value.bits import pack_bits
-from mlopt.requests.lookahead import done_ahead, processors
+from mlopt.threads import done_ahead, processors
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel

@@ -20,10 +20,10 @@ from mlopt.mil.writer import PackageWriter
 from mlopt.palette.palettize import NoPaletteError
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.requests.keep import Keep
-from mlopt.requests.lookahead import done_ahead, share_of
 from mlopt.requests.report import WeightRow
 from mlopt.requests.rows import StoredPalette
 from mlopt.statistics.guidance import UNGUIDED, Guidance, Guides
+from mlopt.threads import done_ahead, share_of
 
 Computed: TypeAlias = "Clustered | NoPaletteError"
 """The palette of a weight, or why there is none."""

@@ -29,8 +29,8 @@ from mlopt.mil.sizing import PackageSizer, unknown
 from mlopt.mil.targets import Target
 from mlopt.mil.value_store import ValueStore
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.requests.lookahead import processors
 from mlopt.statistics.guidance import UNGUIDED, CalibrationSource, Guidance, Guides
+from mlopt.threads import processors
 
 _SOME_OFFSET = 1 << 24
 """A place in a weight file whose number takes four bytes in a message, as most of them do."""

@@ -21,8 +21,8 @@ from mlopt.coreml.weights import Weight, bytes_once, shown_consumers, weights_of
 from mlopt.errors import ConfigError
 from mlopt.mil.opening import open_package
 from mlopt.mil.targets import Target
-from mlopt.requests.lookahead import done_ahead, processors
 from mlopt.text.json_text import json_text
+from mlopt.threads import done_ahead, processors
 
 
 @attrs.frozen(kw_only=True)

@@ -28,9 +28,9 @@ from mlopt.mil.package import Package
 from mlopt.mil.writer import PackageWriter, check_destination
 from mlopt.requests.checked import integer, word
 from mlopt.requests.keep import Keep
-from mlopt.requests.lookahead import processors
 from mlopt.requests.report import Report, WeightRow
 from mlopt.statistics.guidance import CalibrationSource, Guides
+from mlopt.threads import processors
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import attrs
@@ -15,6 +14,7 @@ from mlopt.palette.moments import InputMoments
 from mlopt.palette.palettize import NoPaletteError, palettize
 from mlopt.palette.value.spec import PaletteSpec
 from mlopt.planning.candidates import Form
+from mlopt.threads import for_each
 
 _Part: TypeAlias = "tuple[npt.NDArray[Any], InputMoments | None, float]"
 """Some of the outputs of a weight, the moments of their inputs, and the power of these outputs."""
@@ -57,8 +57,8 @@ def quick_errors(forms: Sequence[Form], *, workers: int = 1) -> list[float]:
                 power = 0.0 if fitted is None else fitted.output_power(part)
                 parts[key] = part, fitted, power
             of_forms.append(parts[key])
-        with ThreadPoolExecutor(workers) as pool:
-            return [*pool.map(_error, forms, of_forms)]
+        pairs = zip(forms, of_forms, strict=True)
+        return [*for_each(pairs, lambda pair: _error(*pair), workers)]
     finally:
         weight.release()
 

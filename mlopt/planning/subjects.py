@@ -37,12 +37,12 @@ from mlopt.planning.planner import Planned
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
 from mlopt.planning.trials import Trials
 from mlopt.requests.checked import word
-from mlopt.requests.lookahead import processors
 from mlopt.runtime.comparison.random_samples import random_samples
 from mlopt.runtime.program import Program
 from mlopt.statistics import Calibration, content_of
 from mlopt.statistics.guidance import CalibrationSource, Guides, calibration_of
 from mlopt.text.words import counted
+from mlopt.threads import processors
 
 
 def _devices(value: Collection[Device]) -> tuple[Device, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from mlopt.errors import ConfigError
 from mlopt.palette.moments.arrangement import Arrangement
 from mlopt.palette.moments.kernels import Quadratic, squared_products
+from mlopt.threads import for_each
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal of second moments, block by block.
@@ -177,10 +177,7 @@ def error_power(
         Threads. The result does not depend on it.
     """
     parts = _error_parts(arrangement, weight, stored, factors)
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            return float(sum(pool.map(lambda part: squared_products(*part, quadratic), parts)))
-    return float(sum(squared_products(*part, quadratic) for part in parts))
+    return float(sum(for_each(parts, lambda part: squared_products(*part, quadratic), workers)))
 
 
 def _error_parts(

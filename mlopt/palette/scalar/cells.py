@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+
+from mlopt.threads import for_each
 
 Floats = npt.NDArray[Any]
 Sums = npt.NDArray[np.float64]
@@ -20,7 +20,6 @@ Part = tuple[Floats, npt.NDArray[np.float64]]
 """Values [n], and importance: float64[m] for n / m values each, or empty for 1."""
 Parts = Callable[[], Iterator[Part]]
 """One pass over the values, part by part."""
-Result = TypeVar("Result")
 MOST_IN_THREADS = 1 << 18
 """Cells that each thread may count on its own, 8 MB."""
 
@@ -109,7 +108,7 @@ class Grid:
 
         # a tally for each thread: few threads where they are large
         workers = self.workers if size <= MOST_IN_THREADS else 1
-        counted = for_each(parts, count_part, workers)
+        counted = for_each(parts(), count_part, workers)
         tally = next(counted)
         for more in counted:
             tally += more
@@ -129,7 +128,7 @@ class Grid:
                 out.values[:filled].copy(), out.importance[:filled].copy(), out.cell[:filled].copy()
             )
 
-        gathered = list(for_each(parts, gather_part, self.workers))
+        gathered = list(for_each(parts(), gather_part, self.workers))
         self.passes += 1
         if len(gathered) == 1:
             return gathered[0]
@@ -140,21 +139,6 @@ class Grid:
         return _Places(self.low, self.per_width, self.ranks, self.offsets, self.finer)
 
 
-def for_each(parts: Parts, job: Callable[[Part], Result], workers: int) -> Iterator[Result]:
-    """Yield the results of a job for each part, in their order, from threads a few parts ahead."""
-    if workers == 1:
-        yield from map(job, parts())
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for part in parts():
-            waiting.append(pool.submit(job, part))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def extent(parts: Parts, workers: int = 1) -> Extent:
     """Summarize the values in one pass."""
 
@@ -162,7 +146,7 @@ def extent(parts: Parts, workers: int = 1) -> Extent:
         low, high, mass, moment = _extent(*part)
         return Extent(low, high, mass, moment, part[0].size)
 
-    seen = list(for_each(parts, extent_of, workers))
+    seen = list(for_each(parts(), extent_of, workers))
     low, high, mass, moment, size = zip(*seen, strict=True)
     return Extent(min(low), max(high), sum(mass), sum(moment), sum(size))
 

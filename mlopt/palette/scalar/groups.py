@@ -5,7 +5,6 @@ A row is a group of channels, or the whole tensor. Rows are independent; threads
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import attrs
@@ -24,6 +23,7 @@ from mlopt.palette.scalar.row_kernels import (
     rows_of,
 )
 from mlopt.palette.scalar.stored import rounding_of
+from mlopt.threads import for_each
 
 _ROWS_OF_WORK = 1 << 19
 """Elements that a thread takes at a time."""
@@ -93,8 +93,7 @@ def cluster_rows(
     choice = None if points is None else np.ascontiguousarray(points, np.float64)
     wanted = Wanted(1 << nbits, uniform, rounding)
 
-    def cluster(first: int, last: int) -> None:
-        span = slice(first, last)
+    def cluster(span: slice) -> None:
         part = rows_of(out, span)
         some = choice if choice is None or len(choice) == 1 else choice[span]
         if is_coded(rows.dtype) and (importance is None or n >= 1 << 16):
@@ -107,7 +106,7 @@ def cluster_rows(
             return
         values = _read_only(rows[span].astype(np.float32)) if is_coded(rows.dtype) else rows[span]
         if importance is None:
-            ordered, weights = np.sort(values, axis=1), np.empty((last - first, 0))
+            ordered, weights = np.sort(values, axis=1), np.empty((len(values), 0))
         else:
             order = np.argsort(values, axis=1, kind="stable")
             ordered = np.take_along_axis(values, order, axis=1)
@@ -117,13 +116,8 @@ def cluster_rows(
         cluster_float_rows(values, Ordered(ordered, weights), wanted, some, part)
 
     step = max(1, _ROWS_OF_WORK // max(n, 1))
-    spans = [(first, min(first + step, row_count)) for first in range(0, row_count, step)]
-    if workers > 1 and len(spans) > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda span: cluster(*span), spans))
-    else:
-        for span in spans:
-            cluster(*span)
+    spans = [slice(first, first + step) for first in range(0, row_count, step)]
+    list(for_each(spans, cluster, workers if len(spans) > 1 else 1))
     return RowTables(out.tables, out.labels, _total(out.noise), _total(out.signal), _total(out.gap))
 
 

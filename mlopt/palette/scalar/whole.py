@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from mlopt.palette.scalar.labels import fill_middles, label_floats
 from mlopt.palette.scalar.lattice import choose_table_of_parts
 from mlopt.palette.scalar.stored import rounding_of
 from mlopt.palette.scalar.zoom import table_by_zooming
+from mlopt.threads import for_each
 
 Floats = npt.NDArray[Any]
 
@@ -99,10 +99,5 @@ def cluster_whole(
     def label(span: slice) -> None:
         label_floats(weight[span].reshape(-1), middles, labels[span].reshape(-1))
 
-    if workers > 1 and len(spans) > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(label, spans))
-    else:
-        for span in spans:
-            label(span)
+    list(for_each(spans, label, workers))
     return table, labels, within

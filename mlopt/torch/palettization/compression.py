@@ -14,10 +14,10 @@ from mlopt.choices import Method
 from mlopt.errors import ConfigError
 from mlopt.palette.value.palettized import Palettized
 from mlopt.palette.value.spec import PaletteSpec
-from mlopt.requests.lookahead import done_together, share_of
 from mlopt.requests.report import Report
 from mlopt.statistics.fitting import fit
 from mlopt.statistics.guidance import CalibrationSource, Guidance
+from mlopt.threads import done_together, share_of
 from mlopt.torch.carried import attach, mark
 from mlopt.torch.copies import computed_tensors
 from mlopt.torch.modules import ModelParameter

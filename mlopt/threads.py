@@ -1,18 +1,39 @@
-"""Bounded look-ahead thread pool: results in order, a few jobs ahead of their use."""
+"""Work in threads: results in the order of the jobs, with bounded memory."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-
 
 HELD = 1 << 24
 """Elements whose results may wait for the one before them, however many jobs that are."""
+
+
+def for_each(
+    items: Iterable[Item], job: Callable[[Item], Result], workers: int
+) -> Iterator[Result]:
+    """Yield the result of a job for each item, in their order.
+
+    With one worker, each is computed when it is asked for. With more, threads are as many items
+    ahead, and no more items than that are held. Items are asked for in the calling thread.
+    """
+    if workers <= 1:
+        yield from map(job, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(job, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def done_ahead(
