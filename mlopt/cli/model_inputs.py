@@ -15,6 +15,7 @@ import typer
 from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.described import Feature, PlainFeature
 from mlopt.runtime.features.images import ImageFeature
+from mlopt.whole_files import whole_file
 
 ARRAYS = (".npy",)
 """Endings of files with one array, in small letters."""
@@ -117,7 +118,7 @@ def named_arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Write arrays to an .npz file, under any names."""
     # numpy's savez takes names as keywords, of which "file" is its own
-    with zipfile.ZipFile(path, "w") as archive:
+    with whole_file(path) as whole, zipfile.ZipFile(whole, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(  # type: ignore[no-untyped-call]

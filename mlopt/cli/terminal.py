@@ -16,6 +16,7 @@ from mlopt.cli.compilation import compilation_told
 from mlopt.cli.exit_codes import ExitCode
 from mlopt.text.names import middle_elided, printable, printable_lines
 from mlopt.text.words import sizes_compared
+from mlopt.whole_files import write_whole_text
 
 _WIDTH_WITHOUT_TERMINAL = 120
 _SHOWN_REASONS = 5
@@ -73,7 +74,7 @@ def write_text(text: str, path: Path) -> None:
     if path == STANDARD_OUTPUT:
         typer.echo(text)
     else:
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole_text(path, text + "\n")
 
 
 @contextlib.contextmanager

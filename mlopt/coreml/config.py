@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import attrs
@@ -33,6 +32,7 @@ from mlopt.coreml.rules import rule_for
 from mlopt.errors import ConfigError
 from mlopt.requests.checked import check_keys, shown
 from mlopt.requests.yaml_files import read_yaml
+from mlopt.whole_files import write_whole_text
 
 
 def _type_rules(rules: Any) -> dict[str, OpConfig | None]:
@@ -209,7 +209,7 @@ class OptimizationConfig:
         """
         text: str = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
         if yml is not None:
-            Path(yml).write_text(text, encoding="utf-8")
+            write_whole_text(yml, text)
         return text
 
 

@@ -13,6 +13,7 @@ from mlopt import __version__
 from mlopt.errors import ConfigError
 from mlopt.pages.drawing import check_drawing
 from mlopt.pages.html import element, escaped, joined, link, section, unbroken
+from mlopt.whole_files import write_whole_text
 
 SUFFIXES = (".html", ".htm")
 """File extensions of pages."""
@@ -96,10 +97,4 @@ def write_page(path: str | os.PathLike[str], html: str) -> None:
     OSError
         It cannot be written.
     """
-    path = Path(os.path.realpath(path))
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(html, encoding="utf-8", newline="\n")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole_text(path, html)

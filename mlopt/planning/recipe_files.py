@@ -18,6 +18,7 @@ from mlopt.planning.edited import with_edits
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
 from mlopt.requests.yaml_files import read_yaml
 from mlopt.text.names import shortlist
+from mlopt.whole_files import write_whole_text
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     else:
         options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
         text = yaml.dump(_with_short_lines(values), Dumper=_Dumper, **options)
-    Path(path).write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
+    write_whole_text(path, text if text.endswith("\n") else text + "\n")
 
 
 def load(path: str | os.PathLike[str]) -> Recipe:

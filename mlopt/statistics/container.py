@@ -7,20 +7,19 @@ arrays without gaps. See https://huggingface.co/docs/safetensors.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
 from mlopt.errors import ConfigError, DestinationError
+from mlopt.whole_files import whole_file
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -132,31 +131,17 @@ def write(
     DestinationError
         It cannot be written.
     """
-    with complete_file(path) as file:
-        file.write(header_of(arrays, metadata))
-        for entry, made in arrays.items():
-            array = np.ascontiguousarray(made(), dtype=entry.dtype)
-            assert array.shape == entry.shape
-            file.write(array.reshape(-1).view(np.uint8).data)
-
-
-@contextlib.contextmanager
-def complete_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` that replaces it at the end of the block, or is removed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as file:
+            file.write(header_of(arrays, metadata))
+            for entry, made in arrays.items():
+                array = np.ascontiguousarray(made(), dtype=entry.dtype)
+                assert array.shape == entry.shape
+                file.write(array.reshape(-1).view(np.uint8).data)
     except OSError as error:
         raise DestinationError(
             f"{path}: the calibration cannot be written: {error}; choose another place"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _view(data: npt.NDArray[Any], entry: Entry, start: int) -> npt.NDArray[Any]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor
 from mlopt.errors import ConfigError
 from mlopt.torch.sensitivity.ranks import current_ranks
 from mlopt.torch.sensitivity.sensitivities import Sensitivities
+from mlopt.whole_files import whole_file
 
 
 def save_sensitivities(
@@ -29,23 +27,14 @@ def save_sensitivities(
     The file appears complete or not at all: it is written next to ``path``, then renamed. An
     existing one is replaced. Errors of the file system pass through as ``OSError``.
     """
-    path = Path(path)
     if isinstance(sensitivities, Sensitivities):
         aliases = sensitivities.aliases.items()
         values = sensitivities.values
         values = values | {name: values[first] for name, first in aliases if first in values}
     else:
         values = dict(sensitivities)
-    scratch = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(scratch, "xb") as stream:
-            torch.save(values, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
+    with whole_file(path) as file:
+        torch.save(values, file)
 
 
 def save_on_first_rank(sensitivities: Sensitivities, path: str | os.PathLike[str]) -> None:
