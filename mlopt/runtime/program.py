@@ -20,7 +20,8 @@ from mlopt.runtime.execution import Execution, Observer
 from mlopt.runtime.features.arrays import ArrayFeature
 from mlopt.runtime.features.checks import check_is_mapping, check_names, several
 from mlopt.runtime.features.described import Feature, features_of, output_value
-from mlopt.runtime.plan import FunctionPlan, Source, plan_function
+from mlopt.runtime.make_plan import plan_function
+from mlopt.runtime.plan import FunctionPlan, Source
 from mlopt.runtime.state import State, StateTensor, check_state, make_state
 from mlopt.runtime.values import copied
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mlopt.runtime import load
 from mlopt.runtime.element_types import ElementTypes
-from mlopt.runtime.plan import widens
+from mlopt.runtime.make_plan import widens
 from mlopt.runtime.registry import find_operation
 from mlopt.runtime.weights.scratch import aligned
 from tests.runtime.programs import assert_of_halves, convert, run
