@@ -18,7 +18,7 @@ BENCH_ARGS ?=
 FIELD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench field fixtures clean
+.PHONY: help demo test lint format docs bench field fixtures clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -33,11 +33,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## palettize a real model and see what that does to its accuracy
 	@$(BIN)/python fixtures/demo.py
 
-test: $(INSTALLED)  ## run the tests before a commit, minutes (PYTEST_ARGS="-x tests/mil" for some)
-	@$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
-
-test-all: test  ## run all tests: those of make test, then the long ones
-	@$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+test: $(INSTALLED)  ## run the tests before a commit, minutes (PYTEST_ARGS="-x tests/mil" for some; LONG=1 for all)
+	@$(BIN)/python -m pytest $(if $(LONG),,-m "not long") $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, types and the import contract
 	$(BIN)/ruff check .

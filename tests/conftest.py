@@ -52,16 +52,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _unchecked_conversions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Leave out of the short run what coremltools' converter checks of its own work.
+def _unchecked_conversions() -> Iterator[None]:
+    """Leave out what coremltools' converter checks of its own work.
 
     It checks the whole program again after each of some ninety passes, a third of the time of a
     conversion. What the tests ask of coremltools as a judge is not among these checks: it infers
     types and values while it builds or loads a program.
     """
-    if request.config.option.markexpr != "not long":
-        yield
-        return
     from coremltools.converters.mil.mil import Program
 
     with pytest.MonkeyPatch.context() as patch:

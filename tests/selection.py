@@ -1,6 +1,6 @@
 """Which cases of a parametrized test the short run takes.
 
-``make test`` leaves out what has the marker ``long``, ``make test-all`` runs everything. A test
+``make test`` leaves out what has the marker ``long``, ``make test LONG=1`` runs all. A test
 whose parameters form a product carries ``@pytest.mark.covering(strength)``: the short run takes
 cases that hold every combination of values of ``strength`` parameters, so each value at 1, each
 pair of values at 2, and the others get the marker ``long``. Most defects show where two choices
