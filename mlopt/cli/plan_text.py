@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlopt.choices import LossName
 from mlopt.cli.terminal import reasons
-from mlopt.planning import Recipe, decibels
+from mlopt.planning import Recipe, loss_in_words
 from mlopt.text.names import printable
 from mlopt.text.tables import Column, text_table
 from mlopt.text.words import counted, human_bytes, sizes_compared
@@ -95,6 +95,4 @@ def _samples(recipe: Recipe) -> str:
 
 
 def _lost(loss: float | None, kind: LossName) -> str:
-    if loss is None:
-        return "not measured"
-    return f"{decibels(loss):.1f} dB" if kind == "squared" else f"{loss:.4g} nats"
+    return "not measured" if loss is None else loss_in_words(loss, kind)

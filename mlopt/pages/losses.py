@@ -7,7 +7,7 @@ import math
 import attrs
 
 from mlopt.choices import LossName
-from mlopt.planning.limits import decibels
+from mlopt.planning.limits import loss_in_words
 
 
 @attrs.frozen
@@ -40,16 +40,7 @@ class Unit:
 
     def words(self, loss: float | None) -> str:
         """Return a loss for a reader, ``""`` for none that is known."""
-        if loss is None:
-            return ""
-        if math.isnan(loss):
-            return "not a number"
-        if loss <= 0.0:
-            return "no loss"
-        if self.loss == "kl":
-            return f"{loss:.3g} nats"
-        # what is infinite is worse than all numbers
-        return f"{decibels(loss):.1f} dB" if math.isfinite(loss) else "infinite"
+        return "" if loss is None else loss_in_words(loss, self.loss)
 
 
 def share(part: float, whole: float) -> str:

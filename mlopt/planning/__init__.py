@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlopt.planning.applying import apply_recipe, preview_recipe
 from mlopt.planning.candidates import candidates_over
-from mlopt.planning.limits import decibels
+from mlopt.planning.limits import decibels, loss_in_words
 from mlopt.planning.matching import Matching, match
 from mlopt.planning.metrics import metric_of_command
 from mlopt.planning.recipe import Point, Recipe, RecipeWeight, Tried
@@ -31,6 +31,7 @@ __all__ = [
     "candidates_over",
     "decibels",
     "load_recipe",
+    "loss_in_words",
     "match",
     "metric_of_command",
     "plan",

@@ -63,6 +63,18 @@ def decibels(loss: float) -> float:
     return ratio_of(1.0, loss)
 
 
+def loss_in_words(value: float, loss: LossName) -> str:
+    """Return a loss for a reader: a squared one in dB, a divergence in nats."""
+    if math.isnan(value):
+        return "not a number"
+    if value <= 0.0:
+        return "no loss"
+    if loss == "kl":
+        return f"{value:.3g} nats"
+    # what is infinite is worse than all numbers
+    return f"{decibels(value):.1f} dB" if math.isfinite(value) else "infinite"
+
+
 def most_loss(quality: Quality, loss: LossName) -> float:
     """Return the loss that a package may have.
 

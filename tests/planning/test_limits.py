@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlopt.errors import ConfigError
-from mlopt.planning.limits import budget_in_bytes, decibels, most_loss
+from mlopt.planning.limits import budget_in_bytes, decibels, loss_in_words, most_loss
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_what_is_no_quality(quality):
 )
 def test_losses_in_decibels(loss, ratio):
     assert decibels(loss) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "words"),
+    [
+        (0.001, "squared", "30.0 dB"),
+        (0.0, "squared", "no loss"),
+        (math.inf, "squared", "infinite"),
+        (math.nan, "squared", "not a number"),
+        (0.01234, "kl", "0.0123 nats"),
+        (0.0, "kl", "no loss"),
+    ],
+)
+def test_losses_in_words(value, loss, words):
+    assert loss_in_words(value, loss) == words
