@@ -82,7 +82,7 @@ class FakePalettize(TableState):
             self.start(points, WHOLE)
         _, centroids = soft_kmeans(
             points.kept,
-            Clusters(self.centroids, self.temperature_for(points.kept), self.pinned.bool()),
+            Clusters(self.centroids, self.temperature_for(points.moments), self.pinned.bool()),
             options.for_tables_alone(
                 mode="hard" if options.mode == "hard" else "dkm", iterations=options.iterations
             ),

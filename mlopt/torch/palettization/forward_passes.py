@@ -19,9 +19,9 @@ from mlopt.torch.soft_kmeans import Clusters, soft_kmeans
 def soft_pass(state: TableState, points: WeightPoints, share: Share) -> Tensor:
     """Return points [G, N, d] by soft assignment; the tables follow where weights have changed."""
     options, groups = state.options, state.options.layout.groups
-    is_new = state.is_new(points.kept)
+    is_new = state.is_new(points.moments)
     # the same on all ranks, so that they start alike and end after the same iteration
-    spread = (state.latest[:, 0].mean() / points.kept.shape[-1]).sqrt()
+    spread = (state.latest[:, 0].mean() / points.points.shape[-1]).sqrt()
     total = share.total(torch.stack([is_new.to(spread.dtype), spread])).tolist()
     state.check_finite(total[1])
     if not state.started or (total[0] > 0 and state.plain.any()):
@@ -51,14 +51,13 @@ def _soft_groups(
 ) -> Tensor:
     """Assign the soft groups; this rank's share of them is computed here."""
     options = state.options
-    temperature = state.temperature_for(points.kept)[groups]
+    temperature = state.temperature_for(points.moments)[groups]
     points = points.of_groups(groups)
     count_groups, count = points.points.shape[:2]
     if options.by_groups and count_groups >= share.ranks:
         share = share.of_groups()
-    # masked here and not before, so that only the share is kept for the gradient
-    is_zero, as_given = share.cut(points.is_zero), share.own(points.points)
-    own = _masked(state, as_given, is_zero)
+    as_given = share.own(points.points)
+    own = _masked(state, as_given, points, share)
     tables, pinned = state.before[groups], state.pinned[groups].bool()
     clusters = Clusters(
         share.cut_tables(tables), share.cut_tables(temperature), share.cut_tables(pinned)
@@ -75,11 +74,11 @@ def _soft_groups(
     with torch.no_grad():
         state.centroids[groups] = share.gathered_tables(centroids, count_groups).to(tables.dtype)
         tolerance = options.duplicates_tolerance
-        move_duplicates(state.centroids[groups], points.kept, pinned, tolerance=tolerance)
+        move_duplicates(state.centroids[groups], points, pinned, tolerance=tolerance)
     if options.lut_dtype != "f32":
         soft = soft + _rounding(state, groups, own.detach(), share).to(soft.dtype)
     if options.enforce_zero:
-        soft = soft.masked_fill(is_zero, 0.0)
+        soft = soft.masked_fill(share.cut(points.is_zero), 0.0)
     # each point is an entry already, and a mean of entries would keep equal ones together
     plain = share.cut_tables(state.plain[groups]).bool()[:, None, None]
     alike = own if options.enforce_zero else as_given
@@ -87,10 +86,13 @@ def _soft_groups(
     return share.join(soft, count_groups if share.is_of_groups else count)
 
 
-def _masked(state: TableState, own: Tensor, is_zero: Tensor) -> Tensor:
-    """Return a share of points, with exact zeros where needed, in memory that stays valid."""
+def _masked(state: TableState, own: Tensor, points: WeightPoints, share: Share) -> Tensor:
+    """Return a share of points, with exact zeros where needed, in memory that stays valid.
+
+    Masked here and not before, so that only the share is kept for the gradient.
+    """
     if state.options.enforce_zero or not state.is_threshold_negligible():
-        return zeroed(own, is_zero)
+        return zeroed(own, share.cut(points.is_zero))
     return own.clone() if may_be_freed() else own
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlopt.torch.palettization.weight_points import WeightPoints
 from mlopt.torch.soft_kmeans.nearest import scalar_labels
 from mlopt.torch.soft_kmeans.point_cloud import computation_dtype
 
@@ -37,15 +38,20 @@ def nearest_centroids(points: Tensor, centroids: Tensor) -> Tensor:
     return centroids.gather(1, labels)
 
 
-def move_duplicates(centroids: Tensor, points: Tensor, pinned: Tensor, *, tolerance: float) -> None:
+def move_duplicates(
+    centroids: Tensor, points: WeightPoints, pinned: Tensor, *, tolerance: float
+) -> None:
     """Move centroids that coincide with an earlier one to where the error is largest, in place.
 
     Groups are left alone in which the share of such centroids is not above ``tolerance``, or in
     which every point has a centroid of its own already.
 
-    centroids: [G, K, d]; points: [G, N, d]; pinned: bool [G, K], those that stay.
+    centroids: [G, K, d]; points: of G groups; pinned: bool [G, K], those that stay.
     """
-    for table, group, fixed in zip(centroids, points, pinned, strict=True):
+    ascending = centroids[..., 0].sort(1).values
+    if not (ascending.diff(dim=1) == 0).any():
+        return
+    for table, group, fixed in zip(centroids, points.kept, pinned, strict=True):
         _, inverse = torch.unique(table, dim=0, return_inverse=True)
         seen: set[int] = set()
         repeated = []

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mlopt.errors import ConfigError
 from mlopt.torch.palettization.fake_options import FakePalettizeOptions
 from mlopt.torch.palettization.initial import initial_centroids
+from mlopt.torch.palettization.moments import Moments, mean_square
 from mlopt.torch.palettization.nearest import nearest_centroids
 from mlopt.torch.palettization.shares import Share
 from mlopt.torch.palettization.table_format import rounded_table
-from mlopt.torch.palettization.weight_points import WeightPoints, mean_square, variance
+from mlopt.torch.palettization.weight_points import WeightPoints
 
 _PLAIN = 0.25
 """Below this share of the usual error of a table, points are passed on unchanged.
@@ -124,7 +125,7 @@ class TableState(nn.Module):
         mean_apart = (error * apart).sum(1) / apart.sum(1).clamp_min(1e-30)
         plain = (usual == 0) | (mean_apart < _PLAIN * usual)
         # where all points are entries there is no error: so cold that each takes its own
-        spread = variance(kept)
+        spread = points.moments.variance[chosen]
         least = (1e-10 * spread).clamp_min(1e-30)
         share_of_error = TEMPERATURE_SHARE * options.temperature_factor
         self.temperature[chosen] = torch.maximum(share_of_error * mean, least)
@@ -133,13 +134,13 @@ class TableState(nn.Module):
         self.plain[chosen] = plain.to(torch.int8)
         self.started.fill_(1)
 
-    def is_new(self, kept: Tensor) -> Tensor:
+    def is_new(self, moments: Moments) -> Tensor:
         """Whether the weights, or the tables, differ from those of the latest pass.
 
         Remembers the weights, which are identified by the mean and the mean square of each group:
         changes too small for that are too small to matter for the tables.
         """
-        numbers = torch.stack([mean_square(kept), kept.float().mean((1, 2))], 1)
+        numbers = torch.stack([moments.square, moments.mean], 1)
         is_new = (numbers != self.latest).any() | (self.centroids != self.after).any()
         self.latest.copy_(numbers)
         return is_new
@@ -160,9 +161,9 @@ class TableState(nn.Module):
         is_stale = learned > _STALE * least
         return torch.where(is_stale[:, None, None], best, centroids)
 
-    def temperature_for(self, kept: Tensor) -> Tensor:
+    def temperature_for(self, moments: Moments) -> Tensor:
         """Return the temperature of each group, [G]; it scales with the variance of its points."""
-        growth = variance(kept) / self.spread.clamp_min(1e-30)
+        growth = moments.variance / self.spread.clamp_min(1e-30)
         return torch.where(growth > 0, self.temperature * growth, self.temperature)
 
     def is_threshold_negligible(self) -> bool:

@@ -70,6 +70,9 @@ _POINTS_A_NODE = 4
 _CELLS_A_POINT = 2
 """Cells per point beyond which no nodes are looked for: most cells would be empty."""
 
+_KEPT_A_POINT = 1
+"""Bytes per point up to which a whole grid is kept for the gradient."""
+
 _FEWEST = 1 << 13
 """Points of a group below which all of them cost little."""
 
@@ -91,16 +94,38 @@ class Grid:
         float32[G, U], number of points, or their importance. Not all are positive.
     cells
         Of each group.
+    is_small
+        Whether all of it is kept for the gradient. Otherwise only the mass is, and the rest is
+        found again.
     """
 
     points: Tensor
     mass: Tensor
     cells: tuple[Cells, ...]
+    is_small: bool
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """See ``StandIns``: all but the mass is found again."""
-        return (self.mass,)
+        """See ``StandIns``."""
+        if not self.is_small:
+            return (self.mass,)
+        places = [(each.per_step, each.first, each.level.size) for each in self.cells]
+        node_of = np.concatenate([each.node_of for each in self.cells])
+        level = np.concatenate([each.level for each in self.cells])
+        arrays = (np.array(places, np.float64), node_of, level)  # which holds them exactly
+        return self.mass, self.points, *map(torch.from_numpy, arrays)
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Tensor]) -> Grid:
+        """Return a small grid again, from its ``parts``."""
+        mass, points, *rest = parts
+        places, node_of, level = (tensor.numpy() for tensor in rest)
+        ends = np.cumsum(places[:, 2]).astype(np.int64)
+        cells = [
+            Cells(np.float32(per_step), int(first), node_of[start:end], level[start:end])
+            for (per_step, first, _), start, end in zip(places, [0, *ends], ends, strict=False)
+        ]
+        return cls(points, mass, tuple(cells), is_small=True)
 
     def stands(self, trajectory: Trajectory, rates: Tensor) -> bool:
         """Whether the nodes were fine enough in all iterations; see ``StandIns``."""
@@ -213,7 +238,8 @@ def grid_of(
     groups, n, _ = points.shape
     if groups == 0 or n < _FEWEST:
         return None
-    ends = [torch.aminmax(points[g]) for g in range(groups)]
+    threads = torch.get_num_threads()
+    ends = each(lambda g: torch.aminmax(points[g].detach()), groups, threads)
     lowest, highest = (torch.stack(of_all).double() for of_all in zip(*ends, strict=True))
     # 1. the step between neighbouring centroids, and the finest one of each group
     temperature = 1.0 / rates.double()[:, None]
@@ -243,21 +269,30 @@ def grid_of(
     levels = torch.log2(steps / finest[:, None]).clamp(max=LEVELS - 1).byte().numpy()
     # beyond the first and the last centroid it is as next to them
     borders = torch.floor(ascending[:, 1:-1] / finest[:, None]).long().numpy()
-    cells, numbers = [], []
-    for g in range(groups):
-        node_of, level = np.empty(len(used[g]), np.int32), np.empty(len(used[g]), np.uint8)
-        of_cells = Cells(per_step[g], first[g], node_of, level)
-        numbers.append(find_nodes(used[g], borders[g], levels[g], of_cells, n // _POINTS_A_NODE))
-        cells.append(of_cells)
+    cells = [
+        Cells(per_step[g], first[g], np.empty(of_group.size, np.int32), np.empty_like(of_group))
+        for g, of_group in enumerate(used)
+    ]
+
+    def find(g: int) -> Array:
+        most = n // _POINTS_A_NODE
+        nodes: Array = find_nodes(used[g], borders[g], levels[g], cells[g], most)
+        return nodes
+
+    numbers = each(find, groups, threads)
     count = max(map(len, numbers))
     if count * _POINTS_A_NODE > n:
         return None
-    nodes = np.stack([np.pad(row, (0, count - len(row)), mode="edge") for row in numbers])
-    nodes = nodes * finest[:, None].numpy()
+    nodes = np.empty((groups, count))
+    for g, of_nodes in enumerate(numbers):
+        nodes[g, : len(of_nodes)] = of_nodes
+        nodes[g, len(of_nodes) :] = of_nodes[-1]
+    nodes *= finest[:, None].numpy()
     grid = Grid(
         torch.from_numpy(nodes).float()[..., None],
         torch.empty(groups, count) if mass is None else mass,
         tuple(cells),
+        is_small=8 * groups * count + 5 * sum(map(len, used)) <= _KEPT_A_POINT * groups * n,
     )
     if mass is None:
         each_one = torch.ones(1, 1).expand(groups, n) if importance is None else importance

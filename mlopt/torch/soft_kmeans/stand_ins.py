@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlopt.torch.soft_kmeans.codes import CODED, Values, values_of
-from mlopt.torch.soft_kmeans.grid import grid_of
+from mlopt.torch.soft_kmeans.grid import Grid, grid_of
 from mlopt.torch.soft_kmeans.iterations import Trajectory
 from mlopt.torch.soft_kmeans.options import SoftOptions
 
@@ -94,4 +94,6 @@ def restored(
     if points.dtype in CODED:
         codes, values, mass = parts
         return Values(codes, values, mass)
+    if len(parts) > 1:
+        return Grid.of_parts(parts)
     return grid_of(points, None, centroids, rates, mass=parts[0])

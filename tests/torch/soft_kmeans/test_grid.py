@@ -285,3 +285,25 @@ def test_sums_of_many_nodes_take_memory_that_grows_with_the_points() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 100 * grid.mass.shape[1]
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_small_grid_is_kept_and_its_gradient_is_the_same(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = torch.cat([draw("normal"), draw("heavy tails", 1)])
+    centroids, temperature = clusters(points, k)
+    monkeypatch.setattr("mlopt.torch.soft_kmeans.grid._KEPT_A_POINT", 16)
+    grid = made_grid(points, centroids, temperature)
+    assert grid.is_small
+    again = Grid.of_parts(grid.parts)
+    assert torch.equal(again.points, grid.points)
+    for cells, expected in zip(again.cells, grid.cells, strict=True):
+        assert all(map(np.array_equal, cells, expected))
+
+    pull = torch.randn(points.shape, generator=torch.manual_seed(0))
+    kept = run(soft_kmeans, points, pull, centroids, temperature)
+    monkeypatch.setattr("mlopt.torch.soft_kmeans.grid._KEPT_A_POINT", 0)
+    assert not made_grid(points, centroids, temperature).is_small
+    found_again = run(soft_kmeans, points, pull, centroids, temperature)
+    assert all(map(torch.equal, kept, found_again))
