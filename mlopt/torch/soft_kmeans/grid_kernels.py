@@ -56,31 +56,32 @@ def find_nodes(used, borders, levels, cells, most):  # type: ignore[no-untyped-d
     most
         Nodes after which there is no use in more of them: some four more may come out then.
     """
-    numbers = np.empty(most + 8, np.int64)
-    zone = 0
-    position = -4
-    start = 0
-    level = np.int64(-1)
-    for c in range(used.size):
-        number = cells.first + c
-        while zone < borders.size and borders[zone] <= number:
-            zone += 1
+    numbers = np.empty(most + 12, np.int64)
+    # as if there had been a stretch long before the first one, whose four nodes are not returned
+    position = 0
+    level = np.int64(levels[0])
+    start = (cells.first >> level << level) - (8 << level)
+    end = 0
+    for zone in range(levels.size):
+        first = end
+        end = used.size
+        if zone < borders.size:
+            end = min(max(borders[zone] - cells.first, first), used.size)
         here = np.int64(levels[zone])
-        cells.level[c] = here
-        cells.node_of[c] = 0
-        if not used[c]:
-            continue
-        start_here = number >> here << here
-        if here != level or start_here != start:
+        cells.level[first:end] = here
+        for c in range(first, end):
+            # without branches on `used`, which nobody can foresee: where it is 0, all stays
+            start_here = (cells.first + c) >> here << here
             away = min((start_here - start) >> here, 4) if here == level else 4
-            position += away
-            if position > most:
-                break
+            position += away if used[c] else 0
+            start = start_here if used[c] else start
+            level = here if used[c] else level
+            if position > most + 4:
+                return numbers[4 : position + 4]
             for i in range(4):
-                numbers[position + i] = start_here + (i - 1) * (1 << here)
-            start, level = start_here, here
-        cells.node_of[c] = position
-    return numbers[: position + 4]
+                numbers[np.uint64(position + i)] = start + (i - 1) * (1 << level)
+            cells.node_of[c] = position - 4
+    return numbers[4 : position + 4]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
