@@ -35,7 +35,7 @@ class Unit:
         return "divergence, nats (less is better: upwards)"
 
     def tick(self, height: float) -> str:
-        """Return the words of a place on that axis, whose places are those of :func:`decibels`."""
+        """Return the words of a place on that axis, whose places are those of decibels."""
         return f"{height:g}" if self.loss == "squared" else f"{10.0 ** (-height / 10.0):.2g}"
 
     def words(self, loss: float | None) -> str:
