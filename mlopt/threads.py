@@ -20,8 +20,8 @@ def for_each(
 ) -> Iterator[Result]:
     """Yield the result of a job for each item, in their order.
 
-    With one worker, each is computed when it is asked for. With more, threads are as many items
-    ahead, and no more items than that are held. Items are asked for in the calling thread.
+    With one worker, each is computed when it is asked for. With more, threads are at most twice as
+    many items ahead, and no more than that are held. Items are asked for in the calling thread.
     """
     if workers <= 1:
         yield from map(job, items)
@@ -30,7 +30,7 @@ def for_each(
     with ThreadPoolExecutor(workers) as pool:
         for item in items:
             waiting.append(pool.submit(job, item))
-            if len(waiting) > workers:
+            if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -66,7 +66,7 @@ def test_few_items_are_held(workers):
     asked = []
     results = for_each((asked.append(i) for i in range(50)), str, workers)
     next(results)
-    assert len(asked) == (1 if workers == 1 else workers + 1)
+    assert len(asked) == (1 if workers == 1 else 2 * workers + 1)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

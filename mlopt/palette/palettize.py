@@ -101,7 +101,7 @@ def palettize(
         importance = _with_some_everywhere(importance, layout)
         importance = _levelled(importance) if spec.mode == "kmeans" else importance > 0
     if scale is not None:
-        points = normalised(weight, scale)
+        points = normalised(weight, scale, workers=workers)
         if spec.mode == "kmeans" or not scale.all():
             # a channel of zeros counts for nothing: any entry times its scale 0 is right
             importance = scaled_importance(scale, weight.shape, importance)

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlopt.threads import for_each
+
 Floats = npt.NDArray[Any]
+
+_AT_A_TIME = 1 << 18
+"""Elements that a thread divides at a time: they stay in its cache between two passes."""
 
 
 def channel_scale(weight: Floats, axis: int) -> Floats:
@@ -40,7 +45,7 @@ def _bits(weight: Floats) -> Floats:
     return weight.view(f"u{weight.dtype.itemsize}")
 
 
-def normalised(weight: Floats, scale: Floats) -> Floats:
+def normalised(weight: Floats, scale: Floats, *, workers: int = 1) -> Floats:
     """Return ``w / s`` in a wider dtype, 0 where the scale is 0; the source is not touched.
 
     Parameters
@@ -49,6 +54,8 @@ def normalised(weight: Floats, scale: Floats) -> Floats:
         As for :func:`channel_scale`.
     scale
         Its result.
+    workers
+        Threads.
 
     Returns
     -------
@@ -56,8 +63,17 @@ def normalised(weight: Floats, scale: Floats) -> Floats:
     and float32 weights, float64 for float64. Each quotient is rounded once.
     """
     dtype = np.float64 if weight.dtype == np.float64 else np.float32
-    quotient: Floats = np.array(weight, dtype, order="C")
-    np.divide(quotient, np.where(scale == 0, 1, scale).astype(dtype), out=quotient)
+    divisor = np.broadcast_to(np.where(scale == 0, 1, scale).astype(dtype), weight.shape)
+    quotient: Floats = np.empty(weight.shape, dtype)
+
+    def divide(rows: slice) -> None:
+        part = quotient[rows]
+        part[...] = weight[rows]
+        part /= divisor[rows]
+
+    step = max(1, _AT_A_TIME // max(1, weight[:1].size))
+    starts = range(0, len(weight), step)
+    list(for_each((slice(i, i + step) for i in starts), divide, min(workers, len(starts))))
     return quotient
 
 

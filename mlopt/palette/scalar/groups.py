@@ -5,6 +5,7 @@ A row is a group of channels, or the whole tensor. Rows are independent; threads
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -115,7 +116,7 @@ def cluster_rows(
             ).astype(np.float64, copy=False)
         cluster_float_rows(values, Ordered(ordered, weights), wanted, some, part)
 
-    step = max(1, _ROWS_OF_WORK // max(n, 1))
+    step = max(1, min(_ROWS_OF_WORK // max(n, 1), math.ceil(row_count / max(workers, 1))))
     spans = [slice(first, first + step) for first in range(0, row_count, step)]
     list(for_each(spans, cluster, workers if len(spans) > 1 else 1))
     return RowTables(out.tables, out.labels, _total(out.noise), _total(out.signal), _total(out.gap))
