@@ -24,11 +24,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     OSError
         It cannot be written.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        with path.open("wb") as direct:  # a folder is refused here
+    # before links are followed: that of /dev/stdout names no file where it is a pipe
+    if os.path.exists(path) and (not os.path.isfile(path) or _is_device(path)):
+        with open(path, "wb") as direct:  # a folder is refused here
             yield direct
         return
+    path = Path(os.path.realpath(path))
     scratch = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         file = scratch.open("xb")
@@ -45,6 +46,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def _is_device(path: str | os.PathLike[str]) -> bool:
+    """Whether a path stands for an open file, such as /dev/stdout, which must not be replaced."""
+    return os.path.abspath(path).startswith(("/dev/", "/proc/"))
 
 
 def write_whole_text(path: str | os.PathLike[str], text: str) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -74,3 +76,19 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_whole_text(tmp_path, "text")
     assert names(tmp_path) == []
+
+
+WRITE = (
+    "from mlopt.whole_files import write_whole_text as w; w('/dev/stdout', 'in'); print(' order')"
+)
+
+
+@pytest.mark.parametrize("to", ["pipe", "file"])
+def test_standard_output_by_its_name(tmp_path, to):
+    out = tmp_path / "out"
+    with out.open("ab") as file:
+        target = subprocess.PIPE if to == "pipe" else file
+        done = subprocess.run([sys.executable, "-c", WRITE], stdout=target, check=True)
+    text = done.stdout if to == "pipe" else out.read_bytes()
+    assert text == b"in order\n"
+    assert names(tmp_path) == ["out"]
