@@ -92,3 +92,44 @@ def test_standard_output_by_its_name(tmp_path, to):
     text = done.stdout if to == "pipe" else out.read_bytes()
     assert text == b"in order\n"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_private_file_is_private_from_the_start(tmp_path):
+    path = tmp_path / "private"
+    path.write_text("earlier")
+    path.chmod(0o600)
+    with whole_file(path):
+        (scratch,) = (other for other in tmp_path.iterdir() if other != path)
+        assert stat.S_IMODE(scratch.stat().st_mode) == 0o600
+
+
+def test_the_longest_names(tmp_path):
+    path = tmp_path / ("\u6f22" * 85)  # 255 bytes
+    write_whole_text(path, "text")
+    assert path.read_text() == "text"
+
+
+def not_writable(monkeypatch, refused):
+    """As for a user without rights, which root never is."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != refused and access(path, mode))
+
+
+def test_in_a_folder_that_takes_no_file_the_earlier_one_is_written_to(tmp_path, monkeypatch):
+    path = tmp_path / "mounted"
+    path.write_text("earlier, and longer")
+    before = path.stat().st_ino
+    not_writable(monkeypatch, str(tmp_path))
+    write_whole_text(path, "later")
+    assert path.read_text() == "later"
+    assert path.stat().st_ino == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write every file")
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path):
+    path = tmp_path / "protected"
+    path.write_text("earlier")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError):
+        write_whole_text(path, "later")
+    assert path.read_text() == "earlier"
