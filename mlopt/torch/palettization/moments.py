@@ -44,8 +44,9 @@ def scanned_moments(points: Tensor, threshold: float) -> Moments | None:
         return None
     sums = np.empty((points.shape[0], 2))
     values = points[..., 0].numpy()
-    each(lambda g: _fill_sums(values[g], threshold, sums[g]), len(sums), torch.get_num_threads())
-    mean, square = torch.from_numpy(sums / points.shape[1]).unbind(1)
+    least = np.float32(threshold)  # as torch compares
+    each(lambda g: _fill_sums(values[g], least, sums[g]), len(sums), torch.get_num_threads())
+    mean, square = (torch.from_numpy(sums) / points.shape[1]).unbind(1)
     variance = (square - mean.square()).clamp_min(0.0)
     # infinite where float32 does not hold the sum, as it is of any other points
     held = torch.from_numpy(sums[:, 1]).float() / points.shape[1]

@@ -59,7 +59,9 @@ class WeightPoints:
         return moments_of(self.kept) if scanned is None else scanned
 
     def of_groups(self, groups: slice) -> WeightPoints:
-        """Return the points of some of the groups."""
+        """Return the points of some groups; of all, itself with what is known of them."""
+        if groups.indices(len(self.points)) == (0, len(self.points), 1):
+            return self
         return WeightPoints(
             self.points[groups],
             self.unscaled[groups],

@@ -239,7 +239,8 @@ def grid_of(
     if groups == 0 or n < _FEWEST:
         return None
     threads = torch.get_num_threads()
-    ends = each(lambda g: torch.aminmax(points[g].detach()), groups, threads)
+    # not in threads of our own: each of these would start, and keep, all threads of torch
+    ends = [torch.aminmax(points[g]) for g in range(groups)]
     lowest, highest = (torch.stack(of_all).double() for of_all in zip(*ends, strict=True))
     # 1. the step between neighbouring centroids, and the finest one of each group
     temperature = 1.0 / rates.double()[:, None]

@@ -61,3 +61,9 @@ def test_other_points_are_not_scanned():
     assert scanned_moments(points.half(), 0.0) is None
     assert scanned_moments(points.transpose(0, 1), 0.0) is None
     assert scanned_moments(points.reshape(4, 3, 2), 0.0) is None
+
+
+def test_a_magnitude_equal_to_the_threshold_is_zero_as_torch_compares():
+    points = torch.full((1, 1000, 1), 0.1)
+    assert bool((points.abs() <= 0.1).all())
+    assert scanned_moments(points, 0.1).square.tolist() == [0.0]
